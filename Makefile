@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# Each target does all of its own set-up in .venv, on a fresh machine too, and nothing twice: a
+# set-up step is a stamp named after the hash of what the step reads. Tests, demo, docs and
+# benchmarks run the installed wheel, never the checkout.
+
+PYTHON ?= python3
+
+VENV     := .venv
+BIN      := $(VENV)/bin
+PY       := $(BIN)/python
+PIP      := $(PY) -m pip --quiet --no-input --disable-pip-version-check
+RELEASES := $(VENV)/releases
+S        := $(VENV)/stamps
+
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+# `python -m`, `python -c` and scripts do not put the current folder on sys.path: the wheel is
+# what they import. A test proves it.
+export PYTHONSAFEPATH := 1
+# Material for MkDocs announces its successor on every build; the pin decides, not the banner.
+export NO_MKDOCS_2_WARNING := 1
+# Where tests find the other FlashInfer releases, one folder each.
+export WARMUP_TEST_RELEASES := $(CURDIR)/$(RELEASES)
+
+hash     = $(shell sha256sum $(1) | sha256sum | cut -c1-12)
+stamp    = $(S)/$(1)-$(call hash,requirements/$(1).txt)
+releases = $(shell awk '$$2 == "$(1)" { print $$1 }' requirements/flashinfer-releases.txt)
+
+SOURCES := $(shell find warmup_plugin -type f -not -path '*/__pycache__/*' | LC_ALL=C sort)
+WHEEL   := $(S)/wheel-$(call hash,pyproject.toml README.md LICENSE tools/wheel $(SOURCES))
+PACKAGE := $(call stamp,torch-cpu) $(call stamp,flashinfer-cpu) $(call stamp,runtime) \
+           $(call stamp,build) $(WHEEL)
+# The page as it should be: its own words down to the marker, then the table from the package.
+SETTINGS_PAGE = { sed '/^<!-- From here on/q' docs/settings.md; echo; $(PY) -m warmup_plugin.settings; }
+
+TEST_RELEASES   := $(patsubst %,$(S)/release-%-once,$(call releases,test))
+MATRIX_RELEASES := $(patsubst %,$(S)/release-%-once,$(call releases,matrix))
+
+.PHONY: help demo test lint docs settings-page matrix bench clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(PACKAGE)  ## four ranks on this machine tune once, then start warm; no GPU needed
+	@$(BIN)/warmup-plugin demo --tp 2 --pp 2
+
+test: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES)  ## all tests that need no other release
+	@$(BIN)/pytest -m "not release"
+
+matrix: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES) $(MATRIX_RELEASES)  ## the tests that run on every FlashInfer release
+	@$(BIN)/pytest -m release
+
+lint: $(PACKAGE) $(call stamp,dev)  ## ruff, its formatter, mypy --strict
+	@failed=0; \
+	    $(BIN)/ruff check || failed=1; \
+	    $(BIN)/ruff format --check || failed=1; \
+	    $(BIN)/mypy --strict || failed=1; \
+	    exit $$failed
+
+docs: $(PACKAGE) $(call stamp,docs)  ## build the pages; fails on a dead link or a stale settings page
+	@$(SETTINGS_PAGE) | diff -u docs/settings.md - \
+	    || { echo 'docs/settings.md is stale: make settings-page' >&2; exit 1; }
+	@$(BIN)/mkdocs build --strict --quiet
+
+settings-page: $(PACKAGE)  ## write the table of docs/settings.md anew from warmup_plugin/settings.py
+	@$(SETTINGS_PAGE) > $(S)/settings.md && mv $(S)/settings.md docs/settings.md
+
+bench: $(PACKAGE)  ## warm start against its floor, and the cost of the import
+	@$(PY) benchmarks/warm_start.py
+
+clean:  ## remove all that make built
+	rm -rf $(VENV) dist site .mypy_cache .pytest_cache .ruff_cache
+
+# -- set-up --------------------------------------------------------------------------------------
+
+$(S)/venv-once:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ...' >&2; exit 1; }
+	@tools/step $@ 'virtual environment' $(PYTHON) -m venv --clear $(VENV)
+
+# FlashInfer's file says why it is installed without its dependencies.
+$(S)/flashinfer-cpu-%: OPTIONS := --no-deps
+$(S)/%: | $(S)/venv-once
+	@name=$(@F); name=$${name%-*}; \
+	    tools/step $@ "requirements/$$name.txt" $(PIP) install $(OPTIONS) -r "requirements/$$name.txt"
+
+$(S)/release-%-once: | $(S)/venv-once
+	@tools/step $@ 'FlashInfer $* for the tests' $(PIP) install --no-deps --upgrade \
+	    --target $(RELEASES)/$* flashinfer-python==$*
+
+$(WHEEL): $(call stamp,build)
+	@tools/step $@ 'wheel of this checkout' tools/wheel $(PY)

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every test stands on: a clean environment, a trap at the default cache directory, releases.
+
+Owns: the environment variables of the test process and its children; the fixtures `cache_root`
+(a directory of one's own), `default_cache_trap`, `fallback_release` and `matrix_release`.
+Refuses: to put the checkout on sys.path; tests import the installed wheel.
+Fails: a test after which anything stands in the default cache directory or the home directory.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REQUIREMENTS = Path(__file__).parent.parent / "requirements"
+
+# Whatever the caller's shell or job launcher says about ranks and places is not for our tests.
+FOREIGN_PREFIXES = ("FLASHINFER_", "SGLANG_", "VLLM_", "WARMUP_PLUGIN_")
+FOREIGN_VARIABLES = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
+
+
+class DefaultCacheUsedError(AssertionError):
+    """A test wrote where users keep their tables; it forgot to choose a directory."""
+
+
+@dataclass(frozen=True)
+class Trap:
+    """An empty directory that holds the home and the user cache directory of every test."""
+
+    root: Path
+
+    def check(self) -> None:
+        """Raise if anything stands here, and empty it, so that only the culprit is blamed."""
+        used = sorted(str(path.relative_to(self.root)) for path in self.root.rglob("*"))
+        if not used:
+            return
+        for path in self.root.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        message = (
+            f"the default cache directory or the home directory was written to: {', '.join(used)}; "
+            "give the code under test a directory (fixture `cache_root`)"
+        )
+        raise DefaultCacheUsedError(message)
+
+
+TRAP = pytest.StashKey[Trap]()
+
+
+def releases_of(target: str) -> list[str]:
+    """The FlashInfer releases that `make <target>` installs besides the main one."""
+    lines = (REQUIREMENTS / "flashinfer-releases.txt").read_text().splitlines()
+    words = [line.split() for line in lines if not line.startswith("#")]
+    return [word[0] for word in words if word[1] == target]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set the environment before collection: test modules may import FlashInfer, which reads it."""
+    before = dict(os.environ)
+    private = Path(tempfile.mkdtemp(prefix="warmup-plugin-tests-"))
+    trap = Trap(private / "default-cache-trap")
+    trap.root.mkdir()
+
+    for name in before:
+        if name.startswith(FOREIGN_PREFIXES) or name in FOREIGN_VARIABLES:
+            del os.environ[name]
+    os.environ["HOME"] = str(trap.root / "home")
+    os.environ["XDG_CACHE_HOME"] = str(trap.root / "xdg-cache")
+    # FlashInfer makes its JIT folder at import, in the home directory unless told otherwise.
+    os.environ["FLASHINFER_WORKSPACE_BASE"] = str(private / "flashinfer")
+    # Children started with `python -c` or `-m` must not find the checkout in the current folder.
+    os.environ["PYTHONSAFEPATH"] = "1"
+
+    def restore() -> None:
+        os.environ.clear()
+        os.environ.update(before)
+        shutil.rmtree(private, ignore_errors=True)
+
+    config.add_cleanup(restore)
+    config.stash[TRAP] = trap
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu` where there is none; import torch only if one was collected."""
+    needing = [item for item in items if item.get_closest_marker("gpu")]
+    if not needing:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in needing:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture
+def default_cache_trap(request: pytest.FixtureRequest) -> Trap:
+    """Where HOME and XDG_CACHE_HOME point."""
+    return request.config.stash[TRAP]
+
+
+@pytest.fixture(autouse=True)
+def _default_cache_stays_unused(default_cache_trap: Trap) -> Iterator[None]:
+    """Fail the test that used the default cache directory, in this process or in a child."""
+    yield
+    default_cache_trap.check()
+
+
+@pytest.fixture
+def cache_root(tmp_path: Path) -> Path:
+    """An existing, empty, private directory to give as the cache root."""
+    root = tmp_path / "cache-root"
+    root.mkdir(mode=0o700)
+    return root
+
+
+def _release(version: str) -> Path:
+    releases = os.environ.get("WARMUP_TEST_RELEASES")
+    folder = Path(releases or "unset") / version
+    if not (folder / "flashinfer").is_dir():
+        pytest.fail(f"WARMUP_TEST_RELEASES={releases}: no FlashInfer {version}; run `make test`")
+    return folder
+
+
+@pytest.fixture(params=releases_of("test"))
+def fallback_release(request: pytest.FixtureRequest) -> Path:
+    """A folder for PYTHONPATH of a child: the FlashInfer that ranks must fall back on."""
+    return _release(request.param)
+
+
+@pytest.fixture(params=[pytest.param(v, marks=pytest.mark.release) for v in releases_of("matrix")])
+def matrix_release(request: pytest.FixtureRequest) -> Path:
+    """A folder for PYTHONPATH of a child, once per further FlashInfer release."""
+    return _release(request.param)
