@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every setting of this package, in one table: field, variable, default, rule, meaning.
+
+Owns the names of the environment variables; `python -m warmup_plugin.settings` prints the table for
+the docs. Refuses to guess: an empty variable is unset, and a malformed value, from the environment
+or as an argument, raises `SettingError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self, get_args
+
+from warmup_plugin.errors import SettingError
+
+Mode = Literal["on", "read-only", "replay", "off"]
+Strategy = Literal["leader", "per_rank"]
+OnHit = Literal["survey", "skip"]
+
+_TRUE = ("1", "true", "yes", "on")
+_FALSE = ("0", "false", "no", "off")
+
+
+class _Kind(NamedTuple):
+    """How a kind of value is read from text, checked, and described."""
+
+    parse: Callable[[str], object]  # raises ValueError
+    accepts: Callable[[object], bool]
+    rule: str
+
+
+def _choice(*names: str) -> _Kind:
+    return _Kind(str, lambda value: value in names, f"one of {', '.join(names)}")
+
+
+def _seconds(*, zero: bool) -> _Kind:
+    def accepts(value: object) -> bool:
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            return False
+        return math.isfinite(value) and (value > 0 or (zero and value == 0))
+
+    return _Kind(
+        float, accepts, f"a finite number of seconds, {'0 or more' if zero else 'above 0'}"
+    )
+
+
+def _count(least: int) -> _Kind:
+    return _Kind(
+        int,
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least,
+        f"a whole number, {least} or more",
+    )
+
+
+def _parse_flag(text: str) -> bool:
+    if text.lower() not in _TRUE + _FALSE:
+        raise ValueError(text)
+    return text.lower() in _TRUE
+
+
+_FLAG = _Kind(
+    _parse_flag, lambda value: isinstance(value, bool), f"one of {', '.join(_TRUE + _FALSE)}"
+)
+
+
+def _parse_path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # "~" where there is no home directory
+        raise ValueError(text) from error
+
+
+_PATH = _Kind(
+    _parse_path,
+    # Ranks of one job may start in different directories: a relative path would scatter the tables.
+    lambda value: isinstance(value, Path) and value.is_absolute(),
+    "an absolute path",
+)
+_HOST = _Kind(
+    str,
+    lambda value: isinstance(value, str) and bool(re.fullmatch(r"[A-Za-z0-9_.:%-]+", value)),
+    "a host name or an IP address, without scheme or port",
+)
+
+
+def _row(variable: str, kind: _Kind, meaning: str) -> dict[str, Any]:
+    return {"variable": variable, "meaning": meaning, "rule": kind.rule, "kind": kind}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The table. Raises `SettingError` for a value that breaks its row's rule."""
+
+    mode: Mode = field(
+        default="on",
+        metadata=_row(
+            "WARMUP_PLUGIN_MODE",
+            _choice(*get_args(Mode)),
+            "`on` tunes what is missing and stores it; `read-only` tunes too, but writes nothing; "
+            "`replay` serves what is stored and times nothing; `off` leaves the engine alone",
+        ),
+    )
+    strategy: Strategy = field(
+        default="leader",
+        metadata=_row(
+            "WARMUP_PLUGIN_STRATEGY",
+            _choice(*get_args(Strategy)),
+            "which ranks tune: `leader` tunes on rank 0 and shares, `per_rank` shares nothing",
+        ),
+    )
+    on_hit: OnHit = field(
+        default="survey",
+        metadata=_row(
+            "WARMUP_PLUGIN_ON_HIT",
+            _choice(*get_args(OnHit)),
+            "what a complete table means: `survey` still runs the forward once, `skip` does not",
+        ),
+    )
+    require_agreement: bool = field(
+        default=False,
+        metadata=_row(
+            "WARMUP_PLUGIN_REQUIRE_AGREEMENT",
+            _FLAG,
+            "ranks that cannot share serve FlashInfer's defaults instead of their own winners",
+        ),
+    )
+    cache_root: Path | None = field(
+        default=None,
+        metadata=_row(
+            "WARMUP_PLUGIN_CACHE_ROOT",
+            _PATH,
+            "where tables are kept when neither an argument nor the engine says so",
+        ),
+    )
+    override_dir: Path | None = field(
+        default=None,
+        metadata=_row(
+            "VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR",
+            _PATH,
+            "tables lie in `<this>/<identity>/`, in any engine; no part of the identity",
+        ),
+    )
+    silence_s: float = field(
+        default=60.0,
+        metadata=_row(
+            "WARMUP_PLUGIN_SILENCE_S",
+            _seconds(zero=False),
+            "a rank whose heartbeat is older than this is taken for dead",
+        ),
+    )
+    task_limit_s: float = field(
+        default=1800.0,
+        metadata=_row(
+            "WARMUP_PLUGIN_TASK_LIMIT_S",
+            _seconds(zero=False),
+            "longest that one task may tune before its rank is taken for stuck",
+        ),
+    )
+    grace_s: float = field(
+        default=30.0,
+        metadata=_row(
+            "WARMUP_PLUGIN_GRACE_S",
+            _seconds(zero=True),
+            "how long ranks stay in the forward after another rank's forward has failed",
+        ),
+    )
+    record_bytes: int = field(
+        default=2**30,
+        metadata=_row(
+            "WARMUP_PLUGIN_RECORD_BYTES",
+            _count(0),
+            "most bytes of tensors that one rank clones while recording",
+        ),
+    )
+    table_bytes: int = field(
+        default=64 * 2**20,
+        metadata=_row(
+            "WARMUP_PLUGIN_TABLE_BYTES",
+            _count(1),
+            "a table or manifest file larger than this is neither read nor written",
+        ),
+    )
+    reports: int = field(
+        default=8,
+        metadata=_row("WARMUP_PLUGIN_REPORTS", _count(0), "reports kept beside the table"),
+    )
+    address: str | None = field(
+        default=None,
+        metadata=_row(
+            "WARMUP_PLUGIN_ADDRESS",
+            _HOST,
+            "host name or IP address at which the other nodes reach rank 0",
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        """Hold every field against its row's rule."""
+        for row in fields(self):
+            value = getattr(self, row.name)
+            unset = value is None and row.default is None
+            if not unset and not row.metadata["kind"].accepts(value):
+                raise SettingError(row.metadata["variable"], value, row.metadata["rule"])
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: object) -> Self:
+        """Read the environment; `overrides` are values of fields and win over it.
+
+        Raises:
+            SettingError: a value, from either side, breaks its rule.
+            TypeError: an override names no field.
+        """
+        environ = os.environ if environ is None else environ
+        values: dict[str, Any] = dict(overrides)
+        for row in fields(cls):
+            text = environ.get(row.metadata["variable"], "")
+            if text and row.name not in values:
+                values[row.name] = _parse(row.metadata, text)
+        return cls(**values)
+
+
+def _parse(row: Mapping[str, Any], text: str) -> object:
+    """Read a variable; an error has the text as it was written."""
+    with contextlib.suppress(ValueError):
+        value = row["kind"].parse(text)
+        if row["kind"].accepts(value):
+            return value
+    raise SettingError(row["variable"], text, row["rule"])
+
+
+def markdown_table() -> str:
+    """Return the table as the docs page shows it."""
+    lines = ["| variable | field | default | must be | meaning |", "|---|---|---|---|---|"]
+    for row in fields(Settings):
+        about = row.metadata
+        default = "unset" if row.default is None else f"`{row.default}`"
+        cells = (
+            f"`{about['variable']}`",
+            f"`{row.name}`",
+            default,
+            about["rule"],
+            about["meaning"],
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown_table())
