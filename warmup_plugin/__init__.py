@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tune FlashInfer kernels once, start warm everywhere, never hang.
+
+Engines load this package in every process, so importing it imports nothing else: the public names
+below are looked up when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from warmup_plugin.errors import (
+        IdentityError,
+        InstallError,
+        PlacementError,
+        RankLostError,
+        SessionError,
+        SettingError,
+        WarmupError,
+    )
+    from warmup_plugin.identity import Identity
+    from warmup_plugin.kernel_warmup import session, warm_up
+    from warmup_plugin.report import WarmupReport
+    from warmup_plugin.settings import Settings
+    from warmup_plugin.topology import RankInfo
+    from warmup_plugin.tuner.known_ops import KnownOps
+
+__all__ = [
+    "Identity",
+    "IdentityError",
+    "InstallError",
+    "KnownOps",
+    "PlacementError",
+    "RankInfo",
+    "RankLostError",
+    "SessionError",
+    "SettingError",
+    "Settings",
+    "WarmupError",
+    "WarmupReport",
+    "session",
+    "warm_up",
+]
+
+_HOMES = {
+    "Identity": "identity",
+    "KnownOps": "tuner.known_ops",
+    "RankInfo": "topology",
+    "Settings": "settings",
+    "WarmupReport": "report",
+    "session": "kernel_warmup",
+    "warm_up": "kernel_warmup",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name at its first use."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = importlib.import_module(f"{__name__}.{_HOMES.get(name, 'errors')}")
+    return getattr(home, name)

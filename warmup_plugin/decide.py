@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the ranks decide together: from every rank's word to one record for all. Pure.
+
+Owns the rules of the meetings, one function each. A record's ``go`` names what happens next and ``reason`` says why, for log and report. Rank 0 runs these; the others obey.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from warmup_plugin.identity import Identity, diff
+from warmup_plugin.table import INDETERMINATE
+
+Word = dict[str, Any]
+Words = Mapping[int, Word]
+
+
+def decide_open(words: Words) -> Word:
+    """Who is here, on which nodes, and how far they can share.
+
+    go: share | per_rank | defaults | unguarded | refuse.
+    """
+    nodes: dict[str, list[int]] = {}
+    for rank in sorted(words):
+        nodes.setdefault(words[rank]["ranks"]["node"], []).append(rank)
+    record: Word = {
+        "nodes": list(nodes.values()),
+        "writers": [ranks[0] for ranks in nodes.values()],
+        "factors": _common_factors(words),
+        "mode": words[0]["mode"],
+        "strategy": words[0]["strategy"],
+        "on_hit": words[0]["on_hit"],
+        "warnings": _other_settings(words),
+    }
+    if refusal := _refusal(words):
+        return {**record, "go": "refuse", "reason": refusal}
+    if missing := next((w["missing"] for w in words.values() if w["missing"]), None):
+        reason = f"FlashInfer {words[0]['version']} has no {', '.join(missing)}"
+        return {**record, "go": "unguarded", "reason": reason}
+    if reason := _cannot_share(words):
+        go = "defaults" if any(w["require_agreement"] for w in words.values()) else "per_rank"
+        return {**record, "go": go, "reason": reason}
+    if words[0]["strategy"] == "per_rank":
+        return {**record, "go": "per_rank", "reason": "strategy per_rank"}
+    return {**record, "go": "share", "reason": ""}
+
+
+def _refusal(words: Words) -> str:
+    for rank, word in words.items():
+        if word["tuning"]:
+            return f"rank {rank}: a FlashInfer tuning context is open already; close it first"
+        said = (word["ranks"]["rank"], word["ranks"]["world_size"])
+        if said != (rank, len(words)):
+            return f"rank {rank} of {len(words)} says that it is rank {said[0]} of {said[1]}"
+    return ""
+
+
+def _cannot_share(words: Words) -> str:
+    """Return why the ranks' tactics cannot be exchanged, or an empty string."""
+    for rank, word in words.items():
+        if not word["keys_tell_options_apart"]:
+            return (
+                f"rank {rank}: the file keys of FlashInfer {word['version']} "
+                "cannot tell runner options apart"
+            )
+    common = Identity(_common_factors(words))
+    for rank, word in words.items():
+        own = dict(word["factors"], stamp=_known_first(word["factors"], common.factors))
+        if found := diff(common, Identity(own)):
+            first = found[0]
+            return f"rank {rank} differs from rank 0 in {first.path}: {first.b!r}, not {first.a!r}"
+    return ""
+
+
+def _common_factors(words: Words) -> dict[str, Any]:
+    """Return rank 0's factors; a stamp field it does not know is taken from the first that does."""
+    common = dict(words[0]["factors"])
+    for word in words.values():
+        common["stamp"] = _known_first(common, word["factors"])
+    return common
+
+
+def _known_first(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one's stamp, fields unknown to it taken from the other."""
+    mine, theirs = one.get("stamp", {}), other.get("stamp", {})
+    names = mine.keys() | theirs.keys()
+    known = {n: theirs.get(n) if mine.get(n) in INDETERMINATE else mine.get(n) for n in names}
+    return {name: "unknown" if value in INDETERMINATE else value for name, value in known.items()}
+
+
+def _other_settings(words: Words) -> list[str]:
+    names = ("mode", "strategy", "on_hit")
+    return [
+        f"rank {rank} has {name}={word[name]}, rank 0's {words[0][name]} is used"
+        for rank, word in words.items()
+        for name in names
+        if word[name] != words[0][name]
+    ]
+
+
+def decide_agree(words: Words) -> Word:
+    """Which tables there are and whose bodies are needed.
+
+    go: one (all nodes that have a table have this one) | merge (``want``: [rank, digests] to merge)
+    | none (memory only or cold).
+    """
+    held = {rank: word["table"] for rank, word in words.items() if word["table"]}
+    warnings = [f"rank {rank}: {text}" for rank, word in words.items() for text in word["warnings"]]
+    if not held:
+        return {"go": "none", "warnings": warnings}
+    if len({(word["table"], word["manifest"]) for word in words.values() if word["table"]}) == 1:
+        rank = min(held)
+        return {"go": "one", "from": rank, "warnings": warnings, **_heading(words[rank])}
+    want = {words[rank]["table"]: rank for rank in sorted(held, reverse=True)}
+    return {"go": "merge", "want": sorted(want.values()), "warnings": warnings}
+
+
+def _heading(word: Word) -> Word:
+    names = ("table", "manifest", "defaults", "complete", "trusted")
+    return {name: word[name] for name in names}
+
+
+def decide_load(words: Words) -> Word:
+    """Whether FlashInfer takes the agreed table on every rank. go: loaded | empty."""
+    errors = [f"rank {rank}: {word['error']}" for rank, word in words.items() if word["error"]]
+    return {"go": "empty", "reason": errors[0]} if errors else {"go": "loaded"}
+
+
+def decide_survey(words: Words) -> Word:
+    """What the forwards have shown. go: warm | plan | rerun (``op`` passed through) | abort."""
+    errors = {rank: word["error"] for rank, word in words.items() if word["error"]}
+    if errors:
+        rank = min(errors)
+        ops = {word["last_answered"] for word in words.values()}
+        is_the_op = len(errors) == len(words) and len(ops) == 1 and ops != {""}
+        found = {"go": "rerun", "op": ops.pop()} if is_the_op else {"go": "abort"}
+        return {**found, "rank": rank, "reason": errors[rank]}
+    if any(word["missing"] or word["unshared"] or word["heal"] for word in words.values()):
+        return {"go": "plan", "reason": ""}
+    return {"go": "warm", "reason": ""}
+
+
+def decide_ready(words: Words) -> Word:
+    """Which winners cannot be built on some rank, and whether the table is in force everywhere.
+
+    go: serve | defaults. ``drop``: task id -> reason.
+    """
+    drop: dict[str, str] = {}
+    for rank, word in words.items():
+        for name, reason in word["failed"].items():
+            drop.setdefault(name, f"rank {rank}: {reason}")
+    errors = [f"rank {rank}: {word['error']}" for rank, word in words.items() if word["error"]]
+    if errors:
+        return {"go": "defaults", "drop": {}, "reason": "; ".join(errors)}
+    return {"go": "serve", "drop": drop, "reason": ""}
+
+
+def decide_certify(words: Words) -> Word:
+    """Whether all ranks serve what was agreed. go: serve (with its ``certificate``) | defaults.
+
+    A rank's digest covers its own tasks, and stages have different ones: the certificate is over
+    the distinct digests, equal on every rank and at every start that serves the same.
+    """
+    published = [path for word in words.values() for path in word["published"]]
+    deviates = {rank: word["deviates"] for rank, word in words.items() if word["deviates"]}
+    if deviates:
+        named = "; ".join(f"rank {rank}: {', '.join(tasks)}" for rank, tasks in deviates.items())
+        reason = f"other tactics are served than agreed ({named})"
+        return {"go": "defaults", "reason": reason, "published": published}
+    served = sorted({word["served"] for word in words.values()})
+    certificate = hashlib.sha256("".join(served).encode()).hexdigest() if served != [""] else ""
+    return {"go": "serve", "certificate": certificate, "published": published}

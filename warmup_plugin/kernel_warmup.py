@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The nine steps of a warm-up, in the order they run. Read this file first.
+
+    step        what each rank does                          what crosses ranks
+    1 read      the first rank of a node reads its tables    nothing
+    2 agree     identity, settings, environment, tables      words; a body once per distinct digest
+    3 survey    the forward runs, choose_one intercepted     only the model's own collectives
+    4 plan      who tunes what                               inventories to rank 0, the plan back
+    5 tune      replays its own tasks                        NOTHING
+    6 share     results merged, installed                    one table's bytes, sha256 checked
+    7 prepare   builds winners it did not tune               nothing, then a bounded meeting
+    8 publish   the first rank of a node writes the file     nothing
+    9 certify   asks the tuner what it now serves            digests of the answers
+
+No collective is ever in flight while a tactic is being timed. A warm start takes the same steps
+with an empty plan. Owns the order; the work is in `steps/`, the rules in `decide.py` and `plan.py`,
+the tuner in `tuner/`. A cache fault never leaves `warm_up`: it ends in FlashInfer's defaults, a reason and a warning. What
+does: `SessionError` on every rank alike, the forward's own exception on its rank, `RankLostError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from warmup_plugin.report import WarmupReport
+from warmup_plugin.steps.job import Job, Options, Progress, TuningContext, open_job
+from warmup_plugin.steps.publish import publish
+from warmup_plugin.steps.receipt import make_report, off_report
+from warmup_plugin.steps.share import Shared, certify, prepare, share
+from warmup_plugin.steps.survey import run_survey, surveying
+from warmup_plugin.steps.tables import Agreed, Held, agree, read
+from warmup_plugin.steps.tune import Work, make_work, tune
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch.distributed as dist
+
+    from warmup_plugin.identity import Identity
+    from warmup_plugin.rendezvous import Word
+    from warmup_plugin.settings import Settings
+    from warmup_plugin.topology import RankInfo
+    from warmup_plugin.tuner.known_ops import KnownOps
+    from warmup_plugin.tuner.survey import Survey
+
+
+def warm_up(
+    forward: Callable[[], object],
+    *,
+    identity: Identity,
+    ranks: RankInfo | None = None,
+    group: dist.ProcessGroup | None = None,
+    settings: Settings | None = None,
+    root: Path | None = None,
+    engine_root: Path | None = None,
+    ops: KnownOps | None = None,
+    tuning_context: TuningContext | None = None,
+    engine: tuple[str, str] = ("custom", "0"),
+    progress: Progress | None = None,
+) -> WarmupReport:
+    """Tune once, start warm everywhere: run ``forward`` as the survey and do the rest around it.
+
+    Args:
+        forward: the runner's own warm-up pass. Every rank of ``group`` calls it once, with the same
+            collectives as in serving; again where an op cannot take a default tactic.
+        identity: the config factors of model and engine; the environment's are added here.
+        ranks: this rank's coordinates; a single process without it.
+        group: the ranks that warm up together, the default group without it. Used for one
+            broadcast.
+        settings: the settings; from the environment without it.
+        root: CACHE_ROOT, before every other source.
+        engine_root: the engine's own CACHE_ROOT; `paths.resolve` has the order.
+        ops: what is known about single ops; `known_ops` of the installed release without it.
+        tuning_context: makes the context the forward runs in, ``autotune(True)`` without it;
+            `contextlib.nullcontext` for a forward that opens its own.
+        engine: name and version, for manifest and report.
+        progress: called with step, task, tasks done and tasks in all while this rank tunes.
+
+    Raises:
+        SettingError: a malformed setting, with variable, value and rule.
+        SessionError: the ranks cannot open a session, on every rank and before any file is touched;
+            or another rank's forward failed.
+        RankLostError: a rank went silent; on every rank that is left, naming it.
+        Exception: what ``forward`` raised, on the rank where it did.
+    """
+    given = {name: value for name, value in locals().items() if value is not None}
+    del given["forward"]
+    options = Options(**given)
+    if options.settings.mode == "off":
+        forward()
+        return off_report(options)
+    with open_job(options) as job:
+        if job.is_unguarded:
+            with _unguarded(job):
+                forward()
+            return make_report(job)
+        held = read(job)
+        agreed = agree(job, held)
+        if job.word["on_hit"] == "skip" and agreed.may_skip:
+            return _certify_skipped(job, agreed)
+        survey, surveyed = run_survey(job, agreed, forward)
+        return _finish(job, held, agreed, survey, surveyed)
+
+
+@contextlib.contextmanager
+def session(*, identity: Identity, **arguments: Any) -> Iterator[Session]:
+    """Do what `warm_up` does around the body of a ``with`` statement: the body is the forward.
+
+    Takes the keyword arguments of `warm_up`. Yields a `Session`, which holds the report once the
+    body has ended. The body always runs, once: an op that cannot take a default tactic fails it.
+    """
+    given = {name: value for name, value in arguments.items() if value is not None}
+    options = Options(identity=identity, **given)
+    outcome = Session()
+    if options.settings.mode == "off":
+        yield outcome
+        outcome.report = off_report(options)
+        return
+    with open_job(options) as job:
+        if job.is_unguarded:
+            with _unguarded(job):
+                yield outcome
+            outcome.report = make_report(job)
+            return
+        held = read(job)
+        agreed = agree(job, held)
+        with surveying(job, agreed) as (survey, surveyed):
+            yield outcome
+        outcome.report = _finish(job, held, agreed, survey, surveyed)
+
+
+@dataclass
+class Session:
+    """What `session` yields. ``report`` is None until the body has ended."""
+
+    report: WarmupReport | None = None
+
+
+def _finish(job: Job, held: Held, agreed: Agreed, survey: Survey, surveyed: Word) -> WarmupReport:
+    """Take steps 4 to 9; on a warm start the plan is empty and nothing is written."""
+    work = make_work(job, survey, surveyed)
+    tune(job, survey, work)
+    shared = share(job, agreed, survey, work)
+    prepare(job, survey, work, shared)
+    published = publish(job, held, agreed, shared, work)
+    certified = certify(job, survey, work, shared, published)
+    return make_report(job, survey, work, shared, certified)
+
+
+def _certify_skipped(job: Job, agreed: Agreed) -> WarmupReport:
+    """Take step 9 alone: the table is complete and all ranks skip the forward."""
+    work, shared = Work(), Shared(agreed.table, "")
+    certified = certify(job, None, work, shared, [])
+    return make_report(job, None, work, shared, certified)
+
+
+@contextlib.contextmanager
+def _unguarded(job: Job) -> Iterator[None]:
+    """Let FlashInfer tune inside the body, as without this package, and meet afterwards."""
+    with job.timed("unguarded"), job.options.tuning_context():
+        yield
+    job.meeting.meet("unguarded", {}, lambda _words: {"go": "on"})

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Step 4: who tunes which task. Pure functions of the inventories; no torch, no clock, no disk.
+
+Owns the strategies. Tasks are told apart by id, never by the order in which a rank met them:
+stages, layer types and idle ranks make that order differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from warmup_plugin.settings import Strategy
+
+
+class Item(NamedTuple):
+    """One task of one rank's inventory, as it crosses ranks.
+
+    ``state``: known, default, missing or unshared. ``adopt``: the key of an old file's entry that
+    answers the task, or an empty string. ``served``: what the agreed table answers, as JSON.
+    """
+
+    id: str
+    op: str
+    keys: tuple[str, ...]
+    state: str
+    adopt: str = ""
+    reason: str = ""
+
+    @classmethod
+    def from_json(cls, row: Sequence[Any]) -> Item:
+        """Return the item of a JSON row."""
+        name, op, keys, state, adopt, reason = row
+        return cls(name, op, tuple(keys), state, adopt, reason)
+
+
+Inventory = Sequence[Item]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who does what.
+
+    ``shared``: rank -> tasks it tunes for all. ``local``: rank -> tasks it tunes for itself, not
+    stored. ``held``: tasks that need no tuning because an entry answers them: of a twin on another
+    rank, or of an old file.
+    """
+
+    shared: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    local: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    held: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON values."""
+        return {
+            "shared": {str(rank): list(ids) for rank, ids in self.shared.items()},
+            "local": {str(rank): list(ids) for rank, ids in self.local.items()},
+            "held": list(self.held),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """Return the plan of JSON values."""
+        return cls(
+            {int(rank): tuple(ids) for rank, ids in data["shared"].items()},
+            {int(rank): tuple(ids) for rank, ids in data["local"].items()},
+            tuple(data["held"]),
+        )
+
+
+def make_plan(
+    inventories: Mapping[int, Inventory], strategy: Strategy, *, time_nothing: bool = False
+) -> Plan:
+    """Assign every task that no entry answers.
+
+    ``inventories``: rank -> its tasks. With ``time_nothing`` (mode replay) nothing is assigned and
+    what is missing serves FlashInfer's default.
+    """
+    holders: dict[str, list[int]] = {}
+    states: dict[str, set[str]] = {}
+    held: dict[str, None] = {}
+    for rank in sorted(inventories):
+        for item in inventories[rank]:
+            holders.setdefault(item.id, []).append(rank)
+            states.setdefault(item.id, set()).add(item.state)
+            if item.adopt:
+                held[item.id] = None
+    unshared = {name for name, found in states.items() if "unshared" in found}
+    known = {name for name, found in states.items() if "known" in found} - unshared
+    missing = [n for n, found in states.items() if "missing" in found and n not in unshared]
+    held.update(dict.fromkeys(name for name in missing if name in known))
+    for name in unshared:
+        held.pop(name, None)
+    if time_nothing:
+        return Plan(held=tuple(held))
+    tuned = [name for name in missing if name not in held]
+    if strategy == "per_rank":
+        return Plan(local=_each_its_own(inventories, {*tuned, *unshared}))
+    return Plan(_to_lowest(tuned, holders), _each_its_own(inventories, unshared), tuple(held))
+
+
+def _to_lowest(
+    names: Sequence[str], holders: Mapping[str, list[int]]
+) -> dict[int, tuple[str, ...]]:
+    """Give each task to the lowest rank that has it: rank 0 unless it is another stage's."""
+    found: dict[int, list[str]] = {}
+    for name in names:
+        found.setdefault(holders[name][0], []).append(name)
+    return {rank: tuple(ids) for rank, ids in found.items()}
+
+
+def _each_its_own(
+    inventories: Mapping[int, Inventory], names: set[str]
+) -> dict[int, tuple[str, ...]]:
+    own = {
+        rank: tuple(item.id for item in items if item.id in names)
+        for rank, items in inventories.items()
+    }
+    return {rank: ids for rank, ids in own.items() if ids}

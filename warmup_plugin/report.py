@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a warm-up did: the receipt, as JSON and as one log line.
+
+Owns the words in which a session's outcome is told. Pure; `store` keeps the files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+#: certified: all ranks serve the certificate's tactics. none: each rank its own. defaults: all
+#: ranks FlashInfer's. unguarded: FlashInfer tuned inside the forward. off: nothing was done.
+Agreement = Literal["certified", "none", "defaults", "unguarded", "off"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupReport:
+    """One rank's receipt of one session.
+
+    ``tasks`` counts this rank's tasks by what became of them: seen, from_cache, tuned (here),
+    received (from the rank that tuned it), adopted (another's entry answers), default, unshared.
+    ``seconds`` is by step, ``ops`` by custom op. ``timeline`` has a row for each task tuned here:
+    [label, began, seconds] on the machine's monotonic clock. ``at`` is the time of day, unix
+    seconds.
+    """
+
+    engine: str
+    engine_version: str
+    plugin_version: str
+    flashinfer_version: str
+    rank: int
+    world_size: int
+    mode: str
+    strategy: str
+    agreement: Agreement
+    reason: str = ""
+    certificate: str = ""
+    identity: str = ""
+    path: str = ""
+    published: tuple[str, ...] = ()
+    tasks: Mapping[str, int] = field(default_factory=dict)
+    ops: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    passed_through: Mapping[str, str] = field(default_factory=dict)
+    skipped_ops: tuple[str, ...] = ()
+    unshared: Mapping[str, str] = field(default_factory=dict)
+    tactics_timed: int = 0
+    inputs_synthesised: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    timeline: tuple[tuple[str, float, float], ...] = ()
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    warnings: tuple[str, ...] = ()
+    at: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the receipt as JSON values, its schema's number first."""
+        return {"schema": 1, **json.loads(json.dumps(asdict(self)))}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> WarmupReport:
+        """Return the receipt of JSON values; fields of a newer schema are left out."""
+        known = {row.name for row in fields(cls)}
+        values = {name: value for name, value in data.items() if name in known}
+        for name in ("published", "skipped_ops", "warnings"):
+            values[name] = tuple(values.get(name, ()))
+        values["timeline"] = tuple((n, b, s) for n, b, s in values.get("timeline", ()))
+        return cls(**values)
+
+    @property
+    def total_seconds(self) -> float:
+        """Return the whole session's time."""
+        return sum(self.seconds.values())
+
+    def line(self) -> str:
+        """Return the one line for the log."""
+        counts = self.tasks
+        parts = [
+            f"{counts.get('from_cache', 0)} of {counts.get('seen', 0)} tasks from cache",
+            *(
+                f"{counts[name]} {name}"
+                for name in ("tuned", "received", "adopted", "default", "unshared")
+                if counts.get(name)
+            ),
+            f"{self.tactics_timed} tactics timed",
+        ]
+        found = self.agreement + (f" {self.certificate[:12]}" if self.certificate else "")
+        why = f" ({self.reason})" if self.reason else ""
+        return (
+            f"warmup-plugin {self.plugin_version} [{self.engine} {self.engine_version}, FlashInfer "
+            f"{self.flashinfer_version}, {self.world_size} rank(s)]: {', '.join(parts)} in "
+            f"{self.total_seconds:.2f} s; agreement: {found}{why}; {self.path or 'memory only'}"
+        )

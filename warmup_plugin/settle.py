@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Step 6: from the ranks' results to one table. Pure.
+
+Owns the rule that a task has one winner: its entry stands under the winning runner's key of every
+rank that has the task, and under no other key of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import msgspec
+
+from warmup_plugin.manifest import Manifest, Outcome, TaskRecord
+from warmup_plugin.plan import Inventory
+from warmup_plugin.table import Entry, Table
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one task on the rank that tuned it, as it crosses ranks."""
+
+    task: str
+    kind: str
+    winner: int | None = None
+    entry: Entry | None = None
+    reason: str = ""
+    ms: float | None = None
+    default_ms: float | None = None
+    rank: int = 0
+    host: str = ""
+    at: float = 0.0
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The table all ranks install, with one record for each task of the job."""
+
+    table: Table
+    tasks: Mapping[str, TaskRecord]
+    complete: bool
+
+
+def settle(
+    base: Table,
+    records: Mapping[str, TaskRecord],
+    inventories: Mapping[int, Inventory],
+    results: Iterable[Result],
+) -> Settled:
+    """Merge results into the agreed table.
+
+    ``records`` are the task records of the agreed table; tasks of it that this job does not have
+    keep entry and record (another model or phase may share the file).
+    """
+    entries: dict[str, Entry] = dict(base.entries)
+    found = {result.task: result for result in results}
+    keys: dict[str, dict[tuple[str, ...], None]] = {}
+    items: dict[str, Any] = {}
+    for inventory in inventories.values():
+        for item in inventory:
+            keys.setdefault(item.id, {})[item.keys] = None
+            if item.id not in items or item.adopt:
+                items[item.id] = item
+    merged = dict(records)
+    complete = True
+    for name, item in items.items():
+        result = found.get(name) or _held(name, item, keys[name], base, records)
+        for key in (key for key_list in keys[name] for key in key_list):
+            entries.pop(key, None)
+        if result is None or result.kind == "unshared":
+            complete = complete and (result is not None or item.state == "unshared")
+            merged.pop(name, None)
+            continue
+        if result.entry is not None and result.winner is not None:
+            for key_list in keys[name]:
+                entries[key_list[result.winner]] = result.entry
+        merged[name] = _record(item.op, keys[name], result, records.get(name))
+    return Settled(Table(base.stamp, entries, {}), merged, complete)
+
+
+def _held(
+    name: str,
+    item: Any,
+    key_lists: Iterable[tuple[str, ...]],
+    base: Table,
+    records: Mapping[str, TaskRecord],
+) -> Result | None:
+    """Return the result that the agreed table holds already."""
+    if item.adopt and item.adopt in base.entries:
+        entry = base.entries[item.adopt]
+        index = _index_of(entry.runner, item.keys)
+        return Result(name, "adopted", index, entry, "an entry of an old file")
+    for key_list in key_lists:
+        for index, key in enumerate(key_list):
+            if key in base.entries:
+                known = records.get(name)
+                kind = known.outcome if known is not None else "adopted"
+                return Result(name, kind, index, base.entries[key])
+    known = records.get(name)
+    if known is not None:
+        return Result(name, known.outcome, reason=known.reason)
+    return Result(name, "default", reason=item.reason) if item.state == "default" else None
+
+
+def _index_of(runner: str, keys: tuple[str, ...]) -> int:
+    """Return which key is of this runner class; the class is the key's second field."""
+    return next((i for i, key in enumerate(keys) if f", {runner!r}, " in key), 0)
+
+
+def _record(
+    op: str, keys: Iterable[tuple[str, ...]], result: Result, before: TaskRecord | None
+) -> TaskRecord:
+    if before is not None and result.rank == 0 and not result.at:
+        return before  # nothing new was learnt about it
+    return TaskRecord(
+        op=op,
+        keys=tuple(sorted(keys)),
+        outcome=cast("Outcome", result.kind),
+        reason=result.reason,
+        ms=result.ms,
+        default_ms=result.default_ms,
+        rank=result.rank,
+        host=result.host,
+        at=result.at,
+    )
+
+
+def without(
+    table: Table, manifest: Manifest, dropped: Mapping[str, str]
+) -> tuple[Table, Manifest]:
+    """Return table and manifest with these tasks on their defaults. ``dropped``: id -> reason."""
+    records = dict(manifest.tasks)
+    entries = dict(table.entries)
+    for name, reason in dropped.items():
+        for key in (key for keys in records[name].keys for key in keys):
+            entries.pop(key, None)
+        records[name] = msgspec.structs.replace(records[name], outcome="default", reason=reason)
+    return Table(table.stamp, entries, table.records), replace(manifest, tasks=records)

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One rank's part in one session: what all steps share, opened together and let go of together.
+
+Owns the first meeting (who is here, how far they can share), the clock of the steps, the warnings.
+`open_job` raises `SessionError` on every rank or on none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from warmup_plugin.decide import decide_open
+from warmup_plugin.errors import PlacementError, SessionError
+from warmup_plugin.identity import Identity
+from warmup_plugin.paths import Placement, resolve
+from warmup_plugin.rendezvous import Alone, Meeting, Rendezvous, Word
+from warmup_plugin.settings import Settings
+from warmup_plugin.store import Store
+from warmup_plugin.topology import RankInfo
+from warmup_plugin.tuner import environment, probe
+from warmup_plugin.tuner.install import Installed
+from warmup_plugin.tuner.known_ops import KnownOps, known_ops
+from warmup_plugin.tuner.observe import Observations, observe
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+
+logger = logging.getLogger("warmup_plugin")
+
+#: Called as progress(step, task, tasks done, tasks in all) on the rank that works.
+Progress = Callable[[str, str, int, int], None]
+TuningContext = Callable[[], contextlib.AbstractContextManager[object]]
+
+
+def plain_context() -> contextlib.AbstractContextManager[object]:
+    """Return FlashInfer's plain tuning context."""
+    context: contextlib.AbstractContextManager[object] = probe.tuning_context(memory_only_v2=False)
+    return context
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The arguments of `kernel_warmup.warm_up`, where they are explained."""
+
+    identity: Identity
+    ranks: RankInfo = field(default_factory=RankInfo)
+    group: dist.ProcessGroup | None = None
+    settings: Settings = field(default_factory=Settings.from_env)
+    root: Path | None = None
+    engine_root: Path | None = None
+    ops: KnownOps | None = None
+    tuning_context: TuningContext = plain_context
+    engine: tuple[str, str] = ("custom", "0")
+    progress: Progress | None = None
+
+
+@dataclass
+class Job:
+    """What the steps of one rank have in common. ``word`` is the record of the first meeting."""
+
+    options: Options
+    meeting: Rendezvous
+    word: Word
+    identity: Identity
+    ops: KnownOps
+    stamp: Mapping[str, str]
+    installed: Installed
+    seen: Observations
+    placement: Placement | None = None
+    store: Store | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    timeline: list[tuple[str, float, float]] = field(default_factory=list)
+    failure: str = ""
+
+    @property
+    def leads(self) -> bool:
+        """Return whether this is rank 0."""
+        return self.meeting.rank == 0
+
+    @property
+    def shares(self) -> bool:
+        """Return whether the ranks have one table in common."""
+        return bool(self.word["go"] == "share")
+
+    @property
+    def is_unguarded(self) -> bool:
+        """Return whether FlashInfer must tune inside the forward, as without this package."""
+        return bool(self.word["go"] == "unguarded")
+
+    @property
+    def may_write(self) -> bool:
+        """Return whether this rank writes its node's files in this session."""
+        return self.store is not None and self.word["mode"] == "on"
+
+    def warn(self, *texts: str) -> None:
+        """Keep warnings for the report; rank 0 logs them."""
+        self.warnings.extend(texts)
+        for text in texts if self.leads else ():
+            logger.warning("warmup-plugin: %s", text)
+
+    @contextlib.contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Add the body's time to a step, and tell the others that this rank is at it."""
+        self.meeting.note(step)
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[step] = self.seconds.get(step, 0.0) + time.monotonic() - began
+
+    def serve_defaults(self, reason: str) -> None:
+        """Take this session's entries out of the tuner, as all ranks do now."""
+        self.word = {**self.word, "go": "defaults", "reason": reason}
+        self.installed.put_back()
+        self.warn(f"all ranks serve FlashInfer's defaults: {reason}")
+
+
+@contextlib.contextmanager
+def open_job(options: Options) -> Iterator[Job]:
+    """Meet the other ranks, and let go of everything at the end.
+
+    After an error in the body the tuner holds what it held before. Raises `SessionError` on every
+    rank where the ranks do not fit together or a tuning context is open already.
+    """
+    with contextlib.ExitStack() as stack:
+        began = time.monotonic()
+        meeting = _meet(options, stack)
+        word = meeting.meet("open", _hello(options), decide_open)
+        if word["go"] == "refuse":
+            raise SessionError(word["reason"])
+        job = Job(
+            options=options, meeting=meeting, word=word, identity=Identity(word["factors"]),
+            ops=options.ops or known_ops(probe.version()), stamp=probe.stamp(),
+            installed=Installed.take_down(), seen=stack.enter_context(observe()),
+        )  # fmt: skip
+        job.warn(*word["warnings"])
+        if word["reason"]:
+            job.warn(f"{word['go']}: {word['reason']}")
+        _place(job)
+        job.seconds["open"] = time.monotonic() - began
+        try:
+            yield job
+        except BaseException:
+            job.installed.put_back()
+            raise
+
+
+def _meet(options: Options, stack: contextlib.ExitStack) -> Rendezvous:
+    if options.ranks.world_size == 1 and options.group is None:
+        return Alone()
+    from warmup_plugin.storelink import connect  # noqa: PLC0415  # a single process needs no store
+
+    meeting = Meeting(connect(options.group, options.settings), options.settings)
+    stack.callback(meeting.close)
+    return meeting
+
+
+def _hello(options: Options) -> Word:
+    capabilities, settings = probe.probe(), options.settings
+    return {
+        "ranks": options.ranks.to_json(),
+        "tuning": bool(probe.tuner().is_tuning_mode),
+        "version": capabilities.version,
+        "missing": list(capabilities.missing),
+        "keys_tell_options_apart": capabilities.keys_tell_options_apart,
+        "factors": options.identity.with_factors(**environment.factors()).factors,
+        "require_agreement": settings.require_agreement,
+        **{name: getattr(settings, name) for name in ("mode", "strategy", "on_hit")},
+    }
+
+
+def _place(job: Job) -> None:
+    """Find the directory, and hand it to the first rank of each node; without one, memory only."""
+    options, directory = job.options, None
+    roots: dict[str, Any] = {"argument": options.root, "engine_root": options.engine_root}
+    try:
+        job.placement = resolve(
+            options.settings, job.identity.digest, version=probe.version(),
+            arch=environment.architecture(), environ=os.environ, **roots,
+        )  # fmt: skip
+        directory = job.placement.directory
+    except PlacementError as error:
+        job.warn(f"memory only: {error}")
+    if job.shares and job.meeting.rank in job.word["writers"]:
+        job.store = Store(directory, options.settings)

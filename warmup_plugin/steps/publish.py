@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Step 8: the table's file.
+
+Owns who writes it (the first rank of each node) and when (where the node does not have it yet). A
+table that cannot be stored is a warning, never an error: the next start tunes again.
+"""
+
+from __future__ import annotations
+
+from warmup_plugin.settle import without
+from warmup_plugin.steps.job import Job
+from warmup_plugin.steps.share import Shared
+from warmup_plugin.steps.tables import Agreed, Held, fetch_manifest
+from warmup_plugin.steps.tune import Work
+from warmup_plugin.store import NotPublished
+from warmup_plugin.table import digest
+
+
+def publish(job: Job, held: Held, agreed: Agreed, shared: Shared, work: Work) -> list[str]:
+    """Write the agreed table on the first rank of a node; return the paths written."""
+    store = job.store
+    if store is None or not job.shares or job.word["mode"] != "on":
+        return []
+    node_has_it = held.table is not None and digest(held.table_bytes) == agreed.word.get("table")
+    if not work.is_new and (node_has_it or not shared.manifest):
+        return []
+    with job.timed("publish"):
+        manifest = fetch_manifest(job, shared.manifest)
+        if manifest is None:
+            return []
+        table = shared.table
+        if work.dropped:
+            table, manifest = without(table, manifest, work.dropped)
+        done = store.publish(job.options.ranks.coordinates, table, manifest, job.identity)
+        if isinstance(done, NotPublished):
+            job.warn(f"the table is not stored: {done.reason}")
+            return []
+        return [str(done.path)] if done.written else []

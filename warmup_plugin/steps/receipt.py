@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The receipt of a session: what became of every task, told once.
+
+Owns how the steps' results become a `WarmupReport`, its one log line on rank 0 and its file on the
+first rank of each node.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterable
+
+from warmup_plugin import __version__
+from warmup_plugin.report import Agreement, WarmupReport
+from warmup_plugin.rendezvous import Word
+from warmup_plugin.steps.job import Job, Options
+from warmup_plugin.steps.share import Shared
+from warmup_plugin.steps.tune import Work
+from warmup_plugin.tuner import probe
+from warmup_plugin.tuner.survey import Survey
+from warmup_plugin.tuner.task import Task
+
+logger = logging.getLogger("warmup_plugin")
+
+
+def off_report(options: Options) -> WarmupReport:
+    """Return the receipt of a session that did not take place."""
+    return WarmupReport(
+        engine=options.engine[0], engine_version=options.engine[1], plugin_version=__version__,
+        flashinfer_version="", rank=options.ranks.rank, world_size=options.ranks.world_size,
+        mode="off", strategy=options.settings.strategy, agreement="off", reason="mode off",
+    )  # fmt: skip
+
+
+def make_report(
+    job: Job,
+    survey: Survey | None = None,
+    work: Work | None = None,
+    shared: Shared | None = None,
+    certified: Word | None = None,
+) -> WarmupReport:
+    """Return this rank's receipt; rank 0 logs its line, the first rank of a node keeps it."""
+    tasks = {t.id: _became(t, work, shared) for t in survey.tasks.values()} if survey else {}
+    ops: dict[str, list[Task]] = {}
+    for task in survey.tasks.values() if survey else ():
+        ops.setdefault(task.op, []).append(task)
+    options = job.options
+    is_placed = job.placement is not None and job.shares
+    found = WarmupReport(
+        engine=options.engine[0], engine_version=options.engine[1], plugin_version=__version__,
+        flashinfer_version=probe.version(), rank=job.meeting.rank, world_size=job.meeting.size,
+        mode=job.word["mode"], strategy=job.word["strategy"],
+        agreement=_agreement(job), reason=job.word["reason"],
+        certificate=(certified or {}).get("certificate", ""),
+        identity=job.identity.digest,
+        path=str(job.placement.table(*options.ranks.coordinates)) if is_placed else "",  # type: ignore[union-attr]
+        published=tuple((certified or {}).get("published", ())),
+        tasks=_count(tasks.values()),
+        ops={op: _count(tasks[t.id] for t in of_op) for op, of_op in sorted(ops.items())},
+        passed_through=dict(survey.passed) if survey else {},
+        skipped_ops=tuple(sorted(survey.skipped)) if survey else (),
+        unshared={t.label: t.reason for t in survey.tasks.values() if t.state == "unshared"}
+        if survey else {},
+        tactics_timed=job.seen.tactics_timed, inputs_synthesised=job.seen.inputs_synthesised,
+        seconds=dict(job.seconds), timeline=tuple(job.timeline),
+        bytes_sent=job.meeting.bytes_sent, bytes_received=job.meeting.bytes_received,
+        warnings=tuple(job.warnings), at=time.time(),
+    )  # fmt: skip
+    if job.leads:
+        logger.info(found.line())
+    if job.may_write and job.store is not None:
+        name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}_rank{found.rank}.json"
+        job.store.write_report(json.dumps(found.to_json(), indent=1).encode(), name)
+    return found
+
+
+def _agreement(job: Job) -> Agreement:
+    found: dict[str, Agreement] = {
+        "share": "certified", "per_rank": "none", "unguarded": "unguarded", "defaults": "defaults",
+    }  # fmt: skip
+    return found[job.word["go"]]
+
+
+def _became(task: Task, work: Work | None, shared: Shared | None) -> str:
+    """Return what became of one task, in the words of the report."""
+    outcome = work.outcomes.get(task.id) if work else None
+    if task.state == "unshared" or (outcome is not None and outcome.kind == "unshared"):
+        return "unshared"
+    if work is not None and task.id in work.dropped:
+        return "default"
+    if outcome is not None:
+        return "tuned" if outcome.kind == "tuned" else "default"
+    if work is not None and task.id in work.plan.held:
+        return "adopted"
+    if task.state == "known":
+        return "from_cache"
+    return "received" if shared is not None and shared.entry_of(task) else "default"
+
+
+def _count(became: Iterable[str]) -> dict[str, int]:
+    counts = {"seen": 0, "from_cache": 0, "tuned": 0}
+    for word in became:
+        counts["seen"] += 1
+        counts[word] = counts.get(word, 0) + 1
+    return counts

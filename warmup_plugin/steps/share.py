@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps 6, 7 and 9: one table in every tuner, built, and certified.
+
+Owns the way of results to rank 0, of the merged table's bytes to all ranks and into their tuners,
+and the question to every tuner what it serves now. Whatever fails on one rank is a word to the
+others: a winner that cannot be built is dropped by all, a table that cannot be installed by one is
+taken out by all.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from warmup_plugin.decide import decide_certify, decide_ready
+from warmup_plugin.errors import InstallError
+from warmup_plugin.manifest import Manifest, render_manifest
+from warmup_plugin.rendezvous import Word, Words
+from warmup_plugin.settle import Result, settle
+from warmup_plugin.steps.job import Job
+from warmup_plugin.steps.tables import Agreed
+from warmup_plugin.steps.tune import Work, tune_own
+from warmup_plugin.table import Entry, Table, canonical_tactic, digest, parse_table, render_table
+from warmup_plugin.tuner import replay
+from warmup_plugin.tuner.survey import Survey
+from warmup_plugin.tuner.task import Task
+
+_NO_LIMIT = 1 << 40
+
+
+@dataclass
+class Shared:
+    """The table in force and the sha256 of its manifest (empty where nothing is stored)."""
+
+    table: Table
+    manifest: str
+
+    def entry_of(self, task: Task) -> Entry | None:
+        """Return the task's winner."""
+        held = (self.table.entries[key] for key in task.keys if key in self.table.entries)
+        return next(held, None)
+
+
+def share(job: Job, agreed: Agreed, survey: Survey, work: Work) -> Shared:
+    """Step 6: rank 0's merged table reaches every rank as bytes, and those are installed."""
+    with job.timed("share"):
+        shared = Shared(agreed.table, agreed.word.get("manifest", ""))
+        if work.is_new and job.shares:
+            shared = _exchange(job, agreed, work)
+        try:
+            _install(job, survey, work, shared)
+        except InstallError as error:
+            job.failure = str(error)
+        return shared
+
+
+def _exchange(job: Job, agreed: Agreed, work: Work) -> Shared:
+    rows = [_row(outcome, job.meeting.rank) for outcome in work.outcomes.values()]
+    word = {"results": job.meeting.put(json.dumps(rows).encode()), "error": job.failure}
+
+    def lead(words: Words) -> Word:
+        bodies = [job.meeting.get(word["results"]) for word in words.values()]
+        results = [_result(row) for body in bodies for row in json.loads(body)]
+        records = dict(agreed.manifest.tasks) if agreed.manifest else {}
+        settled = settle(agreed.table, records, work.inventories, results)
+        manifest = Manifest(
+            identity=job.identity.digest, tasks=settled.tasks, complete=settled.complete,
+            generation=agreed.manifest.generation if agreed.manifest else 0,
+            engine=job.options.engine[0], engine_version=job.options.engine[1],
+            inventory=digest("\n".join(sorted(settled.tasks)).encode()),
+        )  # fmt: skip
+        return {
+            "table": job.meeting.put(render_table(settled.table)),
+            "manifest": job.meeting.put(render_manifest(manifest)),
+            "errors": {str(rank): word["error"] for rank, word in words.items() if word["error"]},
+        }
+
+    record = job.meeting.meet("share", word, lead)
+    job.warn(*(f"rank {rank} did not tune: {error}" for rank, error in record["errors"].items()))
+    job.failure = ""
+    table = parse_table(job.meeting.get(record["table"]), limit=_NO_LIMIT)
+    if not isinstance(table, Table):
+        raise InstallError(f"the shared table cannot be read: {table.reason}")
+    return Shared(table, record["manifest"])
+
+
+def _row(outcome: replay.Outcome, rank: int) -> dict[str, Any]:
+    entry = None if outcome.entry is None else list(outcome.entry)
+    return {
+        "task": outcome.task, "kind": outcome.kind, "winner": outcome.winner, "entry": entry,
+        "reason": outcome.reason, "ms": outcome.ms, "default_ms": outcome.default_ms,
+        "rank": rank, "host": socket.gethostname(), "at": time.time(),
+    }  # fmt: skip
+
+
+def _result(row: Mapping[str, Any]) -> Result:
+    entry = row["entry"]
+    if entry is not None:
+        runner, tactic, policy = entry
+        policy = None if policy is None else tuple(canonical_tactic(part) for part in policy)
+        entry = Entry(runner, canonical_tactic(tactic), policy)
+    return Result(**{**row, "entry": entry})
+
+
+def _own_keys(survey: Survey) -> set[str]:
+    return {key for t in survey.tasks.values() if t.state != "unshared" for key in t.keys}
+
+
+def _install(
+    job: Job, survey: Survey, work: Work, shared: Shared, dropped: Collection[str] = ()
+) -> None:
+    """Leave in the tuner this rank's entries of the table, and what others had loaded."""
+    own = _own_keys(survey)
+    if not work.is_new and job.installed.only(own):
+        return
+    tasks = (survey.tasks[name] for name in dropped if name in survey.tasks)
+    kept = own - {key for task in tasks for key in task.keys}
+    entries = {key: shared.table.entries[key] for key in kept if key in shared.table.entries}
+    job.installed.load_final(entries, job.stamp, own)
+
+
+def prepare(job: Job, survey: Survey, work: Work, shared: Shared) -> None:
+    """Step 7: build the winners that another rank tuned, then tune what only this rank can."""
+    if not work.is_new:
+        return
+    with job.timed("prepare"):
+        failed = _build(job, survey, work, shared) if job.shares and not job.failure else {}
+        record = job.meeting.meet("ready", {"failed": failed, "error": job.failure}, decide_ready)
+        if record["go"] == "defaults":
+            job.serve_defaults(record["reason"])
+            return
+        work.dropped = record["drop"]
+        if work.dropped:
+            job.warn(*(f"{_label(survey, n)}: default: {why}" for n, why in work.dropped.items()))
+            _install(job, survey, work, shared, work.dropped)
+        tune_own(job, survey, work)
+        job.meeting.meet("built", {}, lambda _words: {"go": "on"})
+
+
+def _label(survey: Survey, name: str) -> str:
+    return survey.tasks[name].label if name in survey.tasks else f"task {name[:8]}"
+
+
+def _build(job: Job, survey: Survey, work: Work, shared: Shared) -> dict[str, str]:
+    """Run once every new winner of this rank that it did not tune; return those that fail."""
+    new = {name for names in work.plan.shared.values() for name in names} | set(work.plan.held)
+    failed: dict[str, str] = {}
+    for name in sorted(new - work.outcomes.keys()):
+        task = survey.tasks.get(name)
+        entry = shared.entry_of(task) if task is not None else None
+        if task is None or entry is None:
+            continue
+        job.meeting.note("prepare", task.label)
+        try:
+            replay.prepare(task, entry)
+        except Exception as error:  # noqa: BLE001  # whatever a runner raises: this winner is out
+            failed[name] = f"{type(error).__name__}: {error}"[:400]
+    return failed
+
+
+def certify(
+    job: Job, survey: Survey | None, work: Work, shared: Shared, published: list[str]
+) -> Word:
+    """Step 9: all ranks serve what was agreed, or all serve FlashInfer's defaults.
+
+    Without a survey (``on_hit=skip``) the answers are the table itself.
+    """
+    with job.timed("certify"):
+        served, deviates = "", list[str]()
+        if survey is None:
+            job.installed.load_final(shared.table.entries, job.stamp, shared.table.entries.keys())
+            served = digest(render_table(Table({}, shared.table.entries)))
+        elif job.shares:
+            served, deviates = _ask(job, survey, work, shared)
+        deviates += [job.failure] if job.failure else []
+        word = {"served": served, "deviates": deviates[:8], "published": published}
+        record = job.meeting.meet("certify", word, decide_certify)
+        if record["go"] == "defaults" and job.shares:
+            job.serve_defaults(record["reason"])
+            if job.store is not None:
+                job.store.set_aside(job.options.ranks.coordinates, record["reason"])
+        return record
+
+
+def _ask(job: Job, survey: Survey, work: Work, shared: Shared) -> tuple[str, list[str]]:
+    """Return the digest of what the tuner serves for this rank's tasks, and tasks that deviate.
+
+    On a warm start the tuner was asked during the survey and holds exactly what it held then.
+    """
+    asked_already = not work.is_new and job.installed.is_intact()
+    answers, deviates = [], []
+    for task in sorted(survey.tasks.values(), key=lambda task: task.id):
+        if task.state == "unshared":
+            continue
+        found = task.served if asked_already else replay.served(task)
+        answer = (found[0], canonical_tactic(found[1])) if found is not None else None
+        entry = shared.entry_of(task) if task.id not in work.dropped else None
+        if answer != ((entry.runner, entry.tactic) if entry else None):
+            deviates.append(task.label)
+        answers.append((task.id, answer))
+    return digest(json.dumps(answers).encode()), deviates

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Step 3: the forward, run by all ranks at once and compared afterwards.
+
+Owns what happens when a forward fails: where it fails on every rank at the same op, that op cannot
+take the survey's answer and is passed through in another run; else the rank raises its own error
+and the others a `SessionError` naming it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from warmup_plugin.decide import decide_survey
+from warmup_plugin.errors import SessionError
+from warmup_plugin.rendezvous import Word
+from warmup_plugin.steps.job import Job
+from warmup_plugin.steps.tables import Agreed
+from warmup_plugin.tuner import probe
+from warmup_plugin.tuner.survey import Survey
+
+#: More ops than this that cannot take a default tactic: something else is wrong with the forward.
+_MOST_RERUNS = 8
+
+
+def run_survey(job: Job, agreed: Agreed, forward: Callable[[], object]) -> tuple[Survey, Word]:
+    """Run the forward as the survey; return what it asked for and what all ranks made of it.
+
+    Raises what the forward raised, on its rank, and `SessionError` on the others.
+    """
+    survey = _new_survey(job, agreed)
+    for attempt in range(_MOST_RERUNS + 1):
+        error = None
+        try:
+            with _recording(job, survey):
+                forward()
+        except Exception as raised:  # noqa: BLE001  # travels as data, and is raised again below
+            error = raised
+        record = _compare(job, agreed, survey, error, attempt)
+        if record["go"] != "rerun" or attempt == _MOST_RERUNS:
+            break
+        survey.pass_through(record["op"], f"cannot take a default tactic: {record['reason']}")
+        job.warn(f"{record['op']} is passed through: {record['reason']}")
+    return survey, _settled(job, survey, record, error)
+
+
+@contextlib.contextmanager
+def surveying(job: Job, agreed: Agreed) -> Iterator[tuple[Survey, Word]]:
+    """Survey the body of a ``with`` statement, which cannot run again; fills the record in."""
+    survey, error = _new_survey(job, agreed), None
+    record: Word = {}
+    try:
+        with _recording(job, survey):
+            yield survey, record
+    except Exception as raised:  # noqa: BLE001  # as above
+        error = raised
+    record.update(_compare(job, agreed, survey, error, 0))
+    _settled(job, survey, record, error)
+
+
+def _new_survey(job: Job, agreed: Agreed) -> Survey:
+    entries = agreed.table.entries
+    return Survey(
+        probe.Keys(probe.probe()), job.ops, job.options.ranks,
+        clone_bytes=job.options.settings.record_bytes,
+        is_default=frozenset(agreed.word.get("defaults", ())).__contains__,
+        restore=job.installed.restore,
+        num_loaded_keys=lambda keys: sum(key in entries for key in keys),
+        adoptable=entries.__contains__,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _recording(job: Job, survey: Survey) -> Iterator[None]:
+    with job.timed("survey"), job.options.tuning_context(), survey.intercept():
+        yield
+
+
+def _compare(
+    job: Job, agreed: Agreed, survey: Survey, error: Exception | None, attempt: int
+) -> Word:
+    states = [task.state for task in survey.tasks.values()]
+    word = {
+        "error": f"{type(error).__name__}: {error}"[:1000] if error else "",
+        "last_answered": survey.last_answered,
+        "missing": states.count("missing"),
+        "unshared": states.count("unshared"),
+        "heal": job.shares and agreed.needs_healing,
+    }
+    return job.meeting.meet(f"survey{attempt}", word, decide_survey)
+
+
+def _settled(job: Job, survey: Survey, record: Word, error: Exception | None) -> Word:
+    if error is not None:
+        raise error
+    if record["go"] in ("abort", "rerun"):
+        raise SessionError(f"rank {record['rank']}: the forward failed: {record['reason']}")
+    if not job.installed.is_intact():
+        job.installed.restore()
+    if survey.passed:
+        job.installed.absorb(survey.passed)
+    return record

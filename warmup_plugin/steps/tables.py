@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps 1 and 2: the tables of the nodes, and the one that all ranks agree on.
+
+Owns how a table gets from disk to every rank: the first rank of a node reads, digests are compared,
+a body crosses once, and all ranks install the same bytes or all start without.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from warmup_plugin.decide import decide_agree, decide_load
+from warmup_plugin.errors import InstallError
+from warmup_plugin.manifest import Manifest, parse_manifest, render_manifest
+from warmup_plugin.merge import Part, merge
+from warmup_plugin.rendezvous import Word, Words
+from warmup_plugin.steps.job import Job
+from warmup_plugin.table import Table, digest, parse_table, render_table
+
+_NO_LIMIT = 1 << 40  # these bytes were checked against their limits when they were read
+
+
+@dataclass
+class Held:
+    """What this rank has read: a table with its manifest, as values and as bytes."""
+
+    table: Table | None = None
+    manifest: Manifest | None = None
+    loose: frozenset[str] = frozenset()
+    warnings: list[str] = field(default_factory=list)
+    is_whole: bool = True
+    table_bytes: bytes = b""
+    manifest_bytes: bytes = b""
+
+    @classmethod
+    def union(cls, parts: list[Part], warnings: list[str], *, is_whole: bool) -> Held:
+        """Return the union of several tables."""
+        merged = merge(parts)
+        if merged.conflicts:
+            warnings = [*warnings, f"tables differ in {merged.conflicts} tasks"]
+        manifest_bytes = render_manifest(merged.manifest) if merged.manifest else b""
+        return cls(
+            merged.table, merged.manifest, merged.loose, warnings, is_whole,
+            render_table(merged.table), manifest_bytes,
+        )  # fmt: skip
+
+    def word(self, engine: tuple[str, str]) -> Word:
+        """Return what the other ranks need to know of it."""
+        manifest = self.manifest
+        same_engine = manifest is not None and (manifest.engine, manifest.engine_version) == engine
+        return {
+            "table": digest(self.table_bytes) if self.table else "",
+            "manifest": digest(self.manifest_bytes) if manifest else "",
+            "defaults": list(manifest.known_defaults) if manifest else [],
+            "complete": manifest is not None and manifest.complete and same_engine,
+            "trusted": manifest is not None and not self.loose and self.is_whole,
+            "warnings": self.warnings,
+        }
+
+
+def read(job: Job) -> Held:
+    """Step 1: read this node's tables, on the node's first rank; nothing on the others."""
+    with job.timed("read"):
+        if job.store is None:
+            return Held()
+        reading = job.store.read(job.stamp)
+        warnings = [*reading.warnings, *(f"{p}: {miss.reason}" for p, miss in reading.misses)]
+        if not reading.parts:
+            return Held(warnings=warnings)
+        return Held.union(reading.parts, warnings, is_whole=not reading.misses)
+
+
+@dataclass
+class Agreed:
+    """The table all ranks start from. ``word`` is the record of the meeting about it."""
+
+    table: Table
+    manifest: Manifest | None
+    word: Word
+
+    @property
+    def may_skip(self) -> bool:
+        """Return whether this table, complete and ours, may spare the forward."""
+        return bool(self.word["go"] == "one" and self.word["complete"] and self.word["trusted"])
+
+    @property
+    def needs_healing(self) -> bool:
+        """Return whether its files should be written anew although nothing is tuned."""
+        return bool(self.word["go"] == "one" and not self.word["trusted"])
+
+
+def agree(job: Job, held: Held) -> Agreed:
+    """Step 2: one table for all ranks, installed on all of them; without one, an empty one."""
+    with job.timed("agree"):
+        word = job.meeting.meet("agree", held.word(job.options.engine), decide_agree)
+        job.warn(*word["warnings"])
+        if word["go"] == "merge":
+            held, word = _merge(job, held, word)
+        agreed, body = _fetch(job, held, word)
+        error = ""
+        try:
+            job.installed.load(body, job.stamp, job.ops.pass_through)
+        except InstallError as refused:
+            error = str(refused)
+        loaded = job.meeting.meet("load", {"error": error}, decide_load)
+        if loaded["go"] == "empty":
+            job.warn(f"starting without a table: {loaded['reason']}")
+            agreed = Agreed(Table(job.stamp, {}), None, {"go": "none"})
+            job.installed.load(render_table(agreed.table), job.stamp, job.ops.pass_through)
+        return agreed
+
+
+def _merge(job: Job, held: Held, word: Word) -> tuple[Held, Word]:
+    """Merge the different tables of several nodes on rank 0."""
+    if job.meeting.rank in word["want"]:
+        job.meeting.put(held.table_bytes)
+        job.meeting.put(held.manifest_bytes)
+    union = held
+
+    def lead(words: Words) -> Word:
+        nonlocal union
+        found = [_part(job, words[rank], rank) for rank in word["want"]]
+        parts = [part for part in found if part is not None]
+        union = Held.union(parts, [], is_whole=False)
+        return {"go": "one", "from": 0, **union.word(job.options.engine)}
+
+    agreed = job.meeting.meet("merge", held.word(job.options.engine), lead)
+    return union, agreed
+
+
+def _part(job: Job, word: Word, rank: int) -> Part | None:
+    table = parse_table(job.meeting.get(word["table"]), limit=_NO_LIMIT)
+    if not isinstance(table, Table):
+        return None
+    body = job.meeting.get(word["manifest"]) if word["manifest"] else b""
+    manifest = parse_manifest(body, limit=_NO_LIMIT)
+    return Part(table, manifest if isinstance(manifest, Manifest) else None, (rank, 0, 0))
+
+
+def _fetch(job: Job, held: Held, word: Word) -> tuple[Agreed, bytes]:
+    """Return the agreed table and its bytes: rank ``from``'s, whoever else has read a file."""
+    if word["go"] == "none":
+        empty = Table(job.stamp, {})
+        return Agreed(empty, None, word), render_table(empty)
+    is_own = bool(held.table_bytes) and digest(held.table_bytes) == word["table"]
+    if job.meeting.rank == word["from"]:
+        job.meeting.put(held.table_bytes)
+        job.meeting.put(held.manifest_bytes)
+    if is_own and held.table is not None:
+        return Agreed(held.table, held.manifest, word), held.table_bytes
+    body = job.meeting.get(word["table"])
+    table = parse_table(body, limit=_NO_LIMIT)
+    table = table if isinstance(table, Table) else Table(job.stamp, {})
+    return Agreed(table, fetch_manifest(job, word["manifest"]) if job.leads else None, word), body
+
+
+def fetch_manifest(job: Job, sha256: str) -> Manifest | None:
+    """Return a manifest that some rank has offered; None for an empty digest."""
+    found = parse_manifest(job.meeting.get(sha256), limit=_NO_LIMIT) if sha256 else None
+    return found if isinstance(found, Manifest) else None

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One session's key-value store: our own `TCPStore`.
+
+Owns the connection and how ranks find it: rank 0 opens the store on a free port and broadcasts
+its addresses once over the given process group, the only collective of a session. Refuses a store
+that is not the session's (a nonce is compared), and turns every failure of the connection into
+`RankLostError` of rank 0, whose process holds it. Public torch names only.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
+
+from warmup_plugin.errors import RankLostError, SessionError
+from warmup_plugin.topology import machine_id
+
+if TYPE_CHECKING:
+    from warmup_plugin.settings import Settings
+
+_CARD_BYTES = 1024
+_CONNECT_S = 10.0
+_LOOPBACK = "127.0.0.1"
+
+
+@dataclass
+class StoreLink:
+    """A connection to the session's store, used by one thread at a time."""
+
+    store: TCPStore
+    rank: int
+    size: int
+
+    def clone(self) -> StoreLink:
+        """Return another connection to the same store, for another thread."""
+        return StoreLink(self.store.clone(), self.rank, self.size)
+
+    def set(self, key: str, value: bytes) -> None:
+        """Write a value."""
+        self._call(self.store.set, key, value)
+
+    def get(self, key: str) -> bytes:
+        """Return the value of a key that exists."""
+        value: bytes = self._call(self.store.get, key)
+        return value
+
+    def get_now(self, key: str) -> bytes | None:
+        """Return the value of a key, or None where it does not exist yet."""
+        return self.get(key) if self.has([key]) else None
+
+    def add(self, key: str) -> int:
+        """Count one more; return the count."""
+        count: int = self._call(self.store.add, key, 1)
+        return count
+
+    def compare_set(self, key: str, value: str) -> bytes:
+        """Write the value unless the key exists; return the value that is there now."""
+        found: bytes = self._call(self.store.compare_set, key, "", value)
+        return found
+
+    def has(self, keys: list[str]) -> bool:
+        """Return whether all keys exist now.
+
+        Waiting is `Meeting._wait`'s: the store's own wait logs two warnings for each one that
+        times out, and a wait here is as long as the tuning.
+        """
+        return bool(self._call(self.store.check, keys))
+
+    def close(self) -> None:
+        """Let go of the store; its sockets and, on rank 0, its thread end with the object."""
+        del self.store
+
+    def _call(self, function: Any, *args: Any) -> Any:
+        try:
+            return function(*args)
+        except RuntimeError as error:  # torch's store errors derive from it
+            reason = str(error).split("Exception raised from")[0].strip()
+            raise RankLostError(0, f"its store is gone: {reason}") from error
+
+
+
+def connect(group: dist.ProcessGroup | None, settings: Settings) -> StoreLink:
+    """Open the session's store on rank 0 and join it on the others.
+
+    Every rank of ``group`` (None: the default group) must call it. Raises `SessionError` where the
+    store cannot be opened or reached.
+    """
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    if rank == 0:
+        store, card = _open(settings)
+        _broadcast(card, group)
+        if store is None:
+            raise SessionError(f"rank 0 cannot open a store: {card['error']}")
+        return StoreLink(store, rank, size)
+    card = _broadcast(None, group)
+    if "error" in card:
+        raise SessionError(f"rank 0 cannot open a store: {card['error']}")
+    return StoreLink(_join(card), rank, size)
+
+
+def _open(settings: Settings) -> tuple[TCPStore | None, dict[str, Any]]:
+    nonce = secrets.token_hex(8)
+    try:
+        store = TCPStore(
+            _LOOPBACK, 0, is_master=True, wait_for_workers=False,
+            timeout=timedelta(seconds=_CONNECT_S),
+        )  # fmt: skip
+        store.set("nonce", nonce)
+    except (RuntimeError, OSError) as error:
+        return None, {"error": str(error)[:400]}
+    hosts = [settings.address] if settings.address else _addresses()
+    return store, {"hosts": hosts, "port": store.port, "nonce": nonce, "machine": machine_id()}
+
+
+def _addresses() -> list[str]:
+    """Return the names by which other nodes may reach this one, likeliest first."""
+    found = []
+    # Connecting a datagram socket sends nothing; it only asks which interface would be used.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # an address reserved for documentation
+            found.append(str(probe.getsockname()[0]))
+        except OSError:
+            pass  # no route: a machine with the loopback interface alone
+    found.append(socket.gethostname()[:200])
+    return found
+
+
+def _broadcast(card: dict[str, Any] | None, group: dist.ProcessGroup | None) -> dict[str, Any]:
+    """Send rank 0's card to every rank of the group: one collective of a fixed size."""
+    on_cpu = "gloo" in str(dist.get_backend(group)).lower()
+    device = torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
+    raw = b"" if card is None else json.dumps(card).encode()
+    tensor = torch.zeros(_CARD_BYTES, dtype=torch.uint8)
+    tensor[: len(raw)] = torch.tensor(list(raw), dtype=torch.uint8)
+    tensor = tensor.to(device)
+    source = dist.get_global_rank(group, 0) if group is not None else 0
+    dist.broadcast(tensor, src=source, group=group)
+    received: dict[str, Any] = json.loads(bytes(tensor.cpu().tolist()).rstrip(b"\0"))
+    return received
+
+
+def _join(card: dict[str, Any]) -> TCPStore:
+    same_machine = card["machine"] == machine_id()
+    hosts = [_LOOPBACK, *card["hosts"]] if same_machine else card["hosts"]
+    refused = []
+    for host in hosts:
+        try:
+            store = TCPStore(
+                host, card["port"], is_master=False, wait_for_workers=False,
+                timeout=timedelta(seconds=_CONNECT_S),
+            )  # fmt: skip
+            # Two containers of one machine share the boot id but not the loopback interface.
+            if store.get("nonce").decode() == card["nonce"]:
+                return store
+            refused.append(f"{host}: another store answers")
+        except RuntimeError as error:
+            refused.append(f"{host}: {error}")
+    raise SessionError(
+        f"cannot reach rank 0's store on port {card['port']}: {'; '.join(refused)} "
+        "(WARMUP_PLUGIN_ADDRESS on rank 0 names the address to use)"
+    )

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a rank stands in the job.
+
+Owns the facts an engine reports about one rank and the machine it runs on. Refuses coordinates
+that contradict each other (`ValueError`). Talks to nobody: ranks compare these facts when they
+meet (`kernel_warmup.py`, step 2).
+"""
+
+from __future__ import annotations
+
+import functools
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_AXES = ("tp", "pp", "dp", "ep")
+
+
+@functools.cache
+def machine_id() -> str:
+    """Return the boot id of this machine: equal for all processes of one host, new at every boot.
+
+    Where the kernel offers none, the network card's address stands in for it.
+    """
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return f"mac-{uuid.getnode():012x}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankInfo:
+    """One rank's coordinates among the ranks that warm up together.
+
+    ``rank`` and ``world_size`` count the ranks that meet; they must be those of the process group
+    handed to `warm_up`. ``node`` is None for the machine this process runs on (its boot id); tests
+    and simulations may name another. Raises `ValueError` naming field, value and rule.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    tp_rank: int = 0
+    tp_size: int = 1
+    pp_rank: int = 0
+    pp_size: int = 1
+    dp_rank: int = 0
+    dp_size: int = 1
+    ep_rank: int = 0
+    ep_size: int = 1
+    device_index: int = 0
+    expert_offset: int = 0
+    node: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check every coordinate against its size."""
+        pairs = [("rank", "world_size"), *((f"{axis}_rank", f"{axis}_size") for axis in _AXES)]
+        for name, size_name in pairs:
+            value, size = getattr(self, name), getattr(self, size_name)
+            if size < 1:
+                raise ValueError(f"{size_name}={size}: must be at least 1")
+            if not 0 <= value < size:
+                raise ValueError(f"{name}={value}: must be in [0, {size_name}={size})")
+        for name in ("local_rank", "device_index", "expert_offset"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
+
+    @property
+    def coordinates(self) -> tuple[int, int, int]:
+        """Return (tp, pp, dp), the numbers in a table's file name."""
+        return (self.tp_rank, self.pp_rank, self.dp_rank)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values, the machine's id filled in."""
+        return {**asdict(self), "node": self.node or machine_id()}

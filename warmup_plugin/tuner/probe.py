@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The installed FlashInfer: every private name of it that this package uses, and what it can do.
+
+Owns the only ``import flashinfer`` and the only places where one of its private names is spelled.
+`probe` asks for each name before anything is used and tries how file keys behave on a tuner of its
+own, so a release that moved something is reported, by name, and never half used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flashinfer
+import flashinfer.autotuner as fi
+import torch
+
+#: Names the survey and the replay cannot do without: (where, name).
+REQUIRED = (
+    ("module", "_collect_metadata"),
+    ("module", "autotune"),
+    ("AutoTuner", "_apply_tuning_overrides"),
+    ("AutoTuner", "_find_nearest_profile"),
+    ("AutoTuner", "_generate_optimization_profiles"),
+    ("AutoTuner", "_override_round_up"),
+    ("AutoTuner", "_override_tuning_buckets"),
+    ("AutoTuner", "_prepare_input_tensors"),
+    ("AutoTuner", "_profile_single_kernel"),
+    ("AutoTuner", "choose_one"),
+    ("AutoTuner", "clear_cache"),
+    ("AutoTuner", "load_configs"),
+    ("AutoTuner", "save_configs"),
+    ("AutoTuner", "search_cache"),
+    ("tuner", "_active_tuning_contexts"),
+    ("tuner", "_file_configs"),
+    ("tuner", "is_tuning_mode"),
+    ("tuner", "profiling_cache"),
+)
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What the installed release can do.
+
+    ``missing``: required private names that are not where they were. ``keys_tell_options_apart``:
+    two runners that differ in their extras have two file keys (not so in 0.6.12). ``empty_extras``
+    and ``extras``: how many fields a file key has without and with extras.
+    """
+
+    version: str
+    missing: tuple[str, ...]
+    keys_tell_options_apart: bool
+    fields_without_extras: int
+    fields_with_extras: int
+
+    @property
+    def can_record(self) -> bool:
+        """Return whether survey and replay can work at all."""
+        return not self.missing
+
+
+def version() -> str:
+    """Return FlashInfer's version, as it stands in the table's path."""
+    return str(flashinfer.__version__)
+
+
+def tuner() -> Any:
+    """Return FlashInfer's one tuner of this process."""
+    return fi.AutoTuner.get()
+
+
+def stamp() -> dict[str, str]:
+    """Return FlashInfer's environment stamp; absent values read "unknown"."""
+    return {name: str(value or "unknown") for name, value in fi._collect_metadata().items()}
+
+
+@functools.cache
+def probe() -> Capabilities:
+    """Look for the required names and try the file keys, once per process."""
+    there = {"module": fi, "AutoTuner": getattr(fi, "AutoTuner", None)}
+    own = fi.AutoTuner() if there["AutoTuner"] else None
+    there["tuner"] = own
+    absent = ((w, name) for w, name in REQUIRED if not hasattr(there[w], name))
+    missing = tuple(f"{where}.{name}" for where, name in absent)
+    if missing:
+        return Capabilities(version(), missing, False, 0, 0)
+    found = {extras: _fields_of_key(own, extras) for extras in ((), ("a",), ("b",))}
+    apart = found[("a",)] == found[("b",)] == 4  # noqa: PLR2004  # op, runner, profile, extras
+    return Capabilities(version(), (), apart, found[()], found[("a",)])
+
+
+class _ProbeRunner(fi.TunableRunner):  # type: ignore[misc]  # flashinfer is untyped
+    """A runner that never runs; only its key is asked for."""
+
+    def __init__(self, extras: tuple[Any, ...]) -> None:
+        self.extras = extras
+
+    def get_cache_key_extras(self, _inputs: Any) -> tuple[Any, ...]:
+        return self.extras
+
+    def get_valid_tactics(self, _inputs: Any, _profile: Any) -> list[int]:
+        return [0]
+
+    def forward(self, inputs: Any, **_options: Any) -> Any:
+        return inputs
+
+
+def _fields_of_key(own: Any, extras: tuple[Any, ...]) -> int:
+    """Return how many fields the release's file key has, by asking which of two it finds."""
+    op, profile = "warmup_plugin::probe", ((1, 1),)
+    four = str((op, "_ProbeRunner", profile, extras))
+    three = str((op, "_ProbeRunner", profile))
+    own.clear_cache()
+    table = {four: ["_ProbeRunner", 4], three: ["_ProbeRunner", 3]}
+    with as_file(json.dumps(table).encode()) as path:
+        own.load_configs(path)
+    inputs = [torch.empty(1, 1)]
+    _, _, tactic, _ = own.search_cache(
+        op, [_ProbeRunner(extras)], profile, fi.TuningConfig(), inputs=inputs
+    )
+    return int(tactic)
+
+
+@contextlib.contextmanager
+def as_file(data: bytes) -> Iterator[str]:
+    """Give bytes a path that FlashInfer can open; on Linux no file system is touched."""
+    if hasattr(os, "memfd_create"):
+        handle = os.memfd_create("warmup-plugin-table")
+        try:
+            with os.fdopen(os.dup(handle), "wb") as file:
+                file.write(data)
+            yield f"/proc/self/fd/{handle}"
+        finally:
+            os.close(handle)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "table.json"
+            path.write_bytes(data)
+            yield str(path)
+
+
+class Keys:
+    """How the installed release builds file keys."""
+
+    def __init__(self, capabilities: Capabilities) -> None:
+        self._without = capabilities.fields_without_extras
+        self._with = capabilities.fields_with_extras
+
+    def file_key(self, op: str, runner: str, profile: Any, extras: tuple[Any, ...]) -> str:
+        """Return the key under which a table holds this runner's entry."""
+        if (self._with if extras else self._without) == 3:  # noqa: PLR2004  # no extras in the key
+            return str((op, runner, profile))
+        return str((op, runner, profile, extras))
+
+    @staticmethod
+    def legacy_key(op: str, runner: str, profile: Any) -> str:
+        """Return the three-field key of old files."""
+        return str((op, runner, profile))
+
+
+def effective_config(tuner: Any, config: Any) -> Any:
+    """Return the config with the open context's bucket overrides applied, as tuning would."""
+    overridden = (
+        tuner._override_tuning_buckets is not None
+        or tuner._override_round_up
+        or getattr(tuner, "_override_cuda_graph_profile_replays", None) is not None
+    )
+    return tuner._apply_tuning_overrides(config) if overridden else config
+
+
+def profiles(tuner: Any, config: Any, inputs: list[Any]) -> list[Any]:
+    """Return the profiles tuning would measure, in FlashInfer's order."""
+    found: list[Any] = tuner._generate_optimization_profiles(config, inputs)
+    return found
+
+
+def nearest_profile(shapes: Any, config: Any) -> tuple[tuple[int, ...], ...]:
+    """Return the mapped profile that stands in the key of these shapes."""
+    found: tuple[tuple[int, ...], ...] = fi.AutoTuner._find_nearest_profile(shapes, config)
+    return found
+
+
+def synthesise(tuner: Any, profile: Any, inputs: list[Any], config: Any) -> list[Any]:
+    """Return inputs for one profile, made by FlashInfer as for a measurement."""
+    tensors = tuner._prepare_input_tensors(profile, inputs)
+    hook = getattr(config, "inputs_pre_hook", None)
+    return list(hook(tensors)) if hook is not None else tensors
+
+
+def skipped_ops(tuner: Any) -> frozenset[str]:
+    """Return the ops the open contexts exclude from tuning (none before 0.6.13)."""
+    return frozenset(getattr(tuner, "_effective_skip_ops", ()))
+
+
+def store_or_policy_in_force(tuner: Any) -> str:
+    """Return why winners would not go to the tuner's plain memory, or an empty string."""
+    if getattr(tuner, "_active_managed_store", None) is not None:
+        return "a persistent autotune_v2 store is attached: the winners are its own"
+    if getattr(tuner, "_effective_measure_policy", None) is not None:
+        return "an autotune_v2 measurement policy is in force: the winners are its own"
+    return ""
+
+
+def in_v2_context(tuner: Any) -> bool:
+    """Return whether an autotune_v2 context is open on this thread."""
+    return bool(getattr(tuner, "_in_v2_context", False))
+
+
+def tuning_context(*, memory_only_v2: bool) -> Any:
+    """Return a fresh tuning context of the recorded kind; in v2's the default tactic races."""
+    if memory_only_v2:
+        return flashinfer.autotune_v2(mode="tune", persistent_cache=False)
+    return fi.autotune(True)
+
+
+def open_contexts(tuner: Any) -> int:
+    """Return how many tuning contexts are open in this process."""
+    return int(tuner._active_tuning_contexts)
+
+
+def num_loaded(tuner: Any) -> int:
+    """Return how many entries the tuner holds from files."""
+    return len(tuner._file_configs)
+
+
+def loaded(tuner: Any) -> dict[str, Any]:
+    """Return a shallow copy of the entries the tuner holds from files."""
+    return dict(tuner._file_configs)
+
+
+def is_loaded(tuner: Any, entries: dict[str, Any]) -> bool:
+    """Return whether the tuner holds exactly these entries from files."""
+    return bool(tuner._file_configs == entries)
+
+
+@contextlib.contextmanager
+def no_process_group() -> Iterator[None]:
+    """Take FlashInfer's tuning group away for the body, so that no measurement is a collective."""
+    if not hasattr(fi, "set_autotune_process_group"):
+        yield
+        return
+    group = fi.get_autotune_process_group()
+    fi.set_autotune_process_group(None)
+    try:
+        yield
+    finally:
+        fi.set_autotune_process_group(group)
+
+
+def process_group() -> Any:
+    """Return FlashInfer's tuning group, None where there is none."""
+    return fi.get_autotune_process_group() if hasattr(fi, "get_autotune_process_group") else None
+
+
+def has_records(tuner: Any) -> bool:
+    """Return whether the tuner holds records of other products (MegaMoE's, since 0.6.18)."""
+    return bool(getattr(tuner, "_namespaced_records", None))
+
+
+def single_writer_state(tuner: Any) -> tuple[dict[str, Any], list[str]]:
+    """Return (generations seen by path, namespaces changed here) of FlashInfer's own records."""
+    generations = dict(getattr(tuner, "_observed_cache_generations", {}))
+    return generations, sorted(getattr(tuner, "_dirty_namespaces", ()))
+
+
+def restore_single_writer_state(tuner: Any, state: tuple[dict[str, Any], list[str]]) -> None:
+    """Put back what `single_writer_state` returned; the records themselves are loaded already."""
+    generations, namespaces = state
+    for path, generation in generations.items():
+        tuner._observe_cache_generation(path, generation)
+    for namespace in namespaces:
+        tuner.publish_namespaced_records(namespace, tuner.get_namespaced_records(namespace))

@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Step 3: the engine's own warm-up forward, with ``choose_one`` intercepted.
+
+Owns the interception and what it records. Every tunable call is answered with what the tuner
+holds in loaded entries (the agreed table) or FlashInfer's default, and nothing is timed; calls that
+cannot be recorded are passed through as they are. The interceptor is an attribute of the tuner
+*object*: `AutoTuner.choose_one` stays FlashInfer's own function throughout, and the attribute is
+gone when the survey ends. Errors of FlashInfer or the engine leave through the forward unchanged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from warmup_plugin.topology import RankInfo
+from warmup_plugin.tuner import capture, probe
+from warmup_plugin.tuner.known_ops import (
+    DISTRIBUTION_AWARE_PREFIX,
+    DISTRIBUTION_AWARE_SWITCH,
+    KnownOps,
+)
+from warmup_plugin.tuner.task import (
+    MOST_RIVALS,
+    Call,
+    Extras,
+    Task,
+    name_rank_fields,
+    numbers_of,
+    options_of,
+    task_id,
+)
+
+logger = logging.getLogger("warmup_plugin")
+
+
+class Survey:
+    """What one rank's forward asked of the tuner.
+
+    ``tasks``: by id, in the order met. ``passed``: op -> why it was passed through. ``skipped``:
+    ops the engine's skip list took out; their stored entries are not installed either.
+    ``adopted``: task id -> key of the old file's entry that answers it.
+    """
+
+    def __init__(
+        self,
+        keys: probe.Keys,
+        ops: KnownOps,
+        ranks: RankInfo,
+        *,
+        clone_bytes: int,
+        is_default: Callable[[str], bool],
+        restore: Callable[[], bool],
+        num_loaded_keys: Callable[[tuple[str, ...]], int],
+        adoptable: Callable[[str], bool],
+    ) -> None:
+        self.tasks: dict[str, Task] = {}
+        self.passed: dict[str, str] = {}
+        self.skipped: set[str] = set()
+        self.adopted: dict[str, str] = {}
+        self.last_answered = ""
+        self.budget = capture.Budget(clone_bytes)
+        self._keys = keys
+        self._ops = ops
+        self._ranks = ranks
+        self._is_default = is_default
+        self._restore = restore
+        self._num_loaded_keys = num_loaded_keys
+        self._adoptable = adoptable
+        self._tuner = probe.tuner()
+        self._original = type(self._tuner).choose_one
+        self._lock = threading.RLock()
+        self._seen: set[tuple[Any, ...]] = set()
+        self._task_of_key: dict[str, str] = {}
+        self._switches_of_key: dict[str, Any] = {}
+        self._pinned: dict[int, tuple[Any, str]] = {}
+
+    @contextlib.contextmanager
+    def intercept(self) -> Iterator[None]:
+        """Answer every ``choose_one`` of the body from the agreed table, and record it."""
+        self._tuner.choose_one = self._choose_one
+        try:
+            yield
+        finally:
+            del self._tuner.choose_one
+
+    def pass_through(self, op: str, reason: str) -> None:
+        """Leave an op alone from now on; what was recorded of it is dropped."""
+        self._ops = self._ops.plus(pass_through={op: reason})
+        for task in [task for task in self.tasks.values() if task.op == op]:
+            del self.tasks[task.id]
+
+    def _choose_one(
+        self,
+        custom_op: str,
+        runners: list[Any],
+        tuning_config: Any,
+        inputs: list[Any],
+        **kwargs: Any,
+    ) -> tuple[Any, Any]:
+        call = (self._tuner, custom_op, runners, tuning_config, inputs)
+        if not self._tuner.is_tuning_mode:
+            return self._pass(call, kwargs)
+        if custom_op in probe.skipped_ops(self._tuner):
+            self.skipped.add(custom_op)
+            return self._pass(call, kwargs)
+        if reason := self._why_not(custom_op, runners, kwargs):
+            self.passed.setdefault(custom_op, reason)
+            return self._pass(call, kwargs)
+        with self._lock:
+            self._restore()
+            config = probe.effective_config(self._tuner, tuning_config)
+            self._record(custom_op, runners, config, inputs, kwargs)
+            self.last_answered = custom_op
+            return self._answer(custom_op, runners, config, inputs)
+
+    def _pass(self, call: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        answer: tuple[Any, Any] = self._original(*call, **kwargs)
+        return answer
+
+    def _answer(
+        self, op: str, runners: list[Any], config: Any, inputs: list[Any]
+    ) -> tuple[Any, Any]:
+        found, index, tactic, _ = self._tuner.search_cache(
+            op, runners, _shapes(inputs), config, inputs=inputs
+        )
+        return (runners[index], tactic) if found else (runners[0], -1)
+
+    def _why_not(self, op: str, runners: list[Any], kwargs: Mapping[str, Any]) -> str:
+        """Return why a call cannot be recorded, or an empty string."""
+        if reason := self._ops.pass_through.get(op):
+            return reason
+        if op.startswith(DISTRIBUTION_AWARE_PREFIX) and os.environ.get(DISTRIBUTION_AWARE_SWITCH):
+            return "distribution-aware tuning cannot take the default tactic for an answer"
+        if reason := probe.store_or_policy_in_force(self._tuner):
+            return reason
+        for part in (*runners, *kwargs.values()):
+            if reason := self._group_inside(part):
+                return reason
+        return ""
+
+    def _group_inside(self, part: Any) -> str:
+        """Return a reason where an object holds a process group: its tactics may be collective."""
+        pinned = self._pinned.get(id(part))
+        if pinned is None:
+            state = [part, *getattr(part, "__dict__", {}).values()]
+            groups = [x for x in state if isinstance(x, torch.distributed.ProcessGroup)]
+            reason = f"{type(part).__name__} holds a process group" if groups else ""
+            # The object is kept as long as its id is: a new object may get an old one's id.
+            pinned = self._pinned[id(part)] = (part, reason)
+        return pinned[1]
+
+    def _record(
+        self, op: str, runners: list[Any], config: Any, inputs: list[Any], kwargs: dict[str, Any]
+    ) -> None:
+        asked = _Asked(
+            op, runners, config, inputs, kwargs,
+            named=[(type(r).__name__, self._extras(op, r, inputs)) for r in runners],
+            switches=[options_of(r) for r in runners],
+            numbers=[numbers_of(r) for r in runners],
+            v2=probe.in_v2_context(self._tuner),
+        )  # fmt: skip
+        if (mark := asked.mark()) in self._seen:
+            return
+        self._seen.add(mark)
+        call: Call | None = None
+        for profile in probe.profiles(self._tuner, config, inputs):
+            call = call or self._keep(asked)
+            self._record_task(asked, call, profile.get_opt_shapes())
+
+    def _extras(self, op: str, runner: Any, inputs: list[Any]) -> Extras:
+        fields = self._ops.twin_fields.get(op, {})
+        own = {index: (name, int(getattr(self._ranks, name))) for index, name in fields.items()}
+        return name_rank_fields(runner.get_cache_key_extras(inputs), own)
+
+    def _keep(self, asked: _Asked) -> Call:
+        """Copy what the replay will need, before the forward goes on and changes it."""
+        config, inputs = asked.config, asked.inputs
+        widths = [inputs[s.input_idx[0]].shape[s.dim_idx[0]] for s in config.dynamic_tensor_specs]
+        return Call(
+            op=asked.op,
+            runners=[capture.copy_runner(r) for r in asked.runners],
+            config=capture.keep_config(config, self.budget),
+            inputs=capture.keep_inputs(inputs, _dynamic_inputs(config), self.budget),
+            kwargs=capture.keep_kwargs(asked.kwargs, self.budget),
+            memory_only_v2=asked.v2,
+            inference=torch.is_inference_mode_enabled(),
+            stream=torch.cuda.current_stream() if torch.cuda.is_available() else None,
+            width=max(widths, default=0),
+        )
+
+    def _record_task(self, asked: _Asked, call: Call, shapes: Any) -> None:
+        profile = probe.nearest_profile(shapes, call.config)
+        name = task_id(call.op, asked.named, profile, self._ranks.pp_rank)
+        task = self.tasks.get(name)
+        if task is None:
+            keys = tuple(self._keys.file_key(call.op, n, profile, e.real) for n, e in asked.named)
+            specs = call.config.dynamic_tensor_specs
+            buckets = tuple(shapes[s.input_idx[0]][s.dim_idx[0]] for s in specs)
+            task = self.tasks[name] = Task(name, call.op, keys, shapes, buckets, call, "missing")
+            self._judge(task, asked, profile)
+        elif task.call.width < min(max(task.buckets, default=0), call.width):
+            task.call = call  # the widest call is the best template: its buffers are large enough
+        elif len(task.rivals) < MOST_RIVALS:
+            calls = (task.call, *task.rivals)
+            if asked.numbers not in [[numbers_of(r) for r in c.runners] for c in calls]:
+                task.rivals.append(call)
+        self._compare(task, asked)
+
+    def _compare(self, task: Task, asked: _Asked) -> None:
+        """Find one file key with two runner lists or two runner configurations."""
+        for key, switches in zip(task.keys, asked.switches, strict=True):
+            other = self._task_of_key.setdefault(key, task.id)
+            if other != task.id:
+                self._unshare(task, "one file key is used by two runner lists")
+                if other in self.tasks:
+                    self._unshare(self.tasks[other], task.reason)
+            before = self._switches_of_key.setdefault(key, switches)
+            if before != switches:
+                changed = sorted({name for name, _ in {*switches} ^ {*before}})
+                self._unshare(task, f"one file key, runners that differ in {', '.join(changed)}")
+
+    def _unshare(self, task: Task, reason: str) -> None:
+        if task.state != "unshared":
+            logger.warning("warmup-plugin: %s is neither shared nor stored: %s", task.label, reason)
+        task.state, task.reason = "unshared", reason
+
+    def _judge(self, task: Task, asked: _Asked, profile: Any) -> None:
+        """Decide whether the agreed table answers the task, by FlashInfer's tuning-time rule."""
+        if task.op in self._ops.key_unstable:
+            task.state, task.reason = "default", self._ops.key_unstable[task.op]
+            return
+        found, index, tactic, _ = self._tuner.search_cache(
+            task.op, asked.runners, task.shapes, task.call.config, inputs=asked.inputs
+        )
+        if found and self._num_loaded_keys(task.keys) == 1:
+            task.state = "known"
+            task.served = (asked.named[index][0], tactic)
+        elif self._is_default(task.id):
+            task.state = "default"
+        elif not any(extras.real for _, extras in asked.named):
+            legacy = [self._keys.legacy_key(task.op, name, profile) for name, _ in asked.named]
+            held = [
+                old
+                for new, old in zip(task.keys, legacy, strict=True)
+                if new != old and self._adoptable(old)
+            ]
+            if len(held) == 1:
+                self.adopted[task.id] = held[0]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One intercepted call as it came: nothing is copied yet."""
+
+    op: str
+    runners: list[Any]
+    config: Any
+    inputs: list[Any]
+    kwargs: dict[str, Any]
+    named: list[tuple[str, Extras]]
+    switches: list[tuple[tuple[str, str], ...]]
+    numbers: list[tuple[tuple[str, float], ...]]
+    v2: bool
+
+    def mark(self) -> tuple[Any, ...]:
+        """Return what two calls have in common when recording both would add nothing."""
+        return (
+            self.op,
+            _shapes(self.inputs),
+            tuple((name, extras.neutral) for name, extras in self.named),
+            tuple(self.switches),
+            tuple(self.numbers),
+            self.v2,
+            _Same(self.config),
+        )
+
+
+class _Same:
+    """A config as part of a dictionary key: by value where it can be hashed, else by identity."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        try:
+            self._hash = hash(config)
+        except TypeError:
+            self._hash = id(config)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Same):
+            return False
+        return self.config is other.config or bool(self.config == other.config)
+
+
+def _shapes(inputs: list[Any]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(x.shape) if isinstance(x, torch.Tensor) else (0,) for x in inputs)
+
+
+def _dynamic_inputs(config: Any) -> set[int]:
+    """Return the inputs FlashInfer synthesises anew for each profile."""
+    specs = {index for spec in config.dynamic_tensor_specs for index in spec.input_idx}
+    return specs | {spec.input_idx for spec in config.constraint_specs}

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recorded tuning call and its tasks.
+
+Owns what identifies a task: custom op, runner classes in order, each runner's cache key extras,
+mapped profile. One task has several possible file keys, one per runner, because FlashInfer's key
+holds the runner's class. Extras that are this rank's own number (twins, `KnownOps.twin_fields`)
+are replaced by the field's name, so that ranks which differ in nothing else hold one task.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+Shapes = tuple[tuple[int, ...], ...]
+State = Literal["known", "default", "missing", "unshared"]
+
+#: How many further runners with the same key and other numbers are kept to compare candidates.
+MOST_RIVALS = 3
+
+
+@dataclass(eq=False)
+class Call:
+    """One intercepted ``choose_one``, as it was at that moment.
+
+    ``inputs`` holds stand-ins and clones (`capture.py`), ``config`` the effective tuning config
+    with the engine's bucket overrides applied.
+    """
+
+    op: str
+    runners: list[Any]
+    config: Any
+    inputs: list[Any]
+    kwargs: dict[str, Any]
+    memory_only_v2: bool
+    inference: bool
+    stream: Any
+    width: int
+
+
+@dataclass(eq=False)
+class Task:
+    """One recorded call at one bucket. ``keys`` are its file keys in runner order."""
+
+    id: str
+    op: str
+    keys: tuple[str, ...]
+    shapes: Shapes
+    buckets: tuple[int, ...]
+    call: Call
+    state: State
+    reason: str = ""
+    served: tuple[str, Any] | None = None
+    rivals: list[Call] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """Return a short name for people: op and buckets."""
+        return f"{self.op} @ {'x'.join(map(str, self.buckets)) or 'fixed'}"
+
+
+@dataclass(frozen=True)
+class Extras:
+    """A runner's cache key extras: as they are, and with this rank's own numbers named."""
+
+    real: tuple[Any, ...]
+    neutral: str
+    is_twin: bool
+
+
+def name_rank_fields(real: tuple[Any, ...], own: dict[int, tuple[str, int]]) -> Extras:
+    """Replace each field that holds this rank's own number by that number's name.
+
+    ``own``: index in the extras -> (name, this rank's number).
+    """
+    named = list(real)
+    for index, (name, number) in own.items():
+        if index < len(real) and type(real[index]) is int and real[index] == number:
+            named[index] = f"<{name}>"
+    is_twin = named != list(real)
+    return Extras(real, str(tuple(named)), is_twin)
+
+
+def task_id(
+    op: str, runners: Sequence[tuple[str, Extras]], profile: Shapes, stage: int
+) -> str:  # fmt: skip
+    """Return the task's id, 32 hex digits, equal on every rank that holds the same task.
+
+    Twins are twins inside one pipeline stage only: another stage may have the same shapes with
+    another layer behind them.
+    """
+    scope = f"stage {stage}" if any(extras.is_twin for _, extras in runners) else ""
+    identity = [op, [[name, extras.neutral] for name, extras in runners], profile, scope]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+
+
+def options_of(runner: Any) -> tuple[tuple[str, str], ...]:
+    """Return the runner's switches: what must be equal wherever one file key is used.
+
+    Flags, names, enums and dtypes. Not integers and floats: sizes, scales and counters differ
+    between calls that a key joins on purpose; those are compared by their candidates instead.
+    """
+    kinds = (bool, str, enum.Enum, torch.dtype)
+    return tuple(
+        sorted((name, repr(v)) for name, v in _state(runner).items() if isinstance(v, kinds))
+    )
+
+
+def numbers_of(runner: Any) -> tuple[tuple[str, float], ...]:
+    """Return the runner's plain numbers, by which two runners of one key may still differ."""
+    state = _state(runner).items()
+    numbers = [(name, v) for name, v in state if type(v) in (int, float)]
+    return tuple(sorted(numbers))
+
+
+def _state(runner: Any) -> dict[str, Any]:
+    attributes = getattr(runner, "__dict__", {})
+    # FlashInfer leaves the same names out of a runner's hash (`TunableRunner.__hash__`).
+    return {name: v for name, v in attributes.items() if not name.endswith("_cache")}
