@@ -21,7 +21,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-REQUIREMENTS = Path(__file__).parent.parent / "requirements"
+CHECKOUT = Path(__file__).parent.parent
 
 # Whatever the caller's shell or job launcher says about ranks and places is not for our tests.
 FOREIGN_PREFIXES = ("FLASHINFER_", "SGLANG_", "VLLM_", "WARMUP_PLUGIN_")
@@ -57,7 +57,7 @@ TRAP = pytest.StashKey[Trap]()
 
 def releases_of(target: str) -> list[str]:
     """The FlashInfer releases that `make <target>` installs besides the main one."""
-    lines = (REQUIREMENTS / "flashinfer-releases.txt").read_text().splitlines()
+    lines = (CHECKOUT / "requirements" / "flashinfer-releases.txt").read_text().splitlines()
     words = [line.split() for line in lines if not line.startswith("#")]
     return [word[0] for word in words if word[1] == target]
 
@@ -122,10 +122,10 @@ def cache_root(tmp_path: Path) -> Path:
 
 
 def _release(version: str) -> Path:
-    releases = os.environ.get("WARMUP_TEST_RELEASES")
-    folder = Path(releases or "unset") / version
+    releases = os.environ.get("WARMUP_TEST_RELEASES", CHECKOUT / ".venv" / "releases")
+    folder = Path(releases) / version
     if not (folder / "flashinfer").is_dir():
-        pytest.fail(f"WARMUP_TEST_RELEASES={releases}: no FlashInfer {version}; run `make test`")
+        pytest.fail(f"{releases} holds no FlashInfer {version}: run `make test` or `make matrix`")
     return folder
 
 

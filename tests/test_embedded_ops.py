@@ -65,7 +65,7 @@ def call_every_op(ops: Ops, tokens: int = 100) -> dict[str, tuple[torch.Tensor, 
 
 def tune(timing: Timing | None = None, tokens: int = 100) -> Ops:
     ops = Ops(timing)
-    with host_clock(simulated=timing is not None), autotune(True):  # noqa: FBT003
+    with host_clock(simulated=timing is not None), autotune(True):
         call_every_op(ops, tokens)
     return ops
 
@@ -83,8 +83,9 @@ def test_every_gemm_tactic_is_the_same_product(
 ) -> None:  # fmt: skip
     m, n, k = shape
     runner = kind("op", None, 0) if kind is ExpertGemmRunner else kind("op")
-    inputs = [random(m, k), random(n, k), random(n) if bias else None]
-    expected = inputs[0] @ inputs[1].T + (inputs[2] if bias else 0)
+    x, w, b = random(m, k), random(n, k), random(n)
+    inputs = [x, w, b if bias else None]
+    expected = x @ w.T + b if bias else x @ w.T
     tactics = [-1, *runner.get_valid_tactics(inputs, None)]
     assert len(tactics) > 2
     for tactic in tactics:
@@ -130,7 +131,7 @@ def test_every_op_is_right_whatever_was_chosen(timing: Timing | None, tokens: in
     ops = Ops(timing)
     with host_clock(simulated=timing is not None):
         answers = [call_every_op(ops, tokens)]
-        with autotune(True):  # noqa: FBT003
+        with autotune(True):
             answers.append(call_every_op(ops, tokens))
         answers.append(call_every_op(ops, tokens))
     for answer in answers:
@@ -177,7 +178,7 @@ def test_the_heads_hybrid_buckets_serve_batches_nobody_tuned(tmp_path: Path) -> 
     tune(tokens=100)
     profiles = [key for key in keys_of(tmp_path / "t.json") if "lm_head" in key]
     assert not any("((100, " in key for key in profiles)
-    with count_calls(**tuning_functions()) as counts, autotune(True):  # noqa: FBT003
+    with count_calls(**tuning_functions()) as counts, autotune(True):
         Ops().lm_head(random(65, HIDDEN), DeviceParameter(random(32, HIDDEN), requires_grad=False))
     # 65 adds itself to the generated buckets, and is served from 128 like 100.
     assert counts["profile_single_kernel"] == 0
@@ -186,13 +187,16 @@ def test_the_heads_hybrid_buckets_serve_batches_nobody_tuned(tmp_path: Path) -> 
 def test_keys_tell_apart_what_shapes_do_not(tmp_path: Path) -> None:
     """With and without bias; one rank's experts and another's, in one field and no other."""
     ops, x, w = Ops(lambda *_: 1.0), random(2, HIDDEN), weight(FFN, HIDDEN)
-    with host_clock(simulated=True), autotune(True):  # noqa: FBT003
+    with host_clock(simulated=True), autotune(True):
         ops.gemm(x, w)
         ops.gemm(x, w, weight(FFN))
         ops.expert_gemm(x, w, 0)
         ops.expert_gemm(x, w, 1)
     keys = keys_of(tmp_path / "t.json")
     assert len(keys) == 4 * len(BUCKETS)
+    extras = BlockedGemmRunner("op").get_cache_key_extras
+    assert extras([x, w, None]) == ("float32", False)
+    assert extras([x.bfloat16(), w, weight(FFN)]) == ("bfloat16", True)
     runners = [ExpertGemmRunner("op", None, rank) for rank in (0, 1)]
     first, second = (runner.get_cache_key_extras([x, w, None]) for runner in runners)
     differing = [i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]
@@ -218,7 +222,7 @@ def test_served_asks_at_every_tuned_batch_and_never_while_tuning() -> None:
     hybrid = (1, 2, 4, 8, 16, 32, 64, 100)
     assert len(ops.served()) == (calls - 1) * len(BUCKETS) + len(hybrid)
     assert all(tactic != -1 for _, tactic in ops.served().values())
-    with autotune(True), pytest.raises(RuntimeError, match="leave tuning mode first"):  # noqa: FBT003
+    with autotune(True), pytest.raises(RuntimeError, match="leave tuning mode first"):
         ops.served()
 
 
@@ -248,16 +252,16 @@ def test_counting_replaces_nothing() -> None:
 
 
 def on_a_release() -> None:
-    """Tune, check and print release and number of entries; run in a child process."""
+    """Tune, check and write release and number of entries; run in a child process."""
     ops = Ops()
     with host_clock():
         for _ in range(2):
-            with autotune(True):  # noqa: FBT003
+            with autotune(True):
                 answers = call_every_op(ops)
     for op, (given, expected) in answers.items():
         torch.testing.assert_close(given, expected, rtol=1e-3, atol=1e-4, msg=op)
     assert all(tactic != -1 for _, tactic in ops.served().values())
-    print(flashinfer.__version__, len(ops.served()))
+    sys.stdout.write(f"{flashinfer.__version__} {len(ops.served())}")
 
 
 def run_on(release: Path) -> str:

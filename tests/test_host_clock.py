@@ -17,7 +17,7 @@ from warmup_plugin.engines.embedded.ops import LM_HEAD, LM_HEAD_CONFIG, Ops
 from warmup_plugin.engines.embedded.runners import BlockedGemmRunner
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 TUNER_MODULE: Any = sys.modules[AutoTuner.__module__]
@@ -64,27 +64,32 @@ def test_clocks_nest() -> None:
     before = names()
     with host_clock.host_clock():
         with host_clock.host_clock(simulated=True):
-            assert elapsed_over(lambda: time.sleep(0.002)) == 0.0
-        assert elapsed_over(lambda: time.sleep(0.002)) >= 2.0
+            assert elapsed_over(rest) == 0.0
+        assert elapsed_over(rest) >= 2.0
     assert changed(before) == set()
 
 
-def elapsed_over(body: Any) -> float:
+def elapsed_over(*bodies: Callable[[], None]) -> float:
     start, end = HostEvent(enable_timing=True), HostEvent(enable_timing=True)
     start.record()
-    body()
+    for body in bodies:
+        body()
     end.record()
     return start.elapsed_time(end)
 
 
+def rest() -> None:
+    time.sleep(0.002)
+
+
 def test_simulated_time_is_what_was_advanced() -> None:
     with host_clock.host_clock(simulated=True):
-        assert elapsed_over(lambda: (advance(1.5), time.sleep(0.002), advance(2.0))) == 3.5
+        assert elapsed_over(lambda: advance(1.5), rest, lambda: advance(2.0)) == 3.5
 
 
 def test_host_time_and_device_time_add_up() -> None:
     with host_clock.host_clock():
-        assert 102.0 <= elapsed_over(lambda: (advance(100.0), time.sleep(0.002))) < 200.0
+        assert 102.0 <= elapsed_over(lambda: advance(100.0), rest) < 200.0
 
 
 def test_a_replay_is_charged_what_its_capture_took() -> None:
@@ -94,7 +99,7 @@ def test_a_replay_is_charged_what_its_capture_took() -> None:
             assert torch.cuda.is_current_stream_capturing()
             advance(2.0)
         assert not torch.cuda.is_current_stream_capturing()
-        assert elapsed_over(lambda: (graph.replay(), graph.replay())) == 4.0
+        assert elapsed_over(graph.replay, graph.replay) == 4.0
 
 
 def test_it_does_not_pose_as_a_device() -> None:
@@ -108,7 +113,7 @@ def test_flashinfer_measures_what_the_timing_says() -> None:
     """FlashInfer's own profiler, over the simulated clock: the mean of one call, exactly."""
 
     def timing(_op: str, _runner: str, batch: int, tactic: Any) -> float:
-        return batch / 8 + tactic
+        return batch / 8 + int(tactic)
 
     inputs = [torch.ones(4, 8), torch.ones(8, 8), None]
     with host_clock.host_clock(simulated=True):
@@ -123,7 +128,7 @@ def test_cold_l2_profiling_runs_on_a_weight_that_counts_as_a_cuda_tensor(tmp_pat
     """Entries of the head carry FlashInfer's cold-L2 policy and are measured, not skipped."""
     weight = DeviceParameter(torch.randn(32, 16), requires_grad=False)
     with host_clock.host_clock(), torch.inference_mode():
-        with autotune(True):  # noqa: FBT003  # FlashInfer's signature
+        with autotune(True):
             logits = Ops().lm_head(torch.ones(3, 16), weight)
         AutoTuner.get().save_configs(str(tmp_path / "table.json"))
     assert type(logits) is torch.Tensor

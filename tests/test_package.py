@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 import sysconfig
@@ -28,12 +29,13 @@ def in_child(script: str) -> object:
 
 
 def files_of(package: Path) -> dict[str, bytes]:
-    """Each file of a package folder, but for what Python compiles."""
-    found = (path for path in package.rglob("*") if path.is_file())
+    """Each file of a package folder, but for what Python and the linters leave there."""
+    found = {str(path.relative_to(package)): path for path in package.rglob("*")}
+    litter = re.compile(r"(^|/)(__pycache__|\.)")
     return {
-        str(path.relative_to(package)): path.read_bytes()
-        for path in found
-        if "__pycache__" not in path.parts
+        name: path.read_bytes()
+        for name, path in found.items()
+        if path.is_file() and not litter.search(name)
     }
 
 

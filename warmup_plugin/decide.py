@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the ranks decide together: from every rank's word to one record for all. Pure.
 
-Owns the rules of the meetings, one function each. A record's ``go`` names what happens next and ``reason`` says why, for log and report. Rank 0 runs these; the others obey.
+Owns the rules of the meetings, one function each. A record's ``go`` names what happens next and
+``reason`` says why, for log and report. Rank 0 runs these; the others obey.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@
 
 No collective is ever in flight while a tactic is being timed. A warm start takes the same steps
 with an empty plan. Owns the order; the work is in `steps/`, the rules in `decide.py` and `plan.py`,
-the tuner in `tuner/`. A cache fault never leaves `warm_up`: it ends in FlashInfer's defaults, a reason and a warning. What
-does: `SessionError` on every rank alike, the forward's own exception on its rank, `RankLostError`.
+the tuner in `tuner/`. A cache fault never leaves `warm_up`: it ends in FlashInfer's defaults, with
+a reason and a warning. What does: `SessionError` on every rank alike, the forward's own exception
+on its rank, `RankLostError`.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ class Session:
 
 def _finish(job: Job, held: Held, agreed: Agreed, survey: Survey, surveyed: Word) -> WarmupReport:
     """Take steps 4 to 9; on a warm start the plan is empty and nothing is written."""
-    work = make_work(job, survey, surveyed)
+    work = make_work(job, agreed, survey, surveyed)
     tune(job, survey, work)
     shared = share(job, agreed, survey, work)
     prepare(job, survey, work, shared)

@@ -21,11 +21,16 @@ Source = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Part:
-    """One table, its manifest if a valid one is with it, and the (tp, pp, dp) of its name."""
+    """One table, its manifest if a valid one is with it, and the (tp, pp, dp) of its name.
+
+    The bytes are those both were read from, empty where they are not from a file.
+    """
 
     table: Table
     manifest: Manifest | None
     source: Source
+    table_bytes: bytes = field(default=b"", compare=False, repr=False)
+    manifest_bytes: bytes = field(default=b"", compare=False, repr=False)
 
 
 @dataclass(frozen=True)

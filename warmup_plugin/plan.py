@@ -7,7 +7,7 @@ stages, layer types and idle ranks make that order differ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -70,11 +70,16 @@ class Plan:
 
 
 def make_plan(
-    inventories: Mapping[int, Inventory], strategy: Strategy, *, time_nothing: bool = False
+    inventories: Mapping[int, Inventory],
+    strategy: Strategy,
+    *,
+    answered: Collection[str] = (),
+    time_nothing: bool = False,
 ) -> Plan:
     """Assign every task that no entry answers.
 
-    ``inventories``: rank -> its tasks. With ``time_nothing`` (mode replay) nothing is assigned and
+    ``inventories``: rank -> its tasks. ``answered``: tasks that an entry has come to answer since
+    they were surveyed. With ``time_nothing`` (mode replay) nothing is assigned and
     what is missing serves FlashInfer's default.
     """
     holders: dict[str, list[int]] = {}
@@ -89,7 +94,7 @@ def make_plan(
     unshared = {name for name, found in states.items() if "unshared" in found}
     known = {name for name, found in states.items() if "known" in found} - unshared
     missing = [n for n, found in states.items() if "missing" in found and n not in unshared]
-    held.update(dict.fromkeys(name for name in missing if name in known))
+    held.update(dict.fromkeys(name for name in missing if name in known or name in answered))
     for name in unshared:
         held.pop(name, None)
     if time_nothing:

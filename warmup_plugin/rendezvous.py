@@ -6,37 +6,44 @@ rank hands in its word, rank 0 decides from all of them, and the decision is **o
 by compare-and-set**, which every rank reads before it acts. Bodies (tables, plans) travel apart,
 addressed by their sha256 and checked against it. Bytes only, never pickle.
 
-Refuses to wait for ever: a rank whose heartbeat has stopped for ``silence_s``, or that has been at
-one task for longer than ``task_limit_s``, is given up by name (`RankLostError`). No collective of
-the engine's process group is used, but for one broadcast of the store's address at the beginning;
-so rank 0 may tune for hours under a group timeout of seconds.
+Refuses to wait for ever: a rank that has gone silent or stuck is given up by name (`pulse.py` has
+the rule), by a record too, so that all ranks that are left raise the same `RankLostError`, and so
+does the one given up, should it wake. No collective of the engine's process group is used, but for
+one broadcast of the store's address at the beginning; so rank 0 may tune for hours under a group
+timeout of seconds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import threading
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from warmup_plugin.errors import RankLostError, SessionError
+from warmup_plugin.pulse import FAILED, ForwardGuard, Pulse, Watch
 from warmup_plugin.table import digest
+from warmup_plugin.waiting import wait_until
 
 if TYPE_CHECKING:
     from warmup_plugin.settings import Settings
-    from warmup_plugin.storelink import StoreLink
+    from warmup_plugin.storelink import Link
 
 Word = dict[str, Any]
 Words = Mapping[int, Word]
 #: From every rank's word to the record all ranks act on.
 Decide = Callable[[Words], Word]
 
+logger = logging.getLogger("warmup_plugin")
+
 _RECORD = "record"
-#: A waiting rank asks again after this long, seconds: at first, and at most.
-_POLL_S = (0.0005, 0.05)
-#: How often a waiting rank looks at the heartbeats of those it waits for, seconds.
-_LOOK_S = 0.25
+_LOST = "lost"
+#: How often rank 0 says whom it waits for, seconds.
+_TELL_S = 30.0
+#: How long a rank that was stopped gives the store to read what arrived meanwhile, seconds.
+_CATCH_UP_S = 0.5
 
 
 class Rendezvous(Protocol):
@@ -61,6 +68,14 @@ class Rendezvous(Protocol):
 
     def note(self, step: str, task: str = "") -> None:
         """Tell the others, through the heartbeat, what this rank is at."""
+        ...
+
+    def confirm(self) -> None:
+        """Make sure, before this rank writes or installs, that the others have not gone on."""
+        ...
+
+    def in_forward(self) -> contextlib.AbstractContextManager[None]:
+        """Look after the engine's forward in the body, and tell the others if it raises."""
         ...
 
     def close(self) -> None:
@@ -97,6 +112,13 @@ class Alone:
     def note(self, step: str, task: str = "") -> None:
         """Nobody is listening."""
 
+    def confirm(self) -> None:
+        """Nobody else decides."""
+
+    def in_forward(self) -> contextlib.AbstractContextManager[None]:
+        """Nobody else waits."""
+        return contextlib.nullcontext()
+
     def close(self) -> None:
         """Forget the bodies."""
         self._bodies.clear()
@@ -105,17 +127,25 @@ class Alone:
 class Meeting:
     """The rendezvous of several ranks over one key-value store.
 
-    Built by `open_meeting`; raises `RankLostError` from any call once a rank is given up.
+    Raises `RankLostError` from any call once a rank is given up, by this rank or another.
     """
 
-    def __init__(self, link: StoreLink, settings: Settings) -> None:
+    def __init__(
+        self,
+        link: Link,
+        settings: Settings,
+        *,
+        watch: Watch | None = None,
+        pulse: Pulse | None = None,
+    ) -> None:
         self.rank = link.rank
         self.size = link.size
         self.bytes_sent = 0
         self.bytes_received = 0
         self._link = link
-        self._watch = Watch(link, settings)
-        self._pulse = Pulse(link, interval_s=min(5.0, settings.silence_s / 8))
+        self._settings = settings
+        self._watch = watch or Watch(link, settings)
+        self._pulse = pulse or Pulse(link, settings)
 
     def meet(self, step: str, word: Word, decide: Decide) -> Word:
         """Hand in this rank's word, return the one record all ranks act on.
@@ -123,34 +153,34 @@ class Meeting:
         Rank 0 gathers and decides; the others wait for the record. Whoever stops waiting records
         that instead: the first record of a step is the only one.
         """
+        self.confirm()
         self._pulse.note(step)
         body = json.dumps(word, sort_keys=True).encode()
         self.bytes_sent += len(body)
         self._link.set(f"{step}/{self.rank}", body)
-        if self.rank == 0:
-            return self._record(step, self._lead(step, decide))
         try:
+            if self.rank == 0:
+                return self._record(step, self._lead(step, decide))
             self._wait([f"{step}/{_RECORD}"], waits_for={0})
         except RankLostError as error:
-            return self._record(step, _lost(error))
+            return self._record(step, {"lost": error.rank, "reason": error.reason})
         return self._checked(self._read(f"{step}/{_RECORD}"))
 
     def _lead(self, step: str, decide: Decide) -> Word:
         words: dict[int, Word] = {}
-        try:
-            for rank in range(self.size):
-                key = f"{step}/{rank}"
-                self._wait([key], waits_for={rank})
-                words[rank] = json.loads(self._read(key))
-        except RankLostError as error:
-            return _lost(error)
+        for rank in range(self.size):
+            key = f"{step}/{rank}"
+            self._wait([key], waits_for={rank})
+            words[rank] = json.loads(self._read(key))
         try:
             return decide(words)
-        except Exception as error:  # noqa: BLE001  # our own bug: the others must not wait for a record for ever
+        except RankLostError:
+            raise
+        except Exception as error:  # noqa: BLE001  # our own bug: nobody may wait for a record for ever
             return {"lost": 0, "reason": f"cannot decide step {step}: {error!r}"}
 
     def _record(self, step: str, record: Word) -> Word:
-        """Write the record of a step unless there is one; return the one in force."""
+        """Write the record of a step unless there is one; obey the one in force."""
         body = json.dumps(record, sort_keys=True)
         self.bytes_sent += len(body)
         return self._checked(self._link.compare_set(f"{step}/{_RECORD}", body))
@@ -158,8 +188,37 @@ class Meeting:
     def _checked(self, body: bytes) -> Word:
         record: Word = json.loads(body)
         if "lost" in record:
+            # For a rank that is not at this step: it finds this one before it acts (`confirm`).
+            self._link.set(_LOST, body)
             raise RankLostError(record["lost"], record["reason"])
         return record
+
+    def confirm(self) -> None:
+        """Make sure, before this rank writes or installs, that the others have not gone on.
+
+        A process that was stopped wakes up where it was; by then it may have been given up. Raises
+        `RankLostError` if so. A stop between this call and the write is not found out; what is
+        written then is what all had agreed on.
+        """
+        if self._pulse.gap_s > self._settings.silence_s:
+            time.sleep(_CATCH_UP_S)  # rank 0's store was stopped with it, and reads its mail first
+        if (body := self._link.get_now(_LOST)) is not None:
+            self._checked(body)
+
+    @contextlib.contextmanager
+    def in_forward(self) -> Iterator[None]:
+        """Look after the engine's forward in the body, and tell the others if it raises."""
+        ends = self._settings.forward_failure == "end"
+        guard = ForwardGuard(self.rank, self.size, self._settings.grace_s) if ends else None
+        self._pulse.guard(guard)
+        try:
+            yield
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"[:1000]
+            self._link.set(FAILED, json.dumps({"rank": self.rank, "reason": reason}).encode())
+            raise
+        finally:
+            self._pulse.guard(None)
 
     def put(self, body: bytes) -> str:
         """Offer a body; it crosses to the store once, whichever ranks offer it."""
@@ -193,15 +252,23 @@ class Meeting:
     def _wait(self, keys: list[str], waits_for: set[int]) -> None:
         """Wait until all keys exist: the one place where this package waits for another rank.
 
-        Raises `RankLostError` once a rank waited for is silent or stuck.
+        Raises `RankLostError` once a rank waited for is given up, or another rank has given one up.
         """
-        pause_s, looked = _POLL_S[0], time.monotonic()
-        while not self._link.has(keys):
-            time.sleep(pause_s)
-            pause_s = min(pause_s * 1.5, _POLL_S[1])
-            if time.monotonic() - looked > _LOOK_S:
-                self._watch.look(waits_for - {self.rank})
-                looked = time.monotonic()
+        others = sorted(waits_for - {self.rank})
+        told_s = 0.0
+
+        def look(waited_s: float) -> None:
+            nonlocal told_s
+            if (body := self._link.get_now(_LOST)) is not None:
+                self._checked(body)
+            self._watch.look(set(others))
+            if self.rank == 0 and waited_s - told_s > _TELL_S:
+                told_s = waited_s
+                for rank in others:
+                    where = self._watch.describe(rank)
+                    logger.info("waiting for rank %d for %.0f s: %s", rank, waited_s, where)
+
+        wait_until(lambda: self._link.has(keys), look)
 
     def close(self) -> None:
         """Stop the heartbeat and let go of the store.
@@ -218,76 +285,3 @@ class Meeting:
         finally:
             self._pulse.stop()
             self._link.close()
-
-
-def _lost(error: RankLostError) -> Word:
-    return {"lost": error.rank, "reason": error.reason}
-
-
-class Pulse:
-    """This rank's heartbeat: a thread that counts, with what the rank is at."""
-
-    def __init__(self, link: StoreLink, interval_s: float) -> None:
-        self._link = link.clone()
-        self._interval_s = interval_s
-        self._state: tuple[str, str, int] = ("open", "", 0)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="warmup-pulse", daemon=True)
-        self._thread.start()
-
-    def note(self, step: str, task: str = "") -> None:
-        """Say what the rank is at; the count of notes tells a stuck task from a new one."""
-        self._state = (step, task, self._state[2] + 1)
-
-    def _beat(self) -> None:
-        beats = 0
-        while not self._stop.is_set():
-            step, task, notes = self._state
-            body = json.dumps({"beats": beats, "step": step, "task": task, "notes": notes})
-            try:
-                self._link.set(f"beat/{self._link.rank}", body.encode())
-            except RankLostError:
-                return  # the store is gone: the rank's own next call says so, with the reason
-            beats += 1
-            self._stop.wait(self._interval_s)
-
-    def stop(self) -> None:
-        """End the thread and its connection."""
-        self._stop.set()
-        self._thread.join(timeout=5.0)
-        self._link.close()
-
-
-class Watch:
-    """What this rank knows of the others' heartbeats, by its own clock only."""
-
-    def __init__(self, link: StoreLink, settings: Settings) -> None:
-        self._link = link
-        self._silence_s = settings.silence_s
-        self._task_limit_s = settings.task_limit_s
-        self._seen: dict[int, tuple[int, float]] = {}
-        self._task: dict[int, tuple[int, float]] = {}
-        self._began = time.monotonic()
-
-    def look(self, ranks: set[int]) -> None:
-        """Read the heartbeats of ``ranks``; raises `RankLostError` for one that is given up."""
-        now = time.monotonic()
-        for rank in sorted(ranks):
-            beat = self._link.get_now(f"beat/{rank}")
-            if beat is None:
-                self._judge(rank, now - self._began, "has not joined")
-                continue
-            state = json.loads(beat)
-            where = f"in step {state['step']}" + (f", at {state['task']}" if state["task"] else "")
-            if self._seen.get(rank, (-1, 0.0))[0] != state["beats"]:
-                self._seen[rank] = (state["beats"], now)
-            if self._task.get(rank, (-1, 0.0))[0] != state["notes"]:
-                self._task[rank] = (state["notes"], now)
-            self._judge(rank, now - self._seen[rank][1], f"silent {where}")
-            at_task = now - self._task[rank][1]
-            if state["task"] and at_task > self._task_limit_s:
-                raise RankLostError(rank, f"{where} for {at_task:.0f} s, over task_limit_s")
-
-    def _judge(self, rank: int, silence_s: float, what: str) -> None:
-        if silence_s > self._silence_s:
-            raise RankLostError(rank, f"{what} for {silence_s:.1f} s, over silence_s")

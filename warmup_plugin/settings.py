@@ -22,6 +22,7 @@ from warmup_plugin.errors import SettingError
 Mode = Literal["on", "read-only", "replay", "off"]
 Strategy = Literal["leader", "per_rank"]
 OnHit = Literal["survey", "skip"]
+ForwardFailure = Literal["end", "wait"]
 
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
@@ -151,7 +152,7 @@ class Settings:
         metadata=_row(
             "WARMUP_PLUGIN_SILENCE_S",
             _seconds(zero=False),
-            "a rank whose heartbeat is older than this is taken for dead",
+            "a rank is given up after this long without a heartbeat, if its process does not run",
         ),
     )
     task_limit_s: float = field(
@@ -168,6 +169,23 @@ class Settings:
             "WARMUP_PLUGIN_GRACE_S",
             _seconds(zero=True),
             "how long ranks stay in the forward after another rank's forward has failed",
+        ),
+    )
+    forward_failure: ForwardFailure = field(
+        default="end",
+        metadata=_row(
+            "WARMUP_PLUGIN_FORWARD_FAILURE",
+            _choice(*get_args(ForwardFailure)),
+            "a rank stuck in a forward that failed on another rank: `end` its process after the "
+            "grace period, or `wait` for the engine's own time-out",
+        ),
+    )
+    replica_wait_s: float = field(
+        default=1800.0,
+        metadata=_row(
+            "WARMUP_PLUGIN_REPLICA_WAIT_S",
+            _seconds(zero=True),
+            "longest that a cold start waits for another engine that tunes the same tasks",
         ),
     )
     record_bytes: int = field(

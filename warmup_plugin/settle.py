@@ -127,9 +127,7 @@ def _record(
     )
 
 
-def without(
-    table: Table, manifest: Manifest, dropped: Mapping[str, str]
-) -> tuple[Table, Manifest]:
+def without(table: Table, manifest: Manifest, dropped: Mapping[str, str]) -> tuple[Table, Manifest]:
     """Return table and manifest with these tasks on their defaults. ``dropped``: id -> reason."""
     records = dict(manifest.tasks)
     entries = dict(table.entries)

@@ -98,7 +98,7 @@ class _Found(NamedTuple):
 
     part: Part | None
     misses: list[tuple[Path, Miss]]
-    obstacles: list[_File]
+    obstacles: list[tuple[Path, _Mark]]
     table: bytes = b""
 
 
@@ -127,7 +127,9 @@ class Store:
         except FileNotFoundError:
             names = []
         except OSError as error:
-            return Reading(warnings=[self._warn(f"{_said(error)}; nothing is kept on disk")])
+            return Reading(
+                warnings=[self._warn(f"{_said(error, self.directory)}; nothing is kept on disk")]
+            )
         reading = Reading(writable=self._mode == "on" and _takes_files(self.directory))
         if self._mode == "on" and not reading.writable:
             warning = f"{self.directory}: not writable; used as it is, nothing will be added"
@@ -161,7 +163,9 @@ class Store:
                 if isinstance(published, Published):
                     _write_once(self.directory / IDENTITY_NAME, identity)
         except OSError as error:
-            return NotPublished(self._warn(f"{_said(error)}; the table is not kept"))
+            return NotPublished(
+                self._warn(f"{_said(error, self.directory)}; the table is not kept")
+            )
         return published
 
     def set_aside(self, name: Source, reason: str) -> None:
@@ -171,28 +175,28 @@ class Store:
         """
         if self.directory is None or self._mode != "on":
             return
-        names = (table_name(*name), manifest_name(*name))
-        files = [_read(self.directory / each, limit=0) for each in names]
-        self._warn(f"{files[0].path}: set aside: {reason}")
+        paths = [self.directory / each for each in (table_name(*name), manifest_name(*name))]
+        self._warn(f"{paths[0]}: set aside: {reason}")
         with contextlib.suppress(OSError):
-            _set_aside(self.directory, [file for file in files if file.mark])
+            found = [(path, _mark(path.stat())) for path in paths if path.exists()]
+            _set_aside(self.directory, found)
 
     def write_report(self, data: bytes, name: str) -> Path | NotPublished:
         """Keep a report; the oldest make room, as told by the time they were written.
 
         Raises `ValueError` for a `name` that is not a plain file name; never `OSError`.
         """
-        if Path(name).name != name or name.startswith("."):
+        if not name or Path(name).name != name or name.startswith("."):
             raise ValueError(f"a report is named {name!r}: must be a plain file name")
         if self.directory is None or self._mode != "on" or not self._num_reports:
             return NotPublished(self._reason if self.directory is None else "no reports are kept")
         folder = self.directory / REPORTS
         try:
             _make_directory(folder)
-            _write(folder / name, data)
+            _write({folder / name: data})
             _keep_newest(folder, self._num_reports)
         except OSError as error:
-            return NotPublished(self._warn(f"{_said(error)}; the report is not kept"))
+            return NotPublished(self._warn(f"{_said(error, folder)}; the report is not kept"))
         return folder / name
 
     def _find(
@@ -212,14 +216,15 @@ class Store:
         manifest_file = _read(directory / manifest_name(*source), self._limit)
         table = _judge_table(table_file.content, stamp, self._limit)
         if isinstance(table, Miss):
+            obstacles = [*_obstacle(table_file), *_obstacle(manifest_file)]
             goes = table.kind in _SET_ASIDE
-            obstacles = [file for file in (table_file, manifest_file) if file.mark and goes]
-            return _Found(None, [(table_file.path, table)], obstacles)
+            return _Found(None, [(table_file.path, table)], obstacles if goes else [])
         assert isinstance(table_file.content, bytes)
         manifest = _judge_manifest(manifest_file.content, table_file.content, identity, self._limit)
         if isinstance(manifest, Manifest):
-            return _Found(Part(table, manifest, source), [], [], table_file.content)
-        obstacles = [manifest_file] if manifest.kind in _SET_ASIDE else []
+            part = Part(table, manifest, source, table_file.content, manifest_file.content)
+            return _Found(part, [], [], table_file.content)
+        obstacles = _obstacle(manifest_file) if manifest.kind in _SET_ASIDE else []
         misses = [(manifest_file.path, manifest)]
         return _Found(Part(table, None, source), misses, obstacles, table_file.content)
 
@@ -252,9 +257,8 @@ class Store:
         for miss in readable:
             if isinstance(miss, Miss):
                 return NotPublished(self._warn(f"{path}: {miss.reason}; the table is not kept"))
-        _write(path, body)
-        # After the table: to die in between leaves a stale manifest, which vouches for nothing.
-        _write(path.with_name(manifest_name(*source)), words)
+        # The table first: to die in between leaves a stale manifest, which vouches for nothing.
+        _write({path: body, path.with_name(manifest_name(*source)): words})
         return Published(path, sha256, len(body), manifest.generation, written=True)
 
     def _warn(self, message: str) -> str:
@@ -274,8 +278,8 @@ def _says_all(found: _Found, union: Merged) -> bool:
     return same_table and union.manifest.answers_like(found.part.manifest)
 
 
-def _said(error: OSError) -> str:
-    return f"{error.filename or 'cache directory'}: {error.strerror or error}"
+def _said(error: OSError, path: Path) -> str:
+    return f"{error.filename or path}: {error.strerror or error}"
 
 
 def _judge_table(content: bytes | Miss, stamp: Mapping[str, str], limit: int) -> Table | Miss:
@@ -310,7 +314,7 @@ def _read(path: Path, limit: int) -> _File:
     except FileNotFoundError:
         return _File(path, Miss("no such file", "absent"))
     except OSError as error:
-        return _File(path, Miss(_said(error), "denied"))
+        return _File(path, Miss(_said(error, path), "denied"))
     try:
         status = os.fstat(descriptor)
         mark = _mark(status)
@@ -322,9 +326,13 @@ def _read(path: Path, limit: int) -> _File:
         with open(descriptor, "rb", closefd=False) as file:
             return _File(path, file.read(status.st_size + 1), mark)
     except OSError as error:
-        return _File(path, Miss(_said(error), "denied"))
+        return _File(path, Miss(_said(error, path), "denied"))
     finally:
         os.close(descriptor)
+
+
+def _obstacle(file: _File) -> list[tuple[Path, _Mark]]:
+    return [(file.path, file.mark)] if file.mark else []
 
 
 def _mark(status: os.stat_result) -> _Mark:
@@ -376,22 +384,32 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Put a file in place, whole or not at all; raises `OSError`, leaving nothing behind."""
+def _write(files: Mapping[Path, bytes]) -> None:
+    """Put files of one directory in place, each whole and none before all are on the disk.
+
+    Raises `OSError`, leaving nothing behind that was not there.
+    """
     unique = f"{os.uname().nodename}.{os.getpid()}.{secrets.token_hex(4)}"
-    temporary = path.with_name(f".{path.name}.{unique}.tmp")
+    temporary = {path: path.with_name(f".{path.name}.{unique}.tmp") for path in files}
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        with os.fdopen(os.open(temporary, flags, 0o644), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        for path, data in files.items():
+            _write_new(temporary[path], data)
+        for path in files:
+            temporary[path].replace(path)
+            _sync_directory(path.parent)
     except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        for path in temporary.values():
+            with contextlib.suppress(OSError):
+                path.unlink()
         raise
-    _sync_directory(path.parent)
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o644), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync_directory(directory: Path) -> None:
@@ -406,29 +424,29 @@ def _sync_directory(directory: Path) -> None:
 
 def _write_once(path: Path, identity: Identity | bytes) -> None:
     if not path.exists():
-        _write(path, identity if isinstance(identity, bytes) else identity.canonical())
+        _write({path: identity if isinstance(identity, bytes) else identity.canonical()})
 
 
-def _set_aside(directory: Path, files: list[_File]) -> None:
+def _set_aside(directory: Path, obstacles: list[tuple[Path, _Mark]]) -> None:
     """Move files to `foreign/`, all under one new suffix; raises `OSError`."""
-    if not files:
+    if not obstacles:
         return
     folder = directory / FOREIGN
     _make_directory(folder)
-    suffix = _unused_suffix(folder, files)
-    for file in files:
+    suffix = _unused_suffix(folder, [path.name for path, _ in obstacles])
+    for path, mark in obstacles:
         with contextlib.suppress(FileNotFoundError):  # somebody else was faster
             # Or has put a good file here since this one was read.
-            if _mark(file.path.stat()) == file.mark:
-                file.path.rename(folder / f"{file.path.name}.{suffix}")
+            if _mark(path.stat()) == mark:
+                path.rename(folder / f"{path.name}.{suffix}")
 
 
-def _unused_suffix(folder: Path, files: list[_File]) -> str:
-    """Return 8 hex digits under which nothing has been set aside: a rename would replace it."""
+def _unused_suffix(folder: Path, names: list[str]) -> str:
+    """Return 8 hex digits under which nothing is set aside yet: a rename would replace it."""
     taken = {path.name for path in folder.iterdir()}
     while True:
         suffix = secrets.token_hex(4)
-        if taken.isdisjoint(f"{file.path.name}.{suffix}" for file in files):
+        if taken.isdisjoint(f"{name}.{suffix}" for name in names):
             return suffix
 
 

@@ -14,7 +14,7 @@ import secrets
 import socket
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -31,6 +31,22 @@ _CONNECT_S = 10.0
 _LOOPBACK = "127.0.0.1"
 
 
+class Link(Protocol):
+    """What a meeting needs of its store; `StoreLink` over the network, a model of it in tests."""
+
+    rank: int
+    size: int
+
+    def clone(self) -> Link: ...
+    def set(self, key: str, value: bytes) -> None: ...
+    def get(self, key: str) -> bytes: ...
+    def get_now(self, key: str) -> bytes | None: ...
+    def has(self, keys: list[str]) -> bool: ...
+    def add(self, key: str) -> int: ...
+    def compare_set(self, key: str, value: str) -> bytes: ...
+    def close(self) -> None: ...
+
+
 @dataclass
 class StoreLink:
     """A connection to the session's store, used by one thread at a time."""
@@ -41,7 +57,7 @@ class StoreLink:
 
     def clone(self) -> StoreLink:
         """Return another connection to the same store, for another thread."""
-        return StoreLink(self.store.clone(), self.rank, self.size)
+        return StoreLink(self.store.clone(), self.rank, self.size)  # type: ignore[attr-defined]  # as above
 
     def set(self, key: str, value: bytes) -> None:
         """Write a value."""
@@ -84,7 +100,6 @@ class StoreLink:
         except RuntimeError as error:  # torch's store errors derive from it
             reason = str(error).split("Exception raised from")[0].strip()
             raise RankLostError(0, f"its store is gone: {reason}") from error
-
 
 
 def connect(group: dist.ProcessGroup | None, settings: Settings) -> StoreLink:

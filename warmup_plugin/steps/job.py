@@ -73,6 +73,7 @@ class Job:
     stamp: Mapping[str, str]
     installed: Installed
     seen: Observations
+    stack: contextlib.ExitStack
     placement: Placement | None = None
     store: Store | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -139,7 +140,7 @@ def open_job(options: Options) -> Iterator[Job]:
         job = Job(
             options=options, meeting=meeting, word=word, identity=Identity(word["factors"]),
             ops=options.ops or known_ops(probe.version()), stamp=probe.stamp(),
-            installed=Installed.take_down(), seen=stack.enter_context(observe()),
+            installed=Installed.take_down(), seen=stack.enter_context(observe()), stack=stack,
         )  # fmt: skip
         job.warn(*word["warnings"])
         if word["reason"]:
@@ -156,7 +157,7 @@ def open_job(options: Options) -> Iterator[Job]:
 def _meet(options: Options, stack: contextlib.ExitStack) -> Rendezvous:
     if options.ranks.world_size == 1 and options.group is None:
         return Alone()
-    from warmup_plugin.storelink import connect  # noqa: PLC0415  # a single process needs no store
+    from warmup_plugin.storelink import connect  # a single process needs no store
 
     meeting = Meeting(connect(options.group, options.settings), options.settings)
     stack.callback(meeting.close)

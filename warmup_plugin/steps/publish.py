@@ -31,6 +31,7 @@ def publish(job: Job, held: Held, agreed: Agreed, shared: Shared, work: Work) ->
         table = shared.table
         if work.dropped:
             table, manifest = without(table, manifest, work.dropped)
+        job.meeting.confirm()
         done = store.publish(job.options.ranks.coordinates, table, manifest, job.identity)
         if isinstance(done, NotPublished):
             job.warn(f"the table is not stored: {done.reason}")

@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterable
 
 from warmup_plugin import __version__
-from warmup_plugin.report import Agreement, WarmupReport
 from warmup_plugin.rendezvous import Word
+from warmup_plugin.report import Agreement, WarmupReport
 from warmup_plugin.steps.job import Job, Options
 from warmup_plugin.steps.share import Shared
 from warmup_plugin.steps.tune import Work

@@ -10,10 +10,8 @@ taken out by all.
 from __future__ import annotations
 
 import json
-import socket
-import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from warmup_plugin.decide import decide_certify, decide_ready
@@ -23,7 +21,7 @@ from warmup_plugin.rendezvous import Word, Words
 from warmup_plugin.settle import Result, settle
 from warmup_plugin.steps.job import Job
 from warmup_plugin.steps.tables import Agreed
-from warmup_plugin.steps.tune import Work, tune_own
+from warmup_plugin.steps.tune import Work, result_of, tune_own
 from warmup_plugin.table import Entry, Table, canonical_tactic, digest, parse_table, render_table
 from warmup_plugin.tuner import replay
 from warmup_plugin.tuner.survey import Survey
@@ -59,7 +57,7 @@ def share(job: Job, agreed: Agreed, survey: Survey, work: Work) -> Shared:
 
 
 def _exchange(job: Job, agreed: Agreed, work: Work) -> Shared:
-    rows = [_row(outcome, job.meeting.rank) for outcome in work.outcomes.values()]
+    rows = [asdict(result_of(o, job.meeting.rank)) for o in work.outcomes.values()]
     word = {"results": job.meeting.put(json.dumps(rows).encode()), "error": job.failure}
 
     def lead(words: Words) -> Word:
@@ -88,15 +86,6 @@ def _exchange(job: Job, agreed: Agreed, work: Work) -> Shared:
     return Shared(table, record["manifest"])
 
 
-def _row(outcome: replay.Outcome, rank: int) -> dict[str, Any]:
-    entry = None if outcome.entry is None else list(outcome.entry)
-    return {
-        "task": outcome.task, "kind": outcome.kind, "winner": outcome.winner, "entry": entry,
-        "reason": outcome.reason, "ms": outcome.ms, "default_ms": outcome.default_ms,
-        "rank": rank, "host": socket.gethostname(), "at": time.time(),
-    }  # fmt: skip
-
-
 def _result(row: Mapping[str, Any]) -> Result:
     entry = row["entry"]
     if entry is not None:
@@ -117,6 +106,7 @@ def _install(
     own = _own_keys(survey)
     if not work.is_new and job.installed.only(own):
         return
+    job.meeting.confirm()
     tasks = (survey.tasks[name] for name in dropped if name in survey.tasks)
     kept = own - {key for task in tasks for key in task.keys}
     entries = {key: shared.table.entries[key] for key in kept if key in shared.table.entries}

@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from warmup_plugin.decide import decide_survey
-from warmup_plugin.errors import SessionError
+from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.rendezvous import Word
 from warmup_plugin.steps.job import Job
 from warmup_plugin.steps.tables import Agreed
@@ -72,7 +72,12 @@ def _new_survey(job: Job, agreed: Agreed) -> Survey:
 
 @contextlib.contextmanager
 def _recording(job: Job, survey: Survey) -> Iterator[None]:
-    with job.timed("survey"), job.options.tuning_context(), survey.intercept():
+    with (
+        job.timed("survey"),
+        job.meeting.in_forward(),
+        job.options.tuning_context(),
+        survey.intercept(),
+    ):
         yield
 
 
@@ -87,7 +92,12 @@ def _compare(
         "unshared": states.count("unshared"),
         "heal": job.shares and agreed.needs_healing,
     }
-    return job.meeting.meet(f"survey{attempt}", word, decide_survey)
+    try:
+        return job.meeting.meet(f"survey{attempt}", word, decide_survey)
+    except RankLostError as lost:
+        if error is not None:
+            raise error from lost  # the others are stuck in the forward that this rank has left
+        raise
 
 
 def _settled(job: Job, survey: Survey, record: Word, error: Exception | None) -> Word:

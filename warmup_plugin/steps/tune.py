@@ -8,12 +8,21 @@ the others watch the heartbeat, which names the task in hand.
 from __future__ import annotations
 
 import json
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from warmup_plugin.manifest import Manifest
 from warmup_plugin.plan import Inventory, Item, Plan, make_plan
 from warmup_plugin.rendezvous import Word, Words
+from warmup_plugin.settle import Result, settle
+from warmup_plugin.shutdown import Shutdown
 from warmup_plugin.steps.job import Job
+from warmup_plugin.steps.replica import answered, take_turn
+from warmup_plugin.steps.tables import Agreed
+from warmup_plugin.store import Store
+from warmup_plugin.table import Table
 from warmup_plugin.tuner import replay
 from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task import Task
@@ -29,28 +38,27 @@ class Work:
 
     is_new: bool = False
     plan: Plan = field(default_factory=Plan)
-    inventories: Mapping[int, Inventory] = field(default_factory=dict)
+    inventories: dict[int, Inventory] = field(default_factory=dict)
     outcomes: dict[str, replay.Outcome] = field(default_factory=dict)
     dropped: Mapping[str, str] = field(default_factory=dict)
 
 
-def make_work(job: Job, survey: Survey, surveyed: Word) -> Work:
-    """Step 4: rank 0 assigns what no entry answers; every rank gets the whole plan."""
+def make_work(job: Job, agreed: Agreed, survey: Survey, surveyed: Word) -> Work:
+    """Step 4: rank 0 assigns what no entry answers; every rank gets the whole plan.
+
+    Where another engine tunes the same on this directory, rank 0 waits for it and adopts.
+    """
     if surveyed["go"] == "warm":
         return Work()
     with job.timed("plan"):
         work = Work(is_new=True)
-        own = job.meeting.put(json.dumps(_inventory(survey)).encode())
+        own = job.meeting.put(json.dumps(inventory(survey)).encode())
 
         def lead(words: Words) -> Word:
             bodies = {word["inventory"] for word in words.values()}
             items = {name: _items(job.meeting.get(name)) for name in bodies}
             work.inventories = {rank: items[word["inventory"]] for rank, word in words.items()}
-            plan = make_plan(
-                work.inventories,
-                "leader" if job.shares else "per_rank",
-                time_nothing=job.word["mode"] == "replay" or job.word["go"] == "defaults",
-            )
+            plan = _assign(job, agreed, work.inventories)
             return {"plan": job.meeting.put(json.dumps(plan.to_json()).encode())}
 
         record = job.meeting.meet("plan", {"inventory": own}, lead)
@@ -58,7 +66,19 @@ def make_work(job: Job, survey: Survey, surveyed: Word) -> Work:
         return work
 
 
-def _inventory(survey: Survey) -> list[Item]:
+def _assign(job: Job, agreed: Agreed, inventories: dict[int, Inventory]) -> Plan:
+    plan = make_plan(
+        inventories,
+        "leader" if job.shares else "per_rank",
+        time_nothing=job.word["mode"] == "replay" or job.word["go"] == "defaults",
+    )
+    if plan.shared and take_turn(job, agreed):
+        plan = make_plan(inventories, "leader", answered=answered(agreed, inventories))
+    return plan
+
+
+def inventory(survey: Survey) -> list[Item]:
+    """Return this rank's tasks as they cross ranks."""
     tasks = sorted(survey.tasks.values(), key=lambda task: task.id)
     adopted = survey.adopted
     return [Item(t.id, t.op, t.keys, t.state, adopted.get(t.id, ""), t.reason) for t in tasks]
@@ -69,13 +89,16 @@ def _items(body: bytes) -> list[Item]:
 
 
 def tune(job: Job, survey: Survey, work: Work) -> None:
-    """Step 5: time the tasks this rank tunes for all."""
+    """Step 5: time the tasks this rank tunes for all.
+
+    A shutdown signal ends it after the task in hand; what is tuned by then is kept.
+    """
     names = work.plan.shared.get(job.meeting.rank, ())
     if not names:
         return
-    with job.timed("tune"):
+    with job.timed("tune"), Shutdown(lambda: rescue(job, survey, work)) as shutdown:
         try:
-            work.outcomes = _tune(job, [survey.tasks[name] for name in names], empty=True)
+            _tune(job, [survey.tasks[name] for name in names], work, shutdown, empty=True)
         except Exception as error:  # noqa: BLE001  # the others wait for a word; this is it
             job.failure = f"{type(error).__name__}: {error}"
 
@@ -85,11 +108,11 @@ def tune_own(job: Job, survey: Survey, work: Work) -> None:
     names = work.plan.local.get(job.meeting.rank, ())
     if not names or job.options.settings.require_agreement:
         return
-    tasks = [survey.tasks[name] for name in names]
-    work.outcomes |= _tune(job, tasks, empty=False)
+    with Shutdown(lambda: None) as shutdown:
+        _tune(job, [survey.tasks[name] for name in names], work, shutdown, empty=False)
 
 
-def _tune(job: Job, tasks: Sequence[Task], *, empty: bool) -> dict[str, replay.Outcome]:
+def _tune(job: Job, tasks: Sequence[Task], work: Work, shutdown: Shutdown, *, empty: bool) -> None:
     done = 0
 
     def on_task(task: Task) -> None:
@@ -99,7 +122,38 @@ def _tune(job: Job, tasks: Sequence[Task], *, empty: bool) -> dict[str, replay.O
             job.options.progress("tune", task.label, done, len(tasks))
         done += 1
 
-    outcomes = replay.tune(tasks, job.seen, on_task, empty=empty)
     labels = {task.id: task.label for task in tasks}
-    job.timeline += [(labels[o.task], o.began, o.seconds) for o in outcomes.values()]
-    return outcomes
+    stop = lambda: shutdown.is_requested  # noqa: E731  # the name says it
+    for outcome in replay.tune(tasks, job.seen, on_task, empty=empty, stop=stop):
+        work.outcomes[outcome.task] = outcome
+        job.timeline.append((labels[outcome.task], outcome.began, outcome.seconds))
+
+
+def rescue(job: Job, survey: Survey, work: Work) -> None:
+    """Write what this rank has tuned so far, under its own name, before its process leaves.
+
+    The next start finds it and tunes the rest. Nothing is asked of the other ranks, which may be
+    gone already.
+    """
+    outcomes = [outcome for outcome in list(work.outcomes.values()) if outcome.entry is not None]
+    if not outcomes or not job.shares or job.word["mode"] != "on" or job.placement is None:
+        return
+    done = {outcome.task for outcome in outcomes}
+    items = [item for item in inventory(survey) if item.id in done]
+    results = [result_of(outcome, job.meeting.rank) for outcome in outcomes]
+    settled = settle(Table(job.stamp, {}), {}, {job.meeting.rank: items}, results)
+    manifest = Manifest(
+        identity=job.identity.digest, tasks=settled.tasks, complete=False,
+        engine=job.options.engine[0], engine_version=job.options.engine[1],
+    )  # fmt: skip
+    store = job.store or Store(job.placement.directory, job.options.settings)
+    store.publish(job.options.ranks.coordinates, settled.table, manifest, job.identity)
+
+
+def result_of(outcome: replay.Outcome, rank: int) -> Result:
+    """Return an outcome with where and when it was found out."""
+    return Result(
+        task=outcome.task, kind=outcome.kind, winner=outcome.winner, entry=outcome.entry,
+        reason=outcome.reason, ms=outcome.ms, default_ms=outcome.default_ms,
+        rank=rank, host=socket.gethostname(), at=time.time(),
+    )  # fmt: skip

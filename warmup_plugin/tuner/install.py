@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -65,13 +65,21 @@ class Installed:
             return cls(empty, state)
         return cls(table, state)
 
-    def load(self, document: bytes, stamp: Mapping[str, str], keep_ops: Collection[str]) -> None:
+    def load(
+        self,
+        document: bytes,
+        stamp: Mapping[str, str],
+        keep_ops: Collection[str],
+        *,
+        table: Table | Miss | None = None,
+    ) -> None:
         """Install a table for the survey: these bytes, and others' entries of ``keep_ops``.
 
-        ``stamp`` is this process's own: FlashInfer loads no other.
+        ``stamp`` is this process's own: FlashInfer loads no other. ``table``: the same bytes,
+        parsed, if they are already.
         """
         kept = {k: e for k, e in self.others.entries.items() if _of_op(k, keep_ops)}
-        table = parse_table(document, limit=1 << 40)
+        table = parse_table(document, limit=1 << 40) if table is None else table
         if isinstance(table, Miss):
             raise InstallError(f"the agreed table cannot be installed: {table.reason}")
         if kept or self.others.records or dict(table.stamp) != dict(stamp):
@@ -126,9 +134,9 @@ class Installed:
             found = {k: e for k, e in table.entries.items() if _of_op(k, ops)}
             self.others = replace(self.others, entries={**self.others.entries, **found})
 
-    def only(self, keys: Collection[str]) -> bool:
+    def only(self, keys: Set[str]) -> bool:
         """Return whether nothing is loaded but these keys."""
-        return self._loaded.keys() <= set(keys) and not self.others.entries
+        return self._loaded.keys() <= keys and not self.others.entries
 
     def put_back(self) -> None:
         """Leave the tuner as it was found: others' entries and nothing else."""

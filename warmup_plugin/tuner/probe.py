@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flashinfer
 import flashinfer.autotuner as fi
@@ -197,6 +198,34 @@ def synthesise(tuner: Any, profile: Any, inputs: list[Any], config: Any) -> list
 def skipped_ops(tuner: Any) -> frozenset[str]:
     """Return the ops the open contexts exclude from tuning (none before 0.6.13)."""
     return frozenset(getattr(tuner, "_effective_skip_ops", ()))
+
+
+class Winner(NamedTuple):
+    """An entry of the tuner's memory, as it would be saved."""
+
+    key: str
+    runner: str
+    tactic: Any
+
+
+def winners_since(tuner: Any, count: int) -> list[Winner]:
+    """Return the winners stored in the tuner's memory after its first ``count``, newest first."""
+    keys, cache = Keys(probe()), tuner.profiling_cache
+    found = []
+    for key, value in itertools.islice(reversed(cache.items()), len(cache) - count):
+        # Before 0.6.18 a key was a plain tuple with the runner's hash third, and the runner's index
+        # came first in the value.
+        is_plain = isinstance(key, tuple)
+        op, runner, profile, extras = (*key[:2], *key[3:]) if is_plain else key.key_fields
+        tactic = value[1] if is_plain else value[0]
+        found.append(Winner(keys.file_key(op, runner, profile, extras), runner, tactic))
+    return found
+
+
+def policy_of(config: Any) -> Any:
+    """Return the measurement policy FlashInfer stores with winners of this config, if it does."""
+    policy = getattr(fi.AutoTuner, "_profiling_policy", None)
+    return None if policy is None else policy(config)
 
 
 def store_or_policy_in_force(tuner: Any) -> str:

@@ -19,9 +19,8 @@ from typing import Any
 
 import torch
 
-from warmup_plugin.table import Entry, Table, parse_table
+from warmup_plugin.table import Entry, canonical_tactic
 from warmup_plugin.tuner import probe
-from warmup_plugin.tuner.install import saved_document
 from warmup_plugin.tuner.observe import Observations
 from warmup_plugin.tuner.task import Call, Task
 
@@ -37,9 +36,9 @@ class Outcome:
     """
 
     task: str
-    winner: int | None
-    entry: Entry | None
-    kind: str
+    kind: str = "default"
+    winner: int | None = None
+    entry: Entry | None = None
     reason: str = ""
     ms: float | None = None
     default_ms: float | None = None
@@ -48,82 +47,89 @@ class Outcome:
 
 
 def tune(
-    tasks: Iterable[Task], seen: Observations, on_task: Callable[[Task], None], *, empty: bool
-) -> dict[str, Outcome]:
-    """Time the tactics of every task on this rank; return the outcomes by task id.
+    tasks: Iterable[Task],
+    seen: Observations,
+    on_task: Callable[[Task], None],
+    *,
+    empty: bool,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Outcome]:
+    """Time the tactics of every task on this rank; yield each outcome as soon as it is known.
 
     The tuner holds this rank's winners in memory afterwards. With ``empty`` it is emptied first, so
-    that nothing loaded answers in place of a measurement.
+    that nothing loaded answers in place of a measurement. ``stop`` is asked before each task.
     """
     tuner = probe.tuner()
     assert probe.open_contexts(tuner) == 0, "a tuning context is open in step 5"
     if empty:
         tuner.clear_cache()
     ordered = sorted(tasks, key=lambda task: task.call.memory_only_v2)
-    measured: dict[str, Outcome] = {}
     with probe.no_process_group():
         for v2, group in itertools.groupby(ordered, key=lambda task: task.call.memory_only_v2):
             with probe.tuning_context(memory_only_v2=v2):
                 for task in group:
+                    if stop():
+                        return
                     on_task(task)
-                    measured[task.id] = _tune_one(tuner, task, seen)
-    table = parse_table(saved_document(tuner), limit=1 << 40)
-    winners = table if isinstance(table, Table) else Table(stamp={}, entries={})
-    return {task.id: _with_winner(measured[task.id], task, winners) for task in ordered}
+                    yield _tune_one(tuner, task, seen)
 
 
 def _tune_one(tuner: Any, task: Task, seen: Observations) -> Outcome:
     assert probe.process_group() is None, "FlashInfer's process group is set in step 5"
     seen.begin_task()
     began, stored = time.monotonic(), len(tuner.profiling_cache)
-    reason, candidates = "", []
+    error, candidates = "", []
     for call in (task.call, *task.rivals):
         before = len(seen.times)
+        config = narrow(call.config, task.buckets)
         try:
             with _as_recorded(call):
-                tuner.choose_one(
-                    call.op, call.runners, narrow(call.config, task.buckets), call.inputs,
-                    **call.kwargs,
-                )  # fmt: skip
-        except Exception as error:  # noqa: BLE001  # a broken runner costs its task, never the session
-            reason = f"{type(error).__name__}: {error}"[:400]
-            logger.warning("warmup-plugin: %s has no winner: %s", task.label, reason)
+                tuner.choose_one(call.op, call.runners, config, call.inputs, **call.kwargs)
+        except Exception as raised:  # noqa: BLE001  # a broken runner costs its task, never the session
+            error = f"{type(raised).__name__}: {raised}"[:400]
+            logger.warning("warmup-plugin: %s has no winner: %s", task.label, error)
         candidates.append([(name, tactic) for name, tactic, _ in seen.times[before:]])
-    kind = "default"
+    (ms, default_ms), seconds = _times(task, seen), time.monotonic() - began
+    outcome = Outcome(task.id, ms=ms, default_ms=default_ms, began=began, seconds=seconds)
     if any(found != candidates[0] for found in candidates[1:]):
-        kind, reason = "unshared", "one file key, runners with different candidates"
-    elif len(tuner.profiling_cache) > stored:
-        kind = "unstable"  # until the winner turns out to stand under a recorded key
-    timed = [ms for _, _, ms in seen.times]
-    if not reason and kind == "default":
-        reason = "all tactics failed" if timed and min(timed) == float("inf") else "nothing to time"
-        reason = "out of memory" if seen.times and not timed else reason
-    defaults = [ms for name, tactic, ms in seen.times
-                if tactic == -1 and name == type(task.call.runners[0]).__name__]  # fmt: skip
-    best = min(timed, default=float("inf"))
-    return Outcome(
-        task.id, None, None, kind, reason,
-        ms=best if best < float("inf") else None,
-        default_ms=defaults[0] if defaults and defaults[0] < float("inf") else None,
-        began=began, seconds=time.monotonic() - began,
-    )  # fmt: skip
+        reason = "one file key, runners with different candidates"
+        return replace(outcome, kind="unshared", reason=reason)
+    return _with_winner(outcome, task, probe.winners_since(tuner, stored), error, seen)
 
 
-def _with_winner(outcome: Outcome, task: Task, table: Table) -> Outcome:
-    """Find the winner under the recorded keys, in what FlashInfer itself would save."""
-    if outcome.kind == "unshared":
-        return outcome
-    held = [(i, table.entries[key]) for i, key in enumerate(task.keys) if key in table.entries]
-    if not held:
-        if outcome.kind == "unstable":
-            return replace(outcome, reason="the winner is stored under another key than looked up")
-        return outcome
-    index, entry = held[0]
+def _times(task: Task, seen: Observations) -> tuple[float | None, float | None]:
+    """Return the best time of the task and that of FlashInfer's default, where it was raced."""
+    first = type(task.call.runners[0]).__name__
+    finite = [(name, tactic, ms) for name, tactic, ms in seen.times if ms < float("inf")]
+    default = [ms for name, tactic, ms in finite if tactic == -1 and name == first]
+    return min((ms for _, _, ms in finite), default=None), default[0] if default else None
+
+
+def _with_winner(
+    outcome: Outcome, task: Task, stored: list[probe.Winner], error: str, seen: Observations
+) -> Outcome:
+    """Find the winner among what FlashInfer has stored, under the keys recorded in the survey."""
+    found = [(task.keys.index(w.key), w) for w in stored if w.key in task.keys]
+    if not found:
+        if stored:
+            reason = "the winner is stored under another key than looked up"
+            return replace(outcome, kind="unstable", reason=reason)
+        return replace(outcome, reason=error or _why_none(seen))
+    index, winner = found[0]
+    tactic = canonical_tactic(winner.tactic)
     # FlashInfer drops these when it loads a table (`load_configs`): the tuner would serve them from
     # memory while every other rank served its default.
-    if entry.runner.startswith("Cudnn") and isinstance(entry.tactic, int) and entry.tactic >= 0:
-        return replace(outcome, kind="default", reason="an integer cuDNN tactic cannot be shared")
-    return replace(outcome, winner=index, entry=entry, kind="tuned", reason="")
+    if winner.runner.startswith("Cudnn") and isinstance(tactic, int) and tactic >= 0:
+        return replace(outcome, reason="an integer cuDNN tactic cannot be shared")
+    policy = probe.policy_of(task.call.config)
+    return replace(outcome, kind="tuned", winner=index, entry=Entry(winner.runner, tactic, policy))
+
+
+def _why_none(seen: Observations) -> str:
+    if not seen.times:
+        return "no tactic was timed: out of memory, or none offered"
+    failed = all(ms == float("inf") for _, _, ms in seen.times)
+    return "all tactics failed" if failed else "out of memory"
 
 
 def narrow(config: Any, buckets: tuple[int, ...]) -> Any:

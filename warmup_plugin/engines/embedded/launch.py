@@ -219,8 +219,9 @@ def _child(spec: RankSpec, connection: Connection) -> None:
 
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
-    """Processes started in the body read `_ENVIRONMENT` while they import, and import from where
-    this one does: Python 3.11 does not tell the fork server.
+    """Give processes started in the body `_ENVIRONMENT` before they import anything.
+
+    And this process's import path, of which Python 3.11 does not tell the fork server.
     """
     environment = {**_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     before = {name: os.environ.get(name) for name in environment}

@@ -16,6 +16,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,11 @@ class Parallel:
     def __init__(self, config: EngineConfig, ranks: RankInfo) -> None:
         self.ranks = ranks
         self.tp_group = self.ep_group = dist.group.WORLD
+        timeout = timedelta(seconds=config.group_timeout_s)
         places = [config.place(rank) for rank in range(config.world_size)]
         for axis in ("tp", "ep"):
             for members in _neighbours(places, axis):
-                group = dist.new_group(members, backend="gloo")
+                group = dist.new_group(members, backend="gloo", timeout=timeout)
                 if ranks.rank not in members:
                     continue
                 setattr(self, f"{axis}_group", group)

@@ -2,10 +2,11 @@
 """Runners: what FlashInfer's tuner chooses between.
 
 Every tactic is another CPU implementation of the same product; tactic -1 is the default that
-serves where nothing is tuned. They agree in layout too: what leaves an op is contiguous, since ranks
-may run different tactics and a collective adds up memory, not elements. A runner's ``get_cache_key_extras`` must name everything that
-changes the candidates or their order besides the input shapes, and nothing that differs between
-starts. Attributes enter the runner's hash, FlashInfer's in-memory key: keep them hashable.
+serves where nothing is tuned. They agree in layout too, what leaves a runner is contiguous: ranks
+may run different tactics, and a collective adds up memory, not elements.
+A runner's ``get_cache_key_extras`` must name everything that changes the candidates or their order
+besides the input shapes, and nothing that differs between starts. Its attributes enter its hash,
+which is in FlashInfer's in-memory key: keep them hashable.
 An unknown tactic raises `ValueError`; FlashInfer then leaves it out.
 """
 

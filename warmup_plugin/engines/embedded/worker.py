@@ -32,6 +32,7 @@ from warmup_plugin.engines.embedded.count_calls import count_calls, tuning_funct
 from warmup_plugin.engines.embedded.model import Stage, prompt
 from warmup_plugin.engines.embedded.ops import EXPERT_GEMM, Ops
 from warmup_plugin.engines.embedded.parallel import ALL_REDUCE, Parallel, tuning_over
+from warmup_plugin.engines.embedded.progress import telling
 from warmup_plugin.engines.embedded.runners import ExpertGemmRunner
 
 if TYPE_CHECKING:
@@ -92,10 +93,16 @@ def warm_up_rank(engine: Engine) -> RankResult:
         pass_through={ALL_REDUCE: "its tactics are collective"},
         twin_fields={EXPERT_GEMM: {ExpertGemmRunner.EP_RANK_INDEX: "ep_rank"}},
     )
+    progress = telling(engine.say)
+
+    def forward() -> torch.Tensor | None:
+        progress("survey", "", 0, 0)
+        return engine.forward()
+
     began = time.perf_counter()
     with count_calls(**tuning_functions()) as counts, tuning_over(engine.tuning_group):
         report = warm_up(
-            engine.forward,
+            forward,
             identity=engine.identity(),
             ranks=engine.ranks,
             group=dist.group.WORLD,
@@ -103,6 +110,7 @@ def warm_up_rank(engine: Engine) -> RankResult:
             root=engine.root,
             ops=ops,
             engine=("embedded", VERSION),
+            progress=progress,
         )
     seconds = time.perf_counter() - began
     return RankResult(engine.ranks.rank, report, engine.ops.served(), counts, seconds)

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: its verbs, and what becomes of an error.
+
+Owns the exit codes: 0 done, 1 the answer is no or the command failed, 2 wrong usage or a malformed
+setting, 3 an error nobody expected, 130 interrupted, 141 the reader of the output went away. Errors
+are lines on standard error; a traceback is shown with --debug only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from warmup_plugin import __version__
+from warmup_plugin.cli import demo, show, where
+from warmup_plugin.cli.output import CommandError
+from warmup_plugin.errors import RuleError, SettingError, WarmupError
+
+#: In the order of the help.
+VERBS = (demo, where, show)
+
+_INTERRUPTED, _BROKEN_PIPE, _UNEXPECTED = 130, 141, 3
+_DEBUG_HELP = "show the traceback of an error"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    try:
+        arguments = vars(make_parser().parse_args(argv))
+    except SystemExit as leaving:  # --help, --version, wrong usage: argparse has said what
+        return int(leaving.code or 0)
+    run, debug = arguments.pop("run", None), arguments.pop("debug", False)
+    if run is None:
+        make_parser().print_help(sys.stderr)
+        return CommandError.USAGE
+    return _guarded(run, arguments, debug=debug)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all verbs."""
+    parser = argparse.ArgumentParser(
+        prog="warmup-plugin",
+        description="Tune FlashInfer kernels once, start warm everywhere.",
+        epilog="examples:\n  warmup-plugin demo\n  warmup-plugin where\n  warmup-plugin demo --help",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"warmup-plugin {__version__}")
+    parser.add_argument("--debug", action="store_true", help=_DEBUG_HELP)
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB")
+    for module in VERBS:
+        verb = verbs.add_parser(
+            module.__name__.rpartition(".")[2],
+            help=module.HELP,
+            description=module.DESCRIPTION,
+            epilog=module.EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        module.add_arguments(verb)
+        verb.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help=_DEBUG_HELP
+        )
+        verb.set_defaults(run=module.run)
+    return parser
+
+
+def _guarded(run: Callable[..., int], values: dict[str, object], *, debug: bool) -> int:
+    try:
+        code = run(**values)
+        sys.stdout.flush()  # here, where a reader that went away can still be told from a bug
+    except KeyboardInterrupt:
+        return _said("interrupted", _INTERRUPTED)
+    except BrokenPipeError:
+        # Python flushes standard output once more at exit; there is nobody to read it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except CommandError as error:
+        return _said(str(error), error.code, error.detail if debug else "")
+    except SettingError as error:
+        return _said(str(error), CommandError.USAGE)
+    except (RuleError, WarmupError) as error:
+        return _said(str(error), CommandError.FAILED, traceback.format_exc() if debug else "")
+    except Exception as error:  # noqa: BLE001  # a bug, told in one line
+        hint = "" if debug else "; --debug shows where, please report it"
+        what = f"unexpected {type(error).__name__}: {error}{hint}"
+        return _said(what, _UNEXPECTED, traceback.format_exc() if debug else "")
+    return code
+
+
+def _said(message: str, code: int, detail: str = "") -> int:
+    """Print an error and return its exit code."""
+    if detail:
+        print(detail.rstrip(), file=sys.stderr)
+    print(f"warmup-plugin: {message}", file=sys.stderr)
+    return code

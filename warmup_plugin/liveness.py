@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a process lives, as seen from outside it.
+
+Owns the one question a heartbeat cannot answer: a thread that is silent may be stopped or dead, or
+only waiting for an interpreter lock that a long compile holds. Its machine knows. Processes of
+another machine or another PID namespace are "unseen", never guessed at.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from warmup_plugin.topology import machine_id
+
+View = Literal["runs", "stopped", "gone", "unseen"]
+
+
+@dataclass(frozen=True)
+class ProcessCard:
+    """What tells one process from all others. ``place`` is its machine and PID namespace.
+
+    ``started`` is the kernel's start time of the process, in clock ticks since boot: a process id
+    that has been given out again belongs to another start.
+    """
+
+    pid: int
+    started: int
+    place: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the card as JSON values."""
+        return asdict(self)
+
+
+def own_card() -> ProcessCard:
+    """Return this process's card; not cached, since a fork is another process."""
+    pid = os.getpid()
+    return ProcessCard(pid, _stat(pid)[1], _place())
+
+
+@functools.cache
+def _place() -> str:
+    try:
+        return f"{machine_id()}/{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return f"{machine_id()}/{os.getpid()}"  # nobody else's: every other process is unseen
+
+
+def view(card: ProcessCard) -> View:
+    """Return what this process sees of another."""
+    if card.place != _place():
+        return "unseen"
+    state, started = _stat(card.pid)
+    if started != card.started or state in "ZX":
+        return "gone"
+    return "stopped" if state in "tT" else "runs"
+
+
+def _stat(pid: int) -> tuple[str, int]:
+    """Return (state letter, start time) of a process; ("X", -1) for one that is not there."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "X", -1
+    # The command's name stands in brackets and may hold anything, brackets too.
+    fields = text[text.rindex(")") + 2 :].split()
+    return fields[0], int(fields[19])

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Heartbeats: what each rank says of itself, and what the others make of its silence.
+
+Owns the thread that beats and the rule by which a rank is given up. A rank whose process is stopped
+or gone is given up after ``silence_s``; one that is silent while its process runs (a compile that
+holds the interpreter lock) after ``task_limit_s``; one that nobody can see from its own machine
+after five silences. Clocks are monotonic and local: no rank's clock is compared with another's.
+
+While the engine's forward runs the same thread looks after it, because a rank stuck in the model's
+collective cannot: see `ForwardGuard`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from warmup_plugin.errors import RankLostError
+from warmup_plugin.liveness import ProcessCard, View, own_card, view
+
+if TYPE_CHECKING:
+    from warmup_plugin.settings import Settings
+    from warmup_plugin.storelink import Link
+
+logger = logging.getLogger("warmup_plugin")
+
+#: A process that ended itself because another rank's forward failed leaves with this status.
+EXIT_ABANDONED = 79
+#: Silences after which a rank is given up that nobody sees from its own machine.
+_UNSEEN_SILENCES = 5
+FAILED = "failed"
+
+
+class Watch:
+    """What this rank makes of the others' heartbeats. Used by one thread, over its own link."""
+
+    def __init__(self, link: Link, settings: Settings) -> None:
+        self._link = link
+        self._silence_s = settings.silence_s
+        self._task_limit_s = settings.task_limit_s
+        self._began = time.monotonic()
+        self._beats: dict[int, tuple[int, float]] = {}
+        self._tasks: dict[int, tuple[int, float]] = {}
+        self._cards: dict[int, ProcessCard] = {}
+
+    def look(self, ranks: set[int]) -> None:
+        """Read the heartbeats of these ranks; raises `RankLostError` for one that is given up."""
+        for rank in sorted(ranks):
+            self._look(rank, time.monotonic())
+
+    def describe(self, rank: int) -> str:
+        """Return what a rank was at when it was last heard of."""
+        state = self._state(rank)
+        if state is None:
+            return "has not joined"
+        return f"in step {state['step']}" + (f", at {state['task']}" if state["task"] else "")
+
+    def _state(self, rank: int) -> dict[str, Any] | None:
+        body = self._link.get_now(f"beat/{rank}")
+        return None if body is None else dict(json.loads(body))
+
+    def _look(self, rank: int, now: float) -> None:
+        state = self._state(rank)
+        beats, notes = (-1, -1) if state is None else (state["beats"], state["notes"])
+        if self._beats.get(rank, (-2, 0.0))[0] != beats:
+            self._beats[rank] = (beats, now if state is not None else self._began)
+        if self._tasks.get(rank, (-2, 0.0))[0] != notes:
+            self._tasks[rank] = (notes, now)
+        silence_s, at_task_s = now - self._beats[rank][1], now - self._tasks[rank][1]
+        if silence_s > self._silence_s and (seen := self.view(rank)) != "runs":
+            limit = self._silence_s * (_UNSEEN_SILENCES if seen == "unseen" else 1)
+            if silence_s > limit:
+                raise RankLostError(
+                    rank, f"{self.describe(rank)}, process {seen}, silent for {silence_s:.1f} s"
+                )
+        if state is not None and state["task"] and at_task_s > self._task_limit_s:
+            raise RankLostError(rank, f"{self.describe(rank)} for {at_task_s:.0f} s: task_limit_s")
+
+    def view(self, rank: int) -> View:
+        """Return what is seen of a rank's process, from here or by a rank of its machine."""
+        card = self._card(rank)
+        if card is None:
+            return "unseen"
+        seen = view(card)
+        if seen != "unseen":
+            return seen
+        for mate in range(self._link.size):
+            other = self._card(mate)
+            if mate != rank and other is not None and other.place == card.place:
+                state = self._state(mate)
+                if state is not None and self._is_fresh(mate, state["beats"]):
+                    found: View = state["mates"].get(str(rank), "unseen")
+                    return found
+        return "unseen"
+
+    def _is_fresh(self, rank: int, beats: int) -> bool:
+        now = time.monotonic()
+        if self._beats.get(rank, (-2, 0.0))[0] != beats:
+            self._beats[rank] = (beats, now)
+        return now - self._beats[rank][1] <= self._silence_s
+
+    def mates(self) -> dict[str, View]:
+        """Return what this process sees of the other ranks on its machine."""
+        others = (rank for rank in range(self._link.size) if rank != self._link.rank)
+        cards = {rank: card for rank in others if (card := self._card(rank)) is not None}
+        seen = {str(rank): view(card) for rank, card in cards.items()}
+        return {rank: found for rank, found in seen.items() if found != "unseen"}
+
+    def _card(self, rank: int) -> ProcessCard | None:
+        if rank not in self._cards:
+            body = self._link.get_now(f"card/{rank}")
+            if body is None:
+                return None
+            self._cards[rank] = ProcessCard(**json.loads(body))
+        return self._cards[rank]
+
+
+class Pulse:
+    """This rank's heartbeat: a thread that counts, with what the rank is at."""
+
+    def __init__(self, link: Link, settings: Settings) -> None:
+        self._link = link.clone()
+        self._settings = settings
+        self._interval_s = min(5.0, settings.silence_s / 8)
+        self._watch = Watch(self._link, settings)
+        self._state: tuple[str, str, int] = ("open", "", 0)
+        self._guard: ForwardGuard | None = None
+        self._last = time.monotonic()
+        self._stop = threading.Event()
+        link.set(f"card/{link.rank}", json.dumps(own_card().to_json()).encode())
+        self._thread = threading.Thread(target=self._run, name="warmup-pulse", daemon=True)
+        self._thread.start()
+
+    def note(self, step: str, task: str = "") -> None:
+        """Say what the rank is at; the count of notes tells a stuck task from a new one."""
+        self._state = (step, task, self._state[2] + 1)
+
+    def guard(self, guard: ForwardGuard | None) -> None:
+        """Look after the engine's forward from now on, or no longer."""
+        self._guard = guard
+
+    @property
+    def gap_s(self) -> float:
+        """Return the seconds since the last beat: long where this process has been stopped."""
+        return time.monotonic() - self._last
+
+    def _run(self) -> None:
+        beats = 0
+        while not self._stop.is_set():
+            try:
+                self._beat(beats)
+                if (guard := self._guard) is not None:
+                    guard.look(self._watch)
+            except RankLostError as error:
+                # The store is gone. A rank in a step of ours finds out itself; one in the engine's
+                # forward cannot.
+                if (guard := self._guard) is None:
+                    return
+                guard.fail(error.rank, error.reason)
+                if guard.is_over:
+                    return
+            beats += 1
+            self._stop.wait(self._interval_s)
+
+    def _beat(self, beats: int) -> None:
+        step, task, notes = self._state
+        body = {"beats": beats, "step": step, "task": task, "notes": notes}
+        if beats % 4 == 0:
+            self._mates = self._watch.mates()
+        body["mates"] = self._mates
+        self._link.set(f"beat/{self._link.rank}", json.dumps(body).encode())
+        self._last = time.monotonic()
+
+    def stop(self) -> None:
+        """End the thread and its connection."""
+        self._stop.set()
+        self._thread.join(timeout=5.0)
+        self._link.close()
+
+
+class ForwardGuard:
+    """Ends this process when it is stuck in a forward that cannot come back.
+
+    A rank whose forward failed says so under one key of the store; a rank that died or was stopped
+    is found by its heartbeat. The others may be in a collective with it, where nothing of ours runs
+    but this. They get ``grace_s`` to come back; then each logs rank and error and leaves with
+    `EXIT_ABANDONED`, so that the engine sees a dead worker in seconds and not after its
+    collective's time-out.
+    """
+
+    def __init__(
+        self, rank: int, size: int, grace_s: float, leave: Callable[[int], None] = os._exit
+    ) -> None:
+        self._others = set(range(size)) - {rank}
+        self._grace_s = grace_s
+        self._leave = leave
+        self._failed: tuple[int, str, float] | None = None
+        self.is_over = False
+
+    def look(self, watch: Watch) -> None:
+        """See whether a forward has failed anywhere; leave once the grace period is over."""
+        if self._failed is None:
+            body = watch._link.get_now(FAILED)  # noqa: SLF001  # one file, one concept
+            if body is not None:
+                word = json.loads(body)
+                self.fail(word["rank"], word["reason"])
+            try:
+                watch.look(self._others)
+            except RankLostError as error:
+                self.fail(error.rank, error.reason)
+        self._maybe_leave()
+
+    def fail(self, rank: int, reason: str) -> None:
+        """Start the grace period, once."""
+        if self._failed is None:
+            self._failed = (rank, reason, time.monotonic())
+            logger.error(
+                "warmup-plugin: the forward cannot complete: rank %d: %s; waiting %.0f s for it to "
+                "come back",
+                rank, reason, self._grace_s,
+            )  # fmt: skip
+        self._maybe_leave()
+
+    def _maybe_leave(self) -> None:
+        if self._failed is None or time.monotonic() - self._failed[2] < self._grace_s:
+            return
+        if not self.is_over:
+            rank, reason, _ = self._failed
+            logger.critical(
+                "warmup-plugin: this process ends (status %d): rank %d's forward failed and this "
+                "one has not come back for %.0f s: %s",
+                EXIT_ABANDONED, rank, self._grace_s, reason,
+            )  # fmt: skip
+            self.is_over = True
+            self._leave(EXIT_ABANDONED)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two engines that start cold on one directory: one tunes, the other waits and adopts.
+
+Owns that wait, on rank 0 before anything is assigned. It ends when the other engine has published
+or is gone, and after ``replica_wait_s`` in any case; then this engine tunes what is still missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+
+from warmup_plugin.lease import hold
+from warmup_plugin.merge import Part, merge
+from warmup_plugin.plan import Inventory
+from warmup_plugin.steps.job import Job
+from warmup_plugin.steps.tables import Agreed
+from warmup_plugin.waiting import wait_until
+
+
+class _WaitedLongEnough(Exception):  # noqa: N818  # ends a wait, is no error
+    """The other engine takes longer than ``replica_wait_s``."""
+
+
+def take_turn(job: Job, agreed: Agreed) -> bool:
+    """Become the engine that tunes for this directory, until the session ends.
+
+    Returns whether ``agreed`` has grown by what another engine has published meanwhile.
+    """
+    if job.store is None or not job.may_write or job.placement is None:
+        return False
+    directory = job.placement.directory
+
+    def is_ours() -> bool:
+        with contextlib.ExitStack() as turn:
+            if holder := turn.enter_context(hold(directory)):
+                job.meeting.note("plan", f"waiting for {holder} to tune the same tasks")
+                return False
+            job.stack.push(turn.pop_all())  # ours until the session ends
+            return True
+
+    def look(waited_s: float) -> None:
+        if waited_s > job.options.settings.replica_wait_s:
+            raise _WaitedLongEnough
+
+    try:
+        wait_until(is_ours, look)
+    except _WaitedLongEnough:
+        job.warn(f"another engine tunes here for over {job.options.settings.replica_wait_s:.0f} s")
+    return _grow(job, agreed)
+
+
+def _grow(job: Job, agreed: Agreed) -> bool:
+    """Take in what the directory holds now, under the table all ranks have agreed on."""
+    assert job.store is not None
+    parts = job.store.read(job.stamp).parts
+    if not parts:
+        return False
+    mine = Part(agreed.table, agreed.manifest, (0, 0, 0))
+    union = merge([mine, *parts] if agreed.table.entries else parts)
+    if union.table.entries.keys() <= agreed.table.entries.keys():
+        return False
+    agreed.table, agreed.manifest = replace(union.table, stamp=agreed.table.stamp), union.manifest
+    return True
+
+
+def answered(agreed: Agreed, inventories: dict[int, Inventory]) -> set[str]:
+    """Return the tasks of all ranks that the agreed table answers now, with one entry each."""
+    entries = agreed.table.entries
+    held = {
+        item.id: sum(key in entries for key in item.keys)
+        for items in inventories.values()
+        for item in items
+        if item.state == "missing"
+    }
+    return {name for name, count in held.items() if count == 1}

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one wait of this package: until something is there, never without somebody looking.
+
+Owns how often is asked. Whoever waits says what to look at meanwhile and how that ends the wait, by
+raising; so no wait is longer than the bound its caller looks after.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+#: Asked again after this long, seconds: at first, and at most.
+_PAUSE_S = (0.0005, 0.05)
+#: How often the waiting one looks round, seconds.
+_LOOK_S = 0.25
+
+
+def wait_until(is_there: Callable[[], bool], look: Callable[[float], None]) -> None:
+    """Ask until ``is_there``; call ``look`` with the seconds waited, a few times a second.
+
+    Raises whatever ``look`` raises: that is how a wait ends that has nothing to wait for any more.
+    """
+    began = looked = time.monotonic()
+    pause_s = _PAUSE_S[0]
+    while not is_there():
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 1.5, _PAUSE_S[1])
+        now = time.monotonic()
+        if now - looked > _LOOK_S:
+            look(now - began)
+            looked = now
