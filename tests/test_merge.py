@@ -131,6 +131,16 @@ def test_agreeing_parts_are_no_conflict() -> None:
     assert merged.manifest is parts[0].manifest
 
 
+def test_equal_entries_with_other_defaults_are_not_the_same() -> None:
+    """One part knows of a task without a winner that the other has never met."""
+    one = part({"A1": 1}, T1, 3)
+    two = part({"A1": 1}, T1 | {"t2": task("A2", outcome="default")}, 3, SECOND)
+    merged = merge([one, two])
+    assert merged.manifest is not None
+    assert merged.manifest.known_defaults == ("t2",)
+    assert merged.conflicts == 0
+
+
 def test_loose_entries_fill_gaps() -> None:
     """Without a manifest, an entry is kept apart by name, and displaces nothing."""
     vouched = part({"A1": 1}, T1 | T2, 1, THIRD)

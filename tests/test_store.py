@@ -26,6 +26,7 @@ from typing import Any
 
 import pytest
 
+from warmup_plugin import files as disk_files
 from warmup_plugin import store as store_module
 from warmup_plugin.identity import Identity
 from warmup_plugin.manifest import Manifest, TaskRecord
@@ -69,6 +70,12 @@ def files(directory: Path) -> dict[str, bytes]:
     """Every regular file below a directory: name -> content."""
     found = (path for path in directory.rglob("*") if path.is_file())
     return {str(path.relative_to(directory)): path.read_bytes() for path in found}
+
+
+def changes(directory: Path) -> dict[str, tuple[int, int]]:
+    """What a write would change of every file and of the directory itself."""
+    found = {path.name: path.stat() for path in (directory, *directory.iterdir())}
+    return {name: (status.st_ino, status.st_ctime_ns) for name, status in found.items()}
 
 
 def set_aside(directory: Path) -> list[str]:
@@ -130,7 +137,7 @@ def test_a_warm_start_reads_table_and_manifest(store: Store, directory: Path) ->
 def test_a_warm_start_writes_nothing(store: Store, directory: Path) -> None:
     """The same answers again, found elsewhere and later: no file is touched."""
     publish(store, a=1)
-    before = {path: path.stat() for path in directory.iterdir()}
+    before = changes(directory)
     (part,) = store.read(STAMP).parts
     assert part.manifest is not None
     again = store.publish(RANK, part.table, part.manifest, IDENTITY)
@@ -142,7 +149,7 @@ def test_a_warm_start_writes_nothing(store: Store, directory: Path) -> None:
         assert (done.written, done.generation) == (False, 1)
         assert done.sha256 == digest((directory / NAME).read_bytes())
         assert done.bytes == (directory / NAME).stat().st_size
-    assert {path: path.stat() for path in directory.iterdir()} == before
+    assert changes(directory) == before
 
 
 def test_publishing_less_writes_nothing(store: Store) -> None:
@@ -233,9 +240,12 @@ def test_memory_only() -> None:
 # -- tables that cannot be used -------------------------------------------------------------------
 
 
-def sparse(path: Path) -> None:
-    with path.open("wb") as file:
-        file.truncate(100 << 20)
+def sparse(size: int) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        with path.open("wb") as file:
+            file.truncate(size)
+
+    return make
 
 
 def text(content: bytes) -> Callable[[Path], object]:
@@ -263,7 +273,8 @@ BAD_TABLES: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "unreadable",
         "nested",
     ),
-    "100 MB": (sparse, "too_large", "104857600 bytes, more than the 65536 allowed"),
+    "100 MB": (sparse(100 << 20), "too_large", "104857600 bytes, more than the 65536 allowed"),
+    "1 TB": (sparse(1 << 40), "too_large", "1099511627776 bytes"),  # must not be read
     "not UTF-8": (text(GOOD.replace(b'"a"', b'"\xff"')), "unreadable", "utf-8"),
     "another FlashInfer": (
         stamped(flashinfer_version="0.6.13"),
@@ -419,7 +430,7 @@ BAD_MANIFESTS: dict[str, tuple[Callable[[Path], object], str, bool]] = {
     "empty": (text(b""), "unreadable", True),
     "a list": (text(b"[]"), "unreadable", True),
     "deep nesting": (text(b'{"tasks": ' + b"[" * 50_000), "unreadable", True),
-    "100 MB": (sparse, "too_large", True),
+    "100 MB": (sparse(100 << 20), "too_large", True),
     "of a newer version": (manifest_with(schema=99), "newer", False),
 }
 
@@ -490,16 +501,16 @@ def test_reading_between_the_two_files_of_a_writer(
 ) -> None:
     """A reader that met the old table and the new manifest looks again."""
     publish(store, a=1)
-    read = store_module._read
+    read = store_module.read_file
 
     def read_slowly(path: Path, limit: int) -> Any:
         found = read(path, limit)
         if path.name == NAME:
-            monkeypatch.setattr(store_module, "_read", read)
+            monkeypatch.setattr(store_module, "read_file", read)
             publish(Store(directory, SETTINGS), a=2)
         return found
 
-    monkeypatch.setattr(store_module, "_read", read_slowly)
+    monkeypatch.setattr(store_module, "read_file", read_slowly)
     (part,) = store.read(STAMP).parts
     assert part.manifest is not None
     assert (part.manifest.generation, part.table) == (2, a_table(a=2))
@@ -923,9 +934,9 @@ def test_a_stopped_holder_of_the_lock_does_not_stop_others(
     store: Store, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process may be frozen while it publishes: go on without the lock after a while."""
-    monkeypatch.setattr(store_module, "_LOCK_WAIT_S", 0.2)
+    monkeypatch.setattr(disk_files, "_LOCK_WAIT_S", 0.2)
     directory.mkdir(parents=True)
-    with store_module._locked(directory):
+    with disk_files.locked(directory):
         began = time.monotonic()
         publish(store, a=1)
         assert 0.2 <= time.monotonic() - began < 2.0

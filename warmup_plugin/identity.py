@@ -61,7 +61,7 @@ class Identity:
             IdentityError: a factor is unknown or has no canonical form.
         """
         normal = {name: _normalised(name, value) for name, value in self.factors.items()}
-        object.__setattr__(self, "factors", json.loads(_encode(normal)))
+        object.__setattr__(self, "factors", normal)
 
     @classmethod
     def of(

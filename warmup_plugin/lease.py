@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from warmup_plugin.files import make_directory
 from warmup_plugin.liveness import ProcessCard, own_card, view
 
 JOURNAL: Final = "journal"
@@ -41,7 +42,7 @@ def hold(directory: Path) -> Iterator[str]:
     path = directory / JOURNAL / _NAME
     token = secrets.token_hex(8)
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(path.parent)
         holder = _take(path, token)
     except OSError:
         yield ""  # no lease to be had here; tuning twice is only a waste

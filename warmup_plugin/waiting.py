@@ -10,8 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-#: Asked again after this long, seconds: at first, and at most.
+#: Asked again after this long, seconds: at first, and at most; in between after this share of the
+#: wait so far, so that nobody who waited briefly waits much longer than needed.
 _PAUSE_S = (0.0005, 0.05)
+_SHARE = 1 / 16
 #: How often the waiting one looks round, seconds.
 _LOOK_S = 0.25
 
@@ -22,11 +24,20 @@ def wait_until(is_there: Callable[[], bool], look: Callable[[float], None]) -> N
     Raises whatever ``look`` raises: that is how a wait ends that has nothing to wait for any more.
     """
     began = looked = time.monotonic()
-    pause_s = _PAUSE_S[0]
+    now = began
     while not is_there():
-        time.sleep(pause_s)
-        pause_s = min(pause_s * 1.5, _PAUSE_S[1])
+        time.sleep(min(max((now - began) * _SHARE, _PAUSE_S[0]), _PAUSE_S[1]))
         now = time.monotonic()
         if now - looked > _LOOK_S:
             look(now - began)
             looked = now
+
+
+def within(limit_s: float) -> Callable[[float], None]:
+    """Return a look that ends the wait after ``limit_s`` seconds with a `TimeoutError`."""
+
+    def look(waited_s: float) -> None:
+        if waited_s > limit_s:
+            raise TimeoutError
+
+    return look

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How files are read, put in place and moved away: the mechanics under `store.py`.
+
+Owns the promises of single files: one appears whole or not at all, what is in the way is moved and
+never deleted, a pipe or a huge file blocks nobody. Knows nothing of tables. Raises `OSError` where
+it says so; reading never does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from warmup_plugin.table import Miss
+from warmup_plugin.waiting import wait_until, within
+
+FOREIGN: Final = "foreign"
+#: A writer that holds the lock for longer than this is stopped or gone; go on without.
+_LOCK_WAIT_S: Final = 5.0
+
+
+class Mark(NamedTuple):
+    """Which file it was that was read: a file replaced since then has another mark."""
+
+    device: int
+    inode: int
+    size: int
+    changed_ns: int
+
+
+class File(NamedTuple):
+    path: Path
+    content: bytes | Miss
+    mark: Mark | None = None
+
+
+def said(error: OSError, path: Path) -> str:
+    return f"{error.filename or path}: {error.strerror or error}"
+
+
+def read_file(path: Path, limit: int) -> File:
+    """Read a file, unless it is none or too large; what stands in the way is a `Miss`."""
+    try:
+        # Not blocking: somebody may have put a pipe here, and opening one waits for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return File(path, Miss("no such file", "absent"))
+    except OSError as error:
+        return File(path, Miss(said(error, path), "denied"))
+    try:
+        status = os.fstat(descriptor)
+        mark = mark_of(status)
+        if not stat.S_ISREG(status.st_mode):
+            return File(path, Miss("not a regular file", "unreadable"), mark)
+        if status.st_size > limit:
+            reason = f"{status.st_size} bytes, more than the {limit} allowed"
+            return File(path, Miss(reason, "too_large"), mark)
+        with open(descriptor, "rb", closefd=False) as file:
+            return File(path, file.read(status.st_size + 1), mark)
+    except OSError as error:
+        return File(path, Miss(said(error, path), "denied"))
+    finally:
+        os.close(descriptor)
+
+
+def obstacle(file: File) -> list[tuple[Path, Mark]]:
+    return [(file.path, file.mark)] if file.mark else []
+
+
+def mark_of(status: os.stat_result) -> Mark:
+    return Mark(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def takes_files(directory: Path) -> bool:
+    """Return whether files can be written here, or directories made down to here."""
+    try:
+        existing = next(path for path in (directory, *directory.parents) if path.exists())
+        return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+    except OSError:
+        return False
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory and its parents, closed to other users; those there stay as they are."""
+    if directory.is_dir():
+        return
+    if directory != directory.parent:
+        make_directory(directory.parent)
+    try:
+        directory.mkdir(mode=0o700)
+    except FileExistsError:
+        if not directory.is_dir():  # made by another process, or a file in its place?
+            raise
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keep other publishers of this directory out, as far as the file system knows locks."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(TimeoutError):
+            wait_until(lambda: _try_lock(descriptor), within(_LOCK_WAIT_S))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # no locks here: the union and os.replace are what is left
+    return True
+
+
+def write_files(files: Mapping[Path, bytes]) -> None:
+    """Put files of one directory in place, each whole and none before all are on the disk.
+
+    Raises `OSError`, leaving nothing behind that was not there.
+    """
+    unique = f"{os.uname().nodename}.{os.getpid()}.{secrets.token_hex(4)}"
+    temporary = {path: path.with_name(f".{path.name}.{unique}.tmp") for path in files}
+    try:
+        for path, data in files.items():
+            _write_new(temporary[path], data)
+        for path in files:
+            temporary[path].replace(path)
+            _sync_directory(path.parent)
+    except BaseException:
+        for path in temporary.values():
+            with contextlib.suppress(OSError):
+                path.unlink()
+        raise
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o644), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename durable where directories can be synchronised; the file is there already."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def move_aside(directory: Path, obstacles: list[tuple[Path, Mark]]) -> None:
+    """Move files to `foreign/`, all under one new suffix; raises `OSError`."""
+    if not obstacles:
+        return
+    folder = directory / FOREIGN
+    make_directory(folder)
+    suffix = _unused_suffix(folder, [path.name for path, _ in obstacles])
+    for path, mark in obstacles:
+        with contextlib.suppress(FileNotFoundError):  # somebody else was faster
+            # Or has put a good file here since this one was read.
+            if mark_of(path.stat()) == mark:
+                path.rename(folder / f"{path.name}.{suffix}")
+
+
+def _unused_suffix(folder: Path, names: list[str]) -> str:
+    """Return 8 hex digits under which nothing is set aside yet: a rename would replace it."""
+    taken = {path.name for path in folder.iterdir()}
+    while True:
+        suffix = secrets.token_hex(4)
+        if taken.isdisjoint(f"{name}.{suffix}" for name in names):
+            return suffix
+
+
+def keep_newest(folder: Path, number: int) -> None:
+    kept = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    kept.sort(key=lambda path: (path.stat().st_mtime_ns, path.name))
+    for path in kept[:-number]:
+        path.unlink(missing_ok=True)
