@@ -30,7 +30,7 @@ hash     = $(shell sha256sum $(1) | sha256sum | cut -c1-12)
 stamp    = $(S)/$(1)-$(call hash,requirements/$(1).txt)
 releases = $(shell awk '$$2 == "$(1)" { print $$1 }' requirements/flashinfer-releases.txt)
 
-SOURCES := $(shell find warmup_plugin -type f -not -path '*/__pycache__/*' | LC_ALL=C sort)
+SOURCES := $(shell find warmup_plugin \( -name __pycache__ -o -name '.*' \) -prune -o -type f -print | LC_ALL=C sort)
 WHEEL   := $(S)/wheel-$(call hash,pyproject.toml README.md LICENSE tools/wheel $(SOURCES))
 PACKAGE := $(call stamp,torch-cpu) $(call stamp,flashinfer-cpu) $(call stamp,runtime) \
            $(call stamp,build) $(WHEEL)

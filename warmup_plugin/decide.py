@@ -11,11 +11,14 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from warmup_plugin.identity import Identity, diff
+from warmup_plugin.identity import Difference, Identity, diff
 from warmup_plugin.table import INDETERMINATE
 
 Word = dict[str, Any]
 Words = Mapping[int, Word]
+
+#: Factors that say which tactics there are: ranks that differ in one cannot exchange theirs.
+_ENVIRONMENT = ("stamp", "gpu", "switches")
 
 
 def decide_open(words: Words) -> Word:
@@ -66,13 +69,25 @@ def _cannot_share(words: Words) -> str:
                 f"rank {rank}: the file keys of FlashInfer {word['version']} "
                 "cannot tell runner options apart"
             )
-    common = Identity(_common_factors(words))
-    for rank, word in words.items():
-        own = dict(word["factors"], stamp=_known_first(word["factors"], common.factors))
-        if found := diff(common, Identity(own)):
-            first = found[0]
-            return f"rank {rank} differs from rank 0 in {first.path}: {first.b!r}, not {first.a!r}"
+    for rank, found in _differences(words).items():
+        if environment := [d for d in found if d.path.split(".")[0] in _ENVIRONMENT]:
+            return _say(rank, environment)
     return ""
+
+
+def _differences(words: Words) -> dict[int, list[Difference]]:
+    """Return by rank the factors in which it differs from what all have in common."""
+    common = Identity(_common_factors(words))
+    found = {}
+    for rank, word in words.items():
+        stamp = _known_first(word["factors"], common.factors)
+        found[rank] = diff(common, Identity({**word["factors"], "stamp": stamp}))
+    return {rank: differences for rank, differences in found.items() if differences}
+
+
+def _say(rank: int, differences: list[Difference]) -> str:
+    said = [f"{d.path} is {d.b!r}, not {d.a!r} as on rank 0" for d in differences[:3]]
+    return f"rank {rank}: {'; '.join(said)}"
 
 
 def _common_factors(words: Words) -> dict[str, Any]:
@@ -92,30 +107,36 @@ def _known_first(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, 
 
 
 def _other_settings(words: Words) -> list[str]:
+    """Return what ranks were told differently; file keys are exact, so they share all the same."""
     names = ("mode", "strategy", "on_hit")
-    return [
+    said = [
         f"rank {rank} has {name}={word[name]}, rank 0's {words[0][name]} is used"
         for rank, word in words.items()
         for name in names
         if word[name] != words[0][name]
     ]
+    return said + [_say(rank, found) for rank, found in _differences(words).items()]
 
 
 def decide_agree(words: Words) -> Word:
     """Which tables there are and whose bodies are needed.
 
-    go: one (all nodes that have a table have this one) | merge (``want``: [rank, digests] to merge)
-    | none (memory only or cold).
+    go: one (all nodes that have a table have this one, ranks ``held_by``) | merge (``want``: ranks
+    whose tables to merge) | none (memory only or cold).
     """
     held = {rank: word["table"] for rank, word in words.items() if word["table"]}
     warnings = [f"rank {rank}: {text}" for rank, word in words.items() for text in word["warnings"]]
+    mark = words[0]["mark"]
     if not held:
-        return {"go": "none", "warnings": warnings}
+        return {"go": "none", "mark": mark, "warnings": warnings}
     if len({(word["table"], word["manifest"]) for word in words.values() if word["table"]}) == 1:
         rank = min(held)
-        return {"go": "one", "from": rank, "warnings": warnings, **_heading(words[rank])}
+        return {
+            "go": "one", "from": rank, "held_by": sorted(held), "mark": mark, "warnings": warnings,
+            **_heading(words[rank]),
+        }  # fmt: skip
     want = {words[rank]["table"]: rank for rank in sorted(held, reverse=True)}
-    return {"go": "merge", "want": sorted(want.values()), "warnings": warnings}
+    return {"go": "merge", "want": sorted(want.values()), "mark": mark, "warnings": warnings}
 
 
 def _heading(word: Word) -> Word:
@@ -124,23 +145,34 @@ def _heading(word: Word) -> Word:
 
 
 def decide_load(words: Words) -> Word:
-    """Whether FlashInfer takes the agreed table on every rank. go: loaded | empty."""
+    """Whether FlashInfer takes the agreed table on every rank. go: loaded | empty.
+
+    ``redundant``: first ranks of other nodes whose directory is rank 0's.
+    """
+    redundant = [rank for rank, word in words.items() if word["shares_disk"]]
     errors = [f"rank {rank}: {word['error']}" for rank, word in words.items() if word["error"]]
-    return {"go": "empty", "reason": errors[0]} if errors else {"go": "loaded"}
+    if errors:
+        return {"go": "empty", "reason": errors[0], "redundant": redundant}
+    return {"go": "loaded", "redundant": redundant}
 
 
 def decide_survey(words: Words) -> Word:
-    """What the forwards have shown. go: warm | plan | rerun (``op`` passed through) | abort."""
+    """What the forwards have shown. go: warm | plan | rerun (``op`` passed through) | abort.
+
+    ``skipped``: ops that some rank's skip list takes out; they serve their default on all ranks,
+    since ranks that differ in a tactic may deadlock.
+    """
+    skipped = sorted({op for word in words.values() for op in word["skipped"]})
     errors = {rank: word["error"] for rank, word in words.items() if word["error"]}
     if errors:
         rank = min(errors)
         ops = {word["last_answered"] for word in words.values()}
         is_the_op = len(errors) == len(words) and len(ops) == 1 and ops != {""}
         found = {"go": "rerun", "op": ops.pop()} if is_the_op else {"go": "abort"}
-        return {**found, "rank": rank, "reason": errors[rank]}
+        return {**found, "rank": rank, "reason": errors[rank], "skipped": skipped}
     if any(word["missing"] or word["unshared"] or word["heal"] for word in words.values()):
-        return {"go": "plan", "reason": ""}
-    return {"go": "warm", "reason": ""}
+        return {"go": "plan", "reason": "", "skipped": skipped}
+    return {"go": "warm", "reason": "", "skipped": skipped}
 
 
 def decide_ready(words: Words) -> Word:

@@ -17,7 +17,7 @@ from warmup_plugin.settings import Strategy
 class Item(NamedTuple):
     """One task of one rank's inventory, as it crosses ranks.
 
-    ``state``: known, default, missing or unshared. ``adopt``: the key of an old file's entry that
+    ``state``: known, default, unstable, missing or unshared. ``adopt``: the key of an old file's entry that
     answers the task, or an empty string. ``served``: what the agreed table answers, as JSON.
     """
 
@@ -91,7 +91,7 @@ def make_plan(
             states.setdefault(item.id, set()).add(item.state)
             if item.adopt:
                 held[item.id] = None
-    unshared = {name for name, found in states.items() if "unshared" in found}
+    unshared = find_unshared(inventories)
     known = {name for name, found in states.items() if "known" in found} - unshared
     missing = [n for n, found in states.items() if "missing" in found and n not in unshared]
     held.update(dict.fromkeys(name for name in missing if name in known or name in answered))
@@ -103,6 +103,22 @@ def make_plan(
     if strategy == "per_rank":
         return Plan(local=_each_its_own(inventories, {*tuned, *unshared}))
     return Plan(_to_lowest(tuned, holders), _each_its_own(inventories, unshared), tuple(held))
+
+
+def find_unshared(inventories: Mapping[int, Inventory]) -> set[str]:
+    """Return the tasks that must not be shared: a rank says so, or a key is another task's too.
+
+    Stages may use one key with two runner lists without any rank seeing both.
+    """
+    items = [item for inventory in inventories.values() for item in inventory]
+    found = {item.id for item in items if item.state == "unshared"}
+    owners: dict[str, str] = {}
+    for item in items:
+        for key in item.keys:
+            owner = owners.setdefault(key, item.id)
+            if owner != item.id:
+                found |= {owner, item.id}
+    return found
 
 
 def _to_lowest(

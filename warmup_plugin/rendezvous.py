@@ -78,6 +78,10 @@ class Rendezvous(Protocol):
         """Look after the engine's forward in the body, and tell the others if it raises."""
         ...
 
+    def abandon(self, reason: str) -> None:
+        """Tell the others that this rank leaves without having finished."""
+        ...
+
     def close(self) -> None:
         """Leave; nothing of the session stays behind."""
         ...
@@ -118,6 +122,9 @@ class Alone:
     def in_forward(self) -> contextlib.AbstractContextManager[None]:
         """Nobody else waits."""
         return contextlib.nullcontext()
+
+    def abandon(self, reason: str) -> None:
+        """Nobody else is left."""
 
     def close(self) -> None:
         """Forget the bodies."""
@@ -189,9 +196,14 @@ class Meeting:
         record: Word = json.loads(body)
         if "lost" in record:
             # For a rank that is not at this step: it finds this one before it acts (`confirm`).
-            self._link.set(_LOST, body)
+            self._link.compare_set(_LOST, body.decode())
             raise RankLostError(record["lost"], record["reason"])
         return record
+
+    def abandon(self, reason: str) -> None:
+        """Tell the others that this rank leaves without having finished."""
+        with contextlib.suppress(RankLostError):
+            self._link.compare_set(_LOST, json.dumps({"lost": self.rank, "reason": reason}))
 
     def confirm(self) -> None:
         """Make sure, before this rank writes or installs, that the others have not gone on.

@@ -13,8 +13,8 @@ from typing import Any, cast
 
 import msgspec
 
-from warmup_plugin.manifest import Manifest, Outcome, TaskRecord
-from warmup_plugin.plan import Inventory
+from warmup_plugin.manifest import DEFAULTS, Manifest, Outcome, TaskRecord
+from warmup_plugin.plan import Inventory, Item, find_unshared
 from warmup_plugin.table import Entry, Table
 
 
@@ -57,7 +57,7 @@ def settle(
     entries: dict[str, Entry] = dict(base.entries)
     found = {result.task: result for result in results}
     keys: dict[str, dict[tuple[str, ...], None]] = {}
-    items: dict[str, Any] = {}
+    items: dict[str, Item] = {}
     for inventory in inventories.values():
         for item in inventory:
             keys.setdefault(item.id, {})[item.keys] = None
@@ -65,12 +65,14 @@ def settle(
                 items[item.id] = item
     merged = dict(records)
     complete = True
+    unshared = find_unshared(inventories)
     for name, item in items.items():
         result = found.get(name) or _held(name, item, keys[name], base, records)
         for key in (key for key_list in keys[name] for key in key_list):
             entries.pop(key, None)
-        if result is None or result.kind == "unshared":
-            complete = complete and (result is not None or item.state == "unshared")
+        is_unshared = name in unshared or (result is not None and result.kind == "unshared")
+        if result is None or is_unshared:
+            complete = complete and is_unshared
             merged.pop(name, None)
             continue
         if result.entry is not None and result.winner is not None:
@@ -82,7 +84,7 @@ def settle(
 
 def _held(
     name: str,
-    item: Any,
+    item: Item,
     key_lists: Iterable[tuple[str, ...]],
     base: Table,
     records: Mapping[str, TaskRecord],
@@ -96,12 +98,12 @@ def _held(
         for index, key in enumerate(key_list):
             if key in base.entries:
                 known = records.get(name)
-                kind = known.outcome if known is not None else "adopted"
-                return Result(name, kind, index, base.entries[key])
+                is_tuned = known is not None and known.outcome == "tuned"
+                return Result(name, "tuned" if is_tuned else "adopted", index, base.entries[key])
     known = records.get(name)
-    if known is not None:
+    if known is not None and known.outcome in DEFAULTS:
         return Result(name, known.outcome, reason=known.reason)
-    return Result(name, "default", reason=item.reason) if item.state == "default" else None
+    return Result(name, item.state, reason=item.reason) if item.state in DEFAULTS else None
 
 
 def _index_of(runner: str, keys: tuple[str, ...]) -> int:
@@ -112,8 +114,8 @@ def _index_of(runner: str, keys: tuple[str, ...]) -> int:
 def _record(
     op: str, keys: Iterable[tuple[str, ...]], result: Result, before: TaskRecord | None
 ) -> TaskRecord:
-    if before is not None and result.rank == 0 and not result.at:
-        return before  # nothing new was learnt about it
+    if before is not None and before.outcome == result.kind and not result.at:
+        return msgspec.structs.replace(before, keys=tuple(sorted({*before.keys, *keys})))
     return TaskRecord(
         op=op,
         keys=tuple(sorted(keys)),

@@ -8,6 +8,7 @@ of a test run come from one fork server, at 0.05 s each.
 
 from __future__ import annotations
 
+import importlib.metadata
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import flashinfer
 import pytest
 
 from warmup_plugin.engines.embedded import EngineConfig, RankResult, launch
 
 ON_RANKS = Path(__file__).with_name("on_ranks.py")
 TABLE = "rank_tp0_pp0_dp0.json"
+FLASHINFER = importlib.metadata.version("flashinfer-python")
 
 #: The smallest engine that has every op; one launch with tuning takes half a second.
 SMALL = {"layers": 2, "hidden": 32, "ffn": 32, "vocab": 32, "timing": "deterministic"}
@@ -82,9 +83,10 @@ class Start:
 
     @property
     def warnings(self) -> list[str]:
-        """Every rank's warnings, the same on all of them."""
-        (warnings,) = {tuple(report.warnings) for report in self.reports}
-        return list(warnings)
+        """The warnings in rank 0's report, which all ranks' reports have."""
+        common = list(self.reports[0].warnings)
+        assert all(set(common) <= set(report.warnings) for report in self.reports)
+        return common
 
     def count(self, word: str) -> list[int]:
         """How many of its tasks each rank reports as ``word``."""
@@ -127,7 +129,7 @@ class Deployment:
 
     def directory(self, node: int = 0) -> Path:
         """Where a node's tables lie: the mission's form, to the letter."""
-        (found,) = (self.roots[node] / "flashinfer_autotune" / flashinfer.__version__).glob("*/*")
+        (found,) = (self.roots[node] / "flashinfer_autotune" / FLASHINFER).glob("*/*")
         assert re.fullmatch(r"(cpu|sm\d+)/[0-9a-f]{64}", "/".join(found.parts[-2:]))
         return found
 

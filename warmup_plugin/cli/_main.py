@@ -22,6 +22,12 @@ from warmup_plugin.errors import RuleError, SettingError, WarmupError
 #: In the order of the help.
 VERBS = (demo, where, show)
 
+_EXAMPLES = """\
+examples:
+  warmup-plugin demo                 see it work: no GPU needed
+  warmup-plugin where                the tables on this machine
+  warmup-plugin demo --help          each verb has its own options and examples
+"""
 _INTERRUPTED, _BROKEN_PIPE, _UNEXPECTED = 130, 141, 3
 _DEBUG_HELP = "show the traceback of an error"
 
@@ -44,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="warmup-plugin",
         description="Tune FlashInfer kernels once, start warm everywhere.",
-        epilog="examples:\n  warmup-plugin demo\n  warmup-plugin where\n  warmup-plugin demo --help",
+        epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -72,28 +78,29 @@ def _guarded(run: Callable[..., int], values: dict[str, object], *, debug: bool)
     try:
         code = run(**values)
         sys.stdout.flush()  # here, where a reader that went away can still be told from a bug
-    except KeyboardInterrupt:
-        return _said("interrupted", _INTERRUPTED)
     except BrokenPipeError:
         # Python flushes standard output once more at exit; there is nobody to read it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
-    except CommandError as error:
-        return _said(str(error), error.code, error.detail if debug else "")
-    except SettingError as error:
-        return _said(str(error), CommandError.USAGE)
-    except (RuleError, WarmupError) as error:
-        return _said(str(error), CommandError.FAILED, traceback.format_exc() if debug else "")
-    except Exception as error:  # noqa: BLE001  # a bug, told in one line
-        hint = "" if debug else "; --debug shows where, please report it"
-        what = f"unexpected {type(error).__name__}: {error}{hint}"
-        return _said(what, _UNEXPECTED, traceback.format_exc() if debug else "")
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # told in one line
+        if debug:
+            detail = error.detail if isinstance(error, CommandError) else ""
+            print(detail.rstrip() or traceback.format_exc().rstrip(), file=sys.stderr)
+        message, code = _judged(error, debug=debug)
+        print(f"warmup-plugin: {message}", file=sys.stderr)
     return code
 
 
-def _said(message: str, code: int, detail: str = "") -> int:
-    """Print an error and return its exit code."""
-    if detail:
-        print(detail.rstrip(), file=sys.stderr)
-    print(f"warmup-plugin: {message}", file=sys.stderr)
-    return code
+def _judged(error: BaseException, *, debug: bool) -> tuple[str, int]:
+    """Return what to say about an error, and the exit code."""
+    match error:
+        case KeyboardInterrupt():
+            return "interrupted", _INTERRUPTED
+        case CommandError():
+            return str(error), error.code
+        case SettingError():
+            return str(error), CommandError.USAGE
+        case RuleError() | WarmupError():
+            return str(error), CommandError.FAILED
+    hint = "" if debug else "; --debug shows where, please report it"
+    return f"unexpected {type(error).__name__}: {error}{hint}", _UNEXPECTED

@@ -52,7 +52,7 @@ def _version_of(package: str) -> str | None:
 
 def _compute_capabilities() -> list[str]:
     try:
-        asked = subprocess.run(
+        asked = subprocess.run(  # noqa: S603  # its words are constants
             _QUERY, capture_output=True, check=True, text=True, timeout=_PATIENCE_S
         )
     except (OSError, subprocess.SubprocessError):

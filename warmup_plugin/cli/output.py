@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: So many digits of a sha256 tell two apart for people.
 SHORT = 12
+
+_INDENT, _NARROWEST = 2, 20
 
 
 class CommandError(Exception):
@@ -48,36 +50,66 @@ def print_json(document: object) -> None:
 
 
 def words(text: str, style: str = "") -> Text:
-    """Return styled text."""
+    """Return styled text. What could steer a terminal, in a file from anywhere, is spelled out."""
     from rich.text import Text
 
-    return Text(text, style)
+    return Text("".join(c if c.isprintable() else repr(c)[1:-1] for c in text), style)
+
+
+def print_path(out: Console, path: Path) -> None:
+    """Print a path on a line of its own, whole, so that it can be copied."""
+    out.print(words(str(path), "bold"), soft_wrap=True)
 
 
 def print_rows(
-    out: Console, rows: Iterable[Sequence[Cell]], *, header: Sequence[str] = (), right: str = ""
+    out: Console,
+    rows: Iterable[Sequence[Cell]],
+    *,
+    header: Sequence[str] = (),
+    right: Sequence[str] = (),
 ) -> None:
-    """Print rows in columns; the last one wraps. ``right``: the headers of columns of numbers."""
-    from rich import box
-    from rich.padding import Padding
-    from rich.table import Table
+    """Print rows in columns; what is in the last one wraps, or goes below where there is no room.
 
-    look = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
-    table = Table(
-        box=look if header else None, show_header=bool(header), pad_edge=False, padding=(0, 2, 0, 0),
-        header_style="bold", collapse_padding=True, border_style="dim",
-    )  # fmt: skip
-    rows = list(rows)
-    if not rows:
-        return
-    names = header or [""] * len(rows[0])
-    for index, name in enumerate(names):
-        is_last = index == len(names) - 1
-        justify: Any = "right" if name and name in right.split(",") else "left"
-        table.add_column(name, no_wrap=not is_last, justify=justify, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    out.print(Padding(table, (0, 0, 0, 2), expand=False))
+    ``right``: the headers of columns of numbers.
+    """
+    table = [[_text(cell) for cell in row] for row in ([header] if header else [])]
+    table += [[_text(cell) for cell in row] for row in rows]
+    widths = [max(cell.cell_len for cell in column) for column in zip(*table, strict=True)]
+    margin = _INDENT + sum(width + _INDENT for width in widths[:-1])
+    if out.width - margin < min(widths[-1], _NARROWEST):
+        margin = 2 * _INDENT
+    for number, row in enumerate(table):
+        line = _text(" " * _INDENT)
+        for index, (cell, width) in enumerate(zip(row[:-1], widths, strict=False)):
+            is_number = bool(header) and header[index] in right
+            pad = _text(" " * (width - cell.cell_len))
+            line += (pad + cell if is_number else cell + pad) + _text(" " * _INDENT)
+        _print_wrapped(out, line, row[-1], margin)
+        if header and number == 0:
+            out.print(_dashes(widths, out.width), style="dim")
+
+
+def _print_wrapped(out: Console, line: Text, last: Text, margin: int) -> None:
+    if line.cell_len > margin:
+        out.print(_rstripped(line), soft_wrap=True)
+        line = _text(" " * margin)
+    for part in last.wrap(out, max(_NARROWEST, out.width - margin)):
+        out.print(_rstripped(line + part), soft_wrap=True)
+        line = _text(" " * margin)
+
+
+def _dashes(widths: Sequence[int], most: int) -> str:
+    total = sum(widths) + _INDENT * (len(widths) - 1)
+    return " " * _INDENT + "-" * min(total, most - 2 * _INDENT)
+
+
+def _text(cell: Cell) -> Text:
+    return words(cell) if isinstance(cell, str) else cell
+
+
+def _rstripped(line: Text) -> Text:
+    line.rstrip()
+    return line
 
 
 def fold_path(path: Path | str, width: int) -> str:
@@ -90,9 +122,9 @@ def fold_path(path: Path | str, width: int) -> str:
     return "\n".join(lines)
 
 
-def plural(count: int, noun: str) -> str:
+def plural(count: int, noun: str, several: str = "") -> str:
     """Return a count with its noun."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    return f"{count} {noun}" if count == 1 else f"{count} {several or noun + 's'}"
 
 
 def size(count: int) -> str:

@@ -48,8 +48,9 @@ class TableFile:
     def has_fault(self) -> bool:
         """Return whether one of the two files is there and cannot be used."""
         manifest_is_bad = isinstance(self.manifest, Miss) and self.manifest.kind != "absent"
-        is_stale = isinstance(self.manifest, Manifest) and not self.vouched
-        return isinstance(self.table, Miss) or manifest_is_bad or is_stale
+        if isinstance(self.manifest, Manifest):
+            manifest_is_bad = not self.vouched or self.manifest.tasks_miss is not None
+        return isinstance(self.table, Miss) or manifest_is_bad
 
 
 def read_bytes(path: Path, limit: int) -> bytes | Miss:

@@ -16,16 +16,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from warmup_plugin.cli.output import CommandError, plural
+from warmup_plugin.cli.output import SHORT, CommandError, plural
 from warmup_plugin.cli.reading import TableFile, read_table
 from warmup_plugin.engines.embedded import EngineConfig, LaunchError, RankResult, launch
 from warmup_plugin.manifest import Manifest
 from warmup_plugin.paths import resolve
 from warmup_plugin.settings import Settings
-from warmup_plugin.table import Table
+from warmup_plugin.table import Miss
 
 #: The first launch loads torch and FlashInfer, from a cold disk perhaps.
 _PATIENCE_S = 600.0
+_ROUTINE = "warmup_plugin.engines.embedded.worker:warm_up_quietly"
 
 Ranks = Sequence[RankResult]
 
@@ -125,7 +126,10 @@ def _start(
 ) -> Ranks:
     try:
         with watch(name) as progress:
-            return launch(config, root=root, env=env, timeout_s=_PATIENCE_S, progress=progress)
+            return launch(
+                config, root=root, env=env, script=_ROUTINE, timeout_s=_PATIENCE_S,
+                progress=progress,
+            )  # fmt: skip
     except LaunchError as error:
         lines = error.failures[error.rank].strip().splitlines()
         why = lines[-1] if lines[0].startswith("Traceback") else lines[0]
@@ -154,58 +158,58 @@ def judge(cold: Ranks, warm: Ranks, table: TableFile) -> tuple[Check, ...]:
 
 
 def _one_table(cold: Ranks, warm: Ranks, table: TableFile) -> Check:
-    paths = {path for rank in (*cold, *warm) for path in rank.report.published}
-    holds = isinstance(table.table, Table) and paths <= {str(table.path)}
-    if not isinstance(table.table, Table):
-        return Check("one table", holds, f"not at the path of this job: {table.table.reason}")
-    where = "at the path of this job" if holds else f"and others: {', '.join(sorted(paths))}"
-    return Check("one table", holds, f"{len(table.table.entries)} entries, {where}")
+    elsewhere = {path for rank in (*cold, *warm) for path in rank.report.published}
+    elsewhere -= {str(table.path)}
+    if isinstance(table.table, Miss):
+        return Check("one table", False, f"{table.table.reason} at this job's path")
+    found = f"{len(table.table.entries)} entries at this job's path"
+    others = f", but others at {', '.join(sorted(elsewhere))}" if elsewhere else ""
+    return Check("one table", not elsewhere, found + others)
 
 
 def _tuned_once(cold: Ranks, warm: Ranks, table: TableFile) -> Check:
-    first, again = (_sum_tuned(ranks) for ranks in (cold, warm))
+    first, again = (_tuners(ranks) for ranks in (cold, warm))
     known = table.manifest.tasks.values() if isinstance(table.manifest, Manifest) else ()
     once = sum(task.outcome == "tuned" for task in known)
     had_table = any(rank.report.tasks.get("from_cache") for rank in cold)
-    holds = again == 0 and (first == once or (had_table and first < once))
-    if had_table and first == 0:
-        done = f"{plural(once, 'task')}, before: this root held the table already"
-    else:
-        by = ", ".join(f"{n} by rank {rank}" for rank, n in _tuners(cold))
-        done = f"{plural(first, 'task')}, {by or 'by none'}"
-    repeated = "" if holds else f"; but the table has {once} of them"
-    return Check("tuned once", holds, f"{done}; {again or 'none'} in the warm start{repeated}")
+    tuned = sum(first.values())
+    holds = once > 0 and not again and (tuned == once or (had_table and tuned < once))
+    done = f"{plural(tuned, 'task')}{': ' if first else ''}{_by(first)}"
+    if had_table and not first:
+        done = f"{plural(once, 'task')}, before: this root had the table"
+    return Check("tuned once", holds, f"{done}; again: {sum(again.values()) or 'none'}")
 
 
-def _tuners(ranks: Ranks) -> list[tuple[int, int]]:
-    tuned = [(rank.rank, int(rank.report.tasks.get("tuned", 0))) for rank in ranks]
-    return [(rank, count) for rank, count in tuned if count]
+def _tuners(ranks: Ranks) -> dict[int, int]:
+    tuned = {rank.rank: int(rank.report.tasks.get("tuned", 0)) for rank in ranks}
+    return {rank: count for rank, count in tuned.items() if count}
 
 
-def _sum_tuned(ranks: Ranks) -> int:
-    return sum(count for _, count in _tuners(ranks))
+def _by(tuners: Mapping[int, int]) -> str:
+    return ", ".join(f"{count} by rank {rank}" for rank, count in tuners.items())
 
 
 def _warm_times_nothing(warm: Ranks) -> Check:
-    timed = [rank.counts["profile_single_kernel"] for rank in warm]
-    made = [rank.counts["prepare_input_tensors"] for rank in warm]
-    if not any(timed) and not any(made):
-        where = "on its only rank" if len(warm) == 1 else f"on each of {len(warm)} ranks"
-        return Check("warm start", True, f"0 tactics timed, 0 inputs synthesised, {where}")
-    found = f"{sum(timed)} tactics timed, {sum(made)} inputs synthesised"
-    return Check("warm start", False, f"{found}, on all ranks together")
+    timed = sum(rank.counts["profile_single_kernel"] for rank in warm)
+    made = sum(rank.counts["prepare_input_tensors"] for rank in warm)
+    ranks = "its only rank" if len(warm) == 1 else f"all {len(warm)} ranks"
+    words = f"{timed} tactics timed, {made} inputs synthesised on {ranks}"
+    return Check("warm start", not timed and not made, words)
 
 
 def _one_certificate(cold: Ranks, warm: Ranks) -> Check:
+    name = "same certificate"
     reports = [rank.report for rank in (*cold, *warm)]
-    certificates = {report.certificate for report in reports}
     agreements = {report.agreement for report in reports}
     if agreements != {"certified"}:
-        return Check("same certificate", False, f"agreement: {', '.join(sorted(agreements))}")
-    if len(certificates) != 1:
-        found = ", ".join(sorted(name[:12] or "none" for name in certificates))
-        return Check("same certificate", False, f"{len(certificates)} of them: {found}")
-    return Check("same certificate", True, f"{certificates.pop()[:12]}, on every rank, both times")
+        return Check(name, False, f"agreement: {', '.join(sorted(agreements))}")
+    first, second = ({rank.report.certificate[:SHORT] for rank in ranks} for ranks in (cold, warm))
+    if len(first) == len(second) == 1 and not all("survey" in report.seconds for report in reports):
+        # Without a forward there are no tasks to ask for: it certifies the table alone.
+        return Check(name, True, f"{first.pop()} cold, {second.pop()} warm, without a forward")
+    if len(first | second) != 1:
+        return Check(name, False, f"{len(first | second)}: {', '.join(sorted(first | second))}")
+    return Check(name, True, f"{first.pop()} on every rank, cold and warm")
 
 
 def _same_tactics(cold: Ranks, warm: Ranks) -> Check:
@@ -222,5 +226,5 @@ def _same_tactics(cold: Ranks, warm: Ranks) -> Check:
     differ = sum(len(found) > 1 for found in answers.values())
     calls = f"{len(answers)} kinds of call"
     if not differ:
-        return Check("same tactics", True, f"{calls}, each with one tactic wherever it is served")
-    return Check("same tactics", False, f"{calls}, {differ} of them with different tactics")
+        return Check("same tactics", bool(answers), f"{calls}, each served one tactic everywhere")
+    return Check("same tactics", False, f"{calls}, {differ} served different tactics")

@@ -18,10 +18,11 @@ from typing import Any
 
 from warmup_plugin.cli import machine, output
 from warmup_plugin.cli.output import CommandError
-from warmup_plugin.cli.reading import TableFile, factors_in_words, read_identity, read_table
+from warmup_plugin.cli.reading import TableFile, read_identity
+from warmup_plugin.cli.shelf import DIGITS, Found, identities_on, look
+from warmup_plugin.errors import PlacementError
 from warmup_plugin.identity import Identity
-from warmup_plugin.manifest import Manifest
-from warmup_plugin.paths import IDENTITY_NAME, Component, Placement, parse_table_name, resolve
+from warmup_plugin.paths import Component, Placement, resolve
 from warmup_plugin.settings import Settings
 from warmup_plugin.table import Miss
 
@@ -39,40 +40,6 @@ examples:
 """
 
 _SOURCES = {"argument": "--root", "engine root": "--engine-root"}
-_DIGITS = 64
-_IDENTITY = re.compile(f"[0-9a-f]{{{_DIGITS}}}")
-
-
-@dataclass(frozen=True)
-class Found:
-    """An identity that has a directory: what it stands for and the tables in it."""
-
-    identity: str
-    words: str
-    tables: tuple[TableFile, ...]
-
-    @property
-    def num_entries(self) -> int:
-        """Return the number of entries of the largest table: each node has its own copy."""
-        counts = [len(t.table.entries) for t in self.tables if not isinstance(t.table, Miss)]
-        return max(counts, default=0)
-
-    @property
-    def state(self) -> str:
-        """Return how much the tables are worth, in a word."""
-        if not self.tables:
-            return "empty"
-        if any(table.has_fault for table in self.tables):
-            return "has faults"
-        manifests = [t.manifest for t in self.tables if isinstance(t.manifest, Manifest)]
-        if not manifests:
-            return "no manifest"
-        return "complete" if any(m.complete for m in manifests) else "incomplete"
-
-    @property
-    def changed(self) -> float:
-        """Return when the newest table was written, unix seconds."""
-        return max((_changed(table.path) for table in self.tables), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -107,8 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _hex(text: str) -> str:
-    if not re.fullmatch(f"[0-9a-f]{{1,{_DIGITS}}}", text.lower()):
-        raise argparse.ArgumentTypeError(f"{text!r}: must be 1 to {_DIGITS} hex digits")
+    if not re.fullmatch(f"[0-9a-f]{{1,{DIGITS}}}", text.lower()):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be 1 to {DIGITS} hex digits")
     return text.lower()
 
 
@@ -137,8 +104,8 @@ def whereabouts(
     """Return where tables lie.
 
     Raises:
-        CommandError: the identity cannot be had, or there is no FlashInfer to ask for its version.
-        PlacementError: a part is not what its place in the path takes.
+        CommandError: the identity cannot be had, there is no FlashInfer to ask for its version, or
+            a part is not what its place in the path takes.
     """
     is_plain = root is None and settings.override_dir is not None  # no version, no arch in the path
     versioned = Component("version", "0", "") if is_plain else _version(version)
@@ -146,22 +113,27 @@ def whereabouts(
     limit = settings.table_bytes
 
     def placement(digest: str) -> Placement:
-        return resolve(
-            settings, digest, version=versioned.value, arch=on_arch.value, environ=environ,
-            argument=_absolute(root), engine_root=_absolute(engine_root),
-        )  # fmt: skip
+        try:
+            return resolve(
+                settings, digest, version=versioned.value, arch=on_arch.value, environ=environ,
+                argument=_absolute(root), engine_root=_absolute(engine_root),
+            )  # fmt: skip
+        except PlacementError as error:
+            is_usage = error.name in ("version", "arch")
+            code = CommandError.USAGE if is_usage else CommandError.FAILED
+            raise CommandError(str(error), code=code) from None
 
-    above = placement("0" * _DIGITS)
+    above = placement("0" * DIGITS)
     shelf = above.directory.parent
     digest = _digest(identity, factors, shelf, limit)
     place = placement(digest) if digest else Placement(shelf, above.components[:-1])
-    names = [digest] if digest else _identities(shelf)
+    names = [digest] if digest else identities_on(shelf)
     return Whereabouts(
         directory=place.directory,
         components=tuple(_sourced(place.components, versioned, on_arch)),
         identity=digest,
         exists=place.directory.is_dir(),
-        found=tuple(_look(shelf / name, limit) for name in names if (shelf / name).is_dir()),
+        found=tuple(look(shelf / name, limit) for name in names if (shelf / name).is_dir()),
     )
 
 
@@ -197,39 +169,14 @@ def _digest(identity: str | None, factors: Path | None, shelf: Path, limit: int)
         if isinstance(read, Identity):
             return read.digest
         raise CommandError(f"{factors}: {read.reason}")
-    if identity is None or len(identity) == _DIGITS:
+    if identity is None or len(identity) == DIGITS:
         return identity or ""
-    matches = [name for name in _identities(shelf) if name.startswith(identity)]
+    matches = [name for name in identities_on(shelf) if name.startswith(identity)]
     if len(matches) == 1:
         return matches[0]
     if not matches:
         raise CommandError(f"no identity in {shelf} begins with {identity}")
     raise CommandError(f"several identities begin with {identity}: {', '.join(matches)}")
-
-
-def _identities(shelf: Path) -> list[str]:
-    try:
-        return sorted(path.name for path in shelf.iterdir() if _IDENTITY.fullmatch(path.name))
-    except OSError:
-        return []
-
-
-def _look(directory: Path, limit: int) -> Found:
-    identity = read_identity(directory / IDENTITY_NAME, limit)
-    known = isinstance(identity, Identity)
-    names = sorted(path.name for path in directory.iterdir() if parse_table_name(path.name))
-    return Found(
-        identity=directory.name,
-        words=factors_in_words(identity.factors) if known else f"? ({identity.reason})",
-        tables=tuple(read_table(directory / name, limit) for name in names),
-    )
-
-
-def _changed(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
 
 
 def _document(answer: Whereabouts) -> dict[str, Any]:
@@ -254,24 +201,30 @@ def _document(answer: Whereabouts) -> dict[str, Any]:
 
 def _print(answer: Whereabouts) -> None:
     out = output.console()
-    out.print(str(answer.directory), soft_wrap=True, style="bold")
-    out.print()
-    rows = [(part.name, part.value, part.source) for part in answer.components]
-    output.print_rows(out, rows, header=("part", "value", "from"))
+    output.print_path(out, answer.directory)
+    rows = [
+        (part.name, _short(part), output.words(part.source, "dim")) for part in answer.components
+    ]
+    output.print_rows(out, rows)
     out.print()
     if answer.identity:
         _print_identity(answer)
     elif answer.found:
-        header = ("identity", "of", "entries", "state", "written")
-        output.print_rows(out, map(_row, answer.found), header=header, right="entries")
+        header = ("identity", "entries", "state", "written", "of")
+        output.print_rows(out, map(_row, answer.found), header=header, right=("entries",))
     else:
         out.print("Nothing is kept there yet." if answer.exists else "It does not exist yet.")
+
+
+def _short(part: Component) -> str:
+    """Return the value; the path above has the whole of it."""
+    return f"{part.value[: output.SHORT]}..." if part.name == "identity" else part.value
 
 
 def _row(found: Found) -> tuple[str, ...]:
     written = time.strftime("%Y-%m-%d %H:%M", time.localtime(found.changed))
     entries = str(found.num_entries)
-    return found.identity[: output.SHORT], found.words, entries, found.state, written
+    return found.identity[: output.SHORT], entries, found.state, written, found.words
 
 
 def _print_identity(answer: Whereabouts) -> None:
@@ -288,5 +241,5 @@ def _print_identity(answer: Whereabouts) -> None:
 def _of_table(table: TableFile) -> str:
     if isinstance(table.table, Miss):
         return f"cannot be used: {table.table.reason}"
-    entries = len(table.table.entries)
-    return f"{entries} {'entry' if entries == 1 else 'entries'}, {output.size(table.bytes)}"
+    entries = output.plural(len(table.table.entries), "entry", "entries")
+    return f"{entries}, {output.size(table.bytes)}"

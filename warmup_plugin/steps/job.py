@@ -149,7 +149,8 @@ def open_job(options: Options) -> Iterator[Job]:
         job.seconds["open"] = time.monotonic() - began
         try:
             yield job
-        except BaseException:
+        except BaseException as error:
+            job.meeting.abandon(f"{type(error).__name__}: {error}"[:1000])
             job.installed.put_back()
             raise
 

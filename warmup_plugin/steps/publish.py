@@ -13,7 +13,6 @@ from warmup_plugin.steps.share import Shared
 from warmup_plugin.steps.tables import Agreed, Held, fetch_manifest
 from warmup_plugin.steps.tune import Work
 from warmup_plugin.store import NotPublished
-from warmup_plugin.table import digest
 
 
 def publish(job: Job, held: Held, agreed: Agreed, shared: Shared, work: Work) -> list[str]:
@@ -21,7 +20,7 @@ def publish(job: Job, held: Held, agreed: Agreed, shared: Shared, work: Work) ->
     store = job.store
     if store is None or not job.shares or job.word["mode"] != "on":
         return []
-    node_has_it = held.table is not None and digest(held.table_bytes) == agreed.word.get("table")
+    node_has_it = held.table is not None and held.table_sha256 == agreed.word.get("table")
     if not work.is_new and (node_has_it or not shared.manifest):
         return []
     with job.timed("publish"):

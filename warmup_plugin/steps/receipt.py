@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable
+from collections import Counter
 
 from warmup_plugin import __version__
 from warmup_plugin.rendezvous import Word
@@ -42,10 +42,8 @@ def make_report(
     certified: Word | None = None,
 ) -> WarmupReport:
     """Return this rank's receipt; rank 0 logs its line, the first rank of a node keeps it."""
-    tasks = {t.id: _became(t, work, shared) for t in survey.tasks.values()} if survey else {}
-    ops: dict[str, list[Task]] = {}
-    for task in survey.tasks.values() if survey else ():
-        ops.setdefault(task.op, []).append(task)
+    recorded = list(survey.tasks.values()) if survey else []
+    became = Counter((task.op, _became(task, work, shared)) for task in recorded)
     options = job.options
     is_placed = job.placement is not None and job.shares
     found = WarmupReport(
@@ -57,12 +55,11 @@ def make_report(
         identity=job.identity.digest,
         path=str(job.placement.table(*options.ranks.coordinates)) if is_placed else "",  # type: ignore[union-attr]
         published=tuple((certified or {}).get("published", ())),
-        tasks=_count(tasks.values()),
-        ops={op: _count(tasks[t.id] for t in of_op) for op, of_op in sorted(ops.items())},
+        tasks=_count(became),
+        ops={op: _count(became, op) for op in sorted({op for op, _ in became})},
         passed_through=dict(survey.passed) if survey else {},
         skipped_ops=tuple(sorted(survey.skipped)) if survey else (),
-        unshared={t.label: t.reason for t in survey.tasks.values() if t.state == "unshared"}
-        if survey else {},
+        unshared={task.label: task.reason for task in recorded if task.state == "unshared"},
         tactics_timed=job.seen.tactics_timed, inputs_synthesised=job.seen.inputs_synthesised,
         seconds=dict(job.seconds), timeline=tuple(job.timeline),
         bytes_sent=job.meeting.bytes_sent, bytes_received=job.meeting.bytes_received,
@@ -99,9 +96,11 @@ def _became(task: Task, work: Work | None, shared: Shared | None) -> str:
     return "received" if shared is not None and shared.entry_of(task) else "default"
 
 
-def _count(became: Iterable[str]) -> dict[str, int]:
+def _count(became: Counter[tuple[str, str]], op: str | None = None) -> dict[str, int]:
+    """Return how many tasks became what, of one op or of all."""
     counts = {"seen": 0, "from_cache": 0, "tuned": 0}
-    for word in became:
-        counts["seen"] += 1
-        counts[word] = counts.get(word, 0) + 1
+    for (of_op, word), number in became.items():
+        if op in (None, of_op):
+            counts["seen"] += number
+            counts[word] = counts.get(word, 0) + number
     return counts

@@ -15,11 +15,7 @@ from warmup_plugin.merge import Part, merge
 from warmup_plugin.plan import Inventory
 from warmup_plugin.steps.job import Job
 from warmup_plugin.steps.tables import Agreed
-from warmup_plugin.waiting import wait_until
-
-
-class _WaitedLongEnough(Exception):  # noqa: N818  # ends a wait, is no error
-    """The other engine takes longer than ``replica_wait_s``."""
+from warmup_plugin.waiting import wait_until, within
 
 
 def take_turn(job: Job, agreed: Agreed) -> bool:
@@ -39,14 +35,11 @@ def take_turn(job: Job, agreed: Agreed) -> bool:
             job.stack.push(turn.pop_all())  # ours until the session ends
             return True
 
-    def look(waited_s: float) -> None:
-        if waited_s > job.options.settings.replica_wait_s:
-            raise _WaitedLongEnough
-
+    limit_s = job.options.settings.replica_wait_s
     try:
-        wait_until(is_ours, look)
-    except _WaitedLongEnough:
-        job.warn(f"another engine tunes here for over {job.options.settings.replica_wait_s:.0f} s")
+        wait_until(is_ours, within(limit_s))
+    except TimeoutError:
+        job.warn(f"another engine has tuned here for over {limit_s:.0f} s; not waiting any longer")
     return _grow(job, agreed)
 
 

@@ -12,7 +12,10 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from typing import Any
+
+import msgspec
 
 from warmup_plugin.decide import decide_certify, decide_ready
 from warmup_plugin.errors import InstallError
@@ -39,8 +42,10 @@ class Shared:
 
     def entry_of(self, task: Task) -> Entry | None:
         """Return the task's winner."""
-        held = (self.table.entries[key] for key in task.keys if key in self.table.entries)
-        return next(held, None)
+        for key in task.keys:
+            if (entry := self.table.entries.get(key)) is not None:
+                return entry
+        return None
 
 
 def share(job: Job, agreed: Agreed, survey: Survey, work: Work) -> Shared:
@@ -183,13 +188,15 @@ def _ask(job: Job, survey: Survey, work: Work, shared: Shared) -> tuple[str, lis
     """
     asked_already = not work.is_new and job.installed.is_intact()
     answers, deviates = [], []
-    for task in sorted(survey.tasks.values(), key=lambda task: task.id):
+    for task in sorted(survey.tasks.values(), key=attrgetter("id")):
         if task.state == "unshared":
             continue
-        found = task.served if asked_already else replay.served(task)
-        answer = (found[0], canonical_tactic(found[1])) if found is not None else None
-        entry = shared.entry_of(task) if task.id not in work.dropped else None
-        if answer != ((entry.runner, entry.tactic) if entry else None):
+        if asked_already:
+            answer, entry = task.served, task.agreed or shared.entry_of(task)
+        else:
+            answer = replay.served(task)
+            entry = shared.entry_of(task) if task.id not in work.dropped else None
+        if answer != (entry[:2] if entry else None):
             deviates.append(task.label)
         answers.append((task.id, answer))
-    return digest(json.dumps(answers).encode()), deviates
+    return digest(msgspec.json.encode(answers)), deviates

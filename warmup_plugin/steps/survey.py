@@ -59,14 +59,12 @@ def surveying(job: Job, agreed: Agreed) -> Iterator[tuple[Survey, Word]]:
 
 
 def _new_survey(job: Job, agreed: Agreed) -> Survey:
-    entries = agreed.table.entries
     return Survey(
         probe.Keys(probe.probe()), job.ops, job.options.ranks,
         clone_bytes=job.options.settings.record_bytes,
         is_default=frozenset(agreed.word.get("defaults", ())).__contains__,
         restore=job.installed.restore,
-        num_loaded_keys=lambda keys: sum(key in entries for key in keys),
-        adoptable=entries.__contains__,
+        entries=agreed.table.entries,
     )  # fmt: skip
 
 
@@ -90,6 +88,7 @@ def _compare(
         "last_answered": survey.last_answered,
         "missing": states.count("missing"),
         "unshared": states.count("unshared"),
+        "skipped": sorted(survey.skipped),
         "heal": job.shares and agreed.needs_healing,
     }
     try:
@@ -105,6 +104,8 @@ def _settled(job: Job, survey: Survey, record: Word, error: Exception | None) ->
         raise error
     if record["go"] in ("abort", "rerun"):
         raise SessionError(f"rank {record['rank']}: the forward failed: {record['reason']}")
+    if elsewhere := [op for op in record["skipped"] if survey.skip(op)]:
+        job.warn(f"{', '.join(elsewhere)}: default, as another rank's skip list has it")
     if not job.installed.is_intact():
         job.installed.restore()
     if survey.passed:

@@ -7,7 +7,9 @@ a body crosses once, and all ranks install the same bytes or all start without.
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from warmup_plugin.decide import decide_agree, decide_load
 from warmup_plugin.errors import InstallError
@@ -38,18 +40,28 @@ class Held:
         merged = merge(parts)
         if merged.conflicts:
             warnings = [*warnings, f"tables differ in {merged.conflicts} tasks"]
-        manifest_bytes = render_manifest(merged.manifest) if merged.manifest else b""
+        whole = next((part for part in parts if part.table is merged.table), None)
+        if whole is not None and whole.table_bytes and whole.manifest_bytes:
+            table_bytes, manifest_bytes = whole.table_bytes, whole.manifest_bytes
+        else:
+            table_bytes = render_table(merged.table)
+            manifest_bytes = render_manifest(merged.manifest) if merged.manifest else b""
         return cls(
             merged.table, merged.manifest, merged.loose, warnings, is_whole,
-            render_table(merged.table), manifest_bytes,
+            table_bytes, manifest_bytes,
         )  # fmt: skip
+
+    @cached_property
+    def table_sha256(self) -> str:
+        """The table's sha256, empty without a table."""
+        return digest(self.table_bytes) if self.table is not None else ""
 
     def word(self, engine: tuple[str, str]) -> Word:
         """Return what the other ranks need to know of it."""
         manifest = self.manifest
         same_engine = manifest is not None and (manifest.engine, manifest.engine_version) == engine
         return {
-            "table": digest(self.table_bytes) if self.table else "",
+            "table": self.table_sha256,
             "manifest": digest(self.manifest_bytes) if manifest else "",
             "defaults": list(manifest.known_defaults) if manifest else [],
             "complete": manifest is not None and manifest.complete and same_engine,
@@ -92,22 +104,46 @@ class Agreed:
 def agree(job: Job, held: Held) -> Agreed:
     """Step 2: one table for all ranks, installed on all of them; without one, an empty one."""
     with job.timed("agree"):
-        word = job.meeting.meet("agree", held.word(job.options.engine), decide_agree)
+        own = {**held.word(job.options.engine), "mark": _leave_mark(job)}
+        word = job.meeting.meet("agree", own, decide_agree)
+        mark = word["mark"]
         job.warn(*word["warnings"])
         if word["go"] == "merge":
             held, word = _merge(job, held, word)
-        agreed, body = _fetch(job, held, word)
-        error = ""
+        error, agreed = "", Agreed(Table(job.stamp, {}), None, {"go": "none"})
         try:
-            job.installed.load(body, job.stamp, job.ops.pass_through)
+            agreed, body = _fetch(job, held, word)
+            job.installed.load(body, job.stamp, job.ops.pass_through, table=agreed.table)
         except InstallError as refused:
             error = str(refused)
-        loaded = job.meeting.meet("load", {"error": error}, decide_load)
+        shared_disk = _has_leaders_disk(job, mark)
+        loaded = job.meeting.meet("load", {"error": error, "shares_disk": shared_disk}, decide_load)
+        _remove_mark(job, mark)
+        if job.meeting.rank in loaded["redundant"]:
+            job.store = None  # rank 0 writes the directory of this node too
         if loaded["go"] == "empty":
             job.warn(f"starting without a table: {loaded['reason']}")
             agreed = Agreed(Table(job.stamp, {}), None, {"go": "none"})
             job.installed.load(render_table(agreed.table), job.stamp, job.ops.pass_through)
         return agreed
+
+
+def _leave_mark(job: Job) -> str:
+    """Show the other nodes this node's directory, on rank 0; they may have the same one."""
+    if not job.leads or job.store is None or len(job.word["writers"]) == 1:
+        return ""
+    name = secrets.token_hex(8)
+    return name if job.store.leave_mark(name) else ""
+
+
+def _has_leaders_disk(job: Job, mark: str) -> bool:
+    """Return whether this node's directory is rank 0's, of another node."""
+    return bool(mark) and not job.leads and job.store is not None and job.store.sees_mark(mark)
+
+
+def _remove_mark(job: Job, name: str) -> None:
+    if job.leads and name and job.store is not None:
+        job.store.remove_mark(name)
 
 
 def _merge(job: Job, held: Held, word: Word) -> tuple[Held, Word]:
@@ -142,16 +178,24 @@ def _fetch(job: Job, held: Held, word: Word) -> tuple[Agreed, bytes]:
     if word["go"] == "none":
         empty = Table(job.stamp, {})
         return Agreed(empty, None, word), render_table(empty)
-    is_own = bool(held.table_bytes) and digest(held.table_bytes) == word["table"]
     if job.meeting.rank == word["from"]:
-        job.meeting.put(held.table_bytes)
-        job.meeting.put(held.manifest_bytes)
-    if is_own and held.table is not None:
+        _offer(job, held, word)
+    if held.table is not None and held.table_sha256 == word["table"]:
         return Agreed(held.table, held.manifest, word), held.table_bytes
     body = job.meeting.get(word["table"])
     table = parse_table(body, limit=_NO_LIMIT)
-    table = table if isinstance(table, Table) else Table(job.stamp, {})
+    if not isinstance(table, Table):
+        raise InstallError(f"the agreed table cannot be read: {table.reason}")
     return Agreed(table, fetch_manifest(job, word["manifest"]) if job.leads else None, word), body
+
+
+def _offer(job: Job, held: Held, word: Word) -> None:
+    """Send what others lack: a rank without the table, a writer without its manifest."""
+    lacking = {*range(job.meeting.size)} - {*word.get("held_by", ())}
+    if lacking:
+        job.meeting.put(held.table_bytes)
+    if not lacking.isdisjoint(job.word["writers"]):
+        job.meeting.put(held.manifest_bytes)
 
 
 def fetch_manifest(job: Job, sha256: str) -> Manifest | None:

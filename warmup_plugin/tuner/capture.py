@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import functools
 import types
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,105 +39,118 @@ class Budget:
         return True
 
 
-def copy_runner(runner: Any) -> Any:
-    """Return a copy of the runner that later mutation of the original does not reach.
+class Copies:
+    """The copies made for one call: what it holds in two places is copied once.
 
-    Runners held in its attributes are copied too; everything else is shared, so that the copy
-    hashes as the original does (FlashInfer's in-memory key holds the hash).
+    The originals must outlive this object, as they do while the call is in hand.
     """
-    twin = copy.copy(runner)
-    kind = _runner_type(runner)
-    for name, value in vars(twin).items():
-        if isinstance(value, kind):
-            setattr(twin, name, copy.copy(value))
-    return twin
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._made: dict[int, Any] = {}
+
+    def runner(self, runner: Any) -> Any:
+        """Return a copy of the runner that later mutation of the original does not reach.
+
+        Runners held in its attributes are copied too; everything else is shared, so that the copy
+        hashes as the original does (FlashInfer's in-memory key holds the hash).
+        """
+        if id(runner) in self._made:
+            return self._made[id(runner)]
+        twin = self._made[id(runner)] = copy.copy(runner)
+        kind = _runner_type(runner)
+        for name, value in vars(twin).items():
+            if isinstance(value, kind):
+                vars(twin)[name] = self.runner(value)
+        return twin
+
+    def inputs(self, inputs: list[Any], dynamic: set[int]) -> list[Any]:
+        """Return the inputs as a replay needs them; list subclasses keep their class and state."""
+        kept = copy.copy(inputs)
+        for index, value in enumerate(inputs):
+            if isinstance(value, torch.Tensor):
+                is_dynamic = index in dynamic
+                kept[index] = stand_in(value, value.size()) if is_dynamic else self._kept(value)
+        return kept
+
+    def kwargs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the keyword arguments with their integer tensors cloned."""
+        return {
+            name: self._kept(value) if _is_integer_tensor(value) else value
+            for name, value in kwargs.items()
+        }
+
+    def config(self, config: Any) -> Any:
+        """Return the config with copies in place of what its functions have closed over.
+
+        Copy the runners first: a function that refers to one then refers to its copy.
+        """
+        changes: dict[str, Any] = {}
+        initializers = getattr(config, "tensor_initializers", ())
+        kept = tuple((index, self._kept(function)) for index, function in initializers)
+        if any(new is not old for (_, new), (_, old) in zip(kept, initializers, strict=True)):
+            changes["tensor_initializers"] = kept
+        hook = getattr(config, "inputs_pre_hook", None)
+        if (kept_hook := self._kept(hook)) is not hook:
+            changes["inputs_pre_hook"] = kept_hook
+        specs = tuple(self._spec(spec) for spec in config.dynamic_tensor_specs)
+        if any(new is not old for new, old in zip(specs, config.dynamic_tensor_specs, strict=True)):
+            changes["dynamic_tensor_specs"] = specs
+        return replace(config, **changes) if changes else config
+
+    def _spec(self, spec: Any) -> Any:
+        """Before 0.6.18 the initialisers stand in the spec, one per input."""
+        initializers = getattr(spec, "tensor_initializers", None)
+        kept = self._kept(initializers)
+        return spec if kept is initializers else replace(spec, tensor_initializers=kept)
+
+    def _kept(self, value: Any) -> Any:
+        """Return what stands for a value in the replay: itself where nothing has to be copied."""
+        if id(value) not in self._made:
+            self._made[id(value)] = value  # what refers to itself ends here
+            if isinstance(value, torch.Tensor):
+                self._made[id(value)] = _clone(value, self._budget)
+            elif type(value) in (list, tuple):
+                items = [self._kept(item) for item in value]
+                if any(new is not old for new, old in zip(items, value, strict=True)):
+                    self._made[id(value)] = type(value)(items)
+            elif isinstance(value, functools.partial):
+                function, args = self._kept(value.func), self._kept(value.args)
+                named = {name: self._kept(arg) for name, arg in value.keywords.items()}
+                self._made[id(value)] = functools.partial(function, *args, **named)
+            elif isinstance(value, types.MethodType) and id(value.__self__) in self._made:
+                owner = self._made[id(value.__self__)]
+                self._made[id(value)] = types.MethodType(value.__func__, owner)
+            elif isinstance(value, types.FunctionType) and value.__closure__:
+                self._made[id(value)] = self._unbound(value, value.__closure__)
+        return self._made[id(value)]
+
+    def _unbound(
+        self, function: types.FunctionType, closure: tuple[types.CellType, ...]
+    ) -> types.FunctionType:
+        """Return the function with copies in its cells; itself if it needs none."""
+        cells = tuple(self._cell(cell) for cell in closure)
+        if all(new is old for new, old in zip(cells, closure, strict=True)):
+            return function
+        unbound = types.FunctionType(
+            function.__code__, function.__globals__, function.__name__, function.__defaults__, cells
+        )
+        unbound.__kwdefaults__ = function.__kwdefaults__
+        return unbound
+
+    def _cell(self, cell: types.CellType) -> types.CellType:
+        try:
+            content = cell.cell_contents
+        except ValueError:  # an empty cell: the function refers to a name not bound yet
+            return cell
+        kept = self._kept(content)
+        return cell if kept is content else types.CellType(kept)
 
 
 def _runner_type(runner: Any) -> type:
     """Return FlashInfer's own runner base class, found without importing it again."""
     bases = [b for b in type(runner).__mro__ if b.__name__ == "TunableRunner"]
     return bases[-1] if bases else type(runner)
-
-
-def keep_inputs(inputs: list[Any], dynamic: set[int], budget: Budget) -> list[Any]:
-    """Return the inputs as a replay needs them; list subclasses keep their class and state."""
-    kept = copy.copy(inputs)
-    for index, value in enumerate(inputs):
-        if isinstance(value, torch.Tensor):
-            kept[index] = _stand_in(value) if index in dynamic else _fixed(value, budget)
-    return kept
-
-
-def keep_kwargs(kwargs: dict[str, Any], budget: Budget) -> dict[str, Any]:
-    """Return the keyword arguments with their integer tensors cloned."""
-    return {
-        name: _fixed(value, budget) if _is_integer_tensor(value) else value
-        for name, value in kwargs.items()
-    }
-
-
-def keep_config(config: Any, budget: Budget) -> Any:
-    """Return the config with clones in place of the tensors its functions have closed over."""
-    changes: dict[str, Any] = {}
-    initializers = getattr(config, "tensor_initializers", ())
-    if initializers:
-        kept = tuple((index, _unbind(function, budget)) for index, function in initializers)
-        if any(new[1] is not old[1] for new, old in zip(kept, initializers, strict=True)):
-            changes["tensor_initializers"] = kept
-    hook = getattr(config, "inputs_pre_hook", None)
-    if hook is not None and (kept_hook := _unbind(hook, budget)) is not hook:
-        changes["inputs_pre_hook"] = kept_hook
-    specs = tuple(_keep_spec(spec, budget) for spec in config.dynamic_tensor_specs)
-    if any(new is not old for new, old in zip(specs, config.dynamic_tensor_specs, strict=True)):
-        changes["dynamic_tensor_specs"] = specs
-    return replace(config, **changes) if changes else config
-
-
-def _keep_spec(spec: Any, budget: Budget) -> Any:
-    """Before 0.6.18 the initialisers stand in the spec, one per input."""
-    initializers = getattr(spec, "tensor_initializers", None)
-    if not initializers:
-        return spec
-    kept = [_unbind(function, budget) for function in initializers]
-    changed = any(new is not old for new, old in zip(kept, initializers, strict=True))
-    return replace(spec, tensor_initializers=kept) if changed else spec
-
-
-def _unbind(function: Callable[..., Any], budget: Budget) -> Callable[..., Any]:
-    """Return the function with every tensor it has closed over cloned; itself if it has none."""
-    if isinstance(function, functools.partial):
-        args = tuple(_fixed(a, budget) if _is_tensor(a) else a for a in function.args)
-        named = {k: _fixed(a, budget) if _is_tensor(a) else a for k, a in function.keywords.items()}
-        return functools.partial(_unbind(function.func, budget), *args, **named)
-    if not isinstance(function, types.FunctionType) or not function.__closure__:
-        return function
-    cells = [_unbind_cell(cell, budget) for cell in function.__closure__]
-    if all(new is old for new, old in zip(cells, function.__closure__, strict=True)):
-        return function
-    unbound = types.FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__,
-        tuple(cells),
-    )  # fmt: skip
-    unbound.__kwdefaults__ = function.__kwdefaults__
-    return unbound
-
-
-def _unbind_cell(cell: types.CellType, budget: Budget) -> types.CellType:
-    try:
-        content = cell.cell_contents
-    except ValueError:  # an empty cell: the function refers to a name not bound yet
-        return cell
-    if _is_tensor(content):
-        return types.CellType(_fixed(content, budget))
-    if isinstance(content, (list, tuple)) and any(_is_tensor(item) for item in content):
-        items = [_fixed(item, budget) if _is_tensor(item) else item for item in content]
-        is_plain = type(content) in (list, tuple)
-        return types.CellType(type(content)(items)) if is_plain else cell
-    return cell
-
-
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, torch.Tensor)
 
 
 def _is_integer_tensor(value: object) -> bool:
@@ -151,16 +164,17 @@ def _is_weight(tensor: torch.Tensor) -> bool:
     return isinstance(base, torch.nn.Parameter)
 
 
-def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor of equal shape, strides, dtype and device whose storage is empty."""
-    empty = torch.empty_strided(
-        tensor.size(), tensor.stride(), dtype=tensor.dtype, device=tensor.device
-    )
+def stand_in(tensor: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Return a tensor of this size whose storage is empty; of equal strides where sizes are."""
+    if tuple(size) == tuple(tensor.size()):
+        empty = tensor.new_empty_strided(size, tensor.stride())
+    else:
+        empty = tensor.new_empty(size)
     empty.untyped_storage().resize_(0)
     return empty
 
 
-def _fixed(tensor: torch.Tensor, budget: Budget) -> torch.Tensor:
+def _clone(tensor: torch.Tensor, budget: Budget) -> torch.Tensor:
     """Return a clone with the same strides and alignment, or the tensor itself.
 
     Runners read the alignment of their inputs into cache keys, so a clone that is better aligned

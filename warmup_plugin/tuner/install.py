@@ -2,9 +2,9 @@
 """What the tuner holds: taken down, replaced, put back.
 
 Owns the tuner's loaded entries during a session. A table is installed by emptying the tuner and
-loading one file, since winners in memory beat loaded ones and a second load replaces records. What
-others had loaded is kept aside and goes back in at the end, never over a key of ours. Raises
-`InstallError` where FlashInfer refuses the table.
+loading one file, since winners in memory beat loaded ones. What others had loaded or tuned is kept
+aside and goes back in at the end, never over a key of ours; records of other products stay where
+they are. Raises `InstallError` where FlashInfer refuses the table.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import contextlib
 import logging
 import tempfile
 from collections.abc import Collection, Mapping, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,16 @@ from warmup_plugin.tuner import probe
 
 logger = logging.getLogger("warmup_plugin")
 
+_NO_LIMIT = 1 << 40  # FlashInfer wrote it just now, or it was checked when it was read
 
-def saved_document(tuner: Any) -> bytes:
+
+def saved_document() -> bytes:
     """Return all the tuner holds as FlashInfer itself would save it."""
+    tuner = probe.tuner()
     with tempfile.TemporaryDirectory(prefix="warmup-plugin-") as folder:
         path = Path(folder) / "saved.json"
-        tuner.save_configs(str(path))
+        with probe.sparing_others(tuner):
+            tuner.save_configs(str(path))
         return path.read_bytes()
 
 
@@ -40,30 +44,27 @@ def _of_op(key: str, ops: Collection[str]) -> bool:
 class Installed:
     """The tuner's loaded entries, before, during and after a session.
 
-    ``others``: what was there before, as a table. ``ours``: what this session has loaded.
+    ``others``: what was there before. ``_loaded``: what this session has loaded, and ``_agreed``,
+    the arguments of the last `load`.
     """
 
-    others: Table
-    _state: tuple[dict[str, Any], list[str]] = ({}, [])
+    others: Mapping[str, Entry] = field(default_factory=dict)
     _loaded: dict[str, Any] = field(default_factory=dict)
-    _document: bytes = b""
+    _agreed: tuple[bytes, Mapping[str, str], Collection[str]] = (b"", {}, ())
 
     @classmethod
     def take_down(cls) -> Installed:
         """Note what the tuner holds now; nothing is changed yet."""
-        tuner = probe.tuner()
-        empty = Table(stamp={}, entries={})
-        if not (probe.num_loaded(tuner) or tuner.profiling_cache or probe.has_records(tuner)):
-            return cls(empty)
-        state = probe.single_writer_state(tuner)
+        if not probe.probe().can_record or probe.is_empty(probe.tuner()):
+            return cls()
         try:
-            table = parse_table(saved_document(tuner), limit=1 << 40)
+            table = parse_table(saved_document(), limit=_NO_LIMIT)
         except OSError as error:
             table = Miss(f"no temporary directory: {error}", "unreadable")
         if isinstance(table, Miss):
             logger.warning("warmup-plugin: entries loaded by others are lost: %s", table.reason)
-            return cls(empty, state)
-        return cls(table, state)
+            return cls()
+        return cls(table.entries)
 
     def load(
         self,
@@ -78,27 +79,27 @@ class Installed:
         ``stamp`` is this process's own: FlashInfer loads no other. ``table``: the same bytes,
         parsed, if they are already.
         """
-        kept = {k: e for k, e in self.others.entries.items() if _of_op(k, keep_ops)}
-        table = parse_table(document, limit=1 << 40) if table is None else table
+        kept = {k: e for k, e in self.others.items() if _of_op(k, keep_ops)}
+        table = parse_table(document, limit=_NO_LIMIT) if table is None else table
         if isinstance(table, Miss):
             raise InstallError(f"the agreed table cannot be installed: {table.reason}")
-        if kept or self.others.records or dict(table.stamp) != dict(stamp):
-            entries = {**kept, **table.entries}
-            document = render_table(Table(stamp, entries, self.others.records))
+        self._agreed = document, stamp, keep_ops
+        if kept or dict(table.stamp) != dict(stamp):
+            document = render_table(Table(stamp, {**kept, **table.entries}))
         self._load(document)
 
     def load_final(
         self, entries: Mapping[str, Entry], stamp: Mapping[str, str], own: Collection[str]
     ) -> None:
         """Install these entries and all others' entries under keys that are not in ``own``."""
-        others = {k: e for k, e in self.others.entries.items() if k not in own}
-        self._load(render_table(Table(stamp, {**others, **entries}, self.others.records)))
-        probe.restore_single_writer_state(probe.tuner(), self._state)
+        others = {k: e for k, e in self.others.items() if k not in own}
+        self._load(render_table(Table(stamp, {**others, **entries})))
 
     def _load(self, document: bytes) -> None:
+        """Load one document into the emptied tuner; records that stand in it are nobody's here."""
         tuner = probe.tuner()
-        tuner.clear_cache()
-        with probe.as_file(document) as path:
+        with probe.sparing_others(tuner), probe.as_file(document) as path:
+            tuner.clear_cache()
             try:
                 loaded = tuner.load_configs(path)
             except (ValueError, TypeError, KeyError, IndexError, AttributeError, OSError) as error:
@@ -107,7 +108,6 @@ class Installed:
         if loaded is False:
             raise InstallError("FlashInfer refuses the table: its stamp is another environment's")
         self._loaded = probe.loaded(tuner)
-        self._document = document
 
     def is_intact(self) -> bool:
         """Return whether the tuner still holds exactly what was loaded."""
@@ -116,33 +116,35 @@ class Installed:
     def restore(self) -> bool:
         """Load again what somebody else has replaced; return whether that was needed.
 
-        Looks at the number of entries only, as it runs at every call of the survey.
+        Looks at one entry and at their number, as it runs at every call of the survey.
         """
-        if probe.num_loaded(probe.tuner()) == len(self._loaded):
+        if probe.seems_loaded(probe.tuner(), self._loaded):
             return False
         logger.warning(
             "warmup-plugin: another table was loaded during the warm-up "
             "(autotune(cache=...)?); it is ignored, the agreed one is loaded again"
         )
-        self._load(self._document)
+        document, stamp, keep_ops = self._agreed
+        self.absorb(keep_ops)
+        self.load(document, stamp, keep_ops)
         return True
 
     def absorb(self, ops: Collection[str]) -> None:
         """Count the winners of these ops, tuned by somebody else meanwhile, among the others'."""
-        table = parse_table(saved_document(probe.tuner()), limit=1 << 40)
+        table = parse_table(saved_document(), limit=_NO_LIMIT)
         if isinstance(table, Table):
             found = {k: e for k, e in table.entries.items() if _of_op(k, ops)}
-            self.others = replace(self.others, entries={**self.others.entries, **found})
+            self.others = {**self.others, **found}
 
     def only(self, keys: Set[str]) -> bool:
         """Return whether nothing is loaded but these keys."""
-        return self._loaded.keys() <= keys and not self.others.entries
+        return self._loaded.keys() <= keys and not self.others
 
     def put_back(self) -> None:
         """Leave the tuner as it was found: others' entries and nothing else."""
-        tuner = probe.tuner()
-        tuner.clear_cache()
-        if self.others.entries or self.others.records:
+        if not probe.probe().can_record:
+            return
+        probe.clear(probe.tuner())
+        if self.others:
             with contextlib.suppress(InstallError):  # a stamp that changed in mid-session
-                self._load(render_table(replace(self.others, stamp=probe.stamp())))
-            probe.restore_single_writer_state(tuner, self._state)
+                self._load(render_table(Table(probe.stamp(), self.others)))

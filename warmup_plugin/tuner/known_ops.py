@@ -8,6 +8,7 @@ is in none of them is an ordinary one. Releases and files in the reasons are Fla
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -91,7 +92,10 @@ def known_ops(version: str) -> KnownOps:
     return KNOWN_OPS.plus(twin_fields=dict.fromkeys(ops, _MOE_RANKS))
 
 
-#: Ops of FlashInfer's distribution-aware MoE, which turns a survey's default answer into integers.
-DISTRIBUTION_AWARE_PREFIX = "flashinfer::trtllm_"
-#: FlashInfer's switch for it.
-DISTRIBUTION_AWARE_SWITCH = "FLASHINFER_DIST_AWARE_AUTOTUNE"
+def distribution_aware(op: str) -> str:
+    """Return why an op of FlashInfer's distribution-aware MoE cannot be surveyed, if that is on."""
+    value = os.environ.get("FLASHINFER_DIST_AWARE_AUTOTUNE", "")
+    is_off = value.strip().lower() in ("", "0", "false", "no", "off", "none")  # as in da_config.py
+    if is_off or not op.startswith("flashinfer::trtllm_"):
+        return ""
+    return "distribution-aware tuning cannot take the default tactic for an answer"

@@ -12,24 +12,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from warmup_plugin.tuner import probe
+
+#: What FlashInfer answers by giving the whole call up.
+_OUT_OF_MEMORY = (torch.cuda.OutOfMemoryError, MemoryError)
 
 
 @dataclass
 class Observations:
     """Counts of one session on one rank, and the times of the task in hand.
 
-    ``times``: (runner class, tactic, ms) of every tactic timed since `begin_task`; infinity for one
-    that failed.
+    Since `begin_task`: ``times``, (runner class, tactic, ms) of every tactic timed, infinity for
+    one that failed; ``out_of_memory``, whether one of them, or making inputs, ran out of memory.
     """
 
     tactics_timed: int = 0
     inputs_synthesised: int = 0
     times: list[tuple[str, Any, float]] = field(default_factory=list)
+    out_of_memory: bool = False
 
     def begin_task(self) -> None:
-        """Forget the times of the task before."""
-        self.times = []
+        """Forget the task before."""
+        self.times, self.out_of_memory = [], False
 
 
 @contextlib.contextmanager
@@ -43,15 +49,20 @@ def observe() -> Iterator[Observations]:
         seen.tactics_timed += 1
         try:
             ms = profile(runner, inputs, tactic, *args, **kw)
-        except BaseException:
+        except BaseException as error:
             seen.times.append((type(runner).__name__, tactic, float("inf")))
+            seen.out_of_memory |= isinstance(error, _OUT_OF_MEMORY)
             raise
         seen.times.append((type(runner).__name__, tactic, ms))
         return ms
 
     def prepare_input_tensors(*args: Any, **kw: Any) -> Any:
         seen.inputs_synthesised += 1
-        return prepare(*args, **kw)
+        try:
+            return prepare(*args, **kw)
+        except _OUT_OF_MEMORY:
+            seen.out_of_memory = True
+            raise
 
     tuner._profile_single_kernel = profile_single_kernel
     tuner._prepare_input_tensors = prepare_input_tensors

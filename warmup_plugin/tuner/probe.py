@@ -79,7 +79,8 @@ def tuner() -> Any:
 
 def stamp() -> dict[str, str]:
     """Return FlashInfer's environment stamp; absent values read "unknown"."""
-    return {name: str(value or "unknown") for name, value in fi._collect_metadata().items()}
+    collect = getattr(fi, "_collect_metadata", dict)
+    return {name: str(value or "unknown") for name, value in collect().items()}
 
 
 @functools.cache
@@ -222,6 +223,23 @@ def winners_since(tuner: Any, count: int) -> list[Winner]:
     return found
 
 
+def forget_profiles(tuner: Any, count: int) -> None:
+    """Let go of the profiles that the tuner's memory holds after its first ``count`` winners.
+
+    A profile holds the initialisers of its call and so what they have closed over. FlashInfer
+    itself stores no profile with a winner that it takes from a file.
+    """
+    cache = tuner.profiling_cache
+    for key in list(itertools.islice(reversed(cache), len(cache) - count)):
+        cache[key] = (*cache[key][:-1], None)
+
+
+def is_legacy_policy(config: Any) -> bool:
+    """Return whether an entry without a policy counts as measured in the way this config asks."""
+    default = getattr(fi.AutoTuner, "_default_profiling_policy", None)
+    return default is None or policy_of(config) == default(config)
+
+
 def policy_of(config: Any) -> Any:
     """Return the measurement policy FlashInfer stores with winners of this config, if it does."""
     policy = getattr(fi.AutoTuner, "_profiling_policy", None)
@@ -246,7 +264,8 @@ def tuning_context(*, memory_only_v2: bool) -> Any:
     """Return a fresh tuning context of the recorded kind; in v2's the default tactic races."""
     if memory_only_v2:
         return flashinfer.autotune_v2(mode="tune", persistent_cache=False)
-    return fi.autotune(True)
+    autotune = getattr(fi, "autotune", None)
+    return contextlib.nullcontext() if autotune is None else autotune(True)
 
 
 def open_contexts(tuner: Any) -> int:
@@ -254,9 +273,9 @@ def open_contexts(tuner: Any) -> int:
     return int(tuner._active_tuning_contexts)
 
 
-def num_loaded(tuner: Any) -> int:
-    """Return how many entries the tuner holds from files."""
-    return len(tuner._file_configs)
+def is_empty(tuner: Any) -> bool:
+    """Return whether the tuner holds nothing that a table could hold."""
+    return not (tuner._file_configs or tuner.profiling_cache)
 
 
 def loaded(tuner: Any) -> dict[str, Any]:
@@ -267,6 +286,14 @@ def loaded(tuner: Any) -> dict[str, Any]:
 def is_loaded(tuner: Any, entries: dict[str, Any]) -> bool:
     """Return whether the tuner holds exactly these entries from files."""
     return bool(tuner._file_configs == entries)
+
+
+def seems_loaded(tuner: Any, entries: dict[str, Any]) -> bool:
+    """Return the same, by a look at one entry: every load makes new ones."""
+    held = tuner._file_configs
+    return len(held) == len(entries) and all(
+        held.get(key) is entry for key, entry in itertools.islice(entries.items(), 1)
+    )
 
 
 @contextlib.contextmanager
@@ -288,21 +315,32 @@ def process_group() -> Any:
     return fi.get_autotune_process_group() if hasattr(fi, "get_autotune_process_group") else None
 
 
-def has_records(tuner: Any) -> bool:
-    """Return whether the tuner holds records of other products (MegaMoE's, since 0.6.18)."""
-    return bool(getattr(tuner, "_namespaced_records", None))
+#: What FlashInfer keeps beside winners, and clears, loads and saves with them: the records of other
+#: products (MegaMoE's), and winners in memory under a measurement policy of autotune_v2.
+_BESIDE = ("_namespaced_records", "_observed_cache_generations", "_winner_partitions")
 
 
-def single_writer_state(tuner: Any) -> tuple[dict[str, Any], list[str]]:
-    """Return (generations seen by path, namespaces changed here) of FlashInfer's own records."""
-    generations = dict(getattr(tuner, "_observed_cache_generations", {}))
-    return generations, sorted(getattr(tuner, "_dirty_namespaces", ()))
+@contextlib.contextmanager
+def sparing_others(tuner: Any) -> Iterator[None]:
+    """Clear, load or save winners in the body, and nothing else: what is not ours stays."""
+    beside = {name: dict(getattr(tuner, name)) for name in _BESIDE if hasattr(tuner, name)}
+    dirty = sorted(getattr(tuner, "_dirty_namespaces", ()))
+    policies = dict(getattr(tuner, "_profiling_cache_policies", {}))
+    try:
+        yield
+    finally:
+        for name, content in beside.items():
+            held = getattr(tuner, name)
+            held.clear()
+            held.update(content)
+        for key, policy in policies.items():
+            if isinstance(key, tuple) and key[0] is not None:  # of such a partition
+                tuner._profiling_cache_policies[key] = policy
+        for namespace in dirty:  # with an effect on disk still to come
+            tuner.publish_namespaced_records(namespace, tuner.get_namespaced_records(namespace))
 
 
-def restore_single_writer_state(tuner: Any, state: tuple[dict[str, Any], list[str]]) -> None:
-    """Put back what `single_writer_state` returned; the records themselves are loaded already."""
-    generations, namespaces = state
-    for path, generation in generations.items():
-        tuner._observe_cache_generation(path, generation)
-    for namespace in namespaces:
-        tuner.publish_namespaced_records(namespace, tuner.get_namespaced_records(namespace))
+def clear(tuner: Any) -> None:
+    """Empty the tuner of winners, in memory and loaded."""
+    with sparing_others(tuner):
+        tuner.clear_cache()

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from warmup_plugin.table import Entry, canonical_tactic
+from warmup_plugin.table import Entry, Tactic, canonical_tactic
 from warmup_plugin.tuner import probe
 from warmup_plugin.tuner.observe import Observations
 from warmup_plugin.tuner.task import Call, Task
@@ -62,7 +62,7 @@ def tune(
     tuner = probe.tuner()
     assert probe.open_contexts(tuner) == 0, "a tuning context is open in step 5"
     if empty:
-        tuner.clear_cache()
+        probe.clear(tuner)
     ordered = sorted(tasks, key=lambda task: task.call.memory_only_v2)
     with probe.no_process_group():
         for v2, group in itertools.groupby(ordered, key=lambda task: task.call.memory_only_v2):
@@ -89,12 +89,14 @@ def _tune_one(tuner: Any, task: Task, seen: Observations) -> Outcome:
             error = f"{type(raised).__name__}: {raised}"[:400]
             logger.warning("warmup-plugin: %s has no winner: %s", task.label, error)
         candidates.append([(name, tactic) for name, tactic, _ in seen.times[before:]])
+    winners = probe.winners_since(tuner, stored)
+    probe.forget_profiles(tuner, stored)
     (ms, default_ms), seconds = _times(task, seen), time.monotonic() - began
     outcome = Outcome(task.id, ms=ms, default_ms=default_ms, began=began, seconds=seconds)
     if any(found != candidates[0] for found in candidates[1:]):
-        reason = "one file key, runners with different candidates"
-        return replace(outcome, kind="unshared", reason=reason)
-    return _with_winner(outcome, task, probe.winners_since(tuner, stored), error, seen)
+        task.state, task.reason = "unshared", "one file key, runners with different candidates"
+        return replace(outcome, kind="unshared", reason=task.reason)
+    return _with_winner(outcome, task, winners, error, seen)
 
 
 def _times(task: Task, seen: Observations) -> tuple[float | None, float | None]:
@@ -116,7 +118,10 @@ def _with_winner(
             return replace(outcome, kind="unstable", reason=reason)
         return replace(outcome, reason=error or _why_none(seen))
     index, winner = found[0]
-    tactic = canonical_tactic(winner.tactic)
+    try:
+        tactic = canonical_tactic(winner.tactic)
+    except (TypeError, ValueError) as unfit:
+        return replace(outcome, reason=str(unfit))
     # FlashInfer drops these when it loads a table (`load_configs`): the tuner would serve them from
     # memory while every other rank served its default.
     if winner.runner.startswith("Cudnn") and isinstance(tactic, int) and tactic >= 0:
@@ -126,10 +131,9 @@ def _with_winner(
 
 
 def _why_none(seen: Observations) -> str:
-    if not seen.times:
-        return "no tactic was timed: out of memory, or none offered"
-    failed = all(ms == float("inf") for _, _, ms in seen.times)
-    return "all tactics failed" if failed else "out of memory"
+    if seen.out_of_memory:
+        return "out of memory"
+    return "all tactics failed" if seen.times else "no tactic was timed"
 
 
 def narrow(config: Any, buckets: tuple[int, ...]) -> Any:
@@ -154,14 +158,14 @@ def prepare(task: Task, entry: Entry) -> None:
         runner(inputs, tactic=entry.tactic, **call.kwargs)
 
 
-def served(task: Task) -> tuple[str, Any] | None:
+def served(task: Task) -> tuple[str, Tactic] | None:
     """Return what the tuner serves for a task outside tuning: (runner class, tactic), or None."""
     call = task.call
     with _as_recorded(call):
         found, index, tactic, _ = probe.tuner().search_cache(
             call.op, call.runners, task.shapes, call.config, inputs=call.inputs
         )
-    return (type(call.runners[index]).__name__, tactic) if found else None
+    return (type(call.runners[index]).__name__, canonical_tactic(tactic)) if found else None
 
 
 @contextlib.contextmanager

@@ -11,8 +11,9 @@ gone when the survey ends. Errors of FlashInfer or the engine leave through the 
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,18 +21,17 @@ from typing import Any
 
 import torch
 
+from warmup_plugin.table import Entry, canonical_tactic
 from warmup_plugin.topology import RankInfo
 from warmup_plugin.tuner import capture, probe
-from warmup_plugin.tuner.known_ops import (
-    DISTRIBUTION_AWARE_PREFIX,
-    DISTRIBUTION_AWARE_SWITCH,
-    KnownOps,
-)
+from warmup_plugin.tuner.known_ops import KnownOps, distribution_aware
 from warmup_plugin.tuner.task import (
     MOST_RIVALS,
     Call,
     Extras,
+    Shapes,
     Task,
+    may_differ,
     name_rank_fields,
     numbers_of,
     options_of,
@@ -42,7 +42,7 @@ logger = logging.getLogger("warmup_plugin")
 
 
 class Survey:
-    """What one rank's forward asked of the tuner.
+    """What one rank's forward asked of the tuner, which holds ``entries``, the agreed table's.
 
     ``tasks``: by id, in the order met. ``passed``: op -> why it was passed through. ``skipped``:
     ops the engine's skip list took out; their stored entries are not installed either.
@@ -58,8 +58,7 @@ class Survey:
         clone_bytes: int,
         is_default: Callable[[str], bool],
         restore: Callable[[], bool],
-        num_loaded_keys: Callable[[tuple[str, ...]], int],
-        adoptable: Callable[[str], bool],
+        entries: Mapping[str, Entry],
     ) -> None:
         self.tasks: dict[str, Task] = {}
         self.passed: dict[str, str] = {}
@@ -72,8 +71,7 @@ class Survey:
         self._ranks = ranks
         self._is_default = is_default
         self._restore = restore
-        self._num_loaded_keys = num_loaded_keys
-        self._adoptable = adoptable
+        self._entries = entries
         self._tuner = probe.tuner()
         self._original = type(self._tuner).choose_one
         self._lock = threading.RLock()
@@ -85,6 +83,7 @@ class Survey:
     @contextlib.contextmanager
     def intercept(self) -> Iterator[None]:
         """Answer every ``choose_one`` of the body from the agreed table, and record it."""
+        self.last_answered = ""
         self._tuner.choose_one = self._choose_one
         try:
             yield
@@ -96,6 +95,14 @@ class Survey:
         self._ops = self._ops.plus(pass_through={op: reason})
         for task in [task for task in self.tasks.values() if task.op == op]:
             del self.tasks[task.id]
+
+    def skip(self, op: str) -> bool:
+        """Leave an op on its default, as a skip list would; return whether it was recorded."""
+        recorded = [task for task in self.tasks.values() if task.op == op]
+        for task in recorded:
+            del self.tasks[task.id]
+        self.skipped.add(op)
+        return bool(recorded)
 
     def _choose_one(
         self,
@@ -137,8 +144,8 @@ class Survey:
         """Return why a call cannot be recorded, or an empty string."""
         if reason := self._ops.pass_through.get(op):
             return reason
-        if op.startswith(DISTRIBUTION_AWARE_PREFIX) and os.environ.get(DISTRIBUTION_AWARE_SWITCH):
-            return "distribution-aware tuning cannot take the default tactic for an answer"
+        if reason := distribution_aware(op):
+            return reason
         if reason := probe.store_or_policy_in_force(self._tuner):
             return reason
         for part in (*runners, *kwargs.values()):
@@ -162,6 +169,7 @@ class Survey:
     ) -> None:
         asked = _Asked(
             op, runners, config, inputs, kwargs,
+            profiles=[p.get_opt_shapes() for p in probe.profiles(self._tuner, config, inputs)],
             named=[(type(r).__name__, self._extras(op, r, inputs)) for r in runners],
             switches=[options_of(r) for r in runners],
             numbers=[numbers_of(r) for r in runners],
@@ -170,10 +178,9 @@ class Survey:
         if (mark := asked.mark()) in self._seen:
             return
         self._seen.add(mark)
-        call: Call | None = None
-        for profile in probe.profiles(self._tuner, config, inputs):
-            call = call or self._keep(asked)
-            self._record_task(asked, call, profile.get_opt_shapes())
+        keep = functools.cache(lambda: self._keep(asked))
+        for shapes in asked.profiles:
+            self._record_task(asked, keep, shapes)
 
     def _extras(self, op: str, runner: Any, inputs: list[Any]) -> Extras:
         fields = self._ops.twin_fields.get(op, {})
@@ -182,36 +189,30 @@ class Survey:
 
     def _keep(self, asked: _Asked) -> Call:
         """Copy what the replay will need, before the forward goes on and changes it."""
-        config, inputs = asked.config, asked.inputs
-        widths = [inputs[s.input_idx[0]].shape[s.dim_idx[0]] for s in config.dynamic_tensor_specs]
+        copies = capture.Copies(self.budget)
         return Call(
             op=asked.op,
-            runners=[capture.copy_runner(r) for r in asked.runners],
-            config=capture.keep_config(config, self.budget),
-            inputs=capture.keep_inputs(inputs, _dynamic_inputs(config), self.budget),
-            kwargs=capture.keep_kwargs(asked.kwargs, self.budget),
+            runners=[copies.runner(r) for r in asked.runners],
+            config=copies.config(asked.config),
+            inputs=copies.inputs(asked.inputs, _dynamic_inputs(asked.config)),
+            kwargs=copies.kwargs(asked.kwargs),
             memory_only_v2=asked.v2,
             inference=torch.is_inference_mode_enabled(),
             stream=torch.cuda.current_stream() if torch.cuda.is_available() else None,
-            width=max(widths, default=0),
+            width=asked.width,
         )
 
-    def _record_task(self, asked: _Asked, call: Call, shapes: Any) -> None:
-        profile = probe.nearest_profile(shapes, call.config)
-        name = task_id(call.op, asked.named, profile, self._ranks.pp_rank)
+    def _record_task(self, asked: _Asked, keep: Callable[[], Call], shapes: Shapes) -> None:
+        profile = probe.nearest_profile(shapes, asked.config)
+        name = task_id(asked.op, asked.named, profile, self._ranks.pp_rank)
         task = self.tasks.get(name)
         if task is None:
-            keys = tuple(self._keys.file_key(call.op, n, profile, e.real) for n, e in asked.named)
-            specs = call.config.dynamic_tensor_specs
-            buckets = tuple(shapes[s.input_idx[0]][s.dim_idx[0]] for s in specs)
-            task = self.tasks[name] = Task(name, call.op, keys, shapes, buckets, call, "missing")
+            keys = tuple(self._keys.file_key(asked.op, n, profile, e.real) for n, e in asked.named)
+            task = Task(name, asked.op, keys, shapes, asked.buckets(shapes), keep(), "missing")
+            self.tasks[name] = task
             self._judge(task, asked, profile)
-        elif task.call.width < min(max(task.buckets, default=0), call.width):
-            task.call = call  # the widest call is the best template: its buffers are large enough
-        elif len(task.rivals) < MOST_RIVALS:
-            calls = (task.call, *task.rivals)
-            if asked.numbers not in [[numbers_of(r) for r in c.runners] for c in calls]:
-                task.rivals.append(call)
+        else:
+            _keep_also(task, asked, keep)
         self._compare(task, asked)
 
     def _compare(self, task: Task, asked: _Asked) -> None:
@@ -235,25 +236,33 @@ class Survey:
     def _judge(self, task: Task, asked: _Asked, profile: Any) -> None:
         """Decide whether the agreed table answers the task, by FlashInfer's tuning-time rule."""
         if task.op in self._ops.key_unstable:
-            task.state, task.reason = "default", self._ops.key_unstable[task.op]
+            task.state, task.reason = "unstable", self._ops.key_unstable[task.op]
             return
         found, index, tactic, _ = self._tuner.search_cache(
-            task.op, asked.runners, task.shapes, task.call.config, inputs=asked.inputs
+            task.op, asked.runners, task.shapes, asked.config, inputs=asked.inputs
         )
-        if found and self._num_loaded_keys(task.keys) == 1:
-            task.state = "known"
-            task.served = (asked.named[index][0], tactic)
+        held = [entry for key in task.keys if (entry := self._entries.get(key)) is not None]
+        if found and len(held) == 1:
+            task.state, task.agreed = "known", held[0]
+            task.served = (asked.named[index][0], canonical_tactic(tactic))
         elif self._is_default(task.id):
             task.state = "default"
-        elif not any(extras.real for _, extras in asked.named):
+        elif asked.has_unstable_key:
+            task.state, task.reason = "unstable", "stored under another key than looked up"
+        elif self._may_adopt(asked):
             legacy = [self._keys.legacy_key(task.op, name, profile) for name, _ in asked.named]
             held = [
                 old
                 for new, old in zip(task.keys, legacy, strict=True)
-                if new != old and self._adoptable(old)
+                if new != old and old in self._entries
             ]
             if len(held) == 1:
                 self.adopted[task.id] = held[0]
+
+    def _may_adopt(self, asked: _Asked) -> bool:
+        """Return whether an old file's entry, with neither extras nor policy, can mean this call."""
+        has_extras = any(extras.real for _, extras in asked.named)
+        return not has_extras and probe.is_legacy_policy(asked.config)
 
 
 @dataclass(frozen=True)
@@ -265,10 +274,36 @@ class _Asked:
     config: Any
     inputs: list[Any]
     kwargs: dict[str, Any]
+    profiles: list[Shapes]
     named: list[tuple[str, Extras]]
     switches: list[tuple[tuple[str, str], ...]]
     numbers: list[tuple[tuple[str, float], ...]]
     v2: bool
+
+    @property
+    def width(self) -> int:
+        """The largest batch at hand."""
+        return max(self.buckets(_shapes(self.inputs)), default=0)
+
+    def buckets(self, shapes: Shapes) -> tuple[int, ...]:
+        """Return the sizes of the dynamic dimensions, one per spec."""
+        specs = self.config.dynamic_tensor_specs
+        return tuple(shapes[spec.input_idx[0]][spec.dim_idx[0]] for spec in specs)
+
+    @functools.cached_property
+    def has_unstable_key(self) -> bool:
+        """Whether a runner's extras follow the batch, as cuBLASLt's do.
+
+        FlashInfer would look winners up under the batch at hand and store them under the bucket's.
+        """
+        own = _shapes(self.inputs)
+        other = next((shapes for shapes in self.profiles if shapes != own), own)
+        inputs = copy.copy(self.inputs)
+        for index, size in enumerate(other):
+            if size != own[index] and isinstance(inputs[index], torch.Tensor):
+                inputs[index] = capture.stand_in(inputs[index], size)
+        pairs = zip(self.runners, self.named, strict=True)
+        return any(runner.get_cache_key_extras(inputs) != e.real for runner, (_, e) in pairs)
 
     def mark(self) -> tuple[Any, ...]:
         """Return what two calls have in common when recording both would add nothing."""
@@ -281,6 +316,22 @@ class _Asked:
             self.v2,
             _Same(self.config),
         )
+
+
+def _keep_also(task: Task, asked: _Asked, keep: Callable[[], Call]) -> None:
+    """Keep of a further call of the task what its replay needs.
+
+    The widest call is the best template: its buffers are large enough. Runners of the same key that
+    may have other candidates are kept beside it, to compare.
+    """
+    calls = [task.call, *task.rivals]
+    same = (i for i, call in enumerate(calls) if not may_differ(asked.runners, call.runners))
+    index = next(same, None)
+    if index is None:
+        task.rivals += [keep()] if len(task.rivals) < MOST_RIVALS else []
+    elif calls[index].width < min(max(task.buckets, default=0), asked.width):
+        calls[index] = keep()
+        task.call, task.rivals = calls[0], calls[1:]
 
 
 class _Same:

@@ -18,8 +18,11 @@ from typing import Any, Literal
 
 import torch
 
+from warmup_plugin.table import Entry, Tactic
+
 Shapes = tuple[tuple[int, ...], ...]
-State = Literal["known", "default", "missing", "unshared"]
+#: ``default`` and ``unstable`` are known, without a winner: nothing is tuned or stored.
+State = Literal["known", "default", "unstable", "missing", "unshared"]
 
 #: How many further runners with the same key and other numbers are kept to compare candidates.
 MOST_RIVALS = 3
@@ -44,9 +47,13 @@ class Call:
     width: int
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Task:
-    """One recorded call at one bucket. ``keys`` are its file keys in runner order."""
+    """One recorded call at one bucket. ``keys`` are its file keys in runner order.
+
+    Where the agreed table answers it: ``agreed``, by which entry; ``served``, what the tuner served
+    in the survey, as (runner class, tactic).
+    """
 
     id: str
     op: str
@@ -56,7 +63,8 @@ class Task:
     call: Call
     state: State
     reason: str = ""
-    served: tuple[str, Any] | None = None
+    agreed: Entry | None = None
+    served: tuple[str, Tactic] | None = None
     rivals: list[Call] = field(default_factory=list)
 
     @property
@@ -117,6 +125,15 @@ def numbers_of(runner: Any) -> tuple[tuple[str, float], ...]:
     state = _state(runner).items()
     numbers = [(name, v) for name, v in state if type(v) in (int, float)]
     return tuple(sorted(numbers))
+
+
+def may_differ(ours: Sequence[Any], theirs: Sequence[Any]) -> bool:
+    """Return whether two runner lists of one key may still have other candidates.
+
+    Their plain numbers differ, and FlashInfer's memory, which holds the hash, tells them apart.
+    """
+    pairs = list(zip(ours, theirs, strict=True))
+    return any(numbers_of(a) != numbers_of(b) and hash(a) != hash(b) for a, b in pairs)
 
 
 def _state(runner: Any) -> dict[str, Any]:

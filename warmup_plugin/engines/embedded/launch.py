@@ -20,10 +20,12 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
@@ -195,6 +197,8 @@ def _started(specs: list[RankSpec], *, spawn: bool) -> Iterator[_Gang]:
     gang = _Gang()
     try:
         with _environment(), _no_main_module():
+            if not spawn:
+                _start_fork_server()
             for spec in specs:
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_child, args=(spec, theirs), daemon=True)
@@ -205,13 +209,31 @@ def _started(specs: list[RankSpec], *, spawn: bool) -> Iterator[_Gang]:
         for rank in gang.results:
             gang.members[rank].process.join(timeout=2.0)
     finally:
-        for member in gang.members.values():
+        for member in gang.members.values():  # all at once: who is left complains of the others
             member.process.kill()
+        for member in gang.members.values():
             member.process.join()
             member.connection.close()
 
 
+def _start_fork_server() -> None:
+    """Start it, if it does not run yet, deaf to ^C: that is for the launcher, which ends the ranks.
+
+    The server and the ranks inherit that and print no tracebacks of their own. Signals can be set
+    in the main thread only.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _child(spec: RankSpec, connection: Connection) -> None:
+    if not Path(spec.trace).parent.is_dir():
+        return  # the launcher was interrupted before this rank began
     os.environ.clear()
     os.environ.update(spec.environment)
     importlib.import_module("warmup_plugin.engines.embedded.worker").serve(spec, connection)

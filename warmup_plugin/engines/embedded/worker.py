@@ -10,6 +10,7 @@ the parent; ends at once when the parent is gone.
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import queue
 import signal
@@ -114,6 +115,12 @@ def warm_up_rank(engine: Engine) -> RankResult:
         )
     seconds = time.perf_counter() - began
     return RankResult(engine.ranks.rank, report, engine.ops.served(), counts, seconds)
+
+
+def warm_up_quietly(engine: Engine) -> RankResult:
+    """Do the same for a caller who shows the reports, where every warning stands too."""
+    logging.getLogger("warmup_plugin").setLevel(logging.ERROR)
+    return warm_up_rank(engine)
 
 
 class _Parent:

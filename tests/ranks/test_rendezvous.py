@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ranks that meet over a real store: one record for all, and no wait without an end.
+
+Most ranks here are threads, each with its own connection to one `TCPStore`; those that die, or
+count what a process holds, are processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
+
+from warmup_plugin import storelink
+from warmup_plugin.errors import RankLostError, SessionError
+from warmup_plugin.rendezvous import Alone, Meeting
+from warmup_plugin.settings import Settings
+from warmup_plugin.storelink import StoreLink
+from warmup_plugin.table import digest
+from warmup_plugin.topology import machine_id
+
+if TYPE_CHECKING:
+    from tests.ranks.conftest import Deployment
+
+pytestmark = pytest.mark.multiprocess
+
+Word = dict[str, Any]
+
+#: No test waits for longer; what takes this long hangs.
+BOUND_S = 20.0
+
+
+def open_store() -> TCPStore:
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+def join(port: int) -> TCPStore:
+    return TCPStore(
+        "127.0.0.1", port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=10)
+    )
+
+
+class Ranks:
+    """Meetings of one session; `run` calls a function on each rank in a thread of its own."""
+
+    def __init__(self, size: int, settings: Settings) -> None:
+        self.store = open_store()
+        stores = [self.store, *(join(self.store.port) for _ in range(1, size))]
+        links = [StoreLink(store, rank, size) for rank, store in enumerate(stores)]
+        self.meetings = [Meeting(link, settings) for link in links]
+        self._pool = ThreadPoolExecutor(size)
+
+    def start(self, function: Callable[[Meeting], Any], *ranks: int) -> list[Future[Any]]:
+        """Call a function on some ranks, all of them if none is named."""
+        chosen = [self.meetings[rank] for rank in ranks or range(len(self.meetings))]
+        return [self._pool.submit(function, meeting) for meeting in chosen]
+
+    def run(self, function: Callable[[Meeting], Any], *ranks: int) -> list[Any]:
+        """Return what the function returns on each of the ranks."""
+        return [future.result(BOUND_S) for future in self.start(function, *ranks)]
+
+    def close(self) -> None:
+        """Close every meeting that a test has not closed itself."""
+        self.run(lambda meeting: meeting.close())
+        self._pool.shutdown()
+
+
+@contextlib.contextmanager
+def ranks_of(size: int, **settings: Any) -> Iterator[Ranks]:
+    ranks = Ranks(size, Settings.from_env({}, **settings))
+    yield ranks
+    ranks.close()
+
+
+def lost(function: Callable[[], Any]) -> tuple[int, str]:
+    """Return the rank that a call gives up, and why."""
+    with pytest.raises(RankLostError) as caught:
+        function()
+    return caught.value.rank, caught.value.reason
+
+
+def on(_words: Mapping[int, Word]) -> Word:
+    return {"go": "on"}
+
+
+# -- meeting ---------------------------------------------------------------------------------------
+
+
+def test_every_rank_gets_the_one_record() -> None:
+    """Rank 0 alone decides, once, from every rank's word; steps follow each other."""
+    decided = []
+
+    def decide(words: Mapping[int, Word]) -> Word:
+        decided.append(dict(words))
+        return {"sum": sum(word["number"] for word in words.values())}
+
+    with ranks_of(3) as ranks:
+        for step in ("first", "second"):
+            records = ranks.run(
+                lambda m, step=step: m.meet(step, {"number": 10**m.rank}, decide)  # type: ignore[misc]
+            )
+            assert records == [{"sum": 111}] * 3
+    assert decided == [{rank: {"number": 10**rank} for rank in range(3)}] * 2
+
+
+def test_a_single_process_meets_itself() -> None:
+    """The same calls without a store: it decides alone and gets the bodies it put."""
+    alone = Alone()
+    assert alone.meet("step", {"a": 1}, lambda words: {"words": dict(words)}) == {
+        "words": {0: {"a": 1}}
+    }
+    assert alone.get(alone.put(b"body")) == b"body"
+    alone.close()
+
+
+def test_a_decision_that_fails_reaches_every_rank() -> None:
+    """Nobody waits for a record that will never come: all raise, with step and error."""
+
+    def decide(_words: Mapping[int, Word]) -> Word:
+        raise KeyError("planted")
+
+    with ranks_of(2) as ranks:
+        seen = ranks.run(lambda m: lost(lambda: m.meet("plan", {}, decide)))
+    assert seen == [(0, "cannot decide step plan: KeyError('planted')")] * 2
+
+
+def test_a_rank_lost_while_deciding_is_named_itself() -> None:
+    """Rank 0 waits for a body in its decision; it is not rank 0 that is lost then."""
+
+    def decide(_words: Mapping[int, Word]) -> Word:
+        raise RankLostError(1, "planted")
+
+    with ranks_of(2) as ranks:
+        seen = ranks.run(lambda m: lost(lambda: m.meet("plan", {}, decide)))
+    assert seen == [(1, "planted")] * 2
+
+
+# -- ranks that do not come ------------------------------------------------------------------------
+
+
+def test_a_rank_that_never_arrives_is_named_on_all_others() -> None:
+    """Within a few silences, by its number; it obeys the record itself when it comes too late."""
+    with ranks_of(3, silence_s=0.3) as ranks:
+        began = time.monotonic()
+        ranks.meetings[1]._pulse.stop()
+        with contextlib.suppress(RankLostError):
+            pass
+        seen = ranks.run(lambda m: lost(lambda: m.meet("step", {}, on)), 0, 2)
+        assert [rank for rank, _ in seen] == [1, 1]
+        assert time.monotonic() - began < BOUND_S / 2
+        assert ranks.run(lambda m: lost(lambda: m.meet("step", {}, on))[0], 1) == [1]
+
+
+@pytest.mark.parametrize("leaver", [0, 1])
+def test_a_rank_that_leaves_is_named_at_once(leaver: int) -> None:
+    """One that fails by itself and closes: the others do not wait out its silence, nor it theirs."""
+    with ranks_of(3, silence_s=300.0) as ranks:
+        began = time.monotonic()
+        staying = [rank for rank in range(3) if rank != leaver]
+        left = ranks.start(lambda m: m.close(), leaver)
+        seen = ranks.run(lambda m: lost(lambda: m.meet("step", {}, on)), *staying)
+        assert [rank for rank, _ in seen] == [leaver] * 2
+        assert all("left" in reason for _, reason in seen)
+        ranks.run(lambda m: m.close(), *staying)
+        left[0].result(BOUND_S)
+        assert time.monotonic() - began < BOUND_S / 2
+
+
+def test_a_rank_that_is_done_is_not_one_that_left() -> None:
+    """Ranks close as soon as they have the last record, however late the others read it."""
+    for _ in range(10):
+        with ranks_of(3) as ranks:
+            slow = ranks.meetings[2]
+            check = slow._link.has
+            slow._link.has = lambda keys: (time.sleep(0.3), check(keys))[1]  # type: ignore[assignment, method-assign]
+
+            def finish(meeting: Meeting) -> Word:
+                record = meeting.meet("last", {}, on)
+                meeting.close()
+                return record
+
+            assert ranks.run(finish) == [{"go": "on"}] * 3
+            slow._link.has = check  # type: ignore[method-assign]

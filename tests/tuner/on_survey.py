@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `test_survey.py` runs in processes of their own: functions of an engine, for `launch`."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import flashinfer
+import torch
+import torch.distributed as dist
+from flashinfer.autotuner import AutoTuner, autotune
+
+from warmup_plugin.engines.embedded.parallel import tuning_over
+from warmup_plugin.engines.embedded.worker import Engine
+from warmup_plugin.tuner.known_ops import KNOWN_OPS
+
+sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package stays the wheel's
+
+from tests.tuner import child, toys  # noqa: E402
+from tests.tuner.toys import FLOOR, WEIGHT, RawBatch, Toy, call, rows, toy_call  # noqa: E402
+
+
+class Failing(Toy):
+    """Fails as ``error`` says while it is tuned, and works with tactic -1."""
+
+    error = ValueError
+
+    def forward(self, inputs: list[Any], tactic: Any = -1, **options: Any) -> Any:
+        if tactic != -1:
+            raise self.error("planted")
+        return super().forward(inputs, tactic, **options)
+
+
+class NoDefault(Toy):
+    """Cannot run the default tactic."""
+
+    def forward(self, inputs: list[Any], tactic: Any = -1, **options: Any) -> Any:
+        if tactic == -1:
+            raise ValueError(f"{self.op} needs a tactic")
+        return super().forward(inputs, tactic, **options)
+
+
+class ByClass(Toy):
+    """Tells the tuner's memory nothing but its class apart, as FlashInfer's MLA runners do."""
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+
+def planted_pair(engine: Engine) -> Any:
+    """Two runners of one key: a flag differs in one op, a name in another; a third is clean."""
+
+    def forward() -> None:
+        for flag in (True, False):
+            toy_call("flag", swizzled=flag)
+        for name in ("silu", "gelu"):
+            toy_call("name", activation=name)
+        toy_call("clean", batch=4)
+
+    return child.warm(engine, forward), forward() or child.saved()
+
+
+def one_flag(engine: Engine) -> Any:
+    """One runner of the pair, alone."""
+
+    def forward() -> None:
+        toy_call("flag", swizzled=True)
+        toy_call("clean", batch=4)
+
+    return child.warm(engine, forward)
+
+
+def two_lists(engine: Engine) -> Any:
+    """One op called with two runner lists: a key belongs to both."""
+
+    def forward() -> None:
+        call("lists", [Toy("lists"), toys.Other("lists")], FLOOR)
+        call("lists", [Toy("lists")], FLOOR)
+
+    return child.warm(engine, forward)
+
+
+def lists_of_two_ranks(engine: Engine) -> Any:
+    """As `two_lists`, but no rank sees both."""
+    runners = [Toy("lists"), toys.Other("lists")]
+
+    def forward() -> None:
+        call("lists", runners[engine.ranks.rank :], FLOOR)
+        toy_call("clean")
+
+    return child.warm(engine, forward)
+
+
+def rivals(engine: Engine, batches: tuple[int, int]) -> Any:
+    """Two runners of one key that differ in a number: in one op so do their candidates."""
+
+    def forward() -> None:
+        for number, batch in enumerate(batches):
+            call("same", [Toy("same", number=number)], FLOOR, rows(batch), WEIGHT)
+            tactics = tuple(range(2 + number))
+            call("rivals", [Toy("rivals", tactics=tactics, number=number)], FLOOR, rows(batch), WEIGHT)
+            call("by class", [ByClass("by class", number=number)], FLOOR, rows(batch), WEIGHT)
+
+    return child.warm(engine, forward)
+
+
+def unstable(engine: Engine, batch: int) -> Any:
+    """An op whose key holds the raw batch, which is a bucket or is not; beside a sound op."""
+
+    def forward() -> None:
+        call("raw", [RawBatch("raw")], FLOOR, rows(batch), WEIGHT)
+        toy_call()
+
+    return child.warm(engine, forward), forward() or child.saved()
+
+
+def winnerless(engine: Engine) -> Any:
+    """Every tactic fails; memory runs out while timing, and while inputs are made; one is sound."""
+
+    def no_memory(*_: Any) -> Any:
+        raise torch.cuda.OutOfMemoryError("planted")
+
+    starved = replace(FLOOR, tensor_initializers=((0, no_memory),))
+
+    def forward() -> None:
+        call("fails", [Failing("fails")], FLOOR)
+        for name, error in (("memory", MemoryError), ("oom", torch.cuda.OutOfMemoryError)):
+            runner = Failing(name)
+            runner.error = error
+            call(name, [runner], FLOOR)
+        call("starved", [Toy("starved")], starved)
+        call("nothing", [Toy("nothing", tactics=())], FLOOR)
+        toy_call()
+
+    return child.warm(engine, forward)
+
+
+class CudnnToy(Toy):
+    """FlashInfer loads no integer tactic of a class of this name."""
+
+
+def odd_tactics(engine: Engine) -> Any:
+    def forward() -> None:
+        call("odd", [Toy("odd", tactics=(object(),))], FLOOR)
+        call("cudnn", [CudnnToy("cudnn", tactics=(0, 1))], FLOOR)
+        toy_call()
+
+    return child.warm(engine, forward)
+
+
+def passed_through(engine: Engine) -> Any:
+    """A listed op, a runner and a keyword that hold a process group; FlashInfer tunes these."""
+    ops = KNOWN_OPS.plus(pass_through={"listed": "planted"})
+    group = dist.group.WORLD
+
+    def forward() -> None:
+        toy_call("listed")
+        toy_call("runner", group=group)
+        call("keyword", [Toy("keyword")], FLOOR, group=group)
+        toy_call()
+
+    with tuning_over(group):
+        report = child.warm(engine, forward, ops=ops)
+    return report, child.saved(), _left_behind()
+
+
+def no_default(engine: Engine, raise_on: tuple[int, ...]) -> Any:
+    """One op raises on the default tactic, on some ranks; it comes second of three."""
+    runs = []
+
+    def forward() -> None:
+        runs.append(1)
+        toy_call("first")
+        kind = NoDefault if engine.ranks.rank in raise_on else Toy
+        call("picky", [kind("picky")], FLOOR)
+        toy_call("last")
+
+    try:
+        report = child.warm(engine, forward)
+    except Exception as error:  # noqa: BLE001  # the parent looks at it
+        return type(error).__name__, str(error), len(runs), child.saved()
+    return report, len(runs), child.saved(), _left_behind()
+
+
+def always_raises(engine: Engine) -> Any:
+    """The first op raises whatever it gets, tuned or not."""
+    runs = []
+
+    def forward() -> None:
+        runs.append(1)
+        call("broken", [Toy("broken")], FLOOR)
+        raise ZeroDivisionError("planted")
+
+    try:
+        child.warm(engine, forward)
+    except ZeroDivisionError:
+        return len(runs)
+    return -1
+
+
+def skipping(engine: Engine, skip: bool) -> Any:
+    """Tune two ops, one of them excluded by the context on the second start."""
+
+    def context() -> Any:
+        return autotune(True, skip_ops={"skipped"} if skip else None)
+
+    def forward() -> list[Any]:
+        return [toy_call("skipped"), toy_call("kept")]
+
+    report = child.warm(engine, forward, tuning_context=context)
+    return report, forward()
+
+
+def make_cache(_engine: Engine, cache: str, num_calls: int) -> None:
+    """Let FlashInfer tune the calls of `own_cache` in its own way, and keep them in a file."""
+    toys.flip_costs()
+    with autotune(True, cache=cache):
+        for op in ("inside", "before", "after")[:num_calls]:
+            toy_call(op)
+
+
+def own_cache(engine: Engine, cache: str) -> Any:
+    """The forward opens its own ``autotune(cache=...)`` in the middle."""
+
+    def forward() -> None:
+        toy_call("before")
+        with autotune(True, cache=cache):
+            toy_call("inside")
+        toy_call("after")
+
+    with child.logged() as messages:
+        report = child.warm(engine, forward)
+    return report, child.saved(), messages
+
+
+def persistent_store(engine: Engine, store: str, ambient: bool) -> Any:
+    """A persistent autotune_v2 store is open around the forward, or was before."""
+
+    def context() -> Any:
+        return flashinfer.autotune_v2(mode="tune", cache_root=store)
+
+    if ambient:
+        with context():
+            toy_call("earlier")
+    options = {} if ambient else {"tuning_context": context}
+    report = child.warm(engine, toy_call, **options)
+    return report, toy_call()
+
+
+def open_already(engine: Engine, rank: int) -> Any:
+    """A tuning context is open on one rank when the session begins."""
+    with autotune(engine.ranks.rank == rank):
+        try:
+            child.warm(engine, toy_call)
+        except Exception as error:  # noqa: BLE001  # the parent looks at it
+            return type(error).__name__, str(error)
+    return None
+
+
+def untouched(engine: Engine) -> Any:
+    """Look at ``choose_one`` before, during and after."""
+    before, tuner = AutoTuner.choose_one, AutoTuner.get()
+    seen = []
+
+    def forward() -> None:
+        seen.append(AutoTuner.choose_one is before)
+        toy_call()
+
+    child.warm(engine, forward)
+    return seen, AutoTuner.choose_one is before, _left_behind(), tuner.choose_one == before.__get__(tuner)
+
+
+def _left_behind() -> list[str]:
+    """Return what of FlashInfer's class the tuner object hides."""
+    return sorted(name for name in vars(AutoTuner.get()) if hasattr(AutoTuner, name))
+
+
+def outside_tuning(engine: Engine) -> Any:
+    """The forward closes tuning mode for one call."""
+
+    def forward() -> None:
+        tuner = AutoTuner.get()
+        tuner.is_tuning_mode = False
+        toy_call("serving")
+        tuner.is_tuning_mode = True
+        toy_call("tuning")
+
+    return child.warm(engine, forward)
+
+
+def alive_after(engine: Engine) -> Any:
+    """Note every copy, stand-in, clone and closed-over tensor of a session; return what survives."""
+    kept: list[tuple[str, Any]] = []
+    table = torch.zeros(100, dtype=torch.int32)
+
+    def initial(shapes: Any, dtype: Any, device: Any) -> Any:
+        return torch.full(shapes, float(table[0]), dtype=dtype, device=device)
+
+    def hook(tensors: list[Any]) -> list[Any]:
+        return [*tensors[:1], tensors[1] + 0 * table[0]]
+
+    config = replace(FLOOR, tensor_initializers=((0, initial),), inputs_pre_hook=hook)
+
+    def forward() -> None:
+        inner = Toy("inner")
+        for flag in (True, False):
+            call("alive", [Toy("alive", inner=inner)], config, rows(16), torch.zeros(8), index=table)
+            call("unshared", [Toy("unshared", flag=flag, inner=inner)], config, rows(16), WEIGHT)
+        survey = AutoTuner.get().choose_one.__self__
+        for task in survey.tasks.values():
+            kept.extend(_parts(task.call))
+        for _, thing in kept:
+            names.append(_)
+        refs.extend((name, weakref.ref(thing)) for name, thing in kept if thing is not table)
+        kept.clear()
+
+    refs: list[tuple[str, Any]] = []
+    names: list[str] = []
+    report = child.warm(engine, forward)
+    gc.collect()
+    return report, sorted(set(names)), sorted({name for name, ref in refs if ref() is not None})
+
+
+def many_layers(engine: Engine) -> Any:
+    """Sixty calls of one op, each with a config made anew over one routing table."""
+    table = torch.zeros(100, dtype=torch.int32)
+    seen = {}
+
+    def forward() -> None:
+        survey = AutoTuner.get().choose_one.__self__
+        before = survey.budget.left
+        for _ in range(60):
+            function = lambda shapes, dtype, device: table.new_zeros(shapes, dtype=dtype)  # noqa: ARG005, E731
+            config = replace(FLOOR, tensor_initializers=((0, function),))
+            call("layer", [Toy("layer")], config)
+        seen["used"] = before - survey.budget.left
+        seen["tasks"] = len(survey.tasks)
+
+    child.warm(engine, forward)
+    return seen["used"], seen["tasks"]
+
+
+def optional_inputs(engine: Engine) -> Any:
+    """The first input a spec names is None."""
+    spec = replace(FLOOR.dynamic_tensor_specs[0], input_idx=(1, 0), dim_idx=(0, 0))
+    config = replace(FLOOR, dynamic_tensor_specs=(spec,))
+    return child.warm(engine, lambda: call("optional", [Toy("optional")], config, rows(16), None))
+
+
+def _parts(recorded: Any) -> list[tuple[str, Any]]:
+    """Return what a recorded call holds that nobody else does."""
+    parts = [("call", recorded), *(("runner", r) for r in recorded.runners)]
+    parts += [("inner runner", r.inner) for r in recorded.runners]
+    parts += [("stand-in", recorded.inputs[0])]
+    parts += [("clone", t) for t in recorded.inputs[1:] if t is not WEIGHT]
+    parts += [("keyword", t) for t in recorded.kwargs.values()]
+    for _, function in (*recorded.config.tensor_initializers, (0, recorded.config.inputs_pre_hook)):
+        parts += [("function", function)]
+        parts += [("closure", cell.cell_contents) for cell in function.__closure__]
+    return parts

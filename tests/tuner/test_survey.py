@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the survey records, what it leaves alone, and what is never shared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.tuner.conftest import Children
+
+pytestmark = pytest.mark.multiprocess
+
+AGREE = {"WARMUP_PLUGIN_REQUIRE_AGREEMENT": "1"}
+ALL_BUCKETS = (1, 4, 16, 64)
+
+
+def ops_of(entries: dict[str, Any]) -> set[str]:
+    return {key.split("'")[1] for key in entries}
+
+
+def labels(*ops: str) -> set[str]:
+    return {f"{op} @ {bucket}" for op in ops for bucket in ALL_BUCKETS}
+
+
+# -- one file key, two configurations ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_runners_that_differ_in_a_flag_or_a_name_share_nothing(children: Children, tp: int) -> None:
+    """The planted pair is named in the report, tuned by each process for itself, never stored."""
+    for _start in ("cold", "next"):
+        for report, held in children.ranks("on_survey:planted_pair", tp=tp):
+            assert set(report.unshared) == labels("flag", "name")
+            assert "differ in swizzled" in report.unshared["flag @ 16"]
+            assert "differ in activation" in report.unshared["name @ 16"]
+            assert ops_of(held) == {"flag", "name", "clean"}
+            assert report.agreement == "certified"
+        assert ops_of(children.entries) == {"clean"}
+        assert {task["op"] for task in children.tasks} == {"clean"}
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_with_required_agreement_such_a_pair_serves_defaults(children: Children, tp: int) -> None:
+    """No rank tunes for itself what it cannot share."""
+    for report, held in children.ranks("on_survey:planted_pair", env=AGREE, tp=tp):
+        assert ops_of(held) == {"clean"}
+        assert set(report.unshared) == labels("flag", "name")
+        assert report.agreement == "certified"
+
+
+def test_what_was_stored_before_the_pair_appeared_is_dropped(children: Children) -> None:
+    """One configuration alone was tuned and stored; with the other beside it the entry goes."""
+    children.one("on_survey:one_flag")
+    assert ops_of(children.entries) == {"flag", "clean"}
+    report, _ = children.one("on_survey:planted_pair")
+    assert labels("flag") <= set(report.unshared)
+    assert ops_of(children.entries) == {"clean"}
+
+
+def test_one_op_with_two_runner_lists_shares_nothing(children: Children) -> None:
+    """The key of a class belongs to both lists, whose winners differ."""
+    report = children.one("on_survey:two_lists")
+    assert set(report.unshared) == labels("lists")
+    assert "two runner lists" in report.unshared["lists @ 4"]
+    assert children.entries == {}
+
+
+def test_two_runner_lists_on_two_ranks_share_nothing(children: Children) -> None:
+    """Neither rank sees the collision; the plan does."""
+    for _start in ("cold", "next"):
+        for report in children.ranks("on_survey:lists_of_two_ranks", tp=2):
+            assert report.agreement == "certified", report.reason
+            assert report.tasks["unshared"] == 4
+        assert ops_of(children.entries) == {"clean"}
+
+
+@pytest.mark.parametrize("batches", [(100, 100), (16, 100), (100, 16)], ids=str)
+def test_runners_that_differ_in_a_number_are_compared_by_candidates(
+    children: Children, batches: tuple[int, int]
+) -> None:
+    """Other candidates under one key are found at tuning; equal ones are shared as one task.
+
+    The wider batch becomes the template of the replay; the narrower one is compared all the same.
+    """
+    report = children.one("on_survey:rivals", batches=batches)
+    both = {bucket for bucket in ALL_BUCKETS if bucket <= min(batches)}
+    assert ops_of(children.entries) - {"rivals"} == {"same", "by class"}
+    assert set(report.unshared) == labels("rivals")
+    assert "different candidates" in report.unshared["rivals @ 16"]
+    assert children.keys("rivals") == []
+    assert len(both) >= 3
+
+
+# -- no winner, or none that can be stored -------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [100, 16])
+def test_a_key_with_the_raw_batch_is_unstable(children: Children, batch: int) -> None:
+    """FlashInfer stores it under another key than it looks up: never stored, never timed again.
+
+    Not even for the one bucket that is the batch at hand.
+    """
+    cold, held = children.one("on_survey:unstable", batch=batch)
+    assert ops_of(children.entries) == ops_of(held) == {"toy"}
+    ((outcome, reason),) = children.outcomes("raw")
+    assert outcome == "unstable"
+    assert "another key" in reason
+    assert cold.ops["raw"] == {"seen": 4, "from_cache": 0, "tuned": 0, "default": 4}
+
+    warm, _ = children.one("on_survey:unstable", batch=batch)
+    assert (warm.tactics_timed, warm.tasks["from_cache"]) == (0, 4)
+    assert warm.ops["raw"] == cold.ops["raw"]
+
+
+def test_a_task_without_a_winner_is_known_as_a_default(children: Children) -> None:
+    """It is stored with its reason, and not tuned again."""
+    cold = children.one("on_survey:winnerless")
+    assert ops_of(children.entries) == {"toy"}
+    for op, why in {
+        "fails": "all tactics failed",
+        "memory": "out of memory",
+        "oom": "out of memory",
+        "starved": "out of memory",
+        "nothing": "none offered",
+    }.items():
+        ((outcome, reason),) = children.outcomes(op)
+        assert (outcome, why in reason) == ("default", True), (op, reason)
+        assert cold.ops[op]["default"] == 4
+    warm = children.one("on_survey:winnerless")
+    assert (warm.tactics_timed, warm.inputs_synthesised) == (0, 0)
+    assert warm.tasks == {"seen": 24, "from_cache": 4, "tuned": 0, "default": 20}
+
+
+def test_a_tactic_that_no_table_can_hold_costs_its_task_only(children: Children) -> None:
+    report = children.one("on_survey:odd_tactics")
+    ((outcome, reason),) = children.outcomes("odd")
+    assert (outcome, "cannot" in reason) == ("default", True)
+    ((outcome, reason),) = children.outcomes("cudnn")
+    assert (outcome, reason) == ("default", "an integer cuDNN tactic cannot be shared")
+    assert ops_of(children.entries) == {"toy"}
+    assert report.agreement == "certified"
+
+
+# -- left alone ----------------------------------------------------------------------------------
+
+
+def test_listed_ops_and_holders_of_a_process_group_are_passed_through(children: Children) -> None:
+    """FlashInfer tunes them on all ranks together; they are served, not stored."""
+    results = children.ranks("on_survey:passed_through", tp=2)
+    for report, held, left in results:
+        assert report.passed_through == {
+            "listed": "planted",
+            "runner": "Toy holds a process group",
+            "keyword": "ProcessGroup holds a process group",
+        }
+        assert ops_of(held) == {"listed", "runner", "keyword", "toy"}
+        assert left == []
+    assert ops_of(children.entries) == {"toy"}
+    assert results[0][1] == results[1][1]
+
+
+def test_an_op_that_raises_on_its_default_on_every_rank_is_passed_through(
+    children: Children,
+) -> None:
+    """The forward runs once more; what was recorded of the other ops stands."""
+    for start in ("cold", "warm"):
+        for report, runs, held, left in children.ranks("on_survey:no_default", tp=2, raise_on=(0, 1)):
+            assert runs == 2
+            assert list(report.passed_through) == ["picky"]
+            assert "picky needs a tactic" in report.passed_through["picky"]
+            assert ops_of(held) == {"first", "picky", "last"}
+            assert left == []
+            assert report.tasks["from_cache"] == (8 if start == "warm" else 0)
+        assert ops_of(children.entries) == {"first", "last"}
+
+
+def test_an_op_that_raises_on_one_rank_only_is_that_ranks_failure(children: Children) -> None:
+    """Its own error there, a `SessionError` naming it on the other; nothing is left or stored."""
+    first, second = children.ranks("on_survey:no_default", tp=2, raise_on=(1,))
+    assert first[:2] == ("SessionError", "rank 1: the forward failed: ValueError: picky needs a tactic")
+    assert second[:2] == ("ValueError", "picky needs a tactic")
+    assert first[2:] == second[2:] == (1, {})
+    assert children.entries == {}
+
+
+def test_a_forward_that_fails_whatever_is_answered_is_not_run_again_and_again(
+    children: Children,
+) -> None:
+    """Once to find the op, once with the op passed through; then its own error."""
+    assert children.one("on_survey:always_raises") == 2
+
+
+def test_skipped_ops_are_neither_recorded_nor_served(children: Children) -> None:
+    """A stored entry of an op on the skip list is not installed; without the list it serves."""
+    _, tuned = children.one("on_survey:skipping", skip=False)
+    assert all(tactic != -1 for _, tactic in tuned)
+    before = children.entries
+    report, served = children.one("on_survey:skipping", skip=True)
+    assert report.skipped_ops == ("skipped",)
+    assert set(report.ops) == {"kept"}
+    assert served == [("Toy", -1), tuned[1]]
+    assert children.entries == before
+    assert children.one("on_survey:skipping", skip=False)[1] == tuned
+
+
+@pytest.mark.parametrize("same_size", [False, True])
+def test_a_forward_with_a_cache_of_its_own(
+    children: Children, tmp_path: Path, *, same_size: bool
+) -> None:
+    """``autotune(cache=...)`` empties the tuner: ours is loaded again, theirs stays as it was.
+
+    Also where theirs has as many entries as ours.
+    """
+    cache = tmp_path / "theirs.json"
+    children.one("on_survey:make_cache", cache=str(cache), num_calls=3 if same_size else 1)
+    theirs = cache.read_text()
+    for start in ("cold", "warm"):
+        report, held, messages = children.one("on_survey:own_cache", cache=str(cache))
+        assert report.agreement == "certified"
+        assert ops_of(held) == {"before", "inside", "after"}
+        assert held == children.entries
+        assert cache.read_text() == theirs
+        if start == "warm":
+            assert report.tactics_timed == 0
+            assert report.tasks["from_cache"] == 12
+            assert any("another table was loaded" in message for message in messages)
+
+
+@pytest.mark.parametrize("ambient", [False, True])
+def test_under_a_persistent_store_calls_are_the_engines(
+    children: Children, tmp_path: Path, *, ambient: bool
+) -> None:
+    """The winners would be the store's own: passed through, and said so."""
+    report, served = children.one(
+        "on_survey:persistent_store", store=str(tmp_path / "store"), ambient=ambient
+    )
+    assert report.passed_through == {
+        "toy": "a persistent autotune_v2 store is attached: the winners are its own"
+    }
+    assert report.tasks["seen"] == 0
+    assert served[1] != -1
+    assert children.entries == {}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_open_tuning_context_refuses_the_session_on_every_rank(
+    children: Children, rank: int
+) -> None:
+    for result in children.ranks("on_survey:open_already", tp=2, rank=rank):
+        assert result == (
+            "SessionError",
+            f"rank {rank}: a FlashInfer tuning context is open already; close it first",
+        )
+    assert not list(children.root.rglob("rank_*"))
+
+
+def test_choose_one_stays_flashinfers_own_function(children: Children) -> None:
+    """During the session and after it; the tuner object carries nothing of ours afterwards."""
+    during, after, left, is_bound = children.one("on_survey:untouched")
+    assert (during, after, left, is_bound) == ([True], True, [], True)
+
+
+def test_calls_outside_tuning_mode_are_not_recorded(children: Children) -> None:
+    assert set(children.one("on_survey:outside_tuning").ops) == {"tuning"}
+
+
+# -- memory --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", ["leader", "per_rank"])
+def test_nothing_recorded_is_alive_afterwards(children: Children, strategy: str) -> None:
+    """Copies, stand-ins, clones and closures go with the session, whoever keeps the winners."""
+    env = {"WARMUP_PLUGIN_STRATEGY": strategy}
+    report, noted, alive = children.one("on_survey:alive_after", env=env)
+    assert report.tasks["seen"] == 8
+    assert noted == ["call", "clone", "closure", "function", "inner runner", "keyword", "runner", "stand-in"]  # fmt: skip
+    assert alive == []
+
+
+def test_an_op_that_makes_its_config_anew_is_copied_once(children: Children) -> None:
+    """Sixty layers with a closure each take the bytes of one from the budget."""
+    used, num_tasks = children.one("on_survey:many_layers")
+    assert num_tasks == 4
+    assert used == 400
+
+
+def test_optional_inputs_may_be_dynamic(children: Children) -> None:
+    """FlashInfer takes None where a spec names an input; so does the survey."""
+    report = children.one("on_survey:optional_inputs")
+    assert report.tasks["tuned"] == report.tasks["seen"] > 0

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`warmup-plugin demo`: tune once, start warm, on this machine and without a GPU.
+
+Owns the options of the demo. Its exit code is its verdict. Settings from the environment hold here
+as everywhere; a layout that does not divide is wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from warmup_plugin.cli import output
+from warmup_plugin.cli.output import CommandError
+from warmup_plugin.engines.embedded import EngineConfig
+from warmup_plugin.settings import Settings, Strategy
+
+HELP = "start a small engine cold, then warm, and compare; needs no GPU"
+DESCRIPTION = """\
+Start a small engine on this machine's CPU, one process per rank: cold, then warm in new processes.
+FlashInfer's tuner is the real one; the kernels are small. Prints both starts side by side and says
+whether the second one had nothing left to time. Needs torch and FlashInfer installed."""
+EXAMPLES = """\
+examples:
+  warmup-plugin demo                                   four ranks, TP2 x PP2
+  warmup-plugin demo --dp 2 --ep 2                     two ranks that share the experts
+  warmup-plugin demo --tp 2 --root /tmp/tables         keep the tables; again: both starts warm
+  warmup-plugin demo --tp 2 --strategy per_rank        for comparison: shares and keeps nothing
+
+exit code: 0 if every line of the verdict says yes, 1 if one says no
+"""
+
+_AXES = {"tp": "tensor", "pp": "pipeline", "dp": "data", "ep": "expert"}
+#: Where no size is given.
+_DEFAULT = {"tp": 2, "pp": 2}
+#: They all run on this machine.
+_MOST_RANKS = 16
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's options."""
+    for axis, name in _AXES.items():
+        parser.add_argument(
+            f"--{axis}", type=int, metavar="N", help=f"ranks in {name} parallel (default: 1)"
+        )
+    parser.add_argument(
+        "--strategy", choices=get_args(Strategy), help="who tunes what (default: leader)"
+    )
+    parser.add_argument(
+        "--root", type=Path, metavar="DIR", help="cache root to use (default: a temporary one)"
+    )
+    parser.add_argument("--keep", action="store_true", help="keep the temporary cache root")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run(
+    *, strategy: str | None, root: Path | None, keep: bool, json: bool, **sizes: int | None
+) -> int:
+    """Run both starts, print them, return the verdict."""
+    from warmup_plugin.cli.two_starts import start_twice
+
+    Settings.from_env()  # a malformed one is told here, by this process
+    env = {"WARMUP_PLUGIN_STRATEGY": strategy} if strategy else {}
+    config = layout({axis: size for axis, size in sizes.items() if size is not None})
+    found = start_twice(config, root=root, keep=keep, env=env, watch=_watch())
+    if json:
+        output.print_json(found.document())
+    else:
+        from warmup_plugin.cli.comparison import print_starts
+
+        print_starts(output.console(), found)
+    return 0 if found.holds else CommandError.FAILED
+
+
+def layout(sizes: Mapping[str, Any]) -> EngineConfig:
+    """Return the engine of these sizes, of the default ones if there are none.
+
+    Raises:
+        CommandError: sizes that do not divide what they split, or too many ranks.
+    """
+    try:
+        config = EngineConfig(**(sizes or _DEFAULT))
+    except ValueError as error:
+        raise CommandError(str(error), code=CommandError.USAGE) from None
+    if config.world_size > _MOST_RANKS:
+        message = f"tp*pp*dp={config.world_size}: must be at most {_MOST_RANKS} ranks"
+        raise CommandError(message, code=CommandError.USAGE)
+    return config
+
+
+def _watch() -> Callable[[str], Any]:
+    from warmup_plugin.cli.ticker import ticking
+
+    return ticking

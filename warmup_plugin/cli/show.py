@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`warmup-plugin show FILE`: what stands in a table, a manifest, a report or an identity.
+
+Owns the words. A file that cannot be used is described, with the reason for which a warm-up would
+not use it, and exit code 1; so is a manifest that is not its table's. Changes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from warmup_plugin.cli import describe, output
+from warmup_plugin.cli.output import CommandError
+from warmup_plugin.cli.reading import (
+    Kind,
+    TableFile,
+    kind_of,
+    read_bytes,
+    read_identity,
+    read_report,
+    read_table,
+)
+from warmup_plugin.identity import Identity
+from warmup_plugin.manifest import Manifest
+from warmup_plugin.report import WarmupReport
+from warmup_plugin.settings import Settings
+from warmup_plugin.table import Miss, Table
+
+HELP = "print what stands in a table, a manifest, a report or an identity"
+DESCRIPTION = """\
+Print what stands in a file: a table (with the manifest and the identity beside it), a manifest, a
+report, an identity.json. A file that cannot be used is described too, with exit code 1."""
+EXAMPLES = """\
+examples:
+  warmup-plugin show rank_tp0_pp0_dp0.json             the table, with its manifest
+  warmup-plugin show rank_tp0_pp0_dp0.json --tasks     every task of it, with its winner
+  warmup-plugin show reports/20261120T091545Z_rank0.json
+  warmup-plugin show rank_tp0_pp0_dp0.json --json | jq .manifest.complete
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's options."""
+    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--tasks", action="store_true", help=f"all tasks, not the first {describe.FEW}"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run(*, file: Path, tasks: bool, json: bool) -> int:
+    """Read and print; return 1 where something cannot be used."""
+    kind, found = look_into(file, Settings.from_env().table_bytes)
+    out = output.console()
+    if json and isinstance(found, TableFile):
+        output.print_json(table_document(found))
+    elif json:
+        output.print_json({"kind": kind, "path": str(file), **_part(found)})
+    elif isinstance(found, TableFile):
+        describe.print_table(out, found, all_tasks=tasks)
+    elif isinstance(found, Miss):
+        describe.print_miss(out, kind, file, found)
+    elif isinstance(found, WarmupReport):
+        describe.print_report(out, file, found)
+    else:
+        describe.print_identity(out, file, found)
+    is_bad = found.has_fault if isinstance(found, TableFile) else isinstance(found, Miss)
+    return CommandError.FAILED if is_bad else 0
+
+
+def look_into(path: Path, limit: int) -> tuple[Kind, TableFile | WarmupReport | Identity | Miss]:
+    """Return what a file is and what it holds.
+
+    Raises:
+        CommandError: there is no such file.
+    """
+    data = read_bytes(path, limit)
+    if isinstance(data, Miss) and data.kind == "absent":
+        raise CommandError(f"{path}: {data.reason}")
+    kind = kind_of(path, b"" if isinstance(data, Miss) else data)
+    if kind in ("table", "manifest"):
+        return kind, read_table(path, limit)
+    return kind, (read_report if kind == "report" else read_identity)(path, limit)
+
+
+def table_document(file: TableFile) -> dict[str, Any]:
+    """Return a table and what lies beside it as JSON values."""
+    table = file.table
+    found: dict[str, Any] = {
+        "kind": "table",
+        "path": str(file.path),
+        "bytes": file.bytes,
+        "sha256": file.sha256,
+        **_part(table),
+    }
+    if isinstance(table, Table):
+        found |= {
+            "stamp": dict(table.stamp),
+            "entries": len(table.entries),
+            "ops": describe.ops_of(table),
+        }
+    manifest = {"path": str(file.manifest_path), **_part(file.manifest)}
+    if isinstance(file.manifest, Manifest):
+        manifest["sha256_valid"] = file.vouched
+    return {**found, "manifest": manifest, "identity": _part(file.identity)}
+
+
+def _part(found: TableFile | Table | Manifest | Identity | WarmupReport | Miss) -> dict[str, Any]:
+    """Return what was read, or why not."""
+    match found:
+        case Miss():
+            return {"miss": asdict(found)}
+        case Manifest():
+            fields = {name: getattr(found, name) for name in _MANIFEST_FIELDS}
+            tasks_miss = {"tasks_miss": found.tasks_miss.reason} if found.tasks_miss else {}
+            return {**fields, **tasks_miss, "tasks": msgspec.to_builtins(dict(found.tasks))}
+        case Identity():
+            return {"identity": found.digest, "factors": found.factors}
+        case WarmupReport():
+            return {"report": found.to_json()}
+        case _:
+            return {}
+
+
+_MANIFEST_FIELDS = (
+    "schema", "identity", "table_sha256", "generation", "complete", "engine", "engine_version",
+    "inventory", "loose",
+)  # fmt: skip
