@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from warmup_plugin.table import Entry, Tactic
+from warmup_plugin.table import Tactic
 
 Shapes = tuple[tuple[int, ...], ...]
 #: ``default`` and ``unstable`` are known, without a winner: nothing is tuned or stored.
@@ -51,8 +51,8 @@ class Call:
 class Task:
     """One recorded call at one bucket. ``keys`` are its file keys in runner order.
 
-    Where the agreed table answers it: ``agreed``, by which entry; ``served``, what the tuner served
-    in the survey, as (runner class, tactic).
+    Where the agreed table answers it: ``served``, what the tuner served in the survey, as (runner
+    class, tactic), and whether the table says so too.
     """
 
     id: str
@@ -63,8 +63,8 @@ class Task:
     call: Call
     state: State
     reason: str = ""
-    agreed: Entry | None = None
     served: tuple[str, Tactic] | None = None
+    is_agreed: bool = False
     rivals: list[Call] = field(default_factory=list)
 
     @property
