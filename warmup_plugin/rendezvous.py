@@ -39,6 +39,8 @@ logger = logging.getLogger("warmup_plugin")
 
 _RECORD = "record"
 _LOST = "lost"
+#: Decisions upon which every rank raises by itself.
+_ENDS = ("refuse", "abort")
 #: How often rank 0 says whom it waits for, seconds.
 _TELL_S = 30.0
 #: How long a rank that was stopped gives the store to read what arrived meanwhile, seconds.
@@ -151,6 +153,7 @@ class Meeting:
         self._link = link
         self._settings = settings
         self._forwards = 0
+        self._is_over = False
         self._watch = watch or Watch(link, settings)
         self._pulse = pulse or Pulse(link, settings)
 
@@ -176,6 +179,7 @@ class Meeting:
         if "lost" in record:
             self._end(record)
         self.confirm()  # a record of which nobody was left to hear does not count
+        self._is_over = record.get("go") in _ENDS
         return record
 
     def _lead(self, step: str, decide: Decide) -> Word:
@@ -203,7 +207,9 @@ class Meeting:
         raise RankLostError(found["lost"], found["reason"])
 
     def abandon(self, reason: str) -> None:
-        """Tell the others that this rank leaves without having finished."""
+        """Tell the others that this rank leaves without having finished, unless all do."""
+        if self._is_over:
+            return
         try:
             self._link.compare_set(_LOST, json.dumps({"lost": self.rank, "reason": reason}))
         except RankLostError as gone:

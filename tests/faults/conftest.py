@@ -35,6 +35,12 @@ SMALL = {"layers": 2, "hidden": 32, "ffn": 32, "vocab": 32, "timing": "rank_nois
 #: A silence is longer than the longest pause that this engine makes on a busy machine.
 SILENCE_S = 1.5
 GRACE_S = 0.5
+#: How long a rank that is stopped stays so: until it has been given up for sure.
+HOLD_S = 2 * SILENCE_S + 1.0
+#: What a busy machine may add to a bound.
+SLACK_S = 4.0
+#: Two processes each: more than that and they wait for the machine instead of for each other.
+JOBS_AT_ONCE = 10
 #: How long a launch may take: what takes longer hangs.
 LAUNCH_S = 60.0
 ENVIRONMENT = {
@@ -172,6 +178,7 @@ class Rank:
     status: int | str | None = None
     report: Any = None
     error: tuple[str, str, int | None] | None = None
+    cause: str = ""
     served: Mapping[str, Any] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     held: Sequence[str] = ()
@@ -304,7 +311,10 @@ def start_jobs(
 
     ``hold_s``: how long a rank that stops itself stays stopped.
     """
-    shape = EngineConfig(**{**SMALL, **config, "dp": dp * len(jobs)})
+    own_ops = str(jobs[0].root.parent / "all_reduce")
+    shape = EngineConfig(
+        **{**SMALL, "all_reduce_dir": own_ops, **config, "dp": dp * len(jobs)}  # type: ignore[arg-type]
+    )
     size = shape.world_size // len(jobs)
     listener = _Listener(jobs, hold_s)
     arguments = {"size": size, "plans": [job.plan() for job in jobs], "dp": dp}
@@ -350,7 +360,7 @@ def _rank(
             if what["event"] == "logged":
                 rank.logged.append(what["text"])
     if result is not None:
-        for name in ("report", "error", "served", "counts", "held", "sent"):
+        for name in ("report", "error", "cause", "served", "counts", "held", "sent"):
             if name in result:
                 setattr(rank, name, result[name])
         rank.seconds = result["ended"] - result["began"]
@@ -364,6 +374,40 @@ def _rank(
         rank.status = "hung"
         rank.logged.append(failure)
     return rank
+
+
+#: Where a rank of a job is struck: a point of `in_rank._at`, and the rank.
+Spot = tuple[str, int]
+
+
+@dataclass
+class Case:
+    """One job of a grid: struck once at a spot, then started again unharmed."""
+
+    spot: Spot
+    job: Job
+    struck: Start
+    after: dict[str, tuple[int, int]]
+    again: Start
+    litter: list[str]
+
+
+def run_grid(
+    root: Path, do: str, spots: Sequence[Spot], *, nodes: Sequence[int] = (0, 0), **config: Any
+) -> dict[Spot, Case]:
+    """Strike one job at each spot, all at once, then start them all again."""
+    cases = {}
+    for first in range(0, len(spots), JOBS_AT_ONCE):
+        some = spots[first : first + JOBS_AT_ONCE]
+        jobs = [Job(root / f"{point.replace(':', '_')}-{rank}", nodes) for point, rank in some]
+        for job, (point, rank) in zip(jobs, some, strict=True):
+            job.faults = [fault(do, rank, at=point)]
+        struck = start_jobs(jobs, hold_s=HOLD_S, **config)
+        after = [job.files() for job in jobs]
+        again = start_jobs(jobs, **config)
+        for spot, *rest in zip(some, jobs, struck, after, again, strict=True):
+            cases[spot] = Case(spot, *rest, litter=rest[0].litter())
+    return cases
 
 
 @pytest.fixture
@@ -382,6 +426,15 @@ def make_jobs(tmp_path: Path) -> Callable[..., list[Job]]:
     return make
 
 
-def now() -> float:
-    """Return the clock that all processes of this machine share."""
-    return time.monotonic()
+@pytest.fixture(scope="session")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
+    """Return the case of one spot of a grid; the grid runs once, when first asked."""
+    done: dict[tuple[Any, ...], dict[Spot, Case]] = {}
+
+    def case(do: str, spots: tuple[Spot, ...], spot: Spot, **config: Any) -> Case:
+        key = (do, spots, *sorted(config.items()))
+        if key not in done:
+            done[key] = run_grid(tmp_path_factory.mktemp(do), do, spots, **config)
+        return done[key][spot]
+
+    return case

@@ -134,12 +134,15 @@ def _warm_up(here: Here) -> dict[str, Any]:
             )
         found["counts"] = counts
     except BaseException as error:  # noqa: BLE001  # whatever it is, it is the result
+        cause = error.__cause__
         found["error"] = (type(error).__name__, str(error), getattr(error, "rank", None))
+        found["cause"] = "" if cause is None else f"{type(cause).__name__}: {cause}"
     found["ended"] = time.monotonic()
     here.say("ended")
     found["served"] = engine.ops.served() if "report" in found else {}
     tuner = probe.tuner()
-    found["held"] = sorted(probe.loaded(tuner)) + [str(key) for key in tuner.profiling_cache]
+    held = [*probe.loaded(tuner), *map(str, tuner.profiling_cache)]
+    found["held"] = [key for key in held if ALL_REDUCE not in key]  # that op looks after itself
     found.update(logged=lines, sent=here.sent, done=done)
     return found
 

@@ -71,7 +71,9 @@ class Player:
         self.move: Move | None = None
         self.waits = False
         self.is_at_start = False
+        self.in_round = False
         self.is_fresh = True
+        self.is_sure = False
         self.acts: list[str] = []
         self.records: list[tuple[str, str]] = []
 
@@ -84,6 +86,7 @@ class Player:
         self.is_at_start = False
         self.is_fresh = kind in _WRITES
         answer = self._answers.pop(0)
+        self.is_sure = argument == (LOST,) or (kind == "overslept" and self.is_sure)
         self.kept.append((kind, answer))
         if isinstance(answer, str) and answer in _FAILURES:
             raise RuntimeError(_FAILURES[answer])
@@ -93,10 +96,12 @@ class Player:
         """Stand in for `waiting.wait_until`, without the time that passes."""
         begin, was_fresh = len(self.kept), self.is_fresh
         while self._asks_first(is_there):
+            self.in_round = True
             look(self.ask("waited"))
+            self.in_round = False
             if set(self.kept[begin:]) <= _NOTHING:
                 del self.kept[begin:]
-                self.is_fresh = was_fresh
+                self.is_fresh, self.is_sure = was_fresh, False
             else:
                 begin, was_fresh = len(self.kept), self.is_fresh
 
@@ -197,14 +202,18 @@ MakeMeeting = Callable[..., Meeting]
 class Node:
     """A point in a rank's program: all it has heard so far, and its next move; None at the end."""
 
-    history: tuple[Hashable, ...]
-    move: Move | None
+    history: tuple[Hashable, ...] = ()
+    move: Move | None = None
     #: What came before is to be seen from outside: a death here differs from one before.
-    is_fresh: bool
-    waits: bool
-    acts: tuple[str, ...]
-    records: tuple[tuple[str, str], ...]
-    outcome: str
+    is_fresh: bool = False
+    #: The last thing heard is that the session has not ended.
+    is_sure: bool = False
+    #: At the first question of a wait; at a later one of a round of it.
+    waits: bool = False
+    in_round: bool = False
+    acts: tuple[str, ...] = ()
+    records: tuple[tuple[str, str], ...] = ()
+    outcome: str = ""
     next: dict[Hashable, int] = field(default_factory=dict)
 
 
@@ -229,7 +238,7 @@ class Tree:
     def tomb(self, number: int) -> int:
         """Return a node for a rank that died here: what it has acted on is all that is left."""
         records = self.nodes[number].records
-        return self._number(("dead", records), Node((), None, False, False, (), records, "dead"))
+        return self._number(("dead", records), Node(records=records, outcome="dead"))
 
     def _run(self, answers: tuple[Hashable, ...]) -> int:
         self.runs += 1
@@ -248,10 +257,13 @@ class Tree:
                 pass
         acts, records = tuple(player.acts), tuple(player.records)
         if player.move is None:  # how it came to its end makes no difference any more
-            node = Node((), None, False, False, acts, records, outcome)
+            node = Node(acts=acts, records=records, outcome=outcome)
             return self._number(("end", outcome, acts, records), node)
         history = tuple(answer for _, answer in player.kept)
-        node = Node(history, player.move, player.is_fresh, player.waits, acts, records, "")
+        node = Node(
+            history, player.move, player.is_fresh, player.is_sure, player.waits, player.in_round,
+            acts, records,
+        )  # fmt: skip
         return self._number(history, node)
 
     def _number(self, key: Hashable, node: Node) -> int:
@@ -261,23 +273,31 @@ class Tree:
         return self._index[key]
 
 
+#: What the store is: it runs; it is stopped; and somebody got no answer; it is woken, with mail
+#: unread; it is gone.
+RUNS, STOPPED, MISSED, WOKEN, AWAY = range(5)
+
+
 class State(NamedTuple):
     """Everything that can differ between two points of two schedules. Ranks as bits of a number."""
 
     store: int
     at: tuple[int, ...]
-    dead: int = 0
+    dead: int
     #: Given up by somebody and only late.
-    late: int = 0
-    faults: int = 0
-    #: runs | stopped | woken, with mail unread | gone
-    store_is: str = "runs"
+    late: int
+    faults: int
+    store_is: int
     #: Rank 0 was stopped and has not asked yet whether it was.
-    overslept: bool = False
+    overslept: bool
     #: Somebody got no answer in time, or rank 0 left before a late one: these two may differ.
-    is_cut: bool = False
+    is_cut: bool
     #: What was sent to a stopped store: (rank, move).
-    mail: tuple[tuple[int, Move], ...] = ()
+    mail: tuple[tuple[int, Move], ...]
+
+
+#: A rank's answer, or what befell it.
+Event = tuple[int, Any] | str
 
 
 class BrokenPromiseError(AssertionError):
@@ -298,7 +318,12 @@ class Explored:
 
 
 class Explorer:
-    """All schedules of a program with so many faults of these kinds."""
+    """All schedules of a program with so many faults of these kinds.
+
+    Moves that nobody else can see and whose answer is certain are taken at once; that leaves out no
+    end. Unless ``fine``, the questions of one round of a wait are one move too: what the others do
+    in between they do before the round then, or after it.
+    """
 
     def __init__(
         self,
@@ -307,144 +332,103 @@ class Explorer:
         faults: int = 0,
         kinds: tuple[str, ...] = FAULTS,
         make: MakeMeeting = Meeting,
+        fine: bool = False,
     ) -> None:
-        self._kinds = kinds
+        self._kinds, self._fine = kinds, fine
         may_stop = "stop" in kinds and faults > 0
         self._trees = [Tree(r, program, make, may_stop=may_stop) for r in range(SIZE)]
         self._stores: list[dict[str, Any]] = [{}]
         self._store_index: dict[tuple[tuple[str, Any], ...], int] = {(): 0}
         self._written: dict[tuple[int, str, Any], int] = {}
-        self._began = State(0, (0,) * SIZE, faults=faults)
-        self._from: dict[State, tuple[State, str] | None] = {}
+        self._settled: list[dict[tuple[int, int], int]] = [{} for _ in range(SIZE)]
+        self._began = State(0, (0,) * SIZE, 0, 0, faults, RUNS, False, False, ())  # noqa: FBT003
+        self._from: dict[State, tuple[State, Event]] = {}
         self.explored = Explored()
 
     def run(self) -> Explored:
         """Take every schedule; raises `BrokenPromiseError` at the first that breaks a promise."""
         began = self._settle(self._began)
-        self._from[began] = None
+        seen: set[State] = {began}
         pending = [began]
+        transitions = 0
         while pending:
             state = pending.pop()
             moved = False
-            for label, after in self._successors(state):
+            for event, after in self._successors(state):
                 moved = True
+                transitions += 1
                 found = self._settle(after)
-                self.explored.transitions += 1
-                if found not in self._from:
-                    self._from[found] = (state, label)
+                if found not in seen:
+                    seen.add(found)
+                    self._from[found] = (state, event)
                     pending.append(found)
             if not moved:
                 self._check_end(state)
             elif self._is_stuck(state):
                 self._fail(state, "these ranks wait for ever")
-        self.explored.states = len(self._from)
-        self.explored.runs = sum(tree.runs for tree in self._trees)
+        runs = sum(tree.runs for tree in self._trees)
+        self.explored.states, self.explored.transitions = len(seen), transitions
+        self.explored.runs = runs
         return self.explored
 
     # -- moves -------------------------------------------------------------------------------------
 
-    def _successors(self, state: State) -> Iterator[tuple[str, State]]:
+    def _successors(self, state: State) -> Iterator[tuple[Event, State]]:
         for rank in range(SIZE):
-            move = self._move(state, rank)
-            if move is None or state.dead >> rank & 1:
+            node = self._trees[rank].nodes[state.at[rank]]
+            if node.move is None or state.store_is == AWAY:
                 continue
-            if rank == 0 and state.store_is == "stopped":
-                pass
-            elif move.kind == "waited":
-                yield from self._time_passes(state, rank)
-            elif state.store_is == "gone":
-                yield self._answer(state, rank, GONE)
-            elif state.store_is == "stopped":
-                yield self._unanswered(state, rank, move)
-            elif any(sender == rank for sender, _ in state.mail):
-                if move.kind == "set":  # a question waits until what was sent before it is read
-                    yield self._send(state, rank, move)
-            else:
-                yield from self._ask(state, rank, move)
-            if state.faults:
-                yield from self._faults(state, rank)
-        if state.store_is == "stopped":
-            woken = "woken" if state.mail else "runs"
-            yield "rank 0 wakes up", state._replace(store_is=woken)
-        elif state.store_is == "woken":
+            if rank != 0 or state.store_is not in (STOPPED, MISSED):
+                yield from self._moves(state, rank, node.move)
+            if state.faults and node.is_fresh and "kill" in self._kinds:
+                yield f"rank {rank} is killed", self._killed(state, rank)
+        can_stop = state.faults and "stop" in self._kinds and state.store_is == RUNS
+        if can_stop and self._trees[0].nodes[state.at[0]].move is not None:
+            fewer = state.faults - 1
+            yield "rank 0 is stopped", state._replace(faults=fewer, store_is=STOPPED, overslept=True)
+        if state.store_is == MISSED:  # a stop that nobody misses an answer in is a delay
+            yield "rank 0 wakes up", state._replace(store_is=WOKEN if state.mail else RUNS)
+        elif state.store_is == WOKEN:
             yield "the store reads its mail", self._deliver(state)
 
-    def _settle(self, state: State) -> State:
-        """Take all moves whose answer is certain and will stay so, and which nobody else can see."""
-        rank = 0
-        while rank < SIZE:
-            answer = self._certain(state, rank)
-            if answer is _OPEN:
-                rank += 1
-            else:
-                _, state = self._answer(state, rank, answer)
-                rank = 0
-        return state
-
-    def _certain(self, state: State, rank: int) -> Any:
-        move = self._move(state, rank)
-        if move is None or state.dead >> rank & 1 or (rank == 0 and state.store_is == "stopped"):
-            return _OPEN
+    def _moves(self, state: State, rank: int, move: Move) -> Iterator[tuple[Event, State]]:
         held = self._stores[state.store]
-        if move.kind == "waited":
-            is_open = rank == 0 and (state.store_is == "woken" or f"{BYE}/0" in held)
-            return _OPEN if is_open else _A_WHILE
-        if state.store_is == "gone":
-            return GONE
-        if state.store_is == "stopped" or any(sender == rank for sender, _ in state.mail):
-            return _OPEN
-        if move.kind == "get":
-            return held[move.argument]
-        if move.kind == "check" and all(key in held for key in move.argument):
-            return True
-        if move.kind == "overslept" and not (state.faults and "stop" in self._kinds):
-            return state.overslept
-        return _OPEN
+        if move.kind == "waited":  # of rank 0, which lets the others go or reads its mail
+            if state.store_is != WOKEN:
+                yield self._answer(state, rank, _A_WHILE)
+                yield from self._leave(state)
+        elif state.store_is in (STOPPED, MISSED):
+            yield self._unanswered(state, rank, move)
+        elif any(sender == rank for sender, _ in state.mail):
+            if move.kind == "set":  # a question waits until what was sent before it is read
+                yield self._send(state, rank, move)
+        elif move.kind in _WRITES:
+            written, answer = self._write(state.store, move)
+            yield self._answer(state._replace(store=written), rank, answer)
+        elif move.kind == "look":
+            yield from self._look(state, rank, move.argument, held)
+        else:
+            assert move.kind == "check", move
+            yield self._answer(state, rank, False)  # noqa: FBT003  # else it would be settled
 
-    def _move(self, state: State, rank: int) -> Move | None:
-        return self._trees[rank].nodes[state.at[rank]].move
+    def _killed(self, state: State, rank: int) -> State:
+        at = list(state.at)
+        at[rank] = self._trees[rank].tomb(at[rank])
+        killed = state._replace(
+            faults=state.faults - 1, dead=state.dead | 1 << rank, at=tuple(at)
+        )  # fmt: skip
+        return self._without_store(killed) if rank == 0 else killed
 
-    def _faults(self, state: State, rank: int) -> Iterator[tuple[str, State]]:
-        node = self._trees[rank].nodes[state.at[rank]]
-        fewer = state._replace(faults=state.faults - 1)
-        if "kill" in self._kinds and node.is_fresh:
-            at = list(state.at)
-            at[rank] = self._trees[rank].tomb(at[rank])
-            killed = fewer._replace(dead=state.dead | 1 << rank, at=tuple(at))
-            yield f"rank {rank} is killed", self._without_store(killed) if rank == 0 else killed
-        if rank == 0 and "stop" in self._kinds and state.store_is == "runs":
-            yield "rank 0 is stopped", fewer._replace(store_is="stopped", overslept=True)
-
-    def _ask(self, state: State, rank: int, move: Move) -> Iterator[tuple[str, State]]:
-        """Yield what comes of a question that the store answers."""
-        held = self._stores[state.store]
-        match move.kind:
-            case "set" | "add" | "compare_set":
-                written, answer = self._write(state.store, move)
-                yield self._answer(state._replace(store=written), rank, answer)
-            case "get":
-                yield self._answer(state, rank, held[move.argument])
-            case "check":
-                yield self._answer(state, rank, all(key in held for key in move.argument))
-            case "overslept":
-                yield self._answer(state, rank, state.overslept)
-            case "look":
-                yield from self._look(state, rank, move.argument, held)
-
-    def _time_passes(self, state: State, rank: int) -> Iterator[tuple[str, State]]:
-        if rank == 0 and state.store_is == "woken":
-            return  # a pause of rank 0 is what its store needs to read its mail
-        yield self._answer(state, rank, _A_WHILE)
-        if rank == 0 and f"{BYE}/0" in self._stores[state.store]:  # it waits for the others' goodbye, and not for ever
-            others = [r for r in range(1, SIZE) if not self._rests(state, r)]
-            if not others or ("late" in self._kinds and state.faults):
-                faults = state.faults - bool(others)
-                cut = state._replace(faults=faults, is_cut=True)
-                yield self._answer(cut, rank, _TOO_LONG)
+    def _leave(self, state: State) -> Iterator[tuple[Event, State]]:
+        """Yield that rank 0 has waited long enough for the others' goodbye."""
+        others = [r for r in range(1, SIZE) if not self._rests(state, r)]
+        if not others or ("late" in self._kinds and state.faults):
+            cut = state._replace(faults=state.faults - bool(others), is_cut=True)
+            yield self._answer(cut, 0, _TOO_LONG)
 
     def _look(
         self, state: State, rank: int, ranks: frozenset[int], held: dict[str, Any]
-    ) -> Iterator[tuple[str, State]]:
+    ) -> Iterator[tuple[Event, State]]:
         for other in sorted(ranks):
             if f"{BYE}/{other}" in held:
                 yield self._answer(state, rank, other)
@@ -456,39 +440,35 @@ class Explorer:
                 yield self._answer(late, rank, other)
         yield self._answer(state, rank, None)
 
-    def _unanswered(self, state: State, rank: int, move: Move) -> tuple[str, State]:
-        """Return what comes of a question to a stopped store: no answer, for longer than allowed."""
+    def _unanswered(self, state: State, rank: int, move: Move) -> tuple[Event, State]:
+        """Return what comes of a question to a stopped store: nothing, for longer than allowed."""
         if move.kind == "set":
             return self._send(state, rank, move)
-        if move.kind in ("add", "compare_set"):
+        if move.kind in _WRITES:
             state = state._replace(mail=(*state.mail, (rank, move)))
-        return self._answer(state._replace(is_cut=True), rank, SILENT)
+        return self._answer(state._replace(store_is=MISSED, is_cut=True), rank, SILENT)
 
-    def _send(self, state: State, rank: int, move: Move) -> tuple[str, State]:
+    def _send(self, state: State, rank: int, move: Move) -> tuple[Event, State]:
         return self._answer(state._replace(mail=(*state.mail, (rank, move))), rank, None)
 
     def _deliver(self, state: State) -> State:
         store = state.store
         for _, move in state.mail:
             store, _ = self._write(store, move)
-        return state._replace(store=store, mail=(), store_is="runs")
+        return state._replace(store=store, mail=(), store_is=RUNS)
 
-    def _answer(self, state: State, rank: int, answer: Hashable) -> tuple[str, State]:
+    def _answer(self, state: State, rank: int, answer: Hashable) -> tuple[Event, State]:
         tree, at = self._trees[rank], list(state.at)
         before = tree.nodes[at[rank]]
         at[rank] = tree.after(at[rank], answer)
         after = tree.nodes[at[rank]]
-        found = state._replace(at=tuple(at))
         if len(after.acts) > len(before.acts):
             self._check_act(state, rank, after.acts[-1])
-        if rank == 0 and after.move is None:
-            found = self._without_store(found)
-        if before.move is not None and before.move.kind == "overslept":
-            found = found._replace(overslept=False)
-        return f"rank {rank}: {_said(before.move)} -> {answer!r}", found
+        found = state._replace(at=tuple(at))
+        return (rank, answer), self._without_store(found) if rank == 0 and after.move is None else found
 
     def _without_store(self, state: State) -> State:
-        return state._replace(store=0, store_is="gone", overslept=False, mail=())
+        return state._replace(store=0, store_is=AWAY, overslept=False, mail=(), faults=0)
 
     def _write(self, store: int, move: Move) -> tuple[int, Hashable]:
         held = self._stores[store]
@@ -508,7 +488,67 @@ class Explorer:
             self._written[store, key, value] = written
         return written, answer
 
-    # -- promises ----------------------------------------------------------------------------------
+    # -- moves that nobody else can see --------------------------------------------------------------
+
+    def _settle(self, state: State) -> State:
+        """Take all moves whose answer is certain, will stay so, and changes nothing for others."""
+        is_plain = not state.mail and not state.overslept
+        if state.store_is == AWAY or (state.store_is == RUNS and is_plain):
+            store = -1 if state.store_is == AWAY else state.store
+            at = []
+            for rank, number in enumerate(state.at):
+                if state.dead >> rank & 1:
+                    at.append(number)
+                    continue
+                found = self._settled[rank].get((number, store))
+                if found is None:
+                    found = self._settled_at(state, rank)[1].at[rank]
+                    self._settled[rank][number, store] = found
+                at.append(found)
+            settled = state._replace(at=tuple(at))
+        else:
+            settled = state
+            for rank in range(SIZE):
+                if not state.dead >> rank & 1:
+                    _, settled = self._settled_at(settled, rank)
+        ends = self._trees[0].nodes[settled.at[0]].move is None and settled.store_is != AWAY
+        return self._settle(self._without_store(settled)) if ends else settled
+
+    def _settled_at(self, state: State, rank: int) -> tuple[Event, State]:
+        while (answer := self._certain(state, rank)) is not _OPEN:
+            move = self._trees[rank].nodes[state.at[rank]].move
+            _, state = self._answer(state, rank, answer)
+            if move is not None and move.kind == "overslept":
+                state = state._replace(overslept=False)
+        return "", state
+
+    def _certain(self, state: State, rank: int) -> Any:
+        node = self._trees[rank].nodes[state.at[rank]]
+        move, store_is = node.move, state.store_is
+        if move is None or (rank == 0 and store_is in (STOPPED, MISSED)):
+            return _OPEN
+        held = self._stores[state.store]
+        if move.kind == "overslept":
+            return state.overslept
+        if move.kind == "waited":
+            is_open = rank == 0 and (store_is == WOKEN or f"{BYE}/0" in held)
+            return _OPEN if is_open else _A_WHILE
+        if store_is == AWAY:
+            return GONE
+        if store_is in (STOPPED, MISSED) or any(sender == rank for sender, _ in state.mail):
+            return _OPEN
+        if move.kind == "get":
+            return held[move.argument]
+        if move.kind == "check":
+            if all(key in held for key in move.argument):
+                return True
+            if node.is_sure and move.argument == (LOST,):
+                return False  # asked twice in a row: what comes in between is found out next time
+            if node.in_round and not self._fine:
+                return False
+        return _OPEN
+
+    # -- promises ------------------------------------------------------------------------------------
 
     def _rests(self, state: State, rank: int) -> bool:
         """Return whether this rank can only wait on: it has ended, or a round changes nothing."""
@@ -531,18 +571,18 @@ class Explorer:
         return any(state.dead >> rank & 1 or f"{BYE}/{rank}" in held for rank in ranks)
 
     def _is_stuck(self, state: State) -> bool:
-        if state.store_is != "runs":
+        if state.store_is != RUNS:
             return False
-        for tree, at in zip(self._trees, state.at, strict=True):
-            node = tree.nodes[at]
+        for rank, tree in enumerate(self._trees):
+            node = tree.nodes[state.at[rank]]
             if node.move is not None and not node.waits:
                 return False
         return all(self._rests(state, rank) for rank in range(SIZE))
 
     def _check_act(self, state: State, rank: int, act: str) -> None:
         """No rank installs, writes or finishes once the end of the session is announced."""
-        is_sent = any(move.argument == LOST for _, move in state.mail)
-        if LOST in self._stores[state.store] or (rank == 0 and is_sent):
+        is_sent = rank == 0 and any(move.argument == LOST for _, move in state.mail)
+        if LOST in self._stores[state.store] or is_sent:
             self._fail(state, f"rank {rank}: {act}, after the end of the session")
 
     def _check_end(self, state: State) -> None:
@@ -559,22 +599,20 @@ class Explorer:
         outcomes = {node.outcome for rank, node in enumerate(nodes) if not alone >> rank & 1}
         if len(outcomes) > 1:
             self._fail(state, f"these ranks end differently: {said}")
-        culprits = state.dead | state.late | state.is_cut
+        culprits = state.dead | state.late
         for outcome in outcomes:
             if outcome.startswith("lost ") and not culprits >> int(outcome[5:]) & 1:
                 self._fail(state, f"{outcome}, which is alive and in time: {said}")
 
     def _fail(self, state: State, what: str) -> NoReturn:
-        way: list[str] = []
-        step: tuple[State, str] | None = (state, what)
-        while step is not None:
-            way.append(step[1])
-            step = self._from.get(step[0])
+        way = [what]
+        while state in self._from:
+            state, event = self._from[state]
+            way.append(event if isinstance(event, str) else self._said(state, *event))
         raise BrokenPromiseError("\n  ".join(reversed(way)))
 
-
-def _said(move: Move | None) -> str:
-    if move is None:
-        return "ends"
-    argument = move.argument[0] if isinstance(move.argument, tuple) else move.argument
-    return move.kind if argument is None else f"{move.kind} {argument}"
+    def _said(self, state: State, rank: int, answer: Hashable) -> str:
+        move = self._trees[rank].nodes[state.at[rank]].move
+        assert move is not None
+        argument = move.argument[0] if isinstance(move.argument, tuple) else move.argument
+        return f"rank {rank}: {move.kind} {argument} -> {answer!r}"

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import hashlib
 import logging
 import os
+import resource
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +30,11 @@ from flashinfer.autotuner import AutoTuner, DynamicTensorSpec, TuningConfig, aut
 from warmup_plugin.engines.embedded import host_clock, parallel, worker
 from warmup_plugin.engines.embedded.runners import BlockedGemmRunner
 from warmup_plugin.engines.embedded.worker import Engine, warm_up_rank
-from warmup_plugin.storelink import StoreLink
+from warmup_plugin.errors import RankLostError, SessionError
+from warmup_plugin.rendezvous import Meeting
+from warmup_plugin.settings import Settings
+from warmup_plugin.store import Store
+from warmup_plugin.storelink import StoreLink, connect
 
 
 def plain(engine: Engine) -> tuple[Any, list[str]]:
@@ -65,6 +73,51 @@ def stamped(engine: Engine, **fields: str) -> tuple[Any, list[str]]:
     return plain(engine)
 
 
+def stamped_obeying_permissions(engine: Engine, **fields: str) -> tuple[Any, list[str]]:
+    give_up_overrides()
+    return stamped(engine, **fields)
+
+
+def on_a_full_disk(engine: Engine, size: int, **fields: str) -> tuple[Any, list[str]]:
+    """Warm up where no file may grow beyond this size while a table is published."""
+    publish, (_, hard) = Store.publish, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def publish_little(*args: Any) -> Any:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            return publish(*args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+    patch(Store, publish=publish_little)
+    return stamped(engine, **fields)
+
+
+def with_a_context_open(engine: Engine, rank: int, **fields: str) -> tuple[Any, list[str]]:
+    """Warm up inside a tuning context on one rank, then again without; see what was raised."""
+    stamp(**fields)
+    raised = ""
+    with autotune(True) if engine.ranks.rank == rank else contextlib.nullcontext():
+        try:
+            warm_up_rank(engine)
+        except SessionError as error:
+            raised = str(error)
+    files = [str(path) for path in Path(engine.root or "").rglob("*")]
+    return warm_up_rank(engine), [raised, *files]
+
+
+def with_a_cache_of_its_own(engine: Engine, cache: str, **fields: str) -> tuple[Any, list[str]]:
+    """Warm up with a forward that opens FlashInfer's own cache, one file for each rank."""
+    forward, path = engine.forward, f"{cache}.{engine.ranks.rank}"
+
+    def forward_with_cache() -> Any:
+        with autotune(True, cache=path):
+            return forward()
+
+    patch(engine, forward=forward_with_cache)
+    return stamped(engine, **fields)
+
+
 def skipping(engine: Engine, ops: list[str], rank: int) -> tuple[Any, None]:
     """Warm up with a skip list on one rank, in its identity and in its forward."""
     own, identity, forward = engine.ranks.rank == rank, engine.identity, engine.forward
@@ -79,6 +132,24 @@ def skipping(engine: Engine, ops: list[str], rank: int) -> tuple[Any, None]:
         forward=forward_with_skip_list,
     )
     return warm_up_rank(engine), None
+
+
+def with_a_forward_that_fails(engine: Engine, ranks: list[int]) -> tuple[Any, str]:
+    """Warm up with a forward that raises on some ranks, then again with a good one."""
+    forward, raised = engine.forward, ""
+
+    def failing() -> Any:
+        forward()
+        if engine.ranks.rank in ranks:
+            raise ZeroDivisionError("planted")
+
+    patch(engine, forward=failing)
+    try:
+        warm_up_rank(engine)
+    except (SessionError, ZeroDivisionError) as error:
+        raised = f"{type(error).__name__}: {error}"
+    patch(engine, forward=forward)
+    return warm_up_rank(engine), raised
 
 
 # -- ops of a test's own ---------------------------------------------------------------------------
@@ -263,6 +334,45 @@ def slow_on_rank_0(rank: int) -> host_clock.Timing:
         return measure(op, runner, batch, tactic)
 
     return milliseconds
+
+
+# -- sessions and what they hold -------------------------------------------------------------------
+
+
+def meeting_until_one_dies(engine: Engine, rank: int) -> tuple[int, str]:
+    """Meet twice; in between one rank's process is killed. Return who is named, and why."""
+    settings = Settings.from_env({}, silence_s=1.0)
+    meeting = Meeting(connect(dist.group.WORLD, settings), settings)
+    meeting.meet("first", {}, lambda _words: {})
+    if engine.ranks.rank == rank:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        meeting.meet("second", {}, lambda _words: {})
+    except RankLostError as error:
+        return error.rank, error.reason
+    finally:
+        meeting.close()
+    return -1, ""
+
+
+def many_sessions(engine: Engine, sessions: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Warm up again and again; return what the process holds after the third and the last time."""
+    held = []
+    for _ in range(sessions):
+        warm_up_rank(engine)
+        held.append(holdings())
+    return held[2], held[-1]
+
+
+def holdings() -> dict[str, Any]:
+    """Return what a session could leave behind in this process."""
+    gc.collect()
+    return {
+        "threads": sorted(thread.name for thread in threading.enumerate()),
+        "all threads": len(os.listdir("/proc/self/task")),
+        "open files": len(os.listdir("/proc/self/fd")),
+        "groups": len(dist.distributed_c10d._world.pg_map),
+    }
 
 
 # -- tools -----------------------------------------------------------------------------------------

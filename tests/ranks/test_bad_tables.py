@@ -7,6 +7,8 @@ so that a table tuned anew has the same bytes as the healthy one.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -182,6 +184,9 @@ def test_entries_without_a_valid_manifest_answer_exact_tasks(
     first.assert_warm()
     assert first.certificate == healthy[1].certificate
     assert job.table.read_bytes() == good
+    manifest = json.loads(job.manifest.read_text())
+    assert manifest["table_sha256"] == hashlib.sha256(good).hexdigest()
+    assert manifest["identity"] == first.reports[0].identity
     before = job.marks()
     start(job).assert_warm()
     assert job.marks() == before
@@ -249,3 +254,161 @@ def test_one_key_for_two_runner_configurations(deploy: Callable[..., Deployment]
             assert all("differ in flag" in reason for reason in report.unshared.values())
         assert "test::pair" not in job.table.read_text()
     assert found.reports[0].ops["test::plain"]["from_cache"] == 3
+
+
+# -- places that take no table ---------------------------------------------------------------------
+
+
+def told(found: Start, place: Path) -> list[str]:
+    """What rank 0 logs about a place."""
+    return [line for line in found.seen[0] if str(place) in line]
+
+
+@contextlib.contextmanager
+def read_only(root: Path) -> Iterator[None]:
+    """Let nobody write below a directory in the body."""
+    folders = [root, *(path for path in root.rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
+        yield
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+
+
+def test_a_file_in_the_directory_s_place(
+    deploy: Callable[..., Deployment], healthy: tuple[Deployment, Start]
+) -> None:
+    """Memory only, with one warning: tuned at every start, shared all the same."""
+    job = deploy(**SMALL)
+    job.roots[0].mkdir()
+    (job.roots[0] / "flashinfer_autotune").write_text("mine")
+    for _ in ("first", "next"):
+        found = start(job)
+        assert found.timed == healthy[1].timed
+        assert found.served == healthy[1].served
+        assert len(told(found, job.roots[0])) == 1
+        assert {report.published for report in found.reports} == {()}
+    assert job.files() == ["flashinfer_autotune"]
+    assert (job.roots[0] / "flashinfer_autotune").read_text() == "mine"
+
+
+def test_a_read_only_directory_with_a_table(job: Deployment) -> None:
+    """Used without writing, warm."""
+    before = job.marks()
+    with read_only(job.roots[0]):
+        found = start(job, "stamped_obeying_permissions")
+    found.assert_warm()
+    assert len(told(found, job.roots[0])) == 1
+    assert job.marks() == before
+
+
+def test_a_read_only_directory_with_a_bad_table(
+    job: Deployment, healthy: tuple[Deployment, Start]
+) -> None:
+    """Cannot be set aside: left as it is, tuned in memory, one warning in the log."""
+    job.table.write_bytes(b"[]")
+    before = job.marks()
+    with read_only(job.roots[0]):
+        found = start(job, "stamped_obeying_permissions")
+    assert found.timed == healthy[1].timed
+    assert found.served == healthy[1].served
+    assert any(str(job.table) in text for text in found.warnings)
+    assert job.marks() == before
+    start(job)
+    start(job).assert_warm()
+
+
+def test_an_empty_read_only_directory(
+    deploy: Callable[..., Deployment], healthy: tuple[Deployment, Start]
+) -> None:
+    """Memory only, with one warning."""
+    job = deploy(**SMALL)
+    job.roots[0].mkdir()
+    with read_only(job.roots[0]):
+        found = start(job, "stamped_obeying_permissions")
+    assert found.timed == healthy[1].timed
+    assert found.served == healthy[1].served
+    assert len(told(found, job.roots[0])) == 1
+    assert job.files() == []
+
+
+def assert_survives_a_full_disk(job: Deployment, found: Start) -> None:
+    """Served from memory by all ranks; one warning; no table, and no half of one, on the disk."""
+    assert found.timed[0] > 100
+    assert len(told(found, job.roots[0])) == 1
+    assert {report.published for report in found.reports} == {()}
+    assert job.tables() == []
+    assert not [name for name in job.files() if "/reports/" not in name]
+
+
+def test_a_disk_that_is_full_at_save(
+    deploy: Callable[..., Deployment], healthy: tuple[Deployment, Start]
+) -> None:
+    """As memory only; with room again, the next start stores and the one after is warm."""
+    job = deploy(**SMALL)
+    found = start(job, "on_a_full_disk", size=4096)
+    assert found.served == healthy[1].served
+    assert_survives_a_full_disk(job, found)
+    assert start(job).timed == found.timed
+    start(job).assert_warm()
+
+
+def test_a_file_system_without_room(tmp_path: Path, deploy: Callable[..., Deployment]) -> None:
+    """The same on a real one that is too small, then made larger."""
+    root = tmp_path / "small"
+    root.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(root)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        job = deploy(roots=[root], **SMALL)
+        assert_survives_a_full_disk(job, start(job))
+        subprocess.run(["mount", "-o", "remount,size=1m", str(root)], check=True)
+        start(job)
+        start(job).assert_warm()
+    finally:
+        subprocess.run(["umount", str(root)], check=True)
+
+
+# -- contexts of somebody else ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_context_open_on_one_rank_is_an_error_on_all(rank: int, job: Deployment) -> None:
+    """Before any file is touched, even one to set aside; the ranks can start again."""
+    job.table.write_bytes(b"[]")
+    files = sorted(str(path) for path in job.roots[0].rglob("*"))
+    found = job.start("with_a_context_open", rank=rank, **STAMP)
+    for raised, *seen in found.seen:
+        assert raised.startswith(f"rank {rank}: a FlashInfer tuning context is open")
+        assert sorted(seen) == files
+    assert found.certificate
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["warm", "cold"])
+@pytest.mark.parametrize("keys", ["same keys", "more keys", "no keys"])
+def test_a_forward_with_a_cache_of_its_own(
+    keys: str, known: bool, tmp_path: Path, job: Deployment, healthy: tuple[Deployment, Start]  # noqa: FBT001
+) -> None:
+    """Its cache is ignored, with a warning where it held anything; ours stays loaded."""
+    document = json.loads(job.table.read_text())
+    poisoned(document)
+    if keys == "more keys":
+        document["('embedded::other', 'R', ((1, 1),), ())"] = ["R", 0]
+    if keys == "no keys":
+        document = {"_metadata": document["_metadata"]}
+    for rank in range(2):
+        (tmp_path / f"cache.json.{rank}").write_text(json.dumps(document))
+    if not known:
+        shutil.rmtree(job.directory())
+    good = healthy[0].table.read_bytes()
+    found = start(job, "with_a_cache_of_its_own", cache=str(tmp_path / "cache.json"))
+    assert found.timed == ([0, 0] if known else healthy[1].timed)
+    assert found.certificate == healthy[1].certificate
+    assert found.served == healthy[1].served
+    assert job.table.read_bytes() == good
+    if keys != "no keys":
+        assert all(any("autotune(cache=...)" in line for line in seen) for seen in found.seen)
+    start(job).assert_warm()

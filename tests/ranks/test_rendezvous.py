@@ -8,7 +8,6 @@ count what a process holds, are processes.
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -20,6 +19,7 @@ import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
 from warmup_plugin import storelink
+from warmup_plugin.engines.embedded import LaunchError
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.rendezvous import Alone, Meeting
 from warmup_plugin.settings import Settings
@@ -207,3 +207,86 @@ def test_a_rank_that_is_done_is_not_one_that_left() -> None:
 
     vars(slow).update(has=late)
     assert ranks.run(finish) == [{"go": "on"}] * 3
+
+
+# -- bodies ----------------------------------------------------------------------------------------
+
+
+def test_a_body_crosses_once_whoever_offers_it() -> None:
+    """Three ranks offer the same bytes: they are sent once, and read by who asks."""
+    body = b"x" * 100_000
+    with ranks_of(3) as ranks:
+        names = ranks.run(lambda m: m.put(body))
+        assert names == [digest(body)] * 3
+        assert sum(m.bytes_sent for m in ranks.meetings.values()) == len(body)
+        assert ranks.run(lambda m: m.get(names[0]), 1) == [body]
+        assert [m.bytes_received for m in ranks.meetings.values()] == [0, len(body), 0]
+        ranks.run(lambda m: m.put(body))
+        assert sum(m.bytes_sent for m in ranks.meetings.values()) == len(body)
+
+
+def test_an_empty_body_crosses_too() -> None:
+    """A table without a manifest offers an empty one."""
+    with ranks_of(2) as ranks:
+        (name,) = ranks.run(lambda m: m.put(b""), 0)
+        assert ranks.run(lambda m: m.get(name)) == [b"", b""]
+
+
+def test_bytes_that_do_not_match_their_sha256_are_refused() -> None:
+    """Changed on the way: an error that names both digests."""
+    with ranks_of(2) as ranks:
+        (name,) = ranks.run(lambda m: m.put(b"good"), 0)
+        ranks.store.set(f"body/{name}", b"evil")
+        with pytest.raises(SessionError, match=f"(?s){name}.*{digest(b'evil')}"):
+            ranks.run(lambda m: m.get(name), 1)
+
+
+# -- the store -------------------------------------------------------------------------------------
+
+
+def test_a_port_where_another_store_answers_is_refused() -> None:
+    """Two containers may share a machine's id and not its loopback: the nonce tells."""
+    other = open_store()
+    other.set("nonce", "another")
+    card = {"hosts": [], "port": other.port, "nonce": "ours", "machine": machine_id()}
+    with pytest.raises(SessionError, match="127.0.0.1: another store answers") as caught:
+        storelink._join(card)
+    assert "WARMUP_PLUGIN_ADDRESS" in str(caught.value)
+
+
+def test_a_rank_0_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names every address that was tried, and the setting that helps."""
+    monkeypatch.setattr(storelink, "_CONNECT_S", 0.5)
+    gone = open_store()
+    port = gone.port
+    del gone
+    card = {"hosts": ["127.0.0.1"], "port": port, "nonce": "ours", "machine": "another"}
+    with pytest.raises(SessionError, match=f"port {port}: 127.0.0.1: ") as caught:
+        storelink._join(card)
+    assert "WARMUP_PLUGIN_ADDRESS" in str(caught.value)
+
+
+# -- processes -------------------------------------------------------------------------------------
+
+
+def test_rank_0_that_dies_is_named_on_the_others(deploy: Callable[..., Deployment]) -> None:
+    """Its process is killed between two steps, and the store goes with it."""
+    job = deploy(dp=3)
+    with pytest.raises(LaunchError) as caught:
+        job.run("meeting_until_one_dies", rank=0)
+    assert caught.value.failures == {0: "ended without a word, exit code -9"}
+    assert {rank: word[0] for rank, word in caught.value.results.items()} == {1: 0, 2: 0}
+
+
+def test_another_rank_that_dies_is_named_on_the_others(deploy: Callable[..., Deployment]) -> None:
+    """Rank 0 sees that its process is gone and tells the third."""
+    job = deploy(dp=3)
+    with pytest.raises(LaunchError) as caught:
+        job.run("meeting_until_one_dies", rank=1)
+    assert {rank: word[0] for rank, word in caught.value.results.items()} == {0: 1, 2: 1}
+
+
+def test_twenty_sessions_leave_nothing_behind(deploy: Callable[..., Deployment]) -> None:
+    """No thread, open file or process group more in either process than after the first three."""
+    for early, late in deploy(dp=2).run("many_sessions", sessions=20):
+        assert late == early

@@ -73,7 +73,8 @@ def read(job: Job) -> Held:
     with job.timed("read"):
         if job.store is None:
             return Held()
-        reading = job.store.read(job.stamp)
+        reading = job.store.read(job.stamp, identity=job.identity.digest)
+        job.logged |= {f"rank {job.meeting.rank}: {text}" for text in reading.warnings}
         warnings = [*reading.warnings, *(f"{p}: {miss.reason}" for p, miss in reading.misses)]
         if not reading.parts:
             return Held(warnings=warnings)

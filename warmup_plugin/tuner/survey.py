@@ -337,10 +337,10 @@ def _keep_also(task: Task, asked: _Asked, keep: Callable[[], Call]) -> None:
     same = (i for i, call in enumerate(calls) if not may_differ(asked.runners, call.runners))
     index = next(same, None)
     if index is None:
-        task.rivals += [keep()] if len(task.rivals) < MOST_RIVALS else []
+        task.rivals += (keep(),) if len(task.rivals) < MOST_RIVALS else ()
     elif calls[index].width < min(max(task.buckets, default=0), asked.width):
         calls[index] = keep()
-        task.call, task.rivals = calls[0], calls[1:]
+        task.call, task.rivals = calls[0], tuple(calls[1:])
 
 
 class _Same:

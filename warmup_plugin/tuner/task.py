@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import enum
 import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
 import torch
 
 from warmup_plugin.table import Tactic
@@ -65,7 +65,7 @@ class Task:
     reason: str = ""
     served: tuple[str, Tactic] | None = None
     is_agreed: bool = False
-    rivals: list[Call] = field(default_factory=list)
+    rivals: tuple[Call, ...] = ()
 
     @property
     def label(self) -> str:
@@ -105,7 +105,7 @@ def task_id(
     """
     scope = f"stage {stage}" if any(extras.is_twin for _, extras in runners) else ""
     identity = [op, [[name, extras.neutral] for name, extras in runners], profile, scope]
-    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+    return hashlib.sha256(msgspec.json.encode(identity)).hexdigest()[:32]
 
 
 def options_of(runner: Any) -> tuple[tuple[str, str], ...]:
