@@ -184,6 +184,11 @@ class Rank:
     seconds: float = 0.0
 
     @property
+    def raised(self) -> str:
+        """The type of the exception that it raised, empty if none."""
+        return self.error[0] if self.error else ""
+
+    @property
     def timed(self) -> int:
         """Tactics that this rank timed, counted inside FlashInfer."""
         return self.counts.get("profile_single_kernel", 0)
@@ -193,7 +198,7 @@ class Rank:
         return int(self.report.tasks.get(word, 0))
 
     def assert_gave_up(self, lost: int) -> None:
-        """It raised what names the lost rank, or ended where it could not come back, and said so."""
+        """It raised what names the lost rank, or ended where it could not come back, and why."""
         if self.status is not None:
             assert self.status == ABANDONED, self.outcome()
             lines = [line for line in self.logged if f"status {ABANDONED}" in line]
@@ -342,7 +347,7 @@ def start_jobs(
                         timeout_s=LAUNCH_S,
                         grace_s=LAUNCH_S,
                         progress=listener.hear,
-                    )  # fmt: skip
+                    )
                 )
             )
             failures: dict[int, str] = {}
@@ -477,7 +482,7 @@ def start() -> Callable[..., list[Start]]:
 
 @pytest.fixture
 def make_job(tmp_path: Path) -> Callable[..., Job]:
-    """Make a job with a directory of its own, or that of another: ``make_job("one", nodes=(0, 1))``."""
+    """Make a job; jobs of one name have one directory: ``make_job("one", nodes=(0, 1))``."""
 
     def make(name: str, **options: Any) -> Job:
         return Job(tmp_path / name, **options)

@@ -117,6 +117,11 @@ def certifying(seat: Seat) -> None:
     seat.meet("certify")
 
 
+def confirming(seat: Seat) -> None:
+    """What every step begins with, where a walk ends before it."""
+    seat.meeting.confirm()
+
+
 def offering(seat: Seat) -> None:
     """What `sharing` leaves for `publishing`, where the walk begins after it."""
     if seat.rank == 0:
@@ -130,7 +135,7 @@ WHOLE: list[Part] = [
 #: Two meetings that follow each other, with what lies between them. A session ends with a meeting,
 #: so a walk must not end before a body that rank 0 sends after one.
 PAIRS: list[list[Part]] = [
-    [opening, agreeing, loading], [agreeing, loading], [loading, surveying], [surveying, planning],
+    [opening, agreeing, loading], [agreeing, loading], [loading, surveying], [surveying, planning, confirming],
     [planning, sharing], [sharing, preparing], [preparing, building],
     [offering, building, publishing, certifying],
 ]  # fmt: skip
