@@ -161,19 +161,21 @@ def decide_survey(words: Words) -> Word:
     """What the forwards have shown. go: warm | plan | rerun (``op`` passed through) | abort.
 
     ``skipped``: ops that some rank's skip list takes out; they serve their default on all ranks,
-    since ranks that differ in a tactic may deadlock.
+    since ranks that differ in a tactic may deadlock. ``overruled``: those that others would tune.
     """
     skipped = sorted({op for word in words.values() for op in word["skipped"]})
+    recorded = {op for word in words.values() for op in word.get("ops", ())}
+    skips = {"skipped": skipped, "overruled": sorted(recorded & {*skipped})}
     errors = {rank: word["error"] for rank, word in words.items() if word["error"]}
     if errors:
         rank = min(errors)
         ops = {word["last_answered"] for word in words.values()}
         is_the_op = len(errors) == len(words) and len(ops) == 1 and ops != {""}
         found = {"go": "rerun", "op": ops.pop()} if is_the_op else {"go": "abort"}
-        return {**found, "rank": rank, "reason": errors[rank], "skipped": skipped}
+        return {**found, "rank": rank, "reason": errors[rank], **skips}
     if any(word["missing"] or word["unshared"] or word["heal"] for word in words.values()):
-        return {"go": "plan", "reason": "", "skipped": skipped}
-    return {"go": "warm", "reason": "", "skipped": skipped}
+        return {"go": "plan", "reason": "", **skips}
+    return {"go": "warm", "reason": "", **skips}
 
 
 def decide_ready(words: Words) -> Word:

@@ -343,9 +343,9 @@ def fail_at(here: Here, at: str, error: str) -> None:
 
 
 def fail_tactic(
-    here: Here, error: str = "RuntimeError", op: str = "embedded::gemm", tactic: int = 0
+    here: Here, error: str = "RuntimeError", op: str = "embedded::gemm", tactic: int | None = 0
 ) -> None:
-    """Let one tactic of an op raise on this rank, whenever it is run."""
+    """Let one tactic of an op (None: all but the default) raise on this rank when it is run."""
 
     def strike() -> None:
         here.say("failed")
@@ -394,13 +394,14 @@ def own_handler(_here: Here) -> None:
     signal.signal(signal.SIGTERM, leave)
 
 
-def _on_tactic(op: str, tactic: int, strike: Callable[[], None]) -> None:
+def _on_tactic(op: str, tactic: int | None, strike: Callable[[], None]) -> None:
     run = CpuRunner.forward
 
     @functools.wraps(run)  # FlashInfer looks at the names of its arguments
     def forward(self: Any, inputs: Any, *args: Any, **options: Any) -> Any:
         asked = options.get("tactic", args[0] if args else -1)
-        if self.op == op and isinstance(self, BlockedGemmRunner) and asked == tactic:
+        is_it = asked != -1 if tactic is None else asked == tactic
+        if self.op == op and isinstance(self, BlockedGemmRunner) and is_it:
             strike()
         return run(self, inputs, *args, **options)
 

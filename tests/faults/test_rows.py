@@ -106,6 +106,11 @@ def first(do: str, **more: Any) -> Faults:
     return lambda _size: (on(do, 0, **more),)
 
 
+def second_replica(do: str) -> Faults:
+    """Return a fault of the second half of the ranks."""
+    return lambda size: ({"do": do, "on": tuple(range(size // 2, size))},)
+
+
 def stamps(name: str, common: str, of_last: str) -> Faults:
     """Return another value of one field of FlashInfer's stamp on the last rank."""
     return lambda size: (
@@ -169,7 +174,7 @@ def tunes_twins_once(seen: Ran) -> None:
 def skips_on_all(seen: Ran) -> None:
     """The op that one rank skips serves its default everywhere."""
     agrees(seen)
-    assert "another rank's skip list" in seen.start.warnings
+    assert "one rank's skip list" in seen.start.warnings
     answers = [a for rank in seen.start.ranks for c, a in rank.served.items() if "moe_gemm1" in c]
     assert answers
     assert {tactic for _, tactic in answers} == {-1}
@@ -323,9 +328,9 @@ ROWS = (
     ),
     Row(
         number="F9",
-        injected="a data-parallel rank without a token",
-        happens="it has nothing to tune and agrees",
-        seconds=0.0, faults=last("idle"), lasting=True, shape=two_replicas,
+        injected="a data-parallel replica without a token",
+        happens="it has nothing to tune, holds what the others hold, and agrees",
+        seconds=0.0, faults=second_replica("idle"), lasting=True, shape=two_replicas,
         check=agrees_when_idle,
     ),
     Row(
@@ -370,7 +375,7 @@ ROWS = (
         number="F13",
         injected="a winner that raises on a rank that did not tune it",
         happens="dropped: its task serves the default on all ranks",
-        seconds=0.0, faults=last("fail_tactic", op="embedded::lm_head"),
+        seconds=0.0, faults=last("fail_tactic", op="embedded::lm_head", tactic=None),
         check=default_on_all("lm_head", "RuntimeError: injected"),
     ),
     Row(
