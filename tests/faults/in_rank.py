@@ -175,7 +175,8 @@ def _at(here: Here, point: str, strike: Callable[[], None]) -> None:
 
     ``read``: it begins that step. ``tune:3``: it has three tasks behind it. ``meet:share``: it is
     about to hand in its word. ``profile:3``: while its third tactic is measured. ``forward``: in
-    the engine's forward. ``before``: it has not called `warm_up` yet.
+    the engine's forward. ``build``: it runs the first winner that it did not tune. ``before``: it
+    has not called `warm_up` yet.
     """
     kind, _, which = point.partition(":")
     if point == "before":
@@ -192,6 +193,8 @@ def _at(here: Here, point: str, strike: Callable[[], None]) -> None:
             return bool(tuner.get().is_tuning_mode) and next(counted) == int(which)
 
         _patch(tuner, "_profile_single_kernel", strike, is_it)
+    elif point == "build":
+        _patch(replay, "prepare", strike)
     elif kind == "tune" and which:
         here.on_task.append(lambda number: strike() if number == int(which) else None)
     else:

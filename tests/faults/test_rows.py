@@ -119,6 +119,12 @@ def stamps(name: str, common: str, of_last: str) -> Faults:
     )
 
 
+def refused_blocklist(size: int) -> Sequence[Fault]:
+    """Return one blocklist for all ranks, of an environment that the last rank cannot confirm."""
+    everyone = {"do": "blocklist", "on": tuple(range(size)), "cudnn_version": "91002"}
+    return (*stamps("cudnn_version", "91002", "unknown")(size), everyone)
+
+
 # -- tables that differ ----------------------------------------------------------------------------
 
 
@@ -242,6 +248,16 @@ def default_on_all(op: str, reason: str) -> Check:
     return check
 
 
+def last_ends_itself(seen: Ran) -> None:
+    """The others name rank and task, the rank ends itself."""
+    *others, stuck = seen.start.ranks
+    assert stuck.status == 79, seen.start.told()
+    for other in others:
+        other.assert_gave_up(stuck.rank)
+        assert "task_limit_s" in other.outcome() or "did not return" in other.outcome()
+    seen.again.assert_whole()
+
+
 def ends_itself(seen: Ran) -> None:
     """The others name rank and task; the next start tunes the rest and leaves that task alone."""
     stuck, *others = seen.start.ranks
@@ -321,6 +337,12 @@ ROWS = (
         env={"WARMUP_PLUGIN_REQUIRE_AGREEMENT": "1"}, check=defaults(BLOCKLIST),
     ),
     Row(
+        number="F8",
+        injected="a blocklist that one rank's FlashInfer refuses (an unknown stamp field)",
+        happens="rank 0's candidates decide for all",
+        seconds=0.0, faults=refused_blocklist, lasting=True, check=agrees,
+    ),
+    Row(
         number="F9",
         injected="other buckets on one rank",
         happens="the union is tuned, each task once",
@@ -384,6 +406,13 @@ ROWS = (
         happens="the others name the rank and task; its process ends itself (status 79)",
         seconds=0.0, faults=first("hang", at="profile:60", seconds=25.0),
         env={"WARMUP_PLUGIN_TASK_LIMIT_S": "2"}, check=ends_itself,
+    ),
+    Row(
+        number="F14",
+        injected="a winner that never returns on a rank that did not tune it",
+        happens="the same; the next start tunes again",
+        seconds=0.0, faults=last("hang", at="build", seconds=25.0),
+        env={"WARMUP_PLUGIN_TASK_LIMIT_S": "2"}, check=last_ends_itself,
     ),
     Row(
         number="F15",
