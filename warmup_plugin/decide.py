@@ -32,6 +32,8 @@ def decide_open(words: Words) -> Word:
     record: Word = {
         "nodes": list(nodes.values()),
         "writers": [ranks[0] for ranks in nodes.values()],
+        "coordinates": [_coordinates(words[ranks[0]]) for ranks in nodes.values()],
+        "require_agreement": any(word["require_agreement"] for word in words.values()),
         "factors": _common_factors(words),
         "mode": words[0]["mode"],
         "strategy": words[0]["strategy"],
@@ -44,11 +46,16 @@ def decide_open(words: Words) -> Word:
         reason = f"FlashInfer {word['version']} has no {', '.join(word['missing'])}"
         return {**record, "go": "unguarded", "reason": reason}
     if reason := _cannot_share(words):
-        go = "defaults" if any(w["require_agreement"] for w in words.values()) else "per_rank"
+        go = "defaults" if record["require_agreement"] else "per_rank"
         return {**record, "go": go, "reason": reason}
     if words[0]["strategy"] == "per_rank":
         return {**record, "go": "per_rank", "reason": "strategy per_rank"}
     return {**record, "go": "share", "reason": ""}
+
+
+def _coordinates(word: Word) -> list[int]:
+    """Return (tp, pp, dp) of a rank: the name of the table it writes."""
+    return [word["ranks"].get(f"{axis}_rank", 0) for axis in ("tp", "pp", "dp")]
 
 
 def _refusal(words: Words) -> str:

@@ -172,7 +172,7 @@ def _open(settings: Settings) -> tuple[TCPStore | None, dict[str, Any]]:
         )  # fmt: skip
         store.set("nonce", nonce)
     except (RuntimeError, OSError) as error:
-        return None, {"error": str(error)[:400]}
+        return None, {"error": ascii(str(error))[:400]}  # one byte a character: the card is small
     hosts = [settings.address] if settings.address else _addresses()
     return store, {"hosts": hosts, "port": store.port, "nonce": nonce, "machine": machine_id()}
 

@@ -44,7 +44,7 @@ Check = Callable[["Ran"], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row. ``seconds``: what the slowest of two ranks took, alone on two cores.
+    """One row.
 
     ``before`` changes the tables of a first, sound start; ``env`` is for all ranks; ``lasting``
     faults are there at the start after, too. A row without ``check`` has its test elsewhere.
@@ -53,7 +53,6 @@ class Row:
     number: str
     injected: str
     happens: str
-    seconds: float
     test: str = "test_rows.py::test_row"
     check: Check | None = None
     faults: Faults = lambda _size: ()
@@ -276,202 +275,202 @@ ROWS = (
         number="F1",
         injected="one node has the table, the other node's directory is empty",
         happens="nobody times; the other node gets the table",
-        seconds=0.0, two_nodes=True, before=lose_second_node, check=warm_at_once,
+        two_nodes=True, before=lose_second_node, check=warm_at_once,
     ),
     Row(
         number="F2",
         injected="file keys that hold the rank (expert parallel)",
         happens="twins: tuned by one rank, stored under each rank's key",
-        seconds=0.0, shape=with_experts, check=tunes_twins_once,
+        shape=with_experts, check=tunes_twins_once,
     ),
     Row(
         number="F3",
         injected="two nodes with tables of other keys",
         happens="the union serves; nobody times",
-        seconds=0.0, two_nodes=True, before=halves, check=warm_at_once,
+        two_nodes=True, before=halves, check=warm_at_once,
     ),
     Row(
         number="F4",
         injected="a table with half of the buckets",
         happens="only the other half is timed",
-        seconds=0.0, before=half_of_the_buckets, check=tunes_what_nobody_has,
+        before=half_of_the_buckets, check=tunes_what_nobody_has,
     ),
     Row(
         number="F5",
         injected="winners in the tuner's memory on one rank, from an earlier pass",
         happens="the agreed table takes their place",
-        seconds=0.0, faults=last("tuned_before"), lasting=True, check=agrees,
+        faults=last("tuned_before"), lasting=True, check=agrees,
     ),
     Row(
         number="F6",
         injected="one node has op A, the other op B, as many tactics each",
         happens="the union serves; only what nobody holds is timed",
-        seconds=0.0, two_nodes=True, before=one_op_each, check=tunes_what_nobody_has,
+        two_nodes=True, before=one_op_each, check=tunes_what_nobody_has,
     ),
     Row(
         number="F7",
         injected="a skip list on one rank",
         happens="the op serves its default on all ranks",
-        seconds=0.0, faults=last("context", skip_ops=["embedded::moe_gemm1"]), lasting=True,
+        faults=last("context", skip_ops=["embedded::moe_gemm1"]), lasting=True,
         check=skips_on_all,
     ),
     Row(
         number="F7",
         injected="another mode in one rank's environment",
         happens="rank 0's is used, with a warning",
-        seconds=0.0, faults=last("environ", WARMUP_PLUGIN_MODE="read-only"), lasting=True,
+        faults=last("environ", WARMUP_PLUGIN_MODE="read-only"), lasting=True,
         check=uses_rank_0_s_mode,
     ),
     Row(
         number="F8",
         injected="a tactics blocklist on one rank",
         happens="ranks have other candidates: each tunes for itself, nothing is written",
-        seconds=0.0, faults=last("blocklist"),
+        faults=last("blocklist"),
         check=each_its_own(BLOCKLIST),
     ),
     Row(
         number="F8",
         injected="the same where ranks must agree",
         happens="defaults on all ranks",
-        seconds=0.0, faults=last("blocklist"),
+        faults=last("blocklist"),
         env={"WARMUP_PLUGIN_REQUIRE_AGREEMENT": "1"}, check=defaults(BLOCKLIST),
     ),
     Row(
         number="F8",
         injected="a blocklist that one rank's FlashInfer refuses (an unknown stamp field)",
         happens="rank 0's candidates decide for all",
-        seconds=0.0, faults=refused_blocklist, lasting=True, check=agrees,
+        faults=refused_blocklist, lasting=True, check=agrees,
     ),
     Row(
         number="F9",
         injected="other buckets on one rank",
         happens="the union is tuned, each task once",
-        seconds=0.0, faults=last("context", tuning_buckets=[3, 5]), lasting=True, check=agrees,
+        faults=last("context", tuning_buckets=[3, 5]), lasting=True, check=agrees,
     ),
     Row(
         number="F9",
         injected="a data-parallel replica without a token",
         happens="it has nothing to tune, holds what the others hold, and agrees",
-        seconds=0.0, faults=second_replica("idle"), lasting=True, shape=two_replicas,
+        faults=second_replica("idle"), lasting=True, shape=two_replicas,
         check=agrees_when_idle,
     ),
     Row(
         number="F10",
         injected="pipeline stages with other ops",
         happens="each task is tuned by a rank that has it",
-        seconds=0.0, shape=two_stages, check=agrees,
+        shape=two_stages, check=agrees,
     ),
     Row(
         number="F11",
         injected="a rank that comes late",
         happens="the others wait, as long as their group does",
-        seconds=0.0, faults=last("sleep", at="before", seconds=2 * SILENCE_S), check=agrees,
+        faults=last("sleep", at="before", seconds=2 * SILENCE_S), check=agrees,
     ),
     Row(
         number="F11",
         injected="a rank that takes longer in a step than the group's time-out",
         happens="it beats, so the others wait: no collective is pending",
-        seconds=0.0, faults=last("sleep", at="agree", seconds=5.0),
+        faults=last("sleep", at="agree", seconds=5.0),
         job={"group_timeout_s": 4.0}, check=agrees,
     ),
     Row(
         number="F11",
         injected="a rank that is silent, since a compile holds the interpreter",
         happens="its process runs, so the others wait",
-        seconds=0.0, faults=first("hold_the_interpreter", at="plan", seconds=2 * SILENCE_S),
+        faults=first("hold_the_interpreter", at="plan", seconds=2 * SILENCE_S),
         check=agrees,
     ),
     Row(
         number="F12",
         injected="SIGKILL of one rank in the middle of tuning, and at each step's begin",
         happens="the others name it and end; the next start is warm or tunes",
-        seconds=0.0, test="test_killed.py::test_the_others_name_it_and_the_next_start_is_sound",
+        test="test_killed.py::test_the_others_name_it_and_the_next_start_is_sound",
     ),
     Row(
         number="F13",
         injected="a tactic that raises on the rank that tunes",
         happens="another tactic wins",
-        seconds=0.0, faults=first("fail_tactic"), lasting=True, check=another_wins,
+        faults=first("fail_tactic"), lasting=True, check=another_wins,
     ),
     Row(
         number="F13",
         injected="a winner that raises on a rank that did not tune it",
         happens="dropped: its task serves the default on all ranks",
-        seconds=0.0, faults=last("fail_tactic", op="embedded::lm_head", tactic=None),
+        faults=last("fail_tactic", op="embedded::lm_head", tactic=None),
         check=default_on_all("lm_head", "RuntimeError: injected"),
     ),
     Row(
         number="F14",
         injected="a tactic that never returns",
         happens="the others name the rank and task; its process ends itself (status 79)",
-        seconds=0.0, faults=first("hang", at="profile:60", seconds=25.0),
+        faults=first("hang", at="profile:60", seconds=25.0),
         env={"WARMUP_PLUGIN_TASK_LIMIT_S": "2"}, check=ends_itself,
     ),
     Row(
         number="F14",
         injected="a winner that never returns on a rank that did not tune it",
         happens="the same; the next start tunes again",
-        seconds=0.0, faults=last("hang", at="build", seconds=25.0),
+        faults=last("hang", at="build", seconds=25.0),
         env={"WARMUP_PLUGIN_TASK_LIMIT_S": "2"}, check=last_ends_itself,
     ),
     Row(
         number="F15",
         injected="no memory for the inputs of a measurement",
         happens="the task serves the default on all ranks",
-        seconds=0.0, faults=first("fail_synthesis", error="MemoryError"),
+        faults=first("fail_synthesis", error="MemoryError"),
         check=default_on_all("::gemm", ""),
     ),
     Row(
         number="F15",
         injected="no memory in a tactic on the rank that tunes",
         happens="the task serves the default on all ranks",
-        seconds=0.0, faults=first("fail_tactic", error="OutOfMemoryError"),
+        faults=first("fail_tactic", error="OutOfMemoryError"),
         check=default_on_all("::gemm", ""),
     ),
     Row(
         number="F15",
         injected="no memory on a rank that did not tune",
         happens="dropped: the tasks serve the default on all ranks",
-        seconds=0.0, faults=last("fail_synthesis", error="OutOfMemoryError"),
+        faults=last("fail_synthesis", error="OutOfMemoryError"),
         check=default_on_all("lm_head", "OutOfMemoryError: injected"),
     ),
     Row(
         number="F16",
         injected="KeyboardInterrupt or SIGTERM while a tactic is measured",
         happens="what is tuned is kept, the others name the rank; the next start times the rest",
-        seconds=0.0, test="test_sigterm.py::test_results_are_kept",
+        test="test_sigterm.py::test_results_are_kept",
     ),
     Row(
         number="F21",
         injected="a field of FlashInfer's stamp that one rank does not know",
         happens="no difference: all share",
-        seconds=0.0, faults=stamps("cudnn_version", "91002", "unknown"), lasting=True, check=agrees,
+        faults=stamps("cudnn_version", "91002", "unknown"), lasting=True, check=agrees,
     ),
     Row(
         number="F22",
         injected="another cuBLAS on one rank",
         happens="each tunes for itself, nothing is written",
-        seconds=0.0, faults=stamps("cublas_version", "13.1.0", "13.2.0"),
+        faults=stamps("cublas_version", "13.1.0", "13.2.0"),
         check=each_its_own("stamp.cublas_version"),
     ),
     Row(
         number="F22",
         injected="the same where ranks must agree",
         happens="defaults on all ranks",
-        seconds=0.0, faults=stamps("cublas_version", "13.1.0", "13.2.0"),
+        faults=stamps("cublas_version", "13.1.0", "13.2.0"),
         env={"WARMUP_PLUGIN_REQUIRE_AGREEMENT": "1"}, check=defaults("stamp.cublas_version"),
     ),
     Row(
         number="F24",
         injected="two engines that start together on one directory",
         happens="one tunes, the other waits and adopts",
-        seconds=0.0, test="test_replicas.py::test_one_tunes_the_other_adopts",
+        test="test_replicas.py::test_one_tunes_the_other_adopts",
     ),
     Row(
         number="F35",
         injected="a host without a local rank 0",
         happens="its first rank writes",
-        seconds=0.0, two_nodes=True, job={"local_ranks": (0, 1, 2, 3)}, check=agrees,
+        two_nodes=True, job={"local_ranks": (0, 1, 2, 3)}, check=agrees,
     ),
 )  # fmt: skip
 
@@ -509,11 +508,11 @@ def test_row(name: str, index: int, ran: Callable[..., Ran]) -> None:
 def table() -> str:
     """Return the page's table."""
     lines = [
-        "| row | injected | what happens | seconds | test in `tests/faults/` |",
-        "|---|---|---|---|---|",
+        "| row | injected | what happens | test in `tests/faults/` |",
+        "|---|---|---|---|",
     ]
     for row in ROWS:
-        cells = (row.number, row.injected, row.happens, f"{row.seconds:.1f}", f"`{row.test}`")
+        cells = (row.number, row.injected, row.happens, f"`{row.test}`")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -530,13 +529,12 @@ def test_the_page_has_these_rows() -> None:
 
 
 def test_every_row_is_there_and_has_its_test() -> None:
-    """The rows asked for, each with a time, a test, and one that exists."""
+    """The rows asked for, each with a test that exists."""
     numbers = {row.number for row in ROWS}
     assert numbers == {*(f"F{number}" for number in range(1, 17)), "F21", "F22", "F24", "F35"}
     for row in ROWS:
         file, _, function = row.test.partition("::")
         assert f"\ndef {function}(" in Path(__file__).with_name(file).read_text(encoding="utf-8")
-        assert row.seconds > 0, row.injected
 
 
 if __name__ == "__main__":

@@ -101,8 +101,10 @@ class Player:
         begin, was_fresh = len(self.kept), self.is_fresh
         while self._asks_first(is_there):
             self.in_round = True
-            look(self.ask("waited"))
-            self.in_round = False
+            try:
+                look(self.ask("waited"))
+            finally:
+                self.in_round = self.move is not None
             if set(self.kept[begin:]) <= _NOTHING:
                 del self.kept[begin:]
                 self.is_fresh, self.is_sure = was_fresh, False
@@ -585,7 +587,7 @@ class Explorer:
 
     def _rests(self, state: State, rank: int) -> bool:
         """Return whether this rank can only wait on: it has ended, or a round changes nothing."""
-        number = at = state.at[rank]
+        at, seen = state.at[rank], set[int]()
         held, tree = self._stores[state.store], self._trees[rank]
         while (move := tree.nodes[at].move) is not None:
             if move.kind == "check" and not all(key in held for key in move.argument):
@@ -596,8 +598,9 @@ class Explorer:
                 at = tree.after(at, None)
             else:
                 return False
-            if at == number:
+            if at in seen:
                 return True
+            seen.add(at)
         return True
 
     def _sees_any(self, state: State, ranks: frozenset[int], held: dict[str, Any]) -> bool:
