@@ -40,7 +40,7 @@ SETTINGS_PAGE = { sed '/^<!-- From here on/q' docs/settings.md; echo; $(PY) -m w
 TEST_RELEASES   := $(patsubst %,$(S)/release-%-once,$(call releases,test))
 MATRIX_RELEASES := $(patsubst %,$(S)/release-%-once,$(call releases,matrix))
 
-.PHONY: help demo test lint docs settings-page matrix bench clean
+.PHONY: help demo test retest lint docs settings-page matrix bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ demo: $(PACKAGE)  ## four ranks on this machine tune once, then start warm; no G
 
 test: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES)  ## all tests that need no other release
 	@$(BIN)/pytest -m "not release"
+
+retest: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES)  ## those of the tests that failed last time, once more
+	@$(BIN)/pytest -m "not release" --last-failed --last-failed-no-failures none
 
 matrix: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES) $(MATRIX_RELEASES)  ## the tests that run on every FlashInfer release
 	@$(BIN)/pytest -m release
