@@ -73,6 +73,7 @@ settings-page: $(PACKAGE)  ## write the table of docs/settings.md anew from warm
 	@$(SETTINGS_PAGE) > $(S)/settings.md && mv $(S)/settings.md docs/settings.md
 
 bench: $(PACKAGE)  ## warm start against its floor, and the cost of the import
+	@$(PY) benchmarks/import_time.py
 	@$(PY) benchmarks/warm_start.py
 
 clean:  ## remove all that make built

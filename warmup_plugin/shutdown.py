@@ -135,6 +135,7 @@ class TaskLimit:
         """Watch no longer."""
         if self._timer is not None:
             self._timer.cancel()
+            self._timer.join(timeout=5.0)  # the thread holds on to its task until it has ended
 
     def begins(self, task: Task) -> None:
         """Count from now; the task before has returned."""
