@@ -27,7 +27,8 @@ def test_fifty_sessions_leave_nothing_behind(cache_root: Path) -> None:
     )
     for rank in held:
         assert len(rank) == SESSIONS
-        # The most of ten: a thread of gloo's or of the store's may be on its way out at any one.
+        # The most of ten, and two spare kernel threads: torch's pool may grow by one or two at any
+        # time, and one of the store's may be on its way out. Forty sessions that leak add forty.
         for kind in rank[0]:
             early, late = (max(seen[kind] for seen in part) for part in (rank[:10], rank[-10:]))
-            assert late <= early, (kind, rank)
+            assert late <= early + (2 if kind in ("tasks", "files") else 0), (kind, rank)
