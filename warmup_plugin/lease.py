@@ -3,10 +3,11 @@
 
     journal/tuning.json     {"card": the holder's process, "token": ..., "host": ...}
 
-Owns that file. An optimisation and no lock: where it cannot be written, or its holder is gone, both
-engines tune and the store merges what they publish. A holder that cannot be seen from here (another
-machine, another container) is alive as long as it touches the file; one that can be seen, as long
-as its process runs. Never raises `OSError`.
+Owns that file. An optimisation and no lock: where it cannot be written, both engines tune and the
+store merges what they publish. A holder that cannot be seen from here (another machine, another
+container) is alive as long as it touches the file; one that can be seen, as long as its process
+runs. Never raises `OSError`. Not promised: one holder, where the file system has no locks between
+hosts and two of them take a dead one's place in the same instant.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from warmup_plugin.files import make_directory
+from warmup_plugin.files import locked, make_directory
 from warmup_plugin.liveness import ProcessCard, own_card, view
 
 JOURNAL: Final = "journal"
@@ -51,32 +52,49 @@ def hold(directory: Path) -> Iterator[str]:
         yield holder
         return
     stop = threading.Event()
-    toucher = threading.Thread(target=_touch, args=(path, stop), name="warmup-lease", daemon=True)
+    toucher = threading.Thread(
+        target=_touch, args=(path, token, stop), name="warmup-lease", daemon=True
+    )
     toucher.start()
     try:
         yield ""
     finally:
         stop.set()
         toucher.join(timeout=5.0)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), locked(path.parent):
             if _read(path).get("token") == token:
                 path.unlink()
 
 
 def _take(path: Path, token: str) -> str:
     """Write the lease unless a living process holds it; return the holder then."""
-    body = {"card": own_card().to_json(), "token": token, "host": socket.gethostname()}
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    for _ in range(8):  # each round another process has come or gone in between
-        with contextlib.suppress(FileExistsError):
-            with os.fdopen(os.open(path, flags, 0o644), "w", encoding="ascii") as file:
-                json.dump(body, file)
-            return ""
+    with locked(path.parent):  # else two could take a dead holder's place, each after the other
         found = _read(path)
         if _is_alive(path, found):
-            return f"process {found.get('card', {}).get('pid')} on {found.get('host')}"
-        _remove(path, found)
+            return _said(found)
+        path.unlink(missing_ok=True)
+        try:
+            _write(path, {"card": own_card().to_json(), "token": token})
+        except FileExistsError:  # no lock here, and somebody was faster
+            return _said(_read(path))
     return ""
+
+
+def _write(path: Path, lease: dict[str, Any]) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o644), "w", encoding="ascii") as file:
+        try:
+            json.dump({**lease, "host": socket.gethostname()}, file)
+            file.flush()
+        except OSError:
+            path.unlink()
+            raise
+
+
+def _said(found: dict[str, Any]) -> str:
+    card = found.get("card")
+    pid = card.get("pid") if isinstance(card, dict) else None
+    return f"process {pid or 'unknown'} on {found.get('host', 'an unknown host')}"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -90,30 +108,22 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _is_alive(path: Path, found: dict[str, Any]) -> bool:
+    """Return whether somebody holds the lease; nobody does where there is no file."""
+    try:
+        age_s = time.time() - path.stat().st_mtime
+    except OSError:
+        return False
+    if not path.is_file():
+        return False
     with contextlib.suppress(TypeError):
         seen = view(ProcessCard(**found.get("card", {})))
         if seen != "unseen":
             return seen != "gone"
-    try:
-        return time.time() - path.stat().st_mtime < _STALE_S
-    except OSError:
-        return False
+    return age_s < _STALE_S
 
 
-def _remove(path: Path, found: dict[str, Any]) -> None:
-    """Take a dead holder's file away, unless somebody else has done so and put in another."""
-    aside = path.with_name(f".{_NAME}.{secrets.token_hex(4)}")
-    try:
-        path.rename(aside)
-    except FileNotFoundError:
-        return
-    if _read(aside).get("token") != found.get("token"):
-        with contextlib.suppress(OSError):
-            os.link(aside, path)  # a living one's: put it back
-    aside.unlink()
-
-
-def _touch(path: Path, stop: threading.Event) -> None:
+def _touch(path: Path, token: str, stop: threading.Event) -> None:
     while not stop.wait(_TOUCH_S):
         with contextlib.suppress(OSError):
-            os.utime(path)
+            if _read(path).get("token") == token:
+                os.utime(path)

@@ -63,10 +63,12 @@ def view(card: ProcessCard) -> View:
 
 def _stat(pid: int) -> tuple[str, int]:
     """Return (state letter, start time) of a process; ("X", -1) for one that is not there."""
-    try:
+    text = ""
+    with contextlib.suppress(OSError):
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return "X", -1
     # The command's name stands in brackets and may hold anything, brackets too.
-    fields = text[text.rindex(")") + 2 :].split()
-    return fields[0], int(fields[19])
+    fields = text[text.rfind(")") + 2 :].split()
+    try:
+        return fields[0], int(fields[19])
+    except (IndexError, ValueError):  # it ended while it was read
+        return "X", -1

@@ -237,13 +237,19 @@ class ForwardGuard:
         if self._failed is None:
             body = watch._link.get_now(self._key)  # noqa: SLF001  # one file, one concept
             if body is not None:
-                word = json.loads(body)
-                self.fail(word["rank"], word["reason"])
+                self.fail(*self._culprit(watch, json.loads(body)))
             try:
                 watch.look(self._others)
             except RankLostError as error:
                 self.fail(error.rank, error.reason)
         self._maybe_leave()
+
+    def _culprit(self, watch: Watch, word: dict[str, Any]) -> tuple[int, str]:
+        """Return the rank at fault: one that has died, rather than one whose collective noticed."""
+        for rank in sorted(self._others - {word["rank"]}):
+            if watch.view(rank) == "gone":
+                return rank, f"process gone, hence rank {word['rank']}: {word['reason']}"
+        return word["rank"], word["reason"]
 
     def fail(self, rank: int, reason: str) -> None:
         """Start the grace period, once."""

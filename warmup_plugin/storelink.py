@@ -70,10 +70,18 @@ class StoreLink:
         """Bound every answer of the store."""
         if self.store is not None and self.silence_s:
             _bound_answers(self.store.port, self.silence_s)
+            self._bound_gets()
+
+    def _bound_gets(self) -> None:
+        """Bound the wait for a key, which is not the socket's: a key that is got is there."""
+        if self.silence_s:
+            self._call("set_timeout", timedelta(seconds=self.silence_s / 2))
 
     def clone(self) -> StoreLink:
         """Return another connection to the same store, for another thread."""
-        store = self.store.clone()  # type: ignore[union-attr]  # an open link is what is cloned
+        self._call("set_timeout", timedelta(seconds=_CONNECT_S))  # the new connection's, too
+        store: TCPStore = self._call("clone")
+        self._bound_gets()
         return StoreLink(store, self.rank, self.size, self.silence_s)
 
     def set(self, key: str, value: bytes) -> None:

@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a rank is given up, and when not: by rule with a clock that is set, and real processes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import signal
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
+
+from warmup_plugin import rendezvous
+from warmup_plugin.errors import RankLostError
+from warmup_plugin.pulse import BYE, Watch
+from warmup_plugin.rendezvous import Meeting
+from warmup_plugin.settings import Settings
+from warmup_plugin.storelink import StoreLink
+from warmup_plugin.waiting import wait_until
+
+if TYPE_CHECKING:
+    from tests.protocol.conftest import Child, Clock, MemoryLink, QuietPulse
+
+SETTINGS = Settings(silence_s=10.0, task_limit_s=300.0)
+
+
+def given_up_after(
+    watch: Watch,
+    clock: Clock,
+    limit_s: float = 1000.0,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> float:
+    """Return the seconds of looking on after which rank 1 is given up; infinity if it is not."""
+    began = clock.now_s
+    while clock.now_s - began < limit_s:
+        meanwhile()
+        try:
+            watch.look({1})
+        except RankLostError:
+            return clock.now_s - began
+        clock.now_s += 0.25
+    return float("inf")
+
+
+# -- silence ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("process", "after_s"),
+    [("stopped", 10.0), ("gone", 10.0), ("unseen", 50.0), ("runs", 300.0)],
+)
+def test_a_silent_rank_is_given_up_by_what_its_machine_sees(
+    link: MemoryLink, clock: Clock, seen: dict[int, str], process: str, after_s: float
+) -> None:
+    """One silence if it does not run, five if nobody sees it, the limit of a task if it runs."""
+    link.beats(1, 7, step="survey", idle=True)
+    seen[1] = process
+    watch = Watch(link, SETTINGS)
+    assert given_up_after(watch, clock) == pytest.approx(after_s, abs=0.5)
+    with pytest.raises(RankLostError, match="in step survey") as caught:
+        watch.look({1})
+    assert (process in caught.value.reason) == (process != "runs")
+
+
+def test_a_rank_that_beats_is_not_silent(
+    link: MemoryLink, clock: Clock, seen: dict[int, str]
+) -> None:
+    """However late its beats come within a silence, and whatever is seen of its process."""
+    seen[1] = "stopped"
+    watch = Watch(link, SETTINGS)
+    for count in range(20):
+        link.beats(1, count, idle=True)
+        assert given_up_after(watch, clock, limit_s=9.75) == float("inf")
+
+
+def test_a_rank_that_has_not_joined(link: MemoryLink, clock: Clock) -> None:
+    """Nobody sees a process that has not said which it is: five silences."""
+    link.held.clear()
+    watch = Watch(link, SETTINGS)
+    assert given_up_after(watch, clock) == pytest.approx(50.0, abs=0.5)
+    with pytest.raises(RankLostError, match="has not joined"):
+        watch.look({1})
+
+
+@pytest.mark.parametrize(
+    ("mate", "after_s"),
+    [("stopped", 10.0), ("gone", 10.0), ("runs", 300.0), ("unseen", 50.0)],
+)
+def test_a_rank_of_another_machine_is_seen_by_its_mate(
+    link: MemoryLink, clock: Clock, mate: str, after_s: float
+) -> None:
+    """What a rank beside it sees counts as long as that one beats itself."""
+    for rank in (1, 2):
+        link.arrives(rank, place="there")
+    link.beats(1, 1, idle=True)
+    watch = Watch(link, SETTINGS)
+
+    def look_on() -> None:
+        link.beats(2, int(clock.now_s), mates={"1": mate} if mate != "unseen" else {})
+
+    assert given_up_after(watch, clock, meanwhile=look_on) == pytest.approx(after_s, abs=1.0)
+
+
+def test_a_mate_that_is_silent_itself_has_seen_nothing(link: MemoryLink, clock: Clock) -> None:
+    """Both machines' ranks are cut off: five silences, though the mate said that it runs."""
+    for rank in (1, 2):
+        link.arrives(rank, place="there")
+        link.beats(rank, 1, idle=True, mates={"1": "runs"})
+    assert given_up_after(Watch(link, SETTINGS), clock) == pytest.approx(50.0, abs=0.5)
+
+
+# -- work that does not get on ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["gemm @ 128", ""], ids=["at a task", "at none"])
+def test_a_rank_that_beats_and_does_not_get_on(
+    link: MemoryLink, clock: Clock, seen: dict[int, str], task: str
+) -> None:
+    """It is taken for stuck after the limit of a task; a new task counts anew."""
+    seen[1] = "runs"
+    watch, notes = Watch(link, SETTINGS), 0
+
+    def work() -> None:
+        link.beats(1, int(clock.now_s), task=task, notes=notes)
+
+    for notes in range(3):  # noqa: B007  # `work` says it
+        assert given_up_after(watch, clock, limit_s=299.0, meanwhile=work) == float("inf")
+    assert given_up_after(watch, clock, meanwhile=work) == pytest.approx(1.0, abs=1.0)
+    with pytest.raises(RankLostError, match=r"in step tune.* for 30\d s: task_limit_s"):
+        watch.look({1})
+
+
+def test_a_rank_that_waits_itself_need_not_get_on(
+    link: MemoryLink, clock: Clock, seen: dict[int, str]
+) -> None:
+    """Or is in the engine's forward: its own waits are bounded by what it waits for."""
+    seen[1] = "runs"
+    watch = Watch(link, SETTINGS)
+
+    def wait() -> None:
+        link.beats(1, int(clock.now_s), idle=True)
+
+    assert given_up_after(watch, clock, limit_s=10_000.0, meanwhile=wait) == float("inf")
+
+
+def test_a_rank_that_has_left_is_given_up_at_once(link: MemoryLink, clock: Clock) -> None:
+    """Its process may live on, with nothing more to say."""
+    link.beats(1, 1, step="share")
+    watch = Watch(link, SETTINGS)
+    watch.look({1})
+    link.set(f"{BYE}/1", b"1")
+    assert given_up_after(watch, clock) == 0.0
+    with pytest.raises(RankLostError, match="in step share, has left"):
+        watch.look({1})
+
+
+def test_where_a_rank_is_said_to_be(link: MemoryLink) -> None:
+    """For the log and for errors."""
+    watch = Watch(link, SETTINGS)
+    assert watch.describe(1) == "has not joined"
+    link.beats(1, 1, step="tune", task="gemm @ 128")
+    assert watch.describe(1) == "in step tune, at gemm @ 128"
+
+
+def test_rank_0_says_whom_it_waits_for(
+    link: MemoryLink,
+    quiet: QuietPulse,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Every so often, with the time and what that rank is at; not for a short wait."""
+    monkeypatch.setattr(rendezvous, "_TELL_S", 0.5)
+    caplog.set_level(logging.INFO, "warmup_plugin")
+    link.beats(1, 1, task="gemm @ 128")
+    meeting = Meeting(link, SETTINGS, watch=Watch(link, SETTINGS), pulse=quiet)
+    end = time.monotonic() + 1.5
+
+    def has(keys: list[str]) -> bool:
+        return time.monotonic() > end if keys == ["a key"] else keys[0] in link.held
+
+    monkeypatch.setattr(link, "has", has)
+    meeting._wait(["a key"], waits_for={1})
+    said = [record.getMessage() for record in caplog.records]
+    assert 1 <= len(said) <= 3
+    assert re.fullmatch(r"waiting for rank 1 for \d+ s: in step tune, at gemm @ 128", said[0])
+
+
+# -- real processes --------------------------------------------------------------------------------
+
+#: Joins the store at a port as rank 1 and beats; does what it is told, one line at a time.
+BEATS = """
+    import ctypes, sys, time
+    from torch.distributed import TCPStore
+    from warmup_plugin.pulse import Pulse
+    from warmup_plugin.settings import Settings
+    from warmup_plugin.storelink import StoreLink
+    port, silence_s = int(sys.argv[1]), float(sys.argv[2])
+    store = TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
+    pulse = Pulse(StoreLink(store, 1, 2, silence_s), Settings(silence_s=silence_s))
+    print("beats", flush=True)
+    for line in sys.stdin:
+        if line.startswith("hold"):  # the interpreter lock, in a call that does not give it back
+            ctypes.PyDLL(None).usleep(int(float(line.split()[1]) * 1e6))
+        if line.startswith("note"):
+            pulse.note("tune", "gemm @ 128")
+        print(pulse.overslept(), flush=True)
+"""
+SILENCE_S = 0.5
+
+
+@pytest.fixture
+def beating(store: StoreLink, child: Callable[..., Child]) -> Child:
+    """Rank 1, beating."""
+    assert store.store is not None
+    process = child(BEATS, store.store.port, SILENCE_S)
+    assert process.line() == "beats"
+    return process
+
+
+def look_for(watch: Watch, seconds: float) -> None:
+    """Watch rank 1 for a while; raises when it is given up."""
+    end = time.monotonic() + seconds
+    wait_until(lambda: time.monotonic() > end, lambda _waited_s: watch.look({1}))
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    ("number", "process"), [(signal.SIGSTOP, "stopped"), (signal.SIGKILL, "gone")]
+)
+def test_a_stopped_or_killed_process_is_named_within_two_silences(
+    store: StoreLink, beating: Child, number: signal.Signals, process: str
+) -> None:
+    """With what it was at."""
+    beating.ask("note")
+    watch = Watch(store, Settings(silence_s=SILENCE_S))
+    look_for(watch, 2 * SILENCE_S)
+    beating.send(number)
+    began = time.monotonic()
+    with pytest.raises(RankLostError, match=f"at gemm @ 128, process {process}, silent for"):
+        look_for(watch, 10.0)
+    assert SILENCE_S * 0.5 < time.monotonic() - began < 2 * SILENCE_S + 0.5
+
+
+@pytest.mark.multiprocess
+def test_a_process_that_holds_the_interpreter_is_not_given_up(
+    store: StoreLink, beating: Child
+) -> None:
+    """A long compile or C call keeps the heartbeat from beating; the process runs."""
+    watch = Watch(store, Settings(silence_s=SILENCE_S))
+    look_for(watch, 0.1)
+    assert beating.process.stdin is not None
+    beating.process.stdin.write(f"hold {4 * SILENCE_S}\n")
+    beating.process.stdin.flush()
+    look_for(watch, 0.2)
+    before = beats_of(store)
+    look_for(watch, 3 * SILENCE_S)
+    assert beats_of(store) == before, "it was silent all the time"
+    assert beating.line() == "True"  # as far as it knows it might have been stopped
+    look_for(watch, 0.3)
+    assert beats_of(store) > before
+
+
+def beats_of(store: StoreLink) -> int:
+    count: int = json.loads(store.get("beat/1"))["beats"]
+    return count
+
+
+@pytest.mark.multiprocess
+def test_a_process_knows_that_it_was_stopped(beating: Child) -> None:
+    """Once, and not after a stop that nobody could have noticed."""
+    assert beating.ask("was I?") == "False"
+    for seconds, overslept in [(0.1, "False"), (2 * SILENCE_S, "True")]:
+        beating.send(signal.SIGSTOP)
+        time.sleep(seconds)
+        beating.send(signal.SIGCONT)
+        assert beating.ask("was I?") == overslept
+        time.sleep(SILENCE_S / 2)
+        beating.ask("was I?")  # the beat after the stop tells it once more, at most
+        assert beating.ask("was I?") == "False"
+
+
+@pytest.mark.multiprocess
+def test_a_stopped_store_is_rank_0_lost(child: Callable[..., Child]) -> None:
+    """A question to a stopped process has no answer and no error: it is bounded all the same."""
+    server = child(
+        """
+        import sys
+        from torch.distributed import TCPStore
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        print(store.port, flush=True)
+        for line in sys.stdin:
+            print(store.check([line.strip()]), flush=True)
+        """
+    )
+    port = int(server.line())
+    link = StoreLink(
+        TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False), 1, 2, SILENCE_S
+    )
+    other = link.clone()
+    link.set("key", b"1")
+    assert link.has(["key"])
+    server.stop()
+    for asked in (link, other):
+        began = time.monotonic()
+        with pytest.raises(RankLostError, match=r"has not answered for 0\.5 s") as caught:
+            asked.has(["key"])
+        assert caught.value.rank == 0
+        assert time.monotonic() - began < 4 * SILENCE_S
+    began = time.monotonic()
+    with pytest.raises(RankLostError, match="has not answered"):
+        link.get("key")
+    assert time.monotonic() - began < 0.1, "what comes late would be taken for this answer"
+    link.set("last words", b"1")
+    server.send(signal.SIGCONT)
+    assert server.ask("last words") == "True"
+    link.close()
+    other.close()

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every wait has an end: the one function that waits, and no other call that could."""
+
+from __future__ import annotations
+
+import ast
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import warmup_plugin
+from warmup_plugin.waiting import wait_until, within
+
+PACKAGE = Path(warmup_plugin.__file__).parent
+
+#: The engine that comes along is an engine: its forward has collectives, its launcher has children.
+ENGINES = "engines/"
+
+#: Calls that wait, by their last name; `join` with a list of texts, `get` with a key do not.
+WAITING = {
+    "accept", "acquire", "all_gather", "all_gather_object", "all_reduce", "all_to_all", "barrier",
+    "broadcast", "broadcast_object_list", "call", "check_call", "check_output", "communicate",
+    "connect", "create_connection", "epoll", "flock", "gather_object", "init_process_group",
+    "input", "lockf", "monitored_barrier", "new_group", "pause", "Popen", "poll", "readline",
+    "recv", "recv_into", "recvfrom", "reduce_scatter", "result", "select", "send_object_list",
+    "sendall", "sigtimedwait", "sigwait", "sleep", "synchronize", "system", "TCPStore", "urlopen",
+    "wait", "wait3", "wait4", "wait_for", "waitid", "waitpid",
+}  # fmt: skip
+
+#: What may wait without `wait_until`: file, function, call, and why that has an end.
+ALLOWED = {
+    ("waiting.py", "wait_until", "time.sleep"): "the pause between two looks",
+    ("files.py", "_try_lock", "fcntl.flock"): "asks with LOCK_NB; the wait is around it",
+    ("pulse.py", "Pulse._run", "self._stop.wait"): "the heartbeat's pause, ended by `stop`",
+    ("pulse.py", "Pulse.stop", "self._thread.join"): "five seconds; the thread is a daemon",
+    ("lease.py", "_touch", "stop.wait"): "the pause between two touches, ended by the holder",
+    ("lease.py", "hold", "toucher.join"): "five seconds; the thread is a daemon",
+    ("shutdown.py", "Shutdown._listen", "self._listener.recv"): "a thread of its own, which ends "
+    "when the block closes the other end",
+    ("shutdown.py", "TaskLimit.__exit__", "self._timer.join"): "cancelled, and a time-out is given",
+    ("shutdown.py", "Shutdown._request", "self._asked.acquire"): "asks with blocking=False",
+    ("storelink.py", "_open", "TCPStore"): "the server; a time-out is given",
+    ("storelink.py", "_join", "TCPStore"): "a time-out is given",
+    ("storelink.py", "_broadcast", "dist.broadcast"): "the session's one collective, bounded by "
+    "the time-out of the group it is given",
+    ("storelink.py", "_addresses", "probe.connect"): "of a datagram socket: sends nothing",
+    ("steps/job.py", "_meet", "connect"): "storelink's, above",
+    ("cli/machine.py", "_compute_capabilities", "subprocess.run"): "a time-out is given",
+}
+
+
+def calls(tree: ast.AST, inside: tuple[str, ...] = ()) -> Iterator[tuple[str, ast.Call]]:
+    """Yield every call with the function it stands in."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield from calls(node, (*inside, node.name))
+            continue
+        if isinstance(node, ast.Call):
+            yield ".".join(inside), node
+        yield from calls(node, inside)
+
+
+def waits(call: ast.Call) -> bool:
+    """Return whether a call could wait, going by its name."""
+    name = ast.unparse(call.func)
+    last = name.rpartition(".")[2]
+    has_limit = bool(call.keywords)
+    if last == "join":  # of texts: one argument; of a thread or process: none, or a time-out
+        return not call.args
+    if last == "get":  # of a mapping: a key; of a queue: none, or a time-out
+        return not call.args and has_limit
+    return last in WAITING or name == "subprocess.run"
+
+
+def found_in(source: str, file: str = "a.py") -> set[tuple[str, str, str]]:
+    return {
+        (file, function, ast.unparse(call.func))
+        for function, call in calls(ast.parse(source))
+        if waits(call)
+    }
+
+
+def test_every_wait_goes_through_the_one_function() -> None:
+    """Whoever adds another wait says here why it has an end; whoever takes one away, too."""
+    found = set()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        file = path.relative_to(PACKAGE).as_posix()
+        if not file.startswith(ENGINES):
+            found |= found_in(path.read_text(encoding="utf-8"), file)
+    assert found - ALLOWED.keys() == set(), "waits that nobody looks after"
+    assert ALLOWED.keys() - found == set(), "no longer there"
+
+
+@pytest.mark.parametrize(
+    ("source", "is_wait"),
+    [
+        ("time.sleep(1)", True),
+        ("from time import sleep\nsleep(1)", True),
+        ("event.wait()", True),
+        ("store.wait(['key'])", True),
+        ("thread.join()", True),
+        ("thread.join(timeout=5)", True),
+        ("', '.join(names)", False),
+        ("queue.get(timeout=3)", True),
+        ("words.get('key')", False),
+        ("dist.barrier()", True),
+        ("class A:\n def f(self):\n  x = [lock.acquire() for _ in y]", True),
+        ("subprocess.run(['true'])", True),
+        ("self.run()", False),
+        ("wait_until(is_there, look)", False),
+    ],
+)
+def test_what_counts_as_a_wait(source: str, is_wait: bool) -> None:  # noqa: FBT001  # the verdict
+    """The test above would find it."""
+    assert bool(found_in(source)) == is_wait
+
+
+def test_every_wait_is_looked_after() -> None:
+    """Whatever is waited for, `wait_until` has somebody look."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for function, call in calls(ast.parse(path.read_text(encoding="utf-8"))):
+            if ast.unparse(call.func).rpartition(".")[2] == "wait_until":
+                assert len(call.args) == 2, f"{path.name}: {function}"
+                assert ast.unparse(call.args[1]) not in ("None", "lambda _: None"), path.name
+
+
+# -- the function ----------------------------------------------------------------------------------
+
+
+def test_what_is_there_is_not_waited_for() -> None:
+    """Nor looked after."""
+    wait_until(lambda: True, lambda _waited_s: pytest.fail("there is nothing to look after"))
+
+
+def test_it_asks_at_once_and_looks_a_few_times_a_second() -> None:
+    """A short wait ends promptly; a look hears how long it has been."""
+    began = time.monotonic()
+    told: list[float] = []
+    asked = 0
+
+    def is_there() -> bool:
+        nonlocal asked
+        asked += 1
+        return time.monotonic() - began > 1.0
+
+    wait_until(is_there, told.append)
+    assert 1.0 < time.monotonic() - began < 1.5
+    assert 15 < asked < 400
+    assert 2 <= len(told) <= 4
+    assert told == sorted(told)
+    assert 0.2 < told[0] < 0.6
+
+
+def test_a_look_ends_the_wait() -> None:
+    """By whatever it raises, and no later than half a second after it could have."""
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        wait_until(lambda: False, within(0.5))
+    assert 0.5 < time.monotonic() - began < 1.3
+    with pytest.raises(ZeroDivisionError):
+        wait_until(lambda: False, lambda _waited_s: 1 / 0)  # type: ignore[arg-type]  # raises
