@@ -11,7 +11,7 @@ import json
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from warmup_plugin.manifest import Manifest
 from warmup_plugin.plan import Inventory, Item, Plan, make_plan
@@ -56,7 +56,7 @@ def make_work(job: Job, agreed: Agreed, survey: Survey, surveyed: Word) -> Work:
 
         def lead(words: Words) -> Word:
             bodies = {word["inventory"] for word in words.values()}
-            items = {name: _items(job.meeting.get(name)) for name in bodies}
+            items = {name: _items(job.meeting.get(name), agreed) for name in bodies}
             work.inventories = {rank: items[word["inventory"]] for rank, word in words.items()}
             plan = _assign(job, agreed, work.inventories)
             return {"plan": job.meeting.put(json.dumps(plan.to_json()).encode())}
@@ -74,7 +74,13 @@ def _assign(job: Job, agreed: Agreed, inventories: dict[int, Inventory]) -> Plan
     )
     if plan.shared and take_turn(job, agreed):
         plan = make_plan(inventories, "leader", answered=answered(agreed, inventories))
-    return plan
+    return replace(plan, held=(*plan.held, *_lent(agreed, inventories)))
+
+
+def _lent(agreed: Agreed, inventories: dict[int, Inventory]) -> set[str]:
+    """Return the tasks that are answered by borrowed entries."""
+    items = (item for found in inventories.values() for item in found if item.state == "known")
+    return {item.id for item in items if agreed.borrowed.answers(item.id, item.keys)}
 
 
 def inventory(survey: Survey) -> list[Item]:
@@ -84,8 +90,12 @@ def inventory(survey: Survey) -> list[Item]:
     return [Item(t.id, t.op, t.keys, t.state, adopted.get(t.id, ""), t.reason) for t in tasks]
 
 
-def _items(body: bytes) -> list[Item]:
-    return [Item.from_json(row) for row in json.loads(body)]
+def _items(body: bytes, agreed: Agreed) -> list[Item]:
+    """Return an inventory; a borrowed entry answers the task it was tuned for and no other."""
+    items = [Item.from_json(row) for row in json.loads(body)]
+    misled = [i.state == "known" and agreed.borrowed.misleads(i.id, i.keys) for i in items]
+    pairs = zip(items, misled, strict=True)
+    return [item._replace(state="missing") if is_misled else item for item, is_misled in pairs]
 
 
 def tune(job: Job, survey: Survey, work: Work) -> None:
