@@ -61,13 +61,21 @@ class Borrowed:
 
     def without(self, keys: Collection[str]) -> Borrowed:
         """Return what is not under these keys."""
-        kept = self.entries.keys() - keys
+        kept = [key for key in self.entries if key not in keys]
         return Borrowed({k: self.entries[k] for k in kept}, {k: self.owners[k] for k in kept})
 
     def answers(self, task: str, keys: Iterable[str]) -> bool:
         """Return whether a task is answered from here and may be."""
         owners = [self.owners[key] for key in keys if key in self.owners]
         return bool(owners) and all(not named or task in named for named in owners)
+
+    def pick(self, task: str, keys: Collection[str]) -> str:
+        """Return the key to go by where several answer a task, else nothing; the first read wins.
+
+        So it is where the stages of an engine's pipeline have chosen differently.
+        """
+        found = [key for key in self.entries if key in keys]
+        return found[0] if len(found) > 1 and self.answers(task, keys) else ""
 
     def misleads(self, task: str, keys: Iterable[str]) -> bool:
         """Return whether an entry from here stands under a key of a task it was not tuned for."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from warmup_plugin.borrow import Borrowed
 from warmup_plugin.manifest import Manifest
 from warmup_plugin.plan import Inventory, Item, Plan, make_plan
 from warmup_plugin.rendezvous import Word, Words
@@ -92,10 +93,15 @@ def inventory(survey: Survey) -> list[Item]:
 
 def _items(body: bytes, agreed: Agreed) -> list[Item]:
     """Return an inventory; a borrowed entry answers the task it was tuned for and no other."""
-    items = [Item.from_json(row) for row in json.loads(body)]
-    misled = [i.state == "known" and agreed.borrowed.misleads(i.id, i.keys) for i in items]
-    pairs = zip(items, misled, strict=True)
-    return [item._replace(state="missing") if is_misled else item for item, is_misled in pairs]
+    return [_judged(Item.from_json(row), agreed.borrowed) for row in json.loads(body)]
+
+
+def _judged(item: Item, borrowed: Borrowed) -> Item:
+    if item.state == "known" and borrowed.misleads(item.id, item.keys):
+        return item._replace(state="missing")
+    if item.state == "missing" and not item.adopt:
+        return item._replace(adopt=borrowed.pick(item.id, item.keys))
+    return item
 
 
 def tune(job: Job, survey: Survey, work: Work) -> None:

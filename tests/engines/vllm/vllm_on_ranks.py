@@ -71,6 +71,8 @@ def serve(spec: Spec, connection: Connection) -> None:
     """Run one rank; send ("result" | "error", body)."""
     faulthandler.enable()
     os.environ.update(spec.env)
+    if not spec.plugin:
+        os.environ["VLLM_PLUGINS"] = "another"  # vLLM's own way to leave plugins out
     try:
         connection.send(("result", globals()[spec.script](spec)))
     except BaseException as error:  # noqa: BLE001  # the parent reports it
@@ -116,8 +118,7 @@ def warm_up(spec: Spec) -> dict[str, Any]:
     world = _meet(spec, config)
     from vllm.plugins import load_general_plugins
 
-    if spec.plugin:
-        load_general_plugins()
+    load_general_plugins()
     assert TARGET not in sys.modules
     from vllm.model_executor.warmup import kernel_warmup
 
