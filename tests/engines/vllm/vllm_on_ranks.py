@@ -122,9 +122,12 @@ def warm_up(spec: Spec) -> dict[str, Any]:
     assert TARGET not in sys.modules
     from vllm.model_executor.warmup import kernel_warmup
 
+    from warmup_plugin.engines import base
     from warmup_plugin.engines.embedded import host_clock
     from warmup_plugin.engines.embedded.count_calls import count_calls, tuning_functions
 
+    if limit := os.environ.get("MEET_S"):
+        base.MEET_S = float(limit)
     host_clock.install(simulated=True)
     runner = Runner(spec, config)
     counts: dict[str, int] = {}
@@ -239,3 +242,29 @@ def moe_with_device_index(ops: Any, x: Any, weight: Any, device_index: int) -> N
 def cached_files(root: Path) -> dict[str, bytes]:
     """Return every file below a root."""
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def as_version(spec: Spec) -> dict[str, Any]:
+    """Warm up as if vLLM were of a version that nobody has tested."""
+    import vllm
+
+    vllm.__version__ = "0.99.0"
+    return warm_up(spec)
+
+
+def by_extension(spec: Spec) -> dict[str, Any]:
+    """Warm up in a worker that has us as its extension and no plugins."""
+    from warmup_plugin.engines.vllm import WorkerExtension
+
+    WorkerExtension().init_worker_extension()
+    return warm_up(spec)
+
+
+def private_names(_spec: Spec) -> list[str]:
+    """Return the private names of vLLM that are not where they were."""
+    from vllm.model_executor.warmup import kernel_warmup
+
+    from warmup_plugin.engines.vllm import names
+
+    assert not hasattr(kernel_warmup.flashinfer_autotune, "warmup_plugin")  # no plugin was loaded
+    return names.missing(kernel_warmup)
