@@ -113,13 +113,15 @@ def _with_borrowed(job: Job, held: Held, own: list[Part]) -> Held:
 class Agreed:
     """The table all ranks start from. ``word`` is the record of the meeting about it.
 
-    ``borrowed``: which of its entries are others', on rank 0 alone.
+    On rank 0 alone, ``borrowed``: which of its entries are others'; ``loose``: the keys for which
+    no manifest vouches, borrowed ones included.
     """
 
     table: Table
     manifest: Manifest | None
     word: Word
     borrowed: Borrowed = field(default_factory=Borrowed)
+    loose: frozenset[str] = frozenset()
 
     @property
     def may_skip(self) -> bool:
@@ -157,7 +159,7 @@ def agree(job: Job, held: Held) -> Agreed:
             agreed = Agreed(Table(job.stamp, {}), None, {"go": "none"})
             job.installed.load(render_table(agreed.table), job.stamp, job.ops.pass_through)
         elif job.leads:
-            agreed.borrowed = held.borrowed
+            agreed.borrowed, agreed.loose = held.borrowed, held.loose
         return agreed
 
 

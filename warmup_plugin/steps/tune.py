@@ -75,13 +75,13 @@ def _assign(job: Job, agreed: Agreed, inventories: dict[int, Inventory]) -> Plan
     )
     if plan.shared and take_turn(job, agreed):
         plan = make_plan(inventories, "leader", answered=answered(agreed, inventories))
-    return replace(plan, held=(*plan.held, *_lent(agreed, inventories)))
+    return replace(plan, held=(*plan.held, *_unvouched(agreed, inventories)))
 
 
-def _lent(agreed: Agreed, inventories: dict[int, Inventory]) -> set[str]:
-    """Return the tasks that are answered by borrowed entries."""
+def _unvouched(agreed: Agreed, inventories: dict[int, Inventory]) -> set[str]:
+    """Return the tasks that entries answer which no manifest vouches for: all ranks try them out."""
     items = (item for found in inventories.values() for item in found if item.state == "known")
-    return {item.id for item in items if agreed.borrowed.answers(item.id, item.keys)}
+    return {item.id for item in items if not agreed.loose.isdisjoint(item.keys)}
 
 
 def inventory(survey: Survey) -> list[Item]:
