@@ -40,8 +40,8 @@ def decide_open(words: Words) -> Word:
     }
     if refusal := _refusal(words):
         return {**record, "go": "refuse", "reason": refusal}
-    if missing := next((w["missing"] for w in words.values() if w["missing"]), None):
-        reason = f"FlashInfer {words[0]['version']} has no {', '.join(missing)}"
+    if word := next((word for word in words.values() if word["missing"]), None):
+        reason = f"FlashInfer {word['version']} has no {', '.join(word['missing'])}"
         return {**record, "go": "unguarded", "reason": reason}
     if reason := _cannot_share(words):
         go = "defaults" if any(w["require_agreement"] for w in words.values()) else "per_rank"
@@ -135,7 +135,8 @@ def decide_agree(words: Words) -> Word:
             "go": "one", "from": rank, "held_by": sorted(held), "mark": mark, "warnings": warnings,
             **_heading(words[rank]),
         }  # fmt: skip
-    want = {words[rank]["table"]: rank for rank in sorted(held, reverse=True)}
+    digests = {rank: (words[rank]["table"], words[rank]["manifest"]) for rank in held}
+    want = {digests[rank]: rank for rank in sorted(held, reverse=True)}
     return {"go": "merge", "want": sorted(want.values()), "mark": mark, "warnings": warnings}
 
 

@@ -2,9 +2,11 @@
 """Heartbeats: what each rank says of itself, and what the others make of its silence.
 
 Owns the thread that beats and the rule by which a rank is given up. A rank whose process is stopped
-or gone is given up after ``silence_s``; one that is silent while its process runs (a compile that
-holds the interpreter lock) after ``task_limit_s``; one that nobody can see from its own machine
-after five silences. Clocks are monotonic and local: no rank's clock is compared with another's.
+or gone is given up after ``silence_s``; one that nobody can see from its own machine after five
+silences; one that is silent while its process runs (a compile that holds the interpreter lock), or
+beats and does not get on, after ``task_limit_s``; one that has left, at once. A rank that itself
+waits, or is in the engine's forward, need not get on. Clocks are monotonic and local: no rank's
+clock is compared with another's.
 
 While the engine's forward runs the same thread looks after it, because a rank stuck in the model's
 collective cannot: see `ForwardGuard`.
@@ -12,12 +14,13 @@ collective cannot: see `ForwardGuard`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from warmup_plugin.errors import RankLostError
@@ -33,7 +36,8 @@ logger = logging.getLogger("warmup_plugin")
 EXIT_ABANDONED = 79
 #: Silences after which a rank is given up that nobody sees from its own machine.
 _UNSEEN_SILENCES = 5
-FAILED = "failed"
+#: Keys of the store: a rank's forward has failed; a rank has left.
+FAILED, BYE = "failed", "bye"
 
 
 class Watch:
@@ -67,6 +71,8 @@ class Watch:
     def _look(self, rank: int, now: float) -> None:
         state = self._state(rank)
         beats, notes = (-1, -1) if state is None else (state["beats"], state["notes"])
+        if self._link.has([f"{BYE}/{rank}"]):
+            raise RankLostError(rank, f"{self.describe(rank)}, has left")
         if self._beats.get(rank, (-2, 0.0))[0] != beats:
             self._beats[rank] = (beats, now if state is not None else self._began)
         if self._tasks.get(rank, (-2, 0.0))[0] != notes:
@@ -78,8 +84,9 @@ class Watch:
                 raise RankLostError(
                     rank, f"{self.describe(rank)}, process {seen}, silent for {silence_s:.1f} s"
                 )
-        if state is not None and state["task"] and at_task_s > self._task_limit_s:
-            raise RankLostError(rank, f"{self.describe(rank)} for {at_task_s:.0f} s: task_limit_s")
+        stuck_s = silence_s if state is None or state["idle"] else at_task_s
+        if stuck_s > self._task_limit_s:
+            raise RankLostError(rank, f"{self.describe(rank)} for {stuck_s:.0f} s: task_limit_s")
 
     def view(self, rank: int) -> View:
         """Return what is seen of a rank's process, from here or by a rank of its machine."""
@@ -129,8 +136,11 @@ class Pulse:
         self._interval_s = min(5.0, settings.silence_s / 8)
         self._watch = Watch(self._link, settings)
         self._state: tuple[str, str, int] = ("open", "", 0)
+        self._idle = False
         self._guard: ForwardGuard | None = None
         self._last = time.monotonic()
+        self._overslept = False
+        self._mates: dict[str, View] = {}
         self._stop = threading.Event()
         link.set(f"card/{link.rank}", json.dumps(own_card().to_json()).encode())
         self._thread = threading.Thread(target=self._run, name="warmup-pulse", daemon=True)
@@ -140,14 +150,22 @@ class Pulse:
         """Say what the rank is at; the count of notes tells a stuck task from a new one."""
         self._state = (step, task, self._state[2] + 1)
 
-    def guard(self, guard: ForwardGuard | None) -> None:
-        """Look after the engine's forward from now on, or no longer."""
-        self._guard = guard
+    @contextlib.contextmanager
+    def idle(self, guard: ForwardGuard | None = None) -> Iterator[None]:
+        """In the body this rank waits, or runs the engine's forward, looked after by ``guard``."""
+        step, task, _ = self._state
+        self._idle, self._guard = True, guard
+        try:
+            yield
+        finally:
+            self._idle, self._guard = False, None
+            self.note(step, task)  # what it does now it does from now on
 
-    @property
-    def gap_s(self) -> float:
-        """Return the seconds since the last beat: long where this process has been stopped."""
-        return time.monotonic() - self._last
+    def overslept(self) -> bool:
+        """Return, once, whether there has been a silence: this process was stopped, most likely."""
+        is_late = time.monotonic() - self._last > self._settings.silence_s
+        was_late, self._overslept = self._overslept, False
+        return is_late or was_late
 
     def _run(self) -> None:
         beats = 0
@@ -169,12 +187,16 @@ class Pulse:
 
     def _beat(self, beats: int) -> None:
         step, task, notes = self._state
-        body = {"beats": beats, "step": step, "task": task, "notes": notes}
         if beats % 4 == 0:
             self._mates = self._watch.mates()
-        body["mates"] = self._mates
+        body = {
+            "beats": beats, "step": step, "task": task, "notes": notes, "idle": self._idle,
+            "mates": self._mates,
+        }  # fmt: skip
         self._link.set(f"beat/{self._link.rank}", json.dumps(body).encode())
-        self._last = time.monotonic()
+        now = time.monotonic()
+        self._overslept |= now - self._last > self._settings.silence_s
+        self._last = now
 
     def stop(self) -> None:
         """End the thread and its connection."""
@@ -186,18 +208,24 @@ class Pulse:
 class ForwardGuard:
     """Ends this process when it is stuck in a forward that cannot come back.
 
-    A rank whose forward failed says so under one key of the store; a rank that died or was stopped
-    is found by its heartbeat. The others may be in a collective with it, where nothing of ours runs
-    but this. They get ``grace_s`` to come back; then each logs rank and error and leaves with
-    `EXIT_ABANDONED`, so that the engine sees a dead worker in seconds and not after its
-    collective's time-out.
+    A rank whose forward failed says so under a key of the store, one for each forward; a rank that
+    died or was stopped is found by its heartbeat. The others may be in a collective with it, where
+    nothing of ours runs but this. They get ``grace_s`` to come back; then each logs rank and error
+    and leaves with `EXIT_ABANDONED`, so that the engine sees a dead worker in seconds and not after
+    its collective's time-out.
     """
 
     def __init__(
-        self, rank: int, size: int, grace_s: float, leave: Callable[[int], None] = os._exit
+        self,
+        rank: int,
+        size: int,
+        grace_s: float,
+        key: str = FAILED,
+        leave: Callable[[int], None] = os._exit,
     ) -> None:
         self._others = set(range(size)) - {rank}
         self._grace_s = grace_s
+        self._key = key
         self._leave = leave
         self._failed: tuple[int, str, float] | None = None
         self.is_over = False
@@ -205,7 +233,7 @@ class ForwardGuard:
     def look(self, watch: Watch) -> None:
         """See whether a forward has failed anywhere; leave once the grace period is over."""
         if self._failed is None:
-            body = watch._link.get_now(FAILED)  # noqa: SLF001  # one file, one concept
+            body = watch._link.get_now(self._key)  # noqa: SLF001  # one file, one concept
             if body is not None:
                 word = json.loads(body)
                 self.fail(word["rank"], word["reason"])

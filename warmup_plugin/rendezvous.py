@@ -18,14 +18,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from warmup_plugin.errors import RankLostError, SessionError
-from warmup_plugin.pulse import FAILED, ForwardGuard, Pulse, Watch
+from warmup_plugin.pulse import BYE, FAILED, ForwardGuard, Pulse, Watch
 from warmup_plugin.table import digest
-from warmup_plugin.waiting import wait_until
+from warmup_plugin.waiting import wait_until, within
 
 if TYPE_CHECKING:
     from warmup_plugin.settings import Settings
@@ -40,6 +39,8 @@ logger = logging.getLogger("warmup_plugin")
 
 _RECORD = "record"
 _LOST = "lost"
+#: Decisions upon which every rank raises by itself.
+_ENDS = ("refuse", "abort")
 #: How often rank 0 says whom it waits for, seconds.
 _TELL_S = 30.0
 #: How long a rank that was stopped gives the store to read what arrived meanwhile, seconds.
@@ -58,8 +59,8 @@ class Rendezvous(Protocol):
         """Hand in this rank's word, return the one record all ranks act on."""
         ...
 
-    def put(self, body: bytes) -> str:
-        """Offer a body to all ranks; return its sha256, by which they get it."""
+    def put(self, body: bytes, sha256: str = "") -> str:
+        """Offer a body to all ranks; return its sha256, by which they get it, unless known here."""
         ...
 
     def get(self, sha256: str) -> bytes:
@@ -67,7 +68,7 @@ class Rendezvous(Protocol):
         ...
 
     def note(self, step: str, task: str = "") -> None:
-        """Tell the others, through the heartbeat, what this rank is at."""
+        """Tell the others, through the heartbeat, what this rank is at; find out as `confirm`."""
         ...
 
     def confirm(self) -> None:
@@ -103,9 +104,9 @@ class Alone:
         del step
         return decide({0: word})
 
-    def put(self, body: bytes) -> str:
+    def put(self, body: bytes, sha256: str = "") -> str:
         """Keep the body for `get`."""
-        name = digest(body)
+        name = sha256 or digest(body)
         self._bodies[name] = body
         return name
 
@@ -151,6 +152,8 @@ class Meeting:
         self.bytes_received = 0
         self._link = link
         self._settings = settings
+        self._forwards = 0
+        self._is_over = False
         self._watch = watch or Watch(link, settings)
         self._pulse = pulse or Pulse(link, settings)
 
@@ -160,18 +163,24 @@ class Meeting:
         Rank 0 gathers and decides; the others wait for the record. Whoever stops waiting records
         that instead: the first record of a step is the only one.
         """
-        self.confirm()
-        self._pulse.note(step)
-        body = json.dumps(word, sort_keys=True).encode()
+        self.note(step)
+        body, key = json.dumps(word, sort_keys=True).encode(), f"{step}/{_RECORD}"
         self.bytes_sent += len(body)
         self._link.set(f"{step}/{self.rank}", body)
         try:
             if self.rank == 0:
-                return self._record(step, self._lead(step, decide))
-            self._wait([f"{step}/{_RECORD}"], waits_for={0})
+                found = self._propose(key, self._lead(step, decide))
+            else:
+                self._wait([key], waits_for={0, (self.rank + 1) % self.size})
+                found = self._read(key)
         except RankLostError as error:
-            return self._record(step, {"lost": error.rank, "reason": error.reason})
-        return self._checked(self._read(f"{step}/{_RECORD}"))
+            found = self._propose(key, _lost(error))
+        record: Word = json.loads(found)
+        if "lost" in record:
+            self._end(record)
+        self.confirm()  # a record of which nobody was left to hear does not count
+        self._is_over = record.get("go") in _ENDS
+        return record
 
     def _lead(self, step: str, decide: Decide) -> Word:
         words: dict[int, Word] = {}
@@ -186,24 +195,26 @@ class Meeting:
         except Exception as error:  # noqa: BLE001  # our own bug: nobody may wait for a record for ever
             return {"lost": 0, "reason": f"cannot decide step {step}: {error!r}"}
 
-    def _record(self, step: str, record: Word) -> Word:
-        """Write the record of a step unless there is one; obey the one in force."""
+    def _propose(self, key: str, record: Word) -> bytes:
+        """Write the record of a step unless there is one; return the one in force."""
         body = json.dumps(record, sort_keys=True)
         self.bytes_sent += len(body)
-        return self._checked(self._link.compare_set(f"{step}/{_RECORD}", body))
+        return self._link.compare_set(key, body)
 
-    def _checked(self, body: bytes) -> Word:
-        record: Word = json.loads(body)
-        if "lost" in record:
-            # For a rank that is not at this step: it finds this one before it acts (`confirm`).
-            self._link.compare_set(_LOST, body.decode())
-            raise RankLostError(record["lost"], record["reason"])
-        return record
+    def _end(self, record: Word) -> NoReturn:
+        """End the session, for ranks at another step too: they find this before they act."""
+        found = json.loads(self._link.compare_set(_LOST, json.dumps(record, sort_keys=True)))
+        raise RankLostError(found["lost"], found["reason"])
 
     def abandon(self, reason: str) -> None:
-        """Tell the others that this rank leaves without having finished."""
-        with contextlib.suppress(RankLostError):
+        """Tell the others that this rank leaves without having finished, unless all do."""
+        if self._is_over:
+            return
+        try:
             self._link.compare_set(_LOST, json.dumps({"lost": self.rank, "reason": reason}))
+        except RankLostError as gone:
+            with contextlib.suppress(RankLostError):  # rank 0 may only be stopped, and wake up
+                self._link.set(_LOST, json.dumps(_lost(gone)).encode())
 
     def confirm(self) -> None:
         """Make sure, before this rank writes or installs, that the others have not gone on.
@@ -212,29 +223,37 @@ class Meeting:
         `RankLostError` if so. A stop between this call and the write is not found out; what is
         written then is what all had agreed on.
         """
-        if self._pulse.gap_s > self._settings.silence_s:
-            time.sleep(_CATCH_UP_S)  # rank 0's store was stopped with it, and reads its mail first
+        self._obey()
+        while self.rank == 0 and self._pulse.overslept():
+            # Its store was stopped with it, and has the others' last words still to read.
+            with contextlib.suppress(TimeoutError):
+                wait_until(lambda: self._link.has([_LOST]), within(_CATCH_UP_S))
+            self._obey()
+
+    def _obey(self) -> None:
         if (body := self._link.get_now(_LOST)) is not None:
-            self._checked(body)
+            record = json.loads(body)
+            raise RankLostError(record["lost"], record["reason"])
 
     @contextlib.contextmanager
     def in_forward(self) -> Iterator[None]:
         """Look after the engine's forward in the body, and tell the others if it raises."""
-        ends = self._settings.forward_failure == "end"
-        guard = ForwardGuard(self.rank, self.size, self._settings.grace_s) if ends else None
-        self._pulse.guard(guard)
-        try:
-            yield
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"[:1000]
-            self._link.set(FAILED, json.dumps({"rank": self.rank, "reason": reason}).encode())
-            raise
-        finally:
-            self._pulse.guard(None)
+        self._forwards += 1  # an op that fails everywhere makes another one, which has not failed
+        key, guard = f"{FAILED}/{self._forwards}", None
+        if self._settings.forward_failure == "end":
+            guard = ForwardGuard(self.rank, self.size, self._settings.grace_s, key)
+        with self._pulse.idle(guard):
+            try:
+                yield
+            except BaseException as error:
+                reason = f"{type(error).__name__}: {error}"[:1000]
+                with contextlib.suppress(RankLostError):  # the forward's error is the one to raise
+                    self._link.set(key, json.dumps({"rank": self.rank, "reason": reason}).encode())
+                raise
 
-    def put(self, body: bytes) -> str:
+    def put(self, body: bytes, sha256: str = "") -> str:
         """Offer a body; it crosses to the store once, whichever ranks offer it."""
-        name = digest(body)
+        name = sha256 or digest(body)
         if self._link.add(f"body/{name}/claim") == 1:
             self.bytes_sent += len(body)
             self._link.set(f"body/{name}", body)
@@ -246,7 +265,10 @@ class Meeting:
         Raises `SessionError` when the bytes that arrive are others.
         """
         key = f"body/{sha256}"
-        self._wait([key], waits_for=set(range(self.size)))
+        try:
+            self._wait([key], waits_for=set(range(self.size)))
+        except RankLostError as error:
+            self._end(_lost(error))
         body = self._read(key)
         if digest(body) != sha256:
             raise SessionError(f"body {sha256}: arrived with sha256 {digest(body)}")
@@ -258,8 +280,9 @@ class Meeting:
         return body
 
     def note(self, step: str, task: str = "") -> None:
-        """Tell the others what this rank is at."""
+        """Tell the others what this rank is at; raises as `confirm` does."""
         self._pulse.note(step, task)
+        self.confirm()
 
     def _wait(self, keys: list[str], waits_for: set[int]) -> None:
         """Wait until all keys exist: the one place where this package waits for another rank.
@@ -271,8 +294,7 @@ class Meeting:
 
         def look(waited_s: float) -> None:
             nonlocal told_s
-            if (body := self._link.get_now(_LOST)) is not None:
-                self._checked(body)
+            self._obey()
             self._watch.look(set(others))
             if self.rank == 0 and waited_s - told_s > _TELL_S:
                 told_s = waited_s
@@ -280,20 +302,42 @@ class Meeting:
                     where = self._watch.describe(rank)
                     logger.info("waiting for rank %d for %.0f s: %s", rank, waited_s, where)
 
-        wait_until(lambda: self._link.has(keys), look)
+        with self._pulse.idle():
+            wait_until(lambda: self._link.has(keys), look)
 
     def close(self) -> None:
         """Stop the heartbeat and let go of the store.
 
-        Rank 0 holds the store, so it leaves last: when every rank has said goodbye or is lost.
+        Rank 0 holds the store, so it leaves last: see `_see_off`.
         """
         try:
-            self._link.set(f"bye/{self.rank}", b"1")
+            self._link.set(f"{BYE}/{self.rank}", b"1")
             if self.rank == 0:
-                for rank in range(1, self.size):
-                    self._wait([f"bye/{rank}"], waits_for={rank})
-        except RankLostError:
+                self._see_off()
+        except (RankLostError, TimeoutError):
             pass  # the session is over either way, and its outcome is recorded already
         finally:
             self._pulse.stop()
             self._link.close()
+
+    def _see_off(self) -> None:
+        """Wait until every rank has said goodbye or is lost, for one silence at most."""
+        missing, limit = set(range(1, self.size)), within(self._settings.silence_s)
+
+        def look(waited_s: float) -> None:
+            limit(waited_s)
+            for rank in sorted(missing):
+                try:
+                    self._watch.look({rank})
+                except RankLostError:
+                    missing.discard(rank)
+
+        def is_done() -> bool:
+            return not missing or self._link.has([f"{BYE}/{rank}" for rank in sorted(missing)])
+
+        wait_until(is_done, look)
+
+
+def _lost(error: RankLostError) -> Word:
+    """Return the record that a rank is given up."""
+    return {"lost": error.rank, "reason": error.reason}

@@ -18,6 +18,9 @@ from warmup_plugin.plan import Inventory, Item, find_unshared
 from warmup_plugin.table import Entry, Table
 
 
+_COLLISION = "one file key has come to mean two configurations"
+
+
 @dataclass(frozen=True)
 class Result:
     """What became of one task on the rank that tuned it, as it crosses ranks."""
@@ -71,7 +74,10 @@ def settle(
         for key in (key for key_list in keys[name] for key in key_list):
             entries.pop(key, None)
         is_unshared = name in unshared or (result is not None and result.kind == "unshared")
-        if result is None or is_unshared:
+        if is_unshared and name in records:
+            # A record, since the union with the file would bring back what is left out here.
+            result = Result(name, "default", reason=item.reason or _COLLISION)
+        elif result is None or is_unshared:
             complete = complete and is_unshared
             merged.pop(name, None)
             continue

@@ -4,15 +4,20 @@
 Owns the connection and how ranks find it: rank 0 opens the store on a free port and broadcasts
 its addresses once over the given process group, the only collective of a session. Refuses a store
 that is not the session's (a nonce is compared), and turns every failure of the connection into
-`RankLostError` of rank 0, whose process holds it. Public torch names only.
+`RankLostError` of rank 0, whose process holds it: also its silence, since a stopped process does
+not answer and does not hang up either. Public torch names only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import secrets
 import socket
-from dataclasses import dataclass
+import stat
+import struct
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -49,23 +54,34 @@ class Link(Protocol):
 
 @dataclass
 class StoreLink:
-    """A connection to the session's store, used by one thread at a time."""
+    """A connection to the session's store, used by one thread at a time.
 
-    store: TCPStore
+    ``silence_s``: how long the store may leave a question unanswered; for ever without it.
+    """
+
+    store: TCPStore | None
     rank: int
     size: int
+    silence_s: float = 0.0
+    _gone: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        """Bound every answer of the store."""
+        if self.store is not None and self.silence_s:
+            _bound_answers(self.store.port, self.silence_s)
 
     def clone(self) -> StoreLink:
         """Return another connection to the same store, for another thread."""
-        return StoreLink(self.store.clone(), self.rank, self.size)  # type: ignore[attr-defined]  # as above
+        store = self.store.clone()  # type: ignore[union-attr]  # an open link is what is cloned
+        return StoreLink(store, self.rank, self.size, self.silence_s)
 
     def set(self, key: str, value: bytes) -> None:
-        """Write a value."""
-        self._call(self.store.set, key, value)
+        """Write a value. Waits for no answer, so a store that is only stopped gets it later."""
+        self._call("set", key, value)
 
     def get(self, key: str) -> bytes:
         """Return the value of a key that exists."""
-        value: bytes = self._call(self.store.get, key)
+        value: bytes = self._ask("get", key)
         return value
 
     def get_now(self, key: str) -> bytes | None:
@@ -74,12 +90,12 @@ class StoreLink:
 
     def add(self, key: str) -> int:
         """Count one more; return the count."""
-        count: int = self._call(self.store.add, key, 1)
+        count: int = self._ask("add", key, 1)
         return count
 
     def compare_set(self, key: str, value: str) -> bytes:
         """Write the value unless the key exists; return the value that is there now."""
-        found: bytes = self._call(self.store.compare_set, key, "", value)
+        found: bytes = self._ask("compare_set", key, "", value)
         return found
 
     def has(self, keys: list[str]) -> bool:
@@ -88,18 +104,43 @@ class StoreLink:
         Waiting is `Meeting._wait`'s: the store's own wait logs two warnings for each one that
         times out, and a wait here is as long as the tuning.
         """
-        return bool(self._call(self.store.check, keys))
+        return bool(self._ask("check", keys))
 
     def close(self) -> None:
         """Let go of the store; its sockets and, on rank 0, its thread end with the object."""
-        del self.store
+        self.store, self._gone = None, "it is closed"
 
-    def _call(self, function: Any, *args: Any) -> Any:
+    def _ask(self, question: str, *args: Any) -> Any:
+        if self._gone:  # an answer that comes late would be taken for the next one's
+            raise RankLostError(0, self._gone)
+        return self._call(question, *args)
+
+    def _call(self, name: str, *args: Any) -> Any:
         try:
-            return function(*args)
-        except RuntimeError as error:  # torch's store errors derive from it
+            return getattr(self.store, name)(*args)
+        except (RuntimeError, AttributeError) as error:  # torch's store errors derive from the first
             reason = str(error).split("Exception raised from")[0].strip()
-            raise RankLostError(0, f"its store is gone: {reason}") from error
+            self._gone = self._gone or (
+                f"its store has not answered for {self.silence_s:.1f} s"
+                if reason == "Socket Timeout"
+                else f"its store is gone: {reason}"
+            )
+            raise RankLostError(0, self._gone) from error
+
+
+def _bound_answers(port: int, limit_s: float) -> None:
+    """Let this process wait no longer than that for a byte from the store at a port.
+
+    torch bounds the wait for a key by a clock of the store's process, and nothing else by any: a
+    call to a stopped process would not end. It does honour a limit of the socket (SO_RCVTIMEO).
+    """
+    limit = struct.pack("ll", int(limit_s), int(limit_s % 1 * 1e6))
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # no socket, not connected, or closed meanwhile
+            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                with socket.socket(fileno=os.dup(int(name))) as found:
+                    if found.getpeername()[1:2] == (port,):
+                        found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
 
 def connect(group: dist.ProcessGroup | None, settings: Settings) -> StoreLink:
@@ -114,11 +155,11 @@ def connect(group: dist.ProcessGroup | None, settings: Settings) -> StoreLink:
         _broadcast(card, group)
         if store is None:
             raise SessionError(f"rank 0 cannot open a store: {card['error']}")
-        return StoreLink(store, rank, size)
+        return StoreLink(store, rank, size, settings.silence_s)
     card = _broadcast(None, group)
     if "error" in card:
         raise SessionError(f"rank 0 cannot open a store: {card['error']}")
-    return StoreLink(_join(card), rank, size)
+    return StoreLink(_join(card), rank, size, settings.silence_s)
 
 
 def _open(settings: Settings) -> tuple[TCPStore | None, dict[str, Any]]:

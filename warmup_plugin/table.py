@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
+from warmup_plugin.collector import collector_paused
+
 MAX_DEPTH: Final = 32
 #: What a writer puts where it could not tell; never a difference.
 INDETERMINATE: Final = (None, "unknown", "None")
@@ -108,7 +110,8 @@ def decode(decoder: msgspec.json.Decoder[Any], data: bytes) -> Any:
     if sys.getrecursionlimit() > _SAFE_RECURSION and _has_deep_brackets(data):
         return _TOO_DEEP
     try:
-        return decoder.decode(data)
+        with collector_paused():
+            return decoder.decode(data)
     except RecursionError:
         return _TOO_DEEP
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -200,12 +200,13 @@ def test_no_when_a_task_was_tuned_twice(two_starts: TwoStarts) -> None:
         pytest.param({"agreement": "defaults"}, id="defaults"),
     ],
 )
-def test_no_when_a_certificate_differs(two_starts: TwoStarts, change: dict[str, str]) -> None:
+def test_no_when_a_certificate_differs(two_starts: TwoStarts, change: dict[str, Any]) -> None:
     """On one rank of one start."""
     for which in range(2):
         starts: list[Any] = [two_starts.cold, two_starts.warm]
         starts[which] = altered(starts[which], 2, **change)
-        assert not verdict(*starts, two_starts.table)["same certificate"]
+        cold, warm = starts
+        assert not verdict(cold, warm, two_starts.table)["same certificate"]
 
 
 def test_no_when_a_rank_serves_another_tactic(two_starts: TwoStarts) -> None:

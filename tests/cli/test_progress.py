@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import io
+import time
 from contextlib import redirect_stderr
 
 import pytest
 
 from warmup_plugin.cli.ticker import ticking
-from warmup_plugin.engines.embedded import progress
 from warmup_plugin.engines.embedded.progress import Progress, parse, telling
 
 
@@ -37,7 +37,7 @@ def test_other_lines_are_none(line: str) -> None:
 def test_it_does_not_flood(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten lines a second at most, and the first of each step."""
     now = 0.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     lines: list[str] = []
     tell = telling(lines.append)
     for done in range(1000):

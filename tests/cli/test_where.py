@@ -186,7 +186,7 @@ def test_it_changes_nothing(two_starts: TwoStarts, cli: Cli) -> None:
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
-    monkeypatch.setattr(machine, "_version_of", lambda package: versions.get(package))
+    monkeypatch.setattr(machine, "_version_of", versions.get)
 
 
 def test_without_flashinfer_the_version_must_be_given(
@@ -238,6 +238,7 @@ def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
     ],
 )
 def test_the_architecture(
+    *,
     monkeypatch: pytest.MonkeyPatch,
     gpus: Callable[..., None],
     lines: list[str],

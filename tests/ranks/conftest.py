@@ -24,9 +24,6 @@ ON_RANKS = Path(__file__).with_name("on_ranks.py")
 TABLE = "rank_tp0_pp0_dp0.json"
 FLASHINFER = importlib.metadata.version("flashinfer-python")
 
-#: The smallest engine that has every op; one launch with tuning takes half a second.
-SMALL = {"layers": 2, "hidden": 32, "ffn": 32, "vocab": 32, "timing": "deterministic"}
-
 
 @dataclass(frozen=True)
 class Start:
@@ -83,10 +80,9 @@ class Start:
 
     @property
     def warnings(self) -> list[str]:
-        """The warnings in rank 0's report, which all ranks' reports have."""
-        common = list(self.reports[0].warnings)
-        assert all(set(common) <= set(report.warnings) for report in self.reports)
-        return common
+        """The warnings that stand in every rank's report."""
+        first, *others = self.reports
+        return [w for w in first.warnings if all(w in report.warnings for report in others)]
 
     def count(self, word: str) -> list[int]:
         """How many of its tasks each rank reports as ``word``."""
@@ -168,8 +164,8 @@ class Deployment:
         return marks
 
 
-@pytest.fixture
-def deploy(tmp_path: Path) -> Callable[..., Deployment]:
+@pytest.fixture(scope="session")
+def deploy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Deployment]:
     """Make a deployment with empty roots: ``deploy(tp=2)``, ``deploy(nodes=2, tp=2, pp=2)``.
 
     Sizes and `EngineConfig`'s other fields as keywords; ``roots`` instead of ``nodes`` names them;
@@ -183,7 +179,8 @@ def deploy(tmp_path: Path) -> Callable[..., Deployment]:
         options: Mapping[str, Any] | None = None,
         **config: Any,
     ) -> Deployment:
-        places = roots or [tmp_path / f"root{node}" for node in range(nodes)]
+        folder = tmp_path_factory.mktemp("deployment")
+        places = roots or [folder / f"root{node}" for node in range(nodes)]
         return Deployment(EngineConfig(**config), places, options or {})
 
     return make

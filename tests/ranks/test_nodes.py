@@ -115,10 +115,11 @@ def test_nodes_with_other_winners_agree_on_one(deploy: Callable[..., Deployment]
 
 
 def test_two_nodes_on_one_shared_directory(deploy: Callable[..., Deployment]) -> None:
-    """Each node's first rank writes under its own name into it; later starts write nothing."""
+    """Seen to be one: rank 0 alone writes, one table; later starts write nothing."""
     job = deploy(tp=2, pp=2, timing="rank_noise", options={"nodes": 2})
     cold = job.start()
-    assert job.tables() == ["rank_tp0_pp0_dp0.json", "rank_tp0_pp1_dp0.json"]
+    assert {report.published for report in cold.reports} == {(str(job.table),)}
+    assert job.tables() == [job.table.name]
     before = job.marks()
     warm = job.start()
     warm.assert_warm()

@@ -8,10 +8,10 @@ count what a process holds, are processes.
 from __future__ import annotations
 
 import contextlib
-import json
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
 from warmup_plugin import storelink
+from warmup_plugin.engines.embedded import LaunchError
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.rendezvous import Alone, Meeting
 from warmup_plugin.settings import Settings
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.multiprocess
 Word = dict[str, Any]
 
 #: No test waits for longer; what takes this long hangs.
-BOUND_S = 20.0
+BOUND_S = 10.0
 
 
 def open_store() -> TCPStore:
@@ -47,36 +48,52 @@ def join(port: int) -> TCPStore:
     )
 
 
+class Call:
+    """A function under way on one rank, in a thread that the test run does not wait for."""
+
+    def __init__(self, function: Callable[[Meeting], Any], meeting: Meeting) -> None:
+        self._outcome: Future[Any] = Future()
+        threading.Thread(target=self._run, args=(function, meeting), daemon=True).start()
+
+    def _run(self, function: Callable[[Meeting], Any], meeting: Meeting) -> None:
+        try:
+            self._outcome.set_result(function(meeting))
+        except BaseException as error:  # noqa: BLE001  # raised again where the test asks
+            self._outcome.set_exception(error)
+
+    def result(self) -> Any:
+        return self._outcome.result(BOUND_S)
+
+
 class Ranks:
-    """Meetings of one session; `run` calls a function on each rank in a thread of its own."""
+    """The meetings of one session, all over one store; ``late`` ranks have not come yet."""
 
-    def __init__(self, size: int, settings: Settings) -> None:
+    def __init__(self, size: int, settings: Settings, late: Collection[int] = ()) -> None:
+        self._size, self._settings = size, settings
         self.store = open_store()
-        stores = [self.store, *(join(self.store.port) for _ in range(1, size))]
-        links = [StoreLink(store, rank, size) for rank, store in enumerate(stores)]
-        self.meetings = [Meeting(link, settings) for link in links]
-        self._pool = ThreadPoolExecutor(size)
+        self.meetings: dict[int, Meeting] = {}
+        for rank in sorted(set(range(size)) - set(late)):
+            self.arrive(rank)
 
-    def start(self, function: Callable[[Meeting], Any], *ranks: int) -> list[Future[Any]]:
-        """Call a function on some ranks, all of them if none is named."""
-        chosen = [self.meetings[rank] for rank in ranks or range(len(self.meetings))]
-        return [self._pool.submit(function, meeting) for meeting in chosen]
+    def arrive(self, rank: int) -> None:
+        """Let a rank join."""
+        store = self.store if rank == 0 else join(self.store.port)
+        self.meetings[rank] = Meeting(StoreLink(store, rank, self._size), self._settings)
+
+    def start(self, function: Callable[[Meeting], Any], *ranks: int) -> list[Call]:
+        """Call a function on some ranks, on all that have come if none is named."""
+        return [Call(function, self.meetings[rank]) for rank in ranks or self.meetings]
 
     def run(self, function: Callable[[Meeting], Any], *ranks: int) -> list[Any]:
         """Return what the function returns on each of the ranks."""
-        return [future.result(BOUND_S) for future in self.start(function, *ranks)]
-
-    def close(self) -> None:
-        """Close every meeting that a test has not closed itself."""
-        self.run(lambda meeting: meeting.close())
-        self._pool.shutdown()
+        return [call.result() for call in self.start(function, *ranks)]
 
 
 @contextlib.contextmanager
 def ranks_of(size: int, **settings: Any) -> Iterator[Ranks]:
     ranks = Ranks(size, Settings.from_env({}, **settings))
     yield ranks
-    ranks.close()
+    ranks.run(lambda meeting: meeting.close())
 
 
 def lost(function: Callable[[], Any]) -> tuple[int, str]:
@@ -147,44 +164,129 @@ def test_a_rank_lost_while_deciding_is_named_itself() -> None:
 
 def test_a_rank_that_never_arrives_is_named_on_all_others() -> None:
     """Within a few silences, by its number; it obeys the record itself when it comes too late."""
-    with ranks_of(3, silence_s=0.3) as ranks:
-        began = time.monotonic()
-        ranks.meetings[1]._pulse.stop()
-        with contextlib.suppress(RankLostError):
-            pass
-        seen = ranks.run(lambda m: lost(lambda: m.meet("step", {}, on)), 0, 2)
-        assert [rank for rank, _ in seen] == [1, 1]
-        assert time.monotonic() - began < BOUND_S / 2
-        assert ranks.run(lambda m: lost(lambda: m.meet("step", {}, on))[0], 1) == [1]
+    ranks = Ranks(3, Settings.from_env({}, silence_s=0.2), late=[1])
+    began = time.monotonic()
+    seen = ranks.run(lambda m: lost(lambda: m.meet("step", {}, on)))
+    assert [rank for rank, _ in seen] == [1, 1]
+    assert all("has not joined" in reason for _, reason in seen)
+    assert time.monotonic() - began < BOUND_S / 2
+    ranks.arrive(1)
+    assert ranks.run(lambda m: lost(lambda: m.meet("step", {}, on))[0], 1) == [1]
+    ranks.run(lambda m: m.close())
 
 
 @pytest.mark.parametrize("leaver", [0, 1])
 def test_a_rank_that_leaves_is_named_at_once(leaver: int) -> None:
-    """One that fails by itself and closes: the others do not wait out its silence, nor it theirs."""
-    with ranks_of(3, silence_s=300.0) as ranks:
-        began = time.monotonic()
-        staying = [rank for rank in range(3) if rank != leaver]
-        left = ranks.start(lambda m: m.close(), leaver)
-        seen = ranks.run(lambda m: lost(lambda: m.meet("step", {}, on)), *staying)
-        assert [rank for rank, _ in seen] == [leaver] * 2
-        assert all("left" in reason for _, reason in seen)
-        ranks.run(lambda m: m.close(), *staying)
-        left[0].result(BOUND_S)
-        assert time.monotonic() - began < BOUND_S / 2
+    """One that fails by itself and closes: nobody waits out its silence, nor it theirs."""
+    ranks = Ranks(3, Settings.from_env({}, silence_s=300.0))
+    staying = [rank for rank in range(3) if rank != leaver]
+    began = time.monotonic()
+    (left,) = ranks.start(lambda m: m.close(), leaver)
+    seen = ranks.run(lambda m: lost(lambda: m.meet("step", {}, on)), *staying)
+    assert [rank for rank, _ in seen] == [leaver] * 2
+    assert all("left" in reason for _, reason in seen)
+    ranks.run(lambda m: m.close(), *staying)
+    left.result()
+    assert time.monotonic() - began < BOUND_S / 2
 
 
 def test_a_rank_that_is_done_is_not_one_that_left() -> None:
     """Ranks close as soon as they have the last record, however late the others read it."""
-    for _ in range(10):
-        with ranks_of(3) as ranks:
-            slow = ranks.meetings[2]
-            check = slow._link.has
-            slow._link.has = lambda keys: (time.sleep(0.3), check(keys))[1]  # type: ignore[assignment, method-assign]
+    ranks = Ranks(3, Settings.from_env({}))
+    slow = ranks.meetings[2]._link
+    check = slow.has
 
-            def finish(meeting: Meeting) -> Word:
-                record = meeting.meet("last", {}, on)
-                meeting.close()
-                return record
+    def late(keys: list[str]) -> bool:
+        time.sleep(0.3)
+        return check(keys)
 
-            assert ranks.run(finish) == [{"go": "on"}] * 3
-            slow._link.has = check  # type: ignore[method-assign]
+    def finish(meeting: Meeting) -> Word:
+        record = meeting.meet("last", {}, on)
+        meeting.close()
+        return record
+
+    vars(slow).update(has=late)
+    assert ranks.run(finish) == [{"go": "on"}] * 3
+
+
+# -- bodies ----------------------------------------------------------------------------------------
+
+
+def test_a_body_crosses_once_whoever_offers_it() -> None:
+    """Three ranks offer the same bytes: they are sent once, and read by who asks."""
+    body = b"x" * 100_000
+    with ranks_of(3) as ranks:
+        names = ranks.run(lambda m: m.put(body))
+        assert names == [digest(body)] * 3
+        assert sum(m.bytes_sent for m in ranks.meetings.values()) == len(body)
+        assert ranks.run(lambda m: m.get(names[0]), 1) == [body]
+        assert [m.bytes_received for m in ranks.meetings.values()] == [0, len(body), 0]
+        ranks.run(lambda m: m.put(body))
+        assert sum(m.bytes_sent for m in ranks.meetings.values()) == len(body)
+
+
+def test_an_empty_body_crosses_too() -> None:
+    """A table without a manifest offers an empty one."""
+    with ranks_of(2) as ranks:
+        (name,) = ranks.run(lambda m: m.put(b""), 0)
+        assert ranks.run(lambda m: m.get(name)) == [b"", b""]
+
+
+def test_bytes_that_do_not_match_their_sha256_are_refused() -> None:
+    """Changed on the way: an error that names both digests."""
+    with ranks_of(2) as ranks:
+        (name,) = ranks.run(lambda m: m.put(b"good"), 0)
+        ranks.store.set(f"body/{name}", b"evil")
+        with pytest.raises(SessionError, match=f"(?s){name}.*{digest(b'evil')}"):
+            ranks.run(lambda m: m.get(name), 1)
+
+
+# -- the store -------------------------------------------------------------------------------------
+
+
+def test_a_port_where_another_store_answers_is_refused() -> None:
+    """Two containers may share a machine's id and not its loopback: the nonce tells."""
+    other = open_store()
+    other.set("nonce", "another")
+    card = {"hosts": [], "port": other.port, "nonce": "ours", "machine": machine_id()}
+    with pytest.raises(SessionError, match="127.0.0.1: another store answers") as caught:
+        storelink._join(card)
+    assert "WARMUP_PLUGIN_ADDRESS" in str(caught.value)
+
+
+def test_a_rank_0_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names every address that was tried, and the setting that helps."""
+    monkeypatch.setattr(storelink, "_CONNECT_S", 0.5)
+    gone = open_store()
+    port = gone.port
+    del gone
+    card = {"hosts": ["127.0.0.1"], "port": port, "nonce": "ours", "machine": "another"}
+    with pytest.raises(SessionError, match=f"port {port}: 127.0.0.1: ") as caught:
+        storelink._join(card)
+    assert "WARMUP_PLUGIN_ADDRESS" in str(caught.value)
+
+
+# -- processes -------------------------------------------------------------------------------------
+
+
+def test_rank_0_that_dies_is_named_on_the_others(deploy: Callable[..., Deployment]) -> None:
+    """Its process is killed between two steps, and the store goes with it."""
+    job = deploy(dp=3)
+    with pytest.raises(LaunchError) as caught:
+        job.run("meeting_until_one_dies", rank=0)
+    assert caught.value.failures == {0: "ended without a word, exit code -9"}
+    assert {rank: word[0] for rank, word in caught.value.results.items()} == {1: 0, 2: 0}
+
+
+def test_another_rank_that_dies_is_named_on_the_others(deploy: Callable[..., Deployment]) -> None:
+    """Rank 0 sees that its process is gone and tells the third."""
+    job = deploy(dp=3)
+    with pytest.raises(LaunchError) as caught:
+        job.run("meeting_until_one_dies", rank=1)
+    assert {rank: word[0] for rank, word in caught.value.results.items()} == {0: 1, 2: 1}
+
+
+def test_twenty_sessions_leave_nothing_behind(deploy: Callable[..., Deployment]) -> None:
+    """No thread, open file or process group more in either process than after the first three."""
+    for early, late in deploy(dp=2).run("many_sessions", sessions=20):
+        assert late == early

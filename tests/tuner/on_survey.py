@@ -166,7 +166,7 @@ def passed_through(engine: Engine) -> Any:
 
     with tuning_over(group):
         report = child.warm(engine, forward, ops=ops)
-    return report, child.saved(), _left_behind()
+    return report, child.saved(), child.left_behind()
 
 
 def no_default(engine: Engine, raise_on: tuple[int, ...]) -> Any:
@@ -184,7 +184,7 @@ def no_default(engine: Engine, raise_on: tuple[int, ...]) -> Any:
         report = child.warm(engine, forward)
     except Exception as error:  # noqa: BLE001  # the parent looks at it
         return type(error).__name__, str(error), len(runs), child.saved()
-    return report, len(runs), child.saved(), _left_behind()
+    return report, len(runs), child.saved(), child.left_behind()
 
 
 def always_raises(engine: Engine) -> Any:
@@ -272,12 +272,7 @@ def untouched(engine: Engine) -> Any:
         toy_call()
 
     child.warm(engine, forward)
-    return seen, AutoTuner.choose_one is before, _left_behind(), tuner.choose_one == before.__get__(tuner)
-
-
-def _left_behind() -> list[str]:
-    """Return what of FlashInfer's class the tuner object hides."""
-    return sorted(name for name in vars(AutoTuner.get()) if hasattr(AutoTuner, name))
+    return seen, AutoTuner.choose_one is before, child.left_behind(), tuner.choose_one == before.__get__(tuner)
 
 
 def outside_tuning(engine: Engine) -> Any:
@@ -363,3 +358,26 @@ def _parts(recorded: Any) -> list[tuple[str, Any]]:
         parts += [("function", function)]
         parts += [("closure", cell.cell_contents) for cell in function.__closure__]
     return parts
+
+
+def twins(engine: Engine) -> Any:
+    """An op whose key holds this rank's number, and one where another number stands there."""
+    ops = KNOWN_OPS.plus(twin_fields={"twin": {1: "tp_rank"}, "no twin": {1: "tp_rank"}})
+    rank, size = engine.ranks.tp_rank, engine.ranks.tp_size
+
+    def forward() -> list[Any]:
+        answers = [toy_call("twin", batch, extras=("toy", rank)) for batch in toys.BUCKETS]
+        toy_call("no twin", extras=("toy", 100 + (rank + 1) % size))
+        return answers
+
+    return child.warm(engine, forward, ops=ops), forward()
+
+
+def listed_unstable(engine: Engine) -> Any:
+    ops = KNOWN_OPS.plus(key_unstable={"shaky": "planted"})
+
+    def forward() -> None:
+        toy_call("shaky")
+        toy_call()
+
+    return child.warm(engine, forward, ops=ops)

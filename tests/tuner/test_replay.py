@@ -56,7 +56,10 @@ def of(op: str, entries: Mapping[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "op",
-    ["hybrid", "pair", "staged1", "staged2", "cold", "graph", "grid", "static", "fast default", "bare"],
+    [
+        "hybrid", "pair", "staged1", "staged2", "cold", "graph", "grid", "static", "fast default",
+        "routed", "hooked", "bare",
+    ],
 )  # fmt: skip
 def test_keys_winners_and_policies_are_the_whole_calls(pair: Pair, op: str) -> None:
     """Of each kind of op: the same file keys, runner classes, tactics and measurement policies."""

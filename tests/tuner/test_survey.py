@@ -56,9 +56,13 @@ def test_what_was_stored_before_the_pair_appeared_is_dropped(children: Children)
     """One configuration alone was tuned and stored; with the other beside it the entry goes."""
     children.one("on_survey:one_flag")
     assert ops_of(children.entries) == {"flag", "clean"}
-    report, _ = children.one("on_survey:planted_pair")
-    assert labels("flag") <= set(report.unshared)
-    assert ops_of(children.entries) == {"clean"}
+    for _start in ("next", "and next"):
+        report, held = children.one("on_survey:planted_pair")
+        assert labels("flag") <= set(report.unshared)
+        assert ops_of(held) == {"flag", "name", "clean"}
+        assert ops_of(children.entries) == {"clean"}
+        ((outcome, reason),) = children.outcomes("flag")
+        assert (outcome, "one file key" in reason) == ("default", True)
 
 
 def test_one_op_with_two_runner_lists_shares_nothing(children: Children) -> None:
@@ -125,7 +129,7 @@ def test_a_task_without_a_winner_is_known_as_a_default(children: Children) -> No
         "memory": "out of memory",
         "oom": "out of memory",
         "starved": "out of memory",
-        "nothing": "none offered",
+        "nothing": "no tactic was timed",
     }.items():
         ((outcome, reason),) = children.outcomes(op)
         assert (outcome, why in reason) == ("default", True), (op, reason)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -95,6 +97,31 @@ class Staged(Toy):
         return [(self.stage, variant) for variant in range(2 + self.stage)]
 
 
+class Routed(Toy):
+    """Its times depend on what its inputs, its initialiser and a keyword hold."""
+
+    def forward(self, inputs: list[Any], tactic: Any = -1, **kwargs: Any) -> Tensor:
+        content = [float(inputs[0][0, 0]), int(inputs[1][0]), int(kwargs["index"][0])]
+        let_time_pass(cost(f"{self.op} {content}", "", inputs[0].shape[0], tactic))
+        out: Tensor = inputs[0]
+        return out
+
+
+class Hooked(Toy):
+    """Makes room for a batch in a hook bound to itself, as FlashInfer's unified runners do."""
+
+    room_cache = 0
+
+    def prepare(self, inputs: list[Any]) -> list[Any]:
+        self.room_cache = inputs[0].shape[0]
+        return inputs
+
+    def forward(self, inputs: list[Any], tactic: Any = -1, **options: Any) -> Tensor:
+        if tactic != -1 and inputs[0].shape[0] > self.room_cache:
+            raise ValueError("no room was made for this batch")
+        return super().forward(inputs, tactic, **options)
+
+
 class RawBatch(Toy):
     """Puts the batch at hand into its key, as FlashInfer's cuBLASLt runner does."""
 
@@ -168,6 +195,28 @@ def staged_calls() -> Iterator[tuple[str, Any]]:
         yield call(f"staged{stage}", [runner], FLOOR)
 
 
+def routed_calls() -> Iterator[tuple[str, Any]]:
+    """Calls over one routing table, which the engine overwrites between them and at the end."""
+    table = torch.zeros(4, dtype=torch.int32)
+
+    def as_routed(shapes: Any, dtype: Any, device: Any) -> Tensor:
+        return torch.full(shapes, float(table[0]), dtype=dtype, device=device)
+
+    config = replace(FLOOR, tensor_initializers=((0, as_routed),))
+    for content in (3, 5):
+        table.fill_(content)
+        runners = [Routed("routed", (content,))]
+        yield call("routed", runners, config, rows(16), table, index=table)
+    table.fill_(99)
+
+
+def hooked_call() -> tuple[str, Any]:
+    runner = Hooked("hooked")
+    runner.room_cache = 16
+    config = replace(FLOOR, inputs_pre_hook=runner.prepare)
+    return call("hooked", [runner], config, rows(16), WEIGHT)
+
+
 def every_call() -> dict[str, list[tuple[str, Any]]]:
     """Every kind of call a replay must get right; kind -> the choices, in order."""
 
@@ -190,5 +239,67 @@ def every_call() -> dict[str, list[tuple[str, Any]]]:
         "two dimensions": [call("grid", pair("grid"), GRID, rows(9), rows(20), rows(20))],
         "fixed shape": [call("static", [Toy("static")], STATIC, rows(7), WEIGHT)],
         "fast default": [call("fast default", [Toy("fast default")], FLOOR)],
+        "overwritten routing": list(routed_calls()),
+        "hook of the runner": [hooked_call()],
         "no extras": [call("bare", [Toy("bare", ())], FLOOR)],
     }
+
+
+def told_apart() -> list[tuple[str, Any]]:
+    """Two runners of one class and one profile that only their extras tell apart."""
+    return [
+        call("options", [Toy("options", (name,), tactics, layout=name)], FLOOR, rows(batch), WEIGHT)
+        for name, tactics in (("8x4", (0, 1, 2)), ("128x4", (3, 4, 5)))
+        for batch in BUCKETS
+    ]
+
+
+def fp4_gemms() -> list[tuple[str, Any]]:
+    """Call FlashInfer's ``fp4_gemm`` as its `mm_fp4` does, for both layouts of the scales.
+
+    Runner class, tuning configurations and inputs are FlashInfer's. Only the compiled module, which
+    needs a GPU, is stood in for: it takes simulated time and offers other tactics to each layout.
+    """
+    from flashinfer.gemm import gemm_base
+
+    gemm_base.gen_trtllm_gen_gemm_module = lambda **_: SimpleNamespace(
+        build_and_load=lambda: _CompiledGemm, get_library_paths=list
+    )
+    module = gemm_base._get_trtllm_gemm_module_impl(False)
+    answers = []
+    for is_8x4 in (True, False):
+        config = (
+            gemm_base._MM_FP4_TUNING_CONFIG_8x4
+            if is_8x4
+            else gemm_base._MM_FP4_TUNING_CONFIG_128x4
+        )
+        for batch in (100, 16):
+            runner = module.trtllm_fp4_gemm_runner(is_8x4)
+            assert type(runner).__name__ == "TrtllmGemmRunner"
+            answers.append(call("fp4_gemm", [runner], config, *_fp4_inputs(batch, 8 if is_8x4 else 128)))
+    return answers
+
+
+def _fp4_inputs(batch: int, padding: int, k: int = 64, n: int = 32) -> list[Any]:
+    def data(*size: int) -> Tensor:
+        return torch.zeros(size, dtype=torch.uint8)
+
+    padded = -(-batch // padding) * padding
+    b = OnDevice(data(k // 2, n), requires_grad=False)
+    out = torch.zeros(batch, n, dtype=torch.bfloat16)
+    scales = data(padded, k // 16), data(k // 16, n)
+    return [data(batch, k // 2), b, *scales, torch.ones(1), torch.bfloat16, out, 16, True, data(4096)]
+
+
+class _CompiledGemm:
+    """FlashInfer's compiled TRT-LLM GEMM module, as far as `TrtllmGemmRunner` asks it."""
+
+    @staticmethod
+    def trtllm_gemm_tactics(*arguments: Any) -> list[int]:
+        is_8x4 = arguments[-1]
+        return [0, 1, 2] if is_8x4 else [3, 4, 5, 6]
+
+    @staticmethod
+    def trtllm_gemm(*arguments: Any) -> None:
+        *_, out, is_8x4, tactic = arguments
+        let_time_pass(cost("fp4_gemm", f"8x4={is_8x4}", out.shape[0], tactic))

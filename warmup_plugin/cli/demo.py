@@ -8,31 +8,42 @@ as everywhere; a layout that does not divide is wrong usage.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from warmup_plugin.cli import output
+from warmup_plugin.cli.comparison import print_starts
 from warmup_plugin.cli.output import CommandError
+from warmup_plugin.cli.ticker import ticking
+from warmup_plugin.cli.two_starts import start_twice
 from warmup_plugin.engines.embedded import EngineConfig
 from warmup_plugin.settings import Settings, Strategy
 
 HELP = "start a small engine cold, then warm, and compare; needs no GPU"
 DESCRIPTION = """\
-Start a small engine on this machine's CPU, one process per rank: cold, then warm in new processes.
-FlashInfer's tuner is the real one; the kernels are small. Prints both starts side by side and says
-whether the second one had nothing left to time. Needs torch and FlashInfer installed."""
+Start a small engine on this machine's CPU, one process per rank: cold, then
+warm in new processes. FlashInfer's tuner is the real one; only the kernels are
+small. Prints both starts side by side and says whether the second one had
+anything left to time. Without sizes there are four ranks, TP2 x PP2. Needs
+torch and FlashInfer installed."""
 EXAMPLES = """\
 examples:
-  warmup-plugin demo                                   four ranks, TP2 x PP2
-  warmup-plugin demo --dp 2 --ep 2                     two ranks that share the experts
-  warmup-plugin demo --tp 2 --root /tmp/tables         keep the tables; again: both starts warm
-  warmup-plugin demo --tp 2 --strategy per_rank        for comparison: shares and keeps nothing
+  warmup-plugin demo                          four ranks, TP2 x PP2
+  warmup-plugin demo --dp 2 --ep 2            two ranks that share the experts
+  warmup-plugin demo --tp 2 --root /tmp/t     keep the tables; again: all warm
+  warmup-plugin demo --tp 2 --strategy per_rank
+                                              shares and keeps nothing
 
 exit code: 0 if every line of the verdict says yes, 1 if one says no
 """
 
-_AXES = {"tp": "tensor", "pp": "pipeline", "dp": "data", "ep": "expert"}
+_AXES = {
+    "tp": "ranks in tensor parallel",
+    "pp": "ranks in pipeline parallel",
+    "dp": "ranks in data parallel",
+    "ep": "ranks that share the experts, of tp x dp",
+}
 #: Where no size is given.
 _DEFAULT = {"tp": 2, "pp": 2}
 #: They all run on this machine.
@@ -41,10 +52,8 @@ _MOST_RANKS = 16
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
-    for axis, name in _AXES.items():
-        parser.add_argument(
-            f"--{axis}", type=int, metavar="N", help=f"ranks in {name} parallel (default: 1)"
-        )
+    for axis, meaning in _AXES.items():
+        parser.add_argument(f"--{axis}", type=int, metavar="N", help=f"{meaning} (default: 1)")
     parser.add_argument(
         "--strategy", choices=get_args(Strategy), help="who tunes what (default: leader)"
     )
@@ -59,17 +68,13 @@ def run(
     *, strategy: str | None, root: Path | None, keep: bool, json: bool, **sizes: int | None
 ) -> int:
     """Run both starts, print them, return the verdict."""
-    from warmup_plugin.cli.two_starts import start_twice
-
     Settings.from_env()  # a malformed one is told here, by this process
     env = {"WARMUP_PLUGIN_STRATEGY": strategy} if strategy else {}
     config = layout({axis: size for axis, size in sizes.items() if size is not None})
-    found = start_twice(config, root=root, keep=keep, env=env, watch=_watch())
+    found = start_twice(config, root=root, keep=keep, env=env, watch=ticking)
     if json:
         output.print_json(found.document())
     else:
-        from warmup_plugin.cli.comparison import print_starts
-
         print_starts(output.console(), found)
     return 0 if found.holds else CommandError.FAILED
 
@@ -88,9 +93,3 @@ def layout(sizes: Mapping[str, Any]) -> EngineConfig:
         message = f"tp*pp*dp={config.world_size}: must be at most {_MOST_RANKS} ranks"
         raise CommandError(message, code=CommandError.USAGE)
     return config
-
-
-def _watch() -> Callable[[str], Any]:
-    from warmup_plugin.cli.ticker import ticking
-
-    return ticking

@@ -48,9 +48,10 @@ def print_table(out: Console, file: TableFile, *, all_tasks: bool) -> None:
 
 
 def _about(file: TableFile) -> list[tuple[str, output.Cell]]:
+    table = file.table
     return [
         ("table", _about_table(file)),
-        ("stamp", _stamp(file.table.stamp) if isinstance(file.table, Table) else "?"),
+        *([("stamp", _stamp(table.stamp))] if isinstance(table, Table) else []),
         ("manifest", _about_manifest(file)),
         ("identity", _about_identity(file)),
     ]

@@ -74,6 +74,8 @@ def print_rows(
     """
     table = [[_text(cell) for cell in row] for row in ([header] if header else [])]
     table += [[_text(cell) for cell in row] for row in rows]
+    if not table:
+        return
     widths = [max(cell.cell_len for cell in column) for column in zip(*table, strict=True)]
     margin = _INDENT + sum(width + _INDENT for width in widths[:-1])
     if out.width - margin < min(widths[-1], _NARROWEST):

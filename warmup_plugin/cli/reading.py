@@ -84,8 +84,9 @@ def kind_of(path: Path, data: bytes) -> Kind:
 
 def read_table(path: Path, limit: int) -> TableFile:
     """Read a table, given itself or its manifest, with what lies beside it."""
-    stem = path.name.removesuffix(_MANIFEST_END).removesuffix(_TABLE_END)
-    path, manifest_path = (path.with_name(stem + end) for end in (_TABLE_END, _MANIFEST_END))
+    if path.name.endswith(_MANIFEST_END):
+        path = path.with_name(path.name.removesuffix(_MANIFEST_END) + _TABLE_END)
+    manifest_path = path.with_name(path.name.removesuffix(_TABLE_END) + _MANIFEST_END)
     data, manifest_data = read_bytes(path, limit), read_bytes(manifest_path, limit)
     sha256 = "" if isinstance(data, Miss) else digest(data)
     manifest = (

@@ -33,12 +33,13 @@ from warmup_plugin.table import Miss, Table
 
 HELP = "print what stands in a table, a manifest, a report or an identity"
 DESCRIPTION = """\
-Print what stands in a file: a table (with the manifest and the identity beside it), a manifest, a
-report, an identity.json. A file that cannot be used is described too, with exit code 1."""
+Print what stands in a file: a table (with the manifest and the identity beside
+it), a manifest, a report, an identity.json. A file that cannot be used is
+described too, with exit code 1."""
 EXAMPLES = """\
 examples:
-  warmup-plugin show rank_tp0_pp0_dp0.json             the table, with its manifest
-  warmup-plugin show rank_tp0_pp0_dp0.json --tasks     every task of it, with its winner
+  warmup-plugin show rank_tp0_pp0_dp0.json           the table and its manifest
+  warmup-plugin show rank_tp0_pp0_dp0.json --tasks   every task with its winner
   warmup-plugin show reports/20261120T091545Z_rank0.json
   warmup-plugin show rank_tp0_pp0_dp0.json --json | jq .manifest.complete
 """

@@ -177,7 +177,7 @@ def _tuned_once(cold: Ranks, warm: Ranks, table: TableFile) -> Check:
     done = f"{plural(tuned, 'task')}{': ' if first else ''}{_by(first)}"
     if had_table and not first:
         done = f"{plural(once, 'task')}, before: this root had the table"
-    return Check("tuned once", holds, f"{done}; again: {sum(again.values()) or 'none'}")
+    return Check("tuned once", holds, f"{done}; {sum(again.values()) or 'none'} again")
 
 
 def _tuners(ranks: Ranks) -> dict[int, int]:

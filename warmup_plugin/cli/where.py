@@ -28,15 +28,16 @@ from warmup_plugin.table import Miss
 
 HELP = "print where the tables lie, and where each part of the path is from"
 DESCRIPTION = """\
-Print the directory of a job's tables, each part of it with its source. Without an identity: the
-directory above it, and the identities that have tables there. Nothing is changed."""
+Print the directory of a job's tables, each part of the path with its source.
+Without an identity: the directory above it, and the identities that have tables
+there. Changes nothing; needs neither torch nor FlashInfer."""
 EXAMPLES = """\
 examples:
-  warmup-plugin where                                  what is there
-  warmup-plugin where --identity 3fa9                  one identity, by its first digits
-  warmup-plugin where --factors identity.json          the same, from the factors
-  warmup-plugin where --version 0.7.2.post1 --arch sm100 --root /models/cache
-                                                       as on a machine with that GPU
+  warmup-plugin where                             what is there
+  warmup-plugin where --identity 3fa9             one of them, by first digits
+  warmup-plugin where --factors identity.json     by the factors themselves
+  warmup-plugin where --root /models/cache --version 0.7.2.post1 --arch sm100
+                                                  as on a machine with that GPU
 """
 
 _SOURCES = {"argument": "--root", "engine root": "--engine-root"}
@@ -213,7 +214,7 @@ def _print(answer: Whereabouts) -> None:
         header = ("identity", "entries", "state", "written", "of")
         output.print_rows(out, map(_row, answer.found), header=header, right=("entries",))
     else:
-        out.print("Nothing is kept there yet." if answer.exists else "It does not exist yet.")
+        out.print(f"  {'Nothing is kept there' if answer.exists else 'It does not exist'} yet.")
 
 
 def _short(part: Component) -> str:
@@ -230,12 +231,11 @@ def _row(found: Found) -> tuple[str, ...]:
 def _print_identity(answer: Whereabouts) -> None:
     out = output.console()
     if not answer.exists:
-        out.print("It does not exist yet.")
+        out.print("  It does not exist yet.")
         return
     (found,) = answer.found
-    out.print(f"{found.words}: {found.state}")
-    tables = [(t.path.name, _of_table(t)) for t in found.tables]
-    output.print_rows(out, tables)
+    output.print_rows(out, [(f"{found.words}: {found.state}",)])
+    output.print_rows(out, [(t.path.name, _of_table(t)) for t in found.tables])
 
 
 def _of_table(table: TableFile) -> str:

@@ -79,6 +79,7 @@ class Job:
     store: Store | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    logged: set[str] = field(default_factory=set)
     timeline: list[tuple[str, float, float]] = field(default_factory=list)
     failure: str = ""
 
@@ -103,10 +104,11 @@ class Job:
         return self.store is not None and self.word["mode"] == "on"
 
     def warn(self, *texts: str) -> None:
-        """Keep warnings for the report; rank 0 logs them."""
+        """Keep warnings for the report; rank 0 logs those that its store has not ``logged``."""
         self.warnings.extend(texts)
         for text in texts if self.leads else ():
-            logger.warning("warmup-plugin: %s", text)
+            if text not in self.logged:
+                logger.warning("warmup-plugin: %s", text)
 
     @contextlib.contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -135,24 +137,27 @@ def open_job(options: Options) -> Iterator[Job]:
     with contextlib.ExitStack() as stack:
         began = time.monotonic()
         meeting = _meet(options, stack)
-        word = meeting.meet("open", _hello(options), decide_open)
-        if word["go"] == "refuse":
-            raise SessionError(word["reason"])
-        job = Job(
-            options=options, meeting=meeting, word=word, identity=Identity(word["factors"]),
-            ops=options.ops or known_ops(probe.version()), stamp=probe.stamp(),
-            installed=Installed.take_down(), seen=stack.enter_context(observe()), stack=stack,
-        )  # fmt: skip
-        job.warn(*word["warnings"])
-        if word["reason"]:
-            job.warn(f"{word['go']}: {word['reason']}")
-        _place(job)
-        job.seconds["open"] = time.monotonic() - began
+        installed: Installed | None = None
         try:
+            word = meeting.meet("open", _hello(options), decide_open)
+            if word["go"] == "refuse":
+                raise SessionError(word["reason"])
+            installed = Installed.take_down()
+            job = Job(
+                options=options, meeting=meeting, word=word, identity=Identity(word["factors"]),
+                ops=options.ops or known_ops(probe.version()), stamp=probe.stamp(),
+                installed=installed, seen=stack.enter_context(observe()), stack=stack,
+            )  # fmt: skip
+            job.warn(*word["warnings"])
+            if word["reason"]:
+                job.warn(f"{word['go']}: {word['reason']}")
+            _place(job)
+            job.seconds["open"] = time.monotonic() - began
             yield job
         except BaseException as error:
-            job.meeting.abandon(f"{type(error).__name__}: {error}"[:1000])
-            job.installed.put_back()
+            meeting.abandon(f"{type(error).__name__}: {error}"[:1000])
+            if installed is not None:
+                installed.put_back()
             raise
 
 

@@ -33,6 +33,8 @@ def publish(job: Job, held: Held, agreed: Agreed, shared: Shared, work: Work) ->
         job.meeting.confirm()
         done = store.publish(job.options.ranks.coordinates, table, manifest, job.identity)
         if isinstance(done, NotPublished):
-            job.warn(f"the table is not stored: {done.reason}")
+            text = f"the table is not stored: {done.reason}"
+            job.logged.add(text)  # by the store, unless an earlier trouble has been
+            job.warn(text)
             return []
         return [str(done.path)] if done.written else []

@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections import Counter
+from collections.abc import Collection
 
 from warmup_plugin import __version__
 from warmup_plugin.rendezvous import Word
@@ -42,8 +43,9 @@ def make_report(
     certified: Word | None = None,
 ) -> WarmupReport:
     """Return this rank's receipt; rank 0 logs its line, the first rank of a node keeps it."""
-    recorded = list(survey.tasks.values()) if survey else []
-    became = Counter((task.op, _became(task, work, shared)) for task in recorded)
+    work, recorded = work or Work(), list(survey.tasks.values()) if survey else []
+    adopted = frozenset(work.plan.held)
+    became = Counter((task.op, _became(task, work, adopted, shared)) for task in recorded)
     options = job.options
     is_placed = job.placement is not None and job.shares
     found = WarmupReport(
@@ -80,16 +82,16 @@ def _agreement(job: Job) -> Agreement:
     return found[job.word["go"]]
 
 
-def _became(task: Task, work: Work | None, shared: Shared | None) -> str:
+def _became(task: Task, work: Work, adopted: Collection[str], shared: Shared | None) -> str:
     """Return what became of one task, in the words of the report."""
-    outcome = work.outcomes.get(task.id) if work else None
+    outcome = work.outcomes.get(task.id)
     if task.state == "unshared" or (outcome is not None and outcome.kind == "unshared"):
         return "unshared"
-    if work is not None and task.id in work.dropped:
+    if task.id in work.dropped:
         return "default"
     if outcome is not None:
         return "tuned" if outcome.kind == "tuned" else "default"
-    if work is not None and task.id in work.plan.held:
+    if task.id in adopted:
         return "adopted"
     if task.state == "known":
         return "from_cache"

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -116,9 +115,11 @@ def _install(
     job: Job, survey: Survey, work: Work, shared: Shared, dropped: Collection[str] = ()
 ) -> None:
     """Leave in the tuner this rank's entries of the table, and what others had loaded."""
-    own = _own_keys(survey)
-    if not work.is_new and job.installed.only(own):
+    # A loaded entry answers each known task, and never two (`Survey` tells them apart).
+    known = sum(task.state == "known" for task in survey.tasks.values())
+    if not work.is_new and job.installed.only(known):
         return
+    own = _own_keys(survey)
     job.meeting.confirm()
     tasks = (survey.tasks[name] for name in dropped if name in survey.tasks)
     kept = own - {key for task in tasks for key in task.keys}
@@ -195,16 +196,17 @@ def _ask(job: Job, survey: Survey, work: Work, shared: Shared) -> tuple[str, lis
     On a warm start the tuner was asked during the survey and holds exactly what it held then.
     """
     asked_already = not work.is_new and job.installed.is_intact()
-    answers, deviates = [], []
-    for task in sorted(survey.tasks.values(), key=attrgetter("id")):
+    answers, deviates = {}, []
+    for task in survey.tasks.values():
         if task.state == "unshared":
             continue
-        if asked_already:
-            answer, entry = task.served, task.agreed or shared.entry_of(task)
+        if asked_already and task.state == "known":
+            answer, is_agreed = task.served, task.is_agreed
         else:
-            answer = replay.served(task)
+            answer = task.served if asked_already else replay.served(task)
             entry = shared.entry_of(task) if task.id not in work.dropped else None
-        if answer != (entry[:2] if entry else None):
+            is_agreed = answer == (entry[:2] if entry else None)
+        if not is_agreed:
             deviates.append(task.label)
-        answers.append((task.id, answer))
-    return digest(msgspec.json.encode(answers)), deviates
+        answers[task.id] = answer
+    return digest(msgspec.json.encode(answers, order="sorted")), deviates

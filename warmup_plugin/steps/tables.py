@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from warmup_plugin.borrow import Borrowed, borrow
 from warmup_plugin.decide import decide_agree, decide_load
@@ -25,7 +24,10 @@ _NO_LIMIT = 1 << 40  # these bytes were checked against their limits when they w
 
 @dataclass
 class Held:
-    """What this rank has read: a table with its manifest, as values and as bytes."""
+    """What this rank has read: a table with its manifest, as values and as bytes.
+
+    ``table_sha256`` is that of the bytes, empty without a table.
+    """
 
     table: Table | None = None
     manifest: Manifest | None = None
@@ -33,6 +35,7 @@ class Held:
     warnings: list[str] = field(default_factory=list)
     is_whole: bool = True
     table_bytes: bytes = b""
+    table_sha256: str = ""
     manifest_bytes: bytes = b""
     borrowed: Borrowed = field(default_factory=Borrowed)
 
@@ -42,21 +45,16 @@ class Held:
         merged = merge(parts)
         if merged.conflicts:
             warnings = [*warnings, f"tables differ in {merged.conflicts} tasks"]
+        found = cls(merged.table, merged.manifest, merged.loose, warnings, is_whole)
         whole = next((part for part in parts if part.table is merged.table), None)
-        if whole is not None and whole.table_bytes and whole.manifest_bytes:
-            table_bytes, manifest_bytes = whole.table_bytes, whole.manifest_bytes
+        if whole is not None and whole.manifest is not None and whole.table_bytes:
+            found.table_bytes, found.manifest_bytes = whole.table_bytes, whole.manifest_bytes
+            found.table_sha256 = whole.manifest.table_sha256  # compared when they were read
         else:
-            table_bytes = render_table(merged.table)
-            manifest_bytes = render_manifest(merged.manifest) if merged.manifest else b""
-        return cls(
-            merged.table, merged.manifest, merged.loose, warnings, is_whole,
-            table_bytes, manifest_bytes,
-        )  # fmt: skip
-
-    @cached_property
-    def table_sha256(self) -> str:
-        """The table's sha256, empty without a table."""
-        return digest(self.table_bytes) if self.table is not None else ""
+            found.table_bytes = render_table(merged.table)
+            found.table_sha256 = digest(found.table_bytes)
+            found.manifest_bytes = render_manifest(merged.manifest) if merged.manifest else b""
+        return found
 
     def is_complete(self, engine: tuple[str, str]) -> bool:
         """Return whether the table answers all that this engine asked for last."""
@@ -84,7 +82,8 @@ def read(job: Job) -> Held:
     with job.timed("read"):
         if job.store is None:
             return Held()
-        reading = job.store.read(job.stamp)
+        reading = job.store.read(job.stamp, identity=job.identity.digest)
+        job.logged |= {f"rank {job.meeting.rank}: {text}" for text in reading.warnings}
         warnings = [*reading.warnings, *(f"{p}: {miss.reason}" for p, miss in reading.misses)]
         held = Held(warnings=warnings)
         if reading.parts:
@@ -229,7 +228,7 @@ def _offer(job: Job, held: Held, word: Word) -> None:
     """Send what others lack: a rank without the table, a writer without its manifest."""
     lacking = {*range(job.meeting.size)} - {*word.get("held_by", ())}
     if lacking:
-        job.meeting.put(held.table_bytes)
+        job.meeting.put(held.table_bytes, held.table_sha256)
     if not lacking.isdisjoint(job.word["writers"]):
         job.meeting.put(held.manifest_bytes)
 

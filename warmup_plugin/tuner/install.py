@@ -12,11 +12,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from warmup_plugin.collector import collector_paused
 from warmup_plugin.errors import InstallError
 from warmup_plugin.table import Entry, Miss, Table, parse_table, render_table
 from warmup_plugin.tuner import probe
@@ -101,7 +102,8 @@ class Installed:
         with probe.sparing_others(tuner), probe.as_file(document) as path:
             tuner.clear_cache()
             try:
-                loaded = tuner.load_configs(path)
+                with collector_paused():
+                    loaded = tuner.load_configs(path)
             except (ValueError, TypeError, KeyError, IndexError, AttributeError, OSError) as error:
                 tuner.clear_cache()
                 raise InstallError(f"FlashInfer cannot load the table: {error!r}") from error
@@ -136,9 +138,9 @@ class Installed:
             found = {k: e for k, e in table.entries.items() if _of_op(k, ops)}
             self.others = {**self.others, **found}
 
-    def only(self, keys: Set[str]) -> bool:
-        """Return whether nothing is loaded but these keys."""
-        return self._loaded.keys() <= keys and not self.others
+    def only(self, number: int) -> bool:
+        """Return whether this many entries are loaded, and others had loaded none."""
+        return len(self._loaded) == number and not self.others
 
     def put_back(self) -> None:
         """Leave the tuner as it was found: others' entries and nothing else."""

@@ -19,9 +19,9 @@ class KnownOps:
 
     ``pass_through``: called as they are on every rank, never recorded. ``key_unstable``: the key
     under which a winner is stored is not the key under which it is looked up; never shared, never
-    missing. ``self_tuning``: tune without ``choose_one``, so no session sees them; named in the
-    report when met. ``twin_fields``: op -> index in the runner's cache key extras -> name of the
-    `RankInfo` field that stands there; keys that differ in nothing else are twins.
+    missing. ``self_tuning``: tune without ``choose_one``, so no session sees them. ``twin_fields``:
+    op -> index in the runner's cache key extras -> name of the `RankInfo` field that stands there;
+    keys that differ in nothing else are twins.
     """
 
     pass_through: Mapping[str, str] = field(default_factory=dict)
@@ -60,9 +60,7 @@ KNOWN_OPS = KnownOps(
                 "moe_gemm_mxfp8_mxfp4",
                 "fc1_act_fp8",
                 "fc1_act_mxfp8_mxfp4",
-                "fc1_act_q1_fp8",
                 "fc1_act_q1_mxfp8_mxfp4",
-                "fc2_finalize_fp8",
                 "fc2_finalize_mxfp8_mxfp4",
             )
         },

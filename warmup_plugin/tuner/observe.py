@@ -41,8 +41,10 @@ class Observations:
 @contextlib.contextmanager
 def observe() -> Iterator[Observations]:
     """Count measurements and synthesised inputs in the body."""
-    tuner = probe.tuner()
-    seen = Observations()
+    tuner, seen = probe.tuner(), Observations()
+    if not probe.probe().can_record:
+        yield seen
+        return
     profile, prepare = tuner._profile_single_kernel, tuner._prepare_input_tensors
 
     def profile_single_kernel(runner: Any, inputs: Any, tactic: Any, *args: Any, **kw: Any) -> Any:

@@ -103,7 +103,7 @@ def probe() -> Capabilities:
     missing = tuple(f"{where}.{name}" for where, name in absent)
     if missing:
         return Capabilities(version(), missing, False, 0, 0)
-    found = {extras: _fields_of_key(own, extras) for extras in ((), ("a",), ("b",))}
+    found = _fields_of_keys(own, [(), ("a",), ("b",)])
     apart = found[("a",)] == found[("b",)] == 4  # noqa: PLR2004  # op, runner, profile, extras
     return Capabilities(version(), (), apart, found[()], found[("a",)])
 
@@ -124,20 +124,20 @@ class _ProbeRunner(fi.TunableRunner):  # type: ignore[misc]  # flashinfer is unt
         return inputs
 
 
-def _fields_of_key(own: Any, extras: tuple[Any, ...]) -> int:
-    """Return how many fields the release's file key has, by asking which of two it finds."""
-    op, profile = "warmup_plugin::probe", ((1, 1),)
-    four = str((op, "_ProbeRunner", profile, extras))
-    three = str((op, "_ProbeRunner", profile))
-    own.clear_cache()
-    table = {four: ["_ProbeRunner", 4], three: ["_ProbeRunner", 3]}
+def _fields_of_keys(own: Any, cases: list[tuple[Any, ...]]) -> dict[tuple[Any, ...], int]:
+    """Return how many fields the release's file key has for some extras, by what it finds."""
+    key = ("warmup_plugin::probe", "_ProbeRunner", ((1, 1),))
+    table = {str(key): ["_ProbeRunner", 3]}
+    table.update({str((*key, extras)): ["_ProbeRunner", 4] for extras in cases})
     with as_file(json.dumps(table).encode()) as path:
         own.load_configs(path)
-    inputs = [torch.empty(1, 1)]
-    _, _, tactic, _ = own.search_cache(
-        op, [_ProbeRunner(extras)], profile, fi.TuningConfig(), inputs=inputs
-    )
-    return int(tactic)
+    inputs, config = [torch.empty(1, 1)], fi.TuningConfig()
+    found = {}
+    for extras in cases:
+        runners = [_ProbeRunner(extras)]
+        _, _, tactic, _ = own.search_cache(key[0], runners, key[2], config, inputs=inputs)
+        found[extras] = int(tactic)
+    return found
 
 
 @contextlib.contextmanager
@@ -226,10 +226,11 @@ def winners_since(tuner: Any, count: int) -> list[Winner]:
     for key, value in itertools.islice(reversed(cache.items()), len(cache) - count):
         # Before 0.6.18 a key was a plain tuple with the runner's hash third, and the runner's index
         # came first in the value.
-        is_plain = isinstance(key, tuple)
-        op, runner, profile, extras = (*key[:2], *key[3:]) if is_plain else key.key_fields
-        tactic = value[1] if is_plain else value[0]
-        found.append(Winner(keys.file_key(op, runner, profile, extras), runner, tactic))
+        if isinstance(key, tuple):
+            op, runner, _, profile, extras = key
+            found.append(Winner(keys.file_key(op, runner, profile, extras), runner, value[1]))
+        else:
+            found.append(Winner(key.file_key, key.runner_class_name, value[0]))
     return found
 
 
@@ -244,16 +245,33 @@ def forget_profiles(tuner: Any, count: int) -> None:
         cache[key] = (*cache[key][:-1], None)
 
 
-def is_legacy_policy(config: Any) -> bool:
-    """Return whether an entry without a policy counts as measured in the way this config asks."""
-    default = getattr(fi.AutoTuner, "_default_profiling_policy", None)
-    return default is None or policy_of(config) == default(config)
-
-
 def policy_of(config: Any) -> Any:
     """Return the measurement policy FlashInfer stores with winners of this config, if it does."""
     policy = getattr(fi.AutoTuner, "_profiling_policy", None)
     return None if policy is None else policy(config)
+
+
+def is_measured_as(config: Any, policy: Any) -> bool:
+    """Return whether an entry of this measurement policy was measured in the way the config asks.
+
+    FlashInfer's own rule while tuning; 0.7.0 has it for its memory only, and looks past files.
+    """
+    asked = policy_of(config)
+    if asked is None:
+        return True
+    return bool(asked == (fi.AutoTuner._default_profiling_policy(config) if policy is None else policy))
+
+
+def look_up(tuner: Any, op: str, runners: list[Any], shapes: Any, config: Any, inputs: Any) -> Any:
+    """Return (whether found, runner's index, tactic) of what serves, though a tuning context is open.
+
+    While tuning, FlashInfer looks past entries of another measurement policy.
+    """
+    mode, tuner.is_tuning_mode = tuner.is_tuning_mode, False
+    try:
+        return tuner.search_cache(op, runners, shapes, config, inputs=inputs)[:3]
+    finally:
+        tuner.is_tuning_mode = mode
 
 
 def store_or_policy_in_force(tuner: Any) -> str:
@@ -276,6 +294,11 @@ def tuning_context(*, memory_only_v2: bool) -> Any:
         return flashinfer.autotune_v2(mode="tune", persistent_cache=False)
     autotune = getattr(fi, "autotune", None)
     return contextlib.nullcontext() if autotune is None else autotune(True)
+
+
+def is_tuning(tuner: Any) -> bool:
+    """Return whether a tuning context is open in this process."""
+    return bool(getattr(tuner, "is_tuning_mode", False))
 
 
 def open_contexts(tuner: Any) -> int:

@@ -15,7 +15,7 @@ import copy
 import functools
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +108,11 @@ class Survey:
         self.skipped.add(op)
         return bool(recorded)
 
+    def unshare(self, names: Iterable[str]) -> None:
+        """Take tasks for unshared that the plan has found to be: it sees every rank's keys."""
+        for name in names:
+            self._unshare(self.tasks[name], "another rank's task has one of its file keys")
+
     def _choose_one(
         self,
         custom_op: str,
@@ -117,7 +122,9 @@ class Survey:
         **kwargs: Any,
     ) -> tuple[Any, Any]:
         call = (self._tuner, custom_op, runners, tuning_config, inputs)
-        if not self._tuner.is_tuning_mode:
+        with self._lock:  # whoever holds it may have put the mode aside for a moment
+            is_tuning = self._tuner.is_tuning_mode
+        if not is_tuning:
             return self._pass(call, kwargs)
         if custom_op in probe.skipped_ops(self._tuner):
             self.skipped.add(custom_op)
@@ -141,8 +148,8 @@ class Survey:
     ) -> tuple[Any, Any]:
         if not self._is_vouched:
             return runners[0], -1
-        found, index, tactic, _ = self._tuner.search_cache(
-            op, runners, _shapes(inputs), config, inputs=inputs
+        found, index, tactic = probe.look_up(
+            self._tuner, op, runners, _shapes(inputs), config, inputs
         )
         return (runners[index], tactic) if found else (runners[0], -1)
 
@@ -235,22 +242,24 @@ class Survey:
                 self._unshare(task, f"one file key, runners that differ in {', '.join(changed)}")
 
     def _unshare(self, task: Task, reason: str) -> None:
-        if task.state != "unshared":
-            logger.warning("warmup-plugin: %s is neither shared nor stored: %s", task.label, reason)
+        if task.state == "unshared":
+            return
         task.state, task.reason = "unshared", reason
+        logger.warning("warmup-plugin: %s is neither shared nor stored: %s", task.label, reason)
 
     def _judge(self, task: Task, asked: _Asked, profile: Any) -> None:
-        """Decide whether the agreed table answers the task, by FlashInfer's tuning-time rule."""
+        """Decide whether the agreed table answers the task, by FlashInfer's rule while tuning."""
         if task.op in self._ops.key_unstable:
             task.state, task.reason = "unstable", self._ops.key_unstable[task.op]
             return
-        found, index, tactic, _ = self._tuner.search_cache(
-            task.op, asked.runners, task.shapes, asked.config, inputs=asked.inputs
+        found, index, tactic = probe.look_up(
+            self._tuner, task.op, asked.runners, task.shapes, asked.config, asked.inputs
         )
         held = [entry for key in task.keys if (entry := self._entries.get(key)) is not None]
-        if found and len(held) == 1:
-            task.state, task.agreed = "known", held[0]
+        if found and len(held) == 1 and probe.is_measured_as(asked.config, held[0].policy):
+            task.state = "known"
             task.served = (asked.named[index][0], canonical_tactic(tactic))
+            task.is_agreed = task.served == held[0][:2]
         elif self._is_default(task.id):
             task.state = "default"
         elif asked.has_unstable_key:
@@ -268,7 +277,7 @@ class Survey:
     def _may_adopt(self, asked: _Asked) -> bool:
         """Return whether an old file's entry, with neither extras nor policy, can mean this call."""
         has_extras = any(extras.real for _, extras in asked.named)
-        return not has_extras and probe.is_legacy_policy(asked.config)
+        return not has_extras and probe.is_measured_as(asked.config, None)
 
 
 @dataclass(frozen=True)
@@ -334,10 +343,10 @@ def _keep_also(task: Task, asked: _Asked, keep: Callable[[], Call]) -> None:
     same = (i for i, call in enumerate(calls) if not may_differ(asked.runners, call.runners))
     index = next(same, None)
     if index is None:
-        task.rivals += [keep()] if len(task.rivals) < MOST_RIVALS else []
+        task.rivals += (keep(),) if len(task.rivals) < MOST_RIVALS else ()
     elif calls[index].width < min(max(task.buckets, default=0), asked.width):
         calls[index] = keep()
-        task.call, task.rivals = calls[0], calls[1:]
+        task.call, task.rivals = calls[0], tuple(calls[1:])
 
 
 class _Same:

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import enum
 import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
 import torch
 
-from warmup_plugin.table import Entry, Tactic
+from warmup_plugin.table import Tactic
 
 Shapes = tuple[tuple[int, ...], ...]
 #: ``default`` and ``unstable`` are known, without a winner: nothing is tuned or stored.
@@ -51,8 +51,8 @@ class Call:
 class Task:
     """One recorded call at one bucket. ``keys`` are its file keys in runner order.
 
-    Where the agreed table answers it: ``agreed``, by which entry; ``served``, what the tuner served
-    in the survey, as (runner class, tactic).
+    Where the agreed table answers it: ``served``, what the tuner served in the survey, as (runner
+    class, tactic), and whether the table says so too.
     """
 
     id: str
@@ -63,9 +63,9 @@ class Task:
     call: Call
     state: State
     reason: str = ""
-    agreed: Entry | None = None
     served: tuple[str, Tactic] | None = None
-    rivals: list[Call] = field(default_factory=list)
+    is_agreed: bool = False
+    rivals: tuple[Call, ...] = ()
 
     @property
     def label(self) -> str:
@@ -105,7 +105,7 @@ def task_id(
     """
     scope = f"stage {stage}" if any(extras.is_twin for _, extras in runners) else ""
     identity = [op, [[name, extras.neutral] for name, extras in runners], profile, scope]
-    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+    return hashlib.sha256(msgspec.json.encode(identity)).hexdigest()[:32]
 
 
 def options_of(runner: Any) -> tuple[tuple[str, str], ...]:

@@ -10,6 +10,7 @@ the parent; ends at once when the parent is gone.
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import logging
 import os
 import queue
@@ -170,6 +171,9 @@ def serve(spec: RankSpec, connection: Connection) -> None:
 
 def _run(spec: RankSpec, parent: _Parent) -> Any:
     torch.set_num_threads(1)
+    # FlashInfer's progress bars make a semaphore between processes, which a rank that is killed
+    # leaves behind, and Python complains of it on the launcher's terminal.
+    importlib.import_module("tqdm").tqdm.set_lock(threading.RLock())
     timeout = timedelta(seconds=spec.config.group_timeout_s)
     size, is_first = spec.config.world_size, spec.rank == 0
     port = 0 if is_first else parent.port(timeout.total_seconds())

@@ -1,0 +1,440 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jobs with faults in them: several jobs in one launch, and what each of their ranks came to.
+
+Owns the fixture `start`, which runs jobs once, and how their directories look before and after.
+Several jobs share a launch because most of a fault's time is waiting: for a silence, for a grace
+period. What runs inside the ranks is in `in_rank.py`. Every wait is bounded, and nothing outlives a
+launch. Tests marked `soak` are left out unless asked for: ``-m soak``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from warmup_plugin.engines.embedded import EngineConfig, LaunchError, launch
+from warmup_plugin.manifest import Manifest, parse_manifest, render_manifest
+from warmup_plugin.table import Table, digest, parse_table, render_table
+
+IN_RANK = Path(__file__).with_name("in_rank.py")
+
+#: The smallest engine that has every op.
+SMALL = {"layers": 2, "hidden": 32, "ffn": 32, "vocab": 32, "timing": "rank_noise"}
+#: A silence is longer than the longest pause that this engine makes on a busy machine.
+SILENCE_S = 1.5
+GRACE_S = 0.5
+#: How long a rank that is stopped stays so: until it has been given up for sure.
+HOLD_S = 2 * SILENCE_S + 1.0
+#: What a busy machine may add to a bound.
+SLACK_S = 4.0
+#: Two processes each: more than that and they wait for the machine instead of for each other.
+JOBS_AT_ONCE = 10
+#: How long a launch may take: what takes longer hangs.
+LAUNCH_S = 60.0
+ENVIRONMENT = {
+    "WARMUP_PLUGIN_SILENCE_S": str(SILENCE_S),
+    "WARMUP_PLUGIN_GRACE_S": str(GRACE_S),
+    # torch asks for the name behind every address that it connects; where no name server answers,
+    # each question takes the resolver's time-out, five seconds by default.
+    "RES_OPTIONS": "timeout:1 attempts:1",
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the marker of the long grids."""
+    config.addinivalue_line("markers", "soak: the rest of a grid, run by -m soak")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the long grids out unless the marker expression names them."""
+    if "soak" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("soak")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def fault(do: str, *on: int, **more: Any) -> dict[str, Any]:
+    """Return a fault of `in_rank.py` for some ranks of a job; a list for a point's ranks."""
+    return {"do": do, "on": on, **more}
+
+
+@dataclass
+class Job:
+    """One job of a launch. ``nodes``: on which node each rank is; a root for each node.
+
+    ``env`` and ``faults`` hold for the next start only; `start` takes them away.
+    """
+
+    root: Path
+    nodes: Sequence[int] = (0, 0)
+    env: Mapping[str, str] = field(default_factory=dict)
+    faults: Sequence[Mapping[str, Any]] = ()
+    local_ranks: Sequence[int] | None = None
+    group_timeout_s: float = 60.0
+
+    @property
+    def roots(self) -> list[Path]:
+        return [self.root / f"node{node}" for node in range(max(self.nodes) + 1)]
+
+    def plan(self) -> dict[str, Any]:
+        """Return what the ranks are told."""
+        return {
+            "roots": [str(root) for root in self.roots],
+            "node_of_rank": list(self.nodes),
+            "local_ranks": self.local_ranks,
+            "env": dict(self.env),
+            "faults": list(self.faults),
+            "group_timeout_s": self.group_timeout_s,
+        }
+
+    def directory(self, node: int = 0) -> Path:
+        """Return a node's directory of this engine's identity."""
+        (found,) = self.roots[node].glob("flashinfer_autotune/*/*/*")
+        return found
+
+    def tables(self) -> list[Path]:
+        """Return every table there is, on all nodes."""
+        found = [path for root in self.roots for path in root.rglob("rank_*.json")]
+        return sorted(p for p in found if not p.name.endswith(".manifest.json"))
+
+    def entries(self, node: int = 0) -> dict[str, Any]:
+        """Return the entries of a node's tables, without their stamps."""
+        found: dict[str, Any] = {}
+        for path in self.directory(node).glob("rank_*.json"):
+            if not path.name.endswith(".manifest.json"):
+                document = json.loads(path.read_text())
+                found |= {key: row for key, row in document.items() if not key.startswith("_")}
+        return found
+
+    def files(self) -> dict[str, tuple[int, int]]:
+        """Return size and time of every file but the reports: what the ranks have written."""
+        found = {}
+        for root in self.roots:
+            for path in root.rglob("*"):
+                with contextlib.suppress(FileNotFoundError):  # a temporary file, gone again
+                    status = path.lstat()
+                    if path.is_file() and path.parent.name != "reports":
+                        found[str(path)] = (status.st_size, status.st_mtime_ns)
+        return found
+
+    def litter(self) -> list[str]:
+        """Return files that no start should leave behind, however it ended."""
+        ends = (".tmp", ".mark")
+        return [path for path in self.files() if path.endswith(ends) or "/." in path]
+
+    def lose(self, node: int) -> None:
+        """Take away a node's directory."""
+        shutil.rmtree(self.roots[node])
+
+    def keep(self, node: int, wanted: Callable[[str, Any], bool], generation: int = 0) -> int:
+        """Keep of a node's tables the tasks that are ``wanted(id, record)``; return how many.
+
+        A ``generation`` above 0 becomes the table's.
+        """
+        kept = 0
+        for path in self.directory(node).glob("rank_*.manifest.json"):
+            table_path = path.with_name(path.name.replace(".manifest", ""))
+            manifest = parse_manifest(path.read_bytes(), limit=1 << 30)
+            table = parse_table(table_path.read_bytes(), limit=1 << 30)
+            assert isinstance(manifest, Manifest)
+            assert isinstance(table, Table)
+            tasks = {name: r for name, r in manifest.tasks.items() if wanted(name, r)}
+            keys = {key for record in tasks.values() for row in record.keys for key in row}
+            entries = {key: entry for key, entry in table.entries.items() if key in keys}
+            body = render_table(replace(table, entries=entries))
+            manifest = replace(
+                manifest, tasks=tasks, table_sha256=digest(body), complete=False,
+                generation=generation or manifest.generation, loose=(),
+            )  # fmt: skip
+            table_path.write_bytes(body)
+            path.write_bytes(render_manifest(manifest))
+            kept += len(tasks)
+        return kept
+
+
+@dataclass
+class Rank:
+    """What one rank of one start came to.
+
+    ``status`` is that of a process that ended without a word, "hung" of one that did not end.
+    ``said``: when it told the launcher of what (`in_rank.Here.say`).
+    """
+
+    rank: int
+    status: int | str | None = None
+    report: Any = None
+    error: tuple[str, str, int | None] | None = None
+    cause: str = ""
+    served: Mapping[str, Any] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    held: Sequence[str] = ()
+    sent: Sequence[str] = ()
+    logged: list[str] = field(default_factory=list)
+    said: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def timed(self) -> int:
+        """Tactics that this rank timed, counted inside FlashInfer."""
+        return self.counts.get("profile_single_kernel", 0)
+
+    def task_count(self, word: str) -> int:
+        """Return how many of its tasks this rank reports as ``word``."""
+        return int(self.report.tasks.get(word, 0))
+
+    def outcome(self) -> str:
+        """Return in a few words how this rank ended."""
+        if self.error is not None:
+            return f"{self.error[0]}: {self.error[1]}"
+        return self.report.agreement if self.report else f"status {self.status}"
+
+
+@dataclass
+class Start:
+    """One start of one job. ``woken``: its files when a stopped rank was let go on."""
+
+    ranks: list[Rank]
+    woken: dict[str, tuple[int, int]] | None = None
+
+    def __getitem__(self, rank: int) -> Rank:
+        return self.ranks[rank]
+
+    @property
+    def reports(self) -> list[Any]:
+        assert all(rank.report for rank in self.ranks), self.told()
+        return [rank.report for rank in self.ranks]
+
+    @property
+    def seconds(self) -> float:
+        """How long the slowest rank took."""
+        return max(rank.seconds for rank in self.ranks)
+
+    @property
+    def warnings(self) -> str:
+        """Everything any rank logged."""
+        return "\n".join(line for rank in self.ranks for line in rank.logged)
+
+    def told(self) -> str:
+        """Return how every rank ended."""
+        return "; ".join(f"rank {rank.rank}: {rank.outcome()}" for rank in self.ranks)
+
+    def since(self, event: str, rank: int, of: int | None = None) -> float:
+        """Return the seconds from a rank's event to the end of another (of all the others)."""
+        began = self.ranks[rank].said[event]
+        others = [of] if of is not None else [r.rank for r in self.ranks if r.rank != rank]
+        return max(self.ranks[other].said["last"] for other in others) - began
+
+    def assert_agreed(self) -> None:
+        """All ranks certified one table, and those that share a call serve it alike."""
+        reports = self.reports
+        assert {report.agreement for report in reports} == {"certified"}, self.told()
+        assert len({report.certificate for report in reports}) == 1
+        assert not self.disputed(), self.told()
+
+    def disputed(self) -> set[str]:
+        """Return the calls that two ranks have in common and serve differently."""
+        found: dict[str, set[str]] = {}
+        for rank in self.ranks:
+            for call, answer in rank.served.items():
+                if call.split()[0] not in rank.report.passed_through:
+                    found.setdefault(call, set()).add(repr(answer))
+        return {call for call, answers in found.items() if len(answers) > 1}
+
+    def assert_warm(self) -> None:
+        """All agree, nothing was timed, nothing synthesised."""
+        self.assert_agreed()
+        assert [rank.timed for rank in self.ranks] == [0] * len(self.ranks)
+        assert all(rank.counts["prepare_input_tensors"] == 0 for rank in self.ranks)
+        for report in self.reports:
+            assert report.tasks["from_cache"] == report.tasks["seen"], report.tasks
+
+    def assert_nobody_waits(self) -> None:
+        """Every process has ended or come home by itself."""
+        assert [r.status for r in self.ranks if r.status == "hung"] == [], self.told()
+
+    def tasks_tuned(self) -> int:
+        """Return the tasks tuned in the job; none of them by two ranks."""
+        return sum(rank.task_count("tuned") for rank in self.ranks if rank.report)
+
+
+@dataclass
+class _Listener:
+    """Hears the ranks out while they run, and lets stopped ones go on."""
+
+    jobs: Sequence[Job]
+    hold_s: float
+    said: list[dict[str, Any]] = field(default_factory=list)
+    woken: dict[int, dict[str, tuple[int, int]]] = field(default_factory=dict)
+    timers: list[threading.Timer] = field(default_factory=list)
+
+    def hear(self, _rank: int, text: str) -> None:
+        said = json.loads(text)
+        self.said.append(said)
+        if said["event"] == "stopped":
+            timer = threading.Timer(self.hold_s, self._wake, (said["job"], said["pid"]))
+            self.timers.append(timer)
+            timer.start()
+
+    def _wake(self, job: int, pid: int) -> None:
+        self.woken[job] = self.jobs[job].files()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            for timer in self.timers:
+                timer.cancel()
+                timer.join()
+
+
+def start_jobs(
+    jobs: Sequence[Job], *, dp: int = 1, hold_s: float = 0.0, **config: Any
+) -> list[Start]:
+    """Start every job once, all in one launch; ``config`` is each job's, with ``dp`` replicas.
+
+    ``hold_s``: how long a rank that stops itself stays stopped.
+    """
+    own_ops = str(jobs[0].root.parent / "all_reduce")
+    shape = EngineConfig(
+        **{**SMALL, "all_reduce_dir": own_ops, **config, "dp": dp * len(jobs)}  # type: ignore[arg-type]
+    )
+    size = shape.world_size // len(jobs)
+    listener = _Listener(jobs, hold_s)
+    arguments = {"size": size, "plans": [job.plan() for job in jobs], "dp": dp}
+    with listener.listening():
+        try:
+            results = dict(
+                enumerate(
+                    launch(
+                        shape, env=ENVIRONMENT, script=f"{IN_RANK}:jobs", arguments=arguments,
+                        timeout_s=LAUNCH_S, grace_s=LAUNCH_S, progress=listener.hear,
+                    )  # fmt: skip
+                )
+            )
+            failures: dict[int, str] = {}
+        except LaunchError as error:
+            results, failures = error.results, error.failures
+    for job in jobs:
+        job.faults, job.env = (), {}
+    return [
+        Start(
+            [
+                _rank(number, results.get(place), failures.get(place), listener.said, index)
+                for number, place in enumerate(range(index * size, (index + 1) * size))
+            ],
+            listener.woken.get(index),
+        )
+        for index in range(len(jobs))
+    ]
+
+
+def _rank(
+    number: int,
+    result: Mapping[str, Any] | None,
+    failure: str | None,
+    said: Iterable[Mapping[str, Any]],
+    job: int,
+) -> Rank:
+    rank = Rank(number)
+    for what in said:
+        if (what["job"], what["rank"]) == (job, number):
+            rank.said.setdefault(what["event"], what["at"])
+            rank.said["last"] = what["at"]
+            if what["event"] == "logged":
+                rank.logged.append(what["text"])
+    if result is not None:
+        for name in ("report", "error", "cause", "served", "counts", "held", "sent"):
+            if name in result:
+                setattr(rank, name, result[name])
+        rank.seconds = result["ended"] - result["began"]
+        rank.said["last"] = result["ended"]
+        return rank
+    assert failure is not None
+    if ended := re.fullmatch(r"ended without a word, exit code (-?\d+)", failure):
+        rank.status = int(ended[1])
+    else:
+        assert "it stood at" in failure, failure  # else a mistake of the test's own
+        rank.status = "hung"
+        rank.logged.append(failure)
+    return rank
+
+
+#: Where a rank of a job is struck: a point of `in_rank._at`, and the rank.
+Spot = tuple[str, int]
+
+
+@dataclass
+class Case:
+    """One job of a grid: struck once at a spot, then started again unharmed."""
+
+    spot: Spot
+    job: Job
+    struck: Start
+    after: dict[str, tuple[int, int]]
+    again: Start
+    litter: list[str]
+
+
+def run_grid(
+    root: Path, do: str, spots: Sequence[Spot], *, nodes: Sequence[int] = (0, 0), **config: Any
+) -> dict[Spot, Case]:
+    """Strike one job at each spot, all at once, then start them all again."""
+    cases = {}
+    for first in range(0, len(spots), JOBS_AT_ONCE):
+        some = spots[first : first + JOBS_AT_ONCE]
+        jobs = [Job(root / f"{point.replace(':', '_')}-{rank}", nodes) for point, rank in some]
+        for job, (point, rank) in zip(jobs, some, strict=True):
+            job.faults = [fault(do, rank, at=point)]
+        struck = start_jobs(jobs, hold_s=HOLD_S, **config)
+        after = [job.files() for job in jobs]
+        again = start_jobs(jobs, **config)
+        for spot, *rest in zip(some, jobs, struck, after, again, strict=True):
+            cases[spot] = Case(spot, *rest, litter=rest[0].litter())
+    return cases
+
+
+@pytest.fixture
+def start() -> Callable[..., list[Start]]:
+    """Start several jobs in one launch: `start_jobs`."""
+    return start_jobs
+
+
+@pytest.fixture
+def make_jobs(tmp_path: Path) -> Callable[..., list[Job]]:
+    """Make jobs with directories of their own: ``make_jobs(3, nodes=(0, 1))``."""
+
+    def make(number: int, **options: Any) -> list[Job]:
+        return [Job(tmp_path / f"job{index}", **options) for index in range(number)]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
+    """Return the case of one spot of a grid; the grid runs once, when first asked."""
+    done: dict[tuple[Any, ...], dict[Spot, Case]] = {}
+
+    def case(do: str, spots: tuple[Spot, ...], spot: Spot, **config: Any) -> Case:
+        key = (do, spots, *sorted(config.items()))
+        if key not in done:
+            done[key] = run_grid(tmp_path_factory.mktemp(do), do, spots, **config)
+        return done[key][spot]
+
+    return case

@@ -1,0 +1,482 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of this folder run on the ranks: several jobs in one launch, with faults in them.
+
+Owns the faults. `jobs` is the script: the ranks of a launch are dealt out to jobs, each with its
+own group, directories, environment and faults; a fault is a function of this file, called on the
+ranks it is for before they warm up. What is patched stays patched: these processes end with the
+test. Nothing here is raised to the launcher: what a rank came to is what `jobs` returns, and what a
+rank says before it may end without a word goes to the launcher as it happens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+from flashinfer import autotuner
+
+from warmup_plugin import kernel_warmup, rendezvous, storelink
+from warmup_plugin.engines.embedded.count_calls import count_calls, tuning_functions
+from warmup_plugin.engines.embedded.ops import EXPERT_GEMM
+from warmup_plugin.engines.embedded.parallel import ALL_REDUCE, tuning_over
+from warmup_plugin.engines.embedded.runners import BlockedGemmRunner, CpuRunner, ExpertGemmRunner
+from warmup_plugin.engines.embedded.worker import VERSION, Engine
+from warmup_plugin.errors import RankLostError
+from warmup_plugin.settings import Settings
+from warmup_plugin.steps import share
+from warmup_plugin.store import Store
+from warmup_plugin.tuner import install, probe, replay
+from warmup_plugin.tuner.known_ops import KNOWN_OPS
+
+#: The nine steps and the functions of `kernel_warmup` that take them, on every rank.
+STEPS = {
+    "read": "read",
+    "agree": "agree",
+    "survey": "run_survey",
+    "plan": "make_work",
+    "tune": "tune",
+    "share": "share",
+    "prepare": "prepare",
+    "publish": "publish",
+    "certify": "certify",
+}
+
+
+class Here:
+    """This rank of its job, and what its faults have arranged."""
+
+    def __init__(self, engine: Engine, job: int, rank: int, group: Any) -> None:
+        self.engine, self.job, self.rank, self.group = engine, job, rank, group
+        self.forward: Callable[[], object] = engine.forward
+        self.context: Callable[[], Any] | None = None
+        self.on_task: Callable[[int], None] = lambda _number: None
+        self.sent: list[str] = []
+        self.was_stopped = False
+
+    def say(self, event: str, **more: Any) -> None:
+        """Tell the launcher now: this process may not come to tell it later."""
+        said = {"job": self.job, "rank": self.rank, "event": event, "at": time.monotonic(), **more}
+        self.engine.say(json.dumps(said))
+
+
+def jobs(
+    engine: Engine, size: int, plans: Sequence[Mapping[str, Any]], dp: int = 1
+) -> dict[str, Any]:
+    """Run this rank's part of its job; ``size`` ranks are a job, of ``dp`` replicas each."""
+    with Path(os.devnull).open("w", encoding="utf-8") as nothing:
+        os.dup2(nothing.fileno(), 2)  # torch's own comments on every connection that breaks
+    job, rank = divmod(engine.ranks.rank, size)
+    groups = []
+    for index, plan in enumerate(plans):
+        members = list(range(index * size, (index + 1) * size))
+        timeout = timedelta(seconds=plan.get("group_timeout_s", 60.0))
+        groups.append(dist.new_group(members, backend="gloo", timeout=timeout))
+    plan = plans[job]
+    node = plan["node_of_rank"][rank]
+    local_ranks = plan.get("local_ranks") or [
+        plan["node_of_rank"][:other].count(plan["node_of_rank"][other]) for other in range(size)
+    ]
+    engine.config = replace(engine.config, dp=dp)
+    engine.ranks = engine.config.place(rank, local_rank=local_ranks[rank], node=f"node{node}")
+    engine.root = Path(plan["roots"][node])
+    os.environ.update(plan.get("env", {}))
+    here = Here(engine, job, rank, groups[job])
+    for fault in plan.get("faults", ()):
+        if rank in fault["on"]:
+            more = {name: value for name, value in fault.items() if name not in ("on", "do")}
+            globals()[fault["do"]](here, **more)
+    return _warm_up(here)
+
+
+def _warm_up(here: Here) -> dict[str, Any]:
+    """Warm up as an engine would; return what became of it, whatever that is."""
+    engine = here.engine
+    ops = KNOWN_OPS.plus(
+        pass_through={ALL_REDUCE: "its tactics are collective"},
+        twin_fields={EXPERT_GEMM: {ExpertGemmRunner.EP_RANK_INDEX: "ep_rank"}},
+    )
+    lines = _tell_what_is_logged(here)
+    done = 0
+
+    def progress(_step: str, _task: str, number: int, _of: int) -> None:
+        nonlocal done
+        done = number
+        here.on_task(number)
+
+    found: dict[str, Any] = {"rank": here.rank, "began": time.monotonic()}
+    try:
+        with count_calls(**tuning_functions()) as counts, tuning_over(engine.tuning_group):
+            found["report"] = kernel_warmup.warm_up(
+                here.forward,
+                identity=engine.identity(),
+                ranks=engine.ranks,
+                group=here.group,
+                settings=Settings.from_env(),
+                root=engine.root,
+                ops=ops,
+                engine=("embedded", VERSION),
+                progress=progress,
+                **({} if here.context is None else {"tuning_context": here.context}),
+            )
+        found["counts"] = counts
+    except BaseException as error:  # noqa: BLE001  # whatever it is, it is the result
+        cause = error.__cause__
+        found["error"] = (type(error).__name__, str(error), getattr(error, "rank", None))
+        found["cause"] = "" if cause is None else f"{type(cause).__name__}: {cause}"
+    found["ended"] = time.monotonic()
+    here.say("ended")
+    found["served"] = engine.ops.served() if "report" in found else {}
+    tuner = probe.tuner()
+    held = [*probe.loaded(tuner), *map(str, tuner.profiling_cache)]
+    found["held"] = [key for key in held if ALL_REDUCE not in key]  # that op looks after itself
+    found.update(logged=lines, sent=here.sent, done=done)
+    return found
+
+
+def _tell_what_is_logged(here: Here) -> list[str]:
+    lines: list[str] = []
+    handler = logging.Handler(logging.INFO)
+
+    def emit(record: logging.LogRecord) -> None:
+        lines.append(record.getMessage())
+        here.say("logged", level=record.levelno, text=record.getMessage())
+
+    handler.emit = emit  # type: ignore[method-assign]
+    logger = logging.getLogger("warmup_plugin")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    return lines
+
+
+# -- where a fault strikes -------------------------------------------------------------------------
+
+
+def _at(here: Here, point: str, strike: Callable[[], None]) -> None:
+    """Strike once when this rank comes to a point.
+
+    ``read``: it begins that step. ``tune:3``: it has three tasks behind it. ``meet:share``: it is
+    about to hand in its word. ``profile:3``: while its third tactic is measured. ``forward``: in
+    the engine's forward. ``before``: it has not called `warm_up` yet.
+    """
+    kind, _, which = point.partition(":")
+    struck = False
+
+    def strike_once() -> None:
+        nonlocal struck
+        if not struck:
+            struck = True
+            strike()
+
+    def before(function: Any, is_it: Callable[[tuple[Any, ...]], bool] = lambda _: True) -> Any:
+        def wrapped(*args: Any, **options: Any) -> Any:
+            if is_it(args):
+                strike_once()
+            return function(*args, **options)
+
+        return wrapped
+
+    if point == "before":
+        strike()
+    elif kind == "meet":
+        meet = before(rendezvous.Meeting.meet, lambda args: args[1] == which)
+        rendezvous.Meeting.meet = meet  # type: ignore[method-assign]
+    elif kind == "profile":
+        count = 0
+
+        def is_the_one(_args: tuple[Any, ...]) -> bool:
+            nonlocal count
+            count += autotuner.AutoTuner.get().is_tuning_mode
+            return count == int(which)
+
+        tuner = autotuner.AutoTuner
+        tuner._profile_single_kernel = before(tuner._profile_single_kernel, is_the_one)
+    elif which:
+        here.on_task = lambda number: strike_once() if number == int(which) else None
+    elif point == "forward":
+        here.forward = before(here.forward)
+    else:
+        name = STEPS[point]
+        setattr(kernel_warmup, name, before(getattr(kernel_warmup, name)))
+
+
+# -- processes that stop, die, sleep ---------------------------------------------------------------
+
+
+def stop(here: Here, at: str) -> None:
+    """Stop this process; the launcher lets it go on. What it sends from then on is noted."""
+
+    def strike() -> None:
+        here.say("stopped", pid=os.getpid())
+        os.kill(os.getpid(), signal.SIGSTOP)
+        here.was_stopped = True
+        here.say("woken")
+
+    link = storelink.StoreLink
+    for name in ("set", "add", "compare_set"):
+        setattr(link, name, _noting(here, getattr(link, name)))
+    _at(here, at, strike)
+
+
+def _noting(here: Here, function: Callable[..., Any]) -> Callable[..., Any]:
+    def noting(link: Any, key: str, *args: Any) -> Any:
+        if here.was_stopped:
+            here.sent.append(key)
+        return function(link, key, *args)
+
+    return noting
+
+
+def kill(here: Here, at: str) -> None:
+    """End this process as the kernel's out-of-memory killer does."""
+
+    def strike() -> None:
+        here.say("killed", pid=os.getpid())
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    _at(here, at, strike)
+
+
+def send(here: Here, at: str, name: str) -> None:
+    """Send this process a signal."""
+
+    def strike() -> None:
+        here.say("signalled", pid=os.getpid())
+        signal.raise_signal(getattr(signal, name))
+
+    _at(here, at, strike)
+
+
+def sleep(here: Here, at: str, seconds: float) -> None:
+    """Be late, but alive."""
+
+    def strike() -> None:
+        here.say("asleep")
+        time.sleep(seconds)
+
+    _at(here, at, strike)
+
+
+def hold_the_interpreter(here: Here, at: str, seconds: float) -> None:
+    """Be alive and silent, as in a long compile that does not let other threads run."""
+
+    def strike() -> None:
+        here.say("asleep")
+        ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+
+    _at(here, at, strike)
+
+
+# -- functions that raise --------------------------------------------------------------------------
+
+#: What takes part in a step, as (object, attribute).
+PARTS: dict[str, tuple[Any, str]] = {
+    "reading": (Store, "read"),
+    "installing": (install.Installed, "load_final"),
+    "loading": (install.Installed, "load"),
+    "tuning": (replay, "tune"),
+    "sharing": (share, "settle"),
+    "preparing": (replay, "prepare"),
+    "publishing": (Store, "publish"),
+    "reporting": (Store, "write_report"),
+    "asking": (replay, "served"),
+}
+ERRORS: dict[str, Callable[[], BaseException]] = {
+    "KeyboardInterrupt": KeyboardInterrupt,
+    "MemoryError": lambda: MemoryError("injected"),
+    "OSError": lambda: OSError(5, "injected"),
+    "OutOfMemoryError": lambda: torch.cuda.OutOfMemoryError("injected"),
+    "RuntimeError": lambda: RuntimeError("injected"),
+    "SystemExit": lambda: SystemExit("injected"),
+    "ZeroDivisionError": lambda: ZeroDivisionError("injected"),
+}
+
+
+def fail(here: Here, part: str, error: str = "RuntimeError") -> None:
+    """Let a part of the package raise whenever it is called."""
+    owner, name = PARTS[part]
+
+    def failing(*_args: Any, **_options: Any) -> NoReturn:
+        here.say("failed")
+        raise ERRORS[error]()
+
+    setattr(owner, name, failing)
+
+
+def fail_at(here: Here, at: str, error: str) -> None:
+    """Raise once."""
+
+    def strike() -> None:
+        here.say("failed")
+        raise ERRORS[error]()
+
+    _at(here, at, strike)
+
+
+def fail_tactic(
+    here: Here, error: str = "RuntimeError", op: str = "embedded::gemm", tactic: int = 0
+) -> None:
+    """Let one tactic of an op raise on this rank, whenever it is run."""
+
+    def strike() -> None:
+        here.say("failed")
+        raise ERRORS[error]()
+
+    _on_tactic(op, tactic, strike)
+
+
+def hang_in_tactic(
+    here: Here, seconds: float, op: str = "embedded::gemm", tactic: int = 0
+) -> None:
+    """Let one tactic of an op not return for that long, in code that heeds no signal."""
+
+    def strike() -> None:
+        here.say("hanging", pid=os.getpid())
+        # Like a driver's call: it lets the interpreter go, and no signal interrupts it.
+        libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+        threading.Timer(seconds, libc.pthread_mutex_unlock, [mutex]).start()
+        libc.pthread_mutex_lock(mutex)
+        libc.pthread_mutex_lock(mutex)
+
+    _on_tactic(op, tactic, strike)
+
+
+def _on_tactic(op: str, tactic: int, strike: Callable[[], None]) -> None:
+    run = CpuRunner.forward
+
+    def forward(self: Any, inputs: Any, *args: Any, **options: Any) -> Any:
+        asked = options.get("tactic", args[0] if args else -1)
+        if self.op == op and isinstance(self, BlockedGemmRunner) and asked == tactic:
+            strike()
+        return run(self, inputs, *args, **options)
+
+    CpuRunner.forward = forward  # type: ignore[method-assign]
+
+
+def fail_synthesis(here: Here, error: str) -> None:
+    """Have no memory for the inputs of a measurement."""
+
+    def failing(*_args: Any, **_options: Any) -> NoReturn:
+        here.say("failed")
+        raise ERRORS[error]()
+
+    autotuner.AutoTuner._prepare_input_tensors = failing
+
+
+def fail_forward(
+    here: Here, error: str = "ZeroDivisionError", *, after: bool = False, stuck: bool = True
+) -> None:
+    """Let the engine's forward raise on this rank: before its collectives, or after all of them.
+
+    Where it does not get ``stuck``, the forward has no collective at all.
+    """
+    forward = here.forward if stuck else lambda: None
+
+    def failing() -> NoReturn:
+        if after:
+            forward()
+        here.say("failed")
+        raise ERRORS[error]()
+
+    here.forward = failing
+
+
+def lonely_forward(here: Here) -> None:
+    """Let the forward have no collective."""
+    here.forward = lambda: None
+
+
+# -- ranks that are told, or hold, something else --------------------------------------------------
+
+
+def environ(_here: Here, **variables: str) -> None:
+    """Have other variables in the environment."""
+    os.environ.update(variables)
+
+
+def context(here: Here, **options: Any) -> None:
+    """Open another tuning context: `autotune(True, **options)`."""
+    if "skip_ops" in options:
+        options["skip_ops"] = set(options["skip_ops"])
+    if "tuning_buckets" in options:
+        options["tuning_buckets"] = tuple(options["tuning_buckets"])
+    here.context = lambda: autotuner.autotune(True, **options)
+
+
+def stamp(_here: Here, **fields: str) -> None:
+    """Let FlashInfer see another environment."""
+    collect = autotuner._collect_metadata
+
+    def collected() -> dict[str, str]:
+        return {**collect(), **fields}
+
+    # Where it is looked up by us, and by FlashInfer: one module in older releases.
+    for module in (autotuner, sys.modules[autotuner.AutoTuner.__module__]):
+        vars(module).update(_collect_metadata=collected)
+
+
+def tuned_before(here: Here) -> None:
+    """Have winners in memory before the session, as an earlier warm-up pass leaves them."""
+    x, weight = torch.ones(8, 32), torch.ones(16, 32)
+    with autotuner.autotune(True), tuning_over(None):
+        for _ in range(2):
+            here.engine.ops.gemm(x, weight)
+    assert probe.tuner().profiling_cache
+
+
+def idle(here: Here) -> None:
+    """Have no tokens: the forward calls no op."""
+    here.forward = lambda: None
+
+
+def tokens(here: Here, number: int) -> None:
+    """Warm up with another batch."""
+    here.forward = lambda: here.engine.forward(number)
+
+
+# -- many sessions ---------------------------------------------------------------------------------
+
+
+def sessions(engine: Engine, number: int, root: str) -> list[dict[str, int]]:
+    """Warm up again and again in one process; return what the process holds after each time."""
+    engine.root = Path(root)
+    held = []
+    x, weight = torch.ones(4, 16), torch.ones(16, 16)
+
+    def forward() -> None:
+        engine.ops.gemm(x, weight)
+
+    for _ in range(number):
+        kernel_warmup.warm_up(
+            forward,
+            identity=engine.identity(),
+            ranks=engine.ranks,
+            group=dist.group.WORLD,
+            settings=Settings.from_env(),
+            root=engine.root,
+        )
+        held.append(
+            {
+                "threads": threading.active_count(),
+                "tasks": len(list(Path("/proc/self/task").iterdir())),
+                "files": len(list(Path("/proc/self/fd").iterdir())),
+                "groups": len(dist.distributed_c10d._world.pg_map),
+            }
+        )
+    with contextlib.suppress(RankLostError):
+        dist.barrier()
+    return held

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the ranks of `starts.py` run: functions of an engine, for `launch`."""
+
+from __future__ import annotations
+
+import gc
+import time
+import weakref
+from dataclasses import asdict
+from typing import Any
+
+import flashinfer.autotuner as fi
+
+from warmup_plugin.engines.embedded.worker import Engine
+from warmup_plugin.kernel_warmup import warm_up
+from warmup_plugin.tuner import probe
+
+
+def facts(_engine: Engine) -> dict[str, Any]:
+    """Say what the release has and can do."""
+    places = {"module": fi, "AutoTuner": fi.AutoTuner, "tuner": fi.AutoTuner()}
+    return {
+        "capabilities": asdict(probe.probe()),
+        "present": {f"{w}.{name}": hasattr(places[w], name) for w, name in probe.REQUIRED},
+    }
+
+
+def whole_call(engine: Engine) -> dict[str, Any]:
+    """Let FlashInfer tune the forward in its own way; return what it would save."""
+    import json
+    import tempfile
+    from pathlib import Path
+
+    with fi.autotune(True):
+        engine.forward()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "saved.json")
+        fi.AutoTuner.get().save_configs(str(path))
+        document: dict[str, Any] = json.loads(path.read_text())
+    return {key: value for key, value in document.items() if not key.startswith("_")}
+
+
+def slow_second_rank(engine: Engine) -> dict[str, Any]:
+    """Warm up with a second rank that tunes slower; say when each had tuned and was done.
+
+    And whether anything recorded is alive then.
+    """
+    tuned_until, recorded = [0.0], []
+
+    def progress(step: str, *_: Any) -> None:
+        if step == "tune":
+            time.sleep(0.01 * engine.ranks.rank)
+            tuned_until[0] = time.monotonic()
+
+    def forward() -> None:
+        engine.forward()
+        survey = fi.AutoTuner.get().choose_one.__self__
+        calls = {id(task.call): task.call for task in survey.tasks.values()}.values()
+        recorded.extend(weakref.ref(call) for call in calls)
+        recorded.extend(weakref.ref(runner) for call in calls for runner in call.runners)
+        recorded.extend(weakref.ref(call.inputs[0]) for call in calls)
+
+    from warmup_plugin.engines.embedded.worker import dist
+
+    report = warm_up(
+        forward, identity=engine.identity(), ranks=engine.ranks, group=dist.group.WORLD,
+        root=engine.root, progress=progress,
+    )  # fmt: skip
+    done = time.monotonic()
+    gc.collect()
+    alive = [type(ref()).__name__ for ref in recorded if ref() is not None]
+    return {
+        "tuned_until": tuned_until[0], "done": done, "agreement": report.agreement,
+        "recorded": len(recorded), "alive": alive,
+    }  # fmt: skip

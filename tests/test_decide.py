@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the ranks decide together: the rules of each meeting, one table each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import pytest
+
+from warmup_plugin.decide import (
+    decide_agree,
+    decide_certify,
+    decide_load,
+    decide_open,
+    decide_ready,
+    decide_survey,
+)
+from warmup_plugin.identity import Identity
+
+Word = dict[str, Any]
+
+
+def ranks(*words: Word) -> dict[int, Word]:
+    return dict(enumerate(words))
+
+
+# -- opening -------------------------------------------------------------------------------------
+
+
+def factors(**more: Any) -> dict[str, Any]:
+    stamp = {"flashinfer_version": "0.7.2", "cudnn_version": "9", **more.pop("stamp", {})}
+    return dict(Identity.of(model="m", dtype="bf16", stamp=stamp, **more).factors)
+
+
+def hello(rank: int = 0, size: int = 1, node: str = "n0", **more: Any) -> Word:
+    return {
+        "ranks": {"rank": rank, "world_size": size, "node": node},
+        "tuning": False,
+        "version": "0.7.2",
+        "missing": [],
+        "keys_tell_options_apart": True,
+        "factors": factors(),
+        "require_agreement": False,
+        "mode": "on",
+        "strategy": "leader",
+        "on_hit": "survey",
+        **more,
+    }
+
+
+def opened(*changes: Word) -> Word:
+    size = len(changes)
+    record = decide_open({rank: hello(rank, size, **more) for rank, more in enumerate(changes)})
+    json.dumps(record)  # it crosses ranks
+    return record
+
+
+ANOTHER_GPU = {"factors": factors(gpu={"name": "another"})}
+ANOTHER_CUDNN = {"factors": factors(stamp={"cudnn_version": "8"})}
+OLD_KEYS = {"keys_tell_options_apart": False, "version": "0.6.12"}
+MOVED = {"missing": ["tuner._file_configs"], "version": "0.9.0"}
+AGREE = {"require_agreement": True}
+
+OPENING: dict[str, tuple[tuple[Word, ...], str, str]] = {
+    "alike": (({}, {}), "share", ""),
+    "strategy per_rank": (
+        ({"strategy": "per_rank"}, {"strategy": "per_rank"}), "per_rank", "strategy per_rank",
+    ),
+    "keys that cannot tell options apart": (
+        ({}, OLD_KEYS), "per_rank",
+        "rank 1: the file keys of FlashInfer 0.6.12 cannot tell runner options apart",
+    ),
+    "the same, agreement required": ((OLD_KEYS, AGREE), "defaults", "rank 0: the file keys"),
+    "another GPU": (({}, ANOTHER_GPU), "per_rank", "rank 1: gpu.name is 'another', not"),
+    "another cuDNN": (
+        ({}, {}, ANOTHER_CUDNN), "per_rank", "rank 2: stamp.cudnn_version is '8', not '9' as on rank 0",
+    ),
+    "another GPU, agreement required": (({}, {**ANOTHER_GPU, **AGREE}), "defaults", "rank 1: gpu"),
+    "another switch": (
+        ({}, {"factors": factors(switches={"MOE_AUTOTUNE": "1"})}), "per_rank", "switches.MOE_AUTOTUNE",
+    ),
+    "a moved name, of the rank that lacks it": (
+        ({}, MOVED), "unguarded", "FlashInfer 0.9.0 has no tuner._file_configs",
+    ),
+    "a moved name comes before keys": ((OLD_KEYS, MOVED), "unguarded", "FlashInfer 0.9.0"),
+    "an open context": (
+        ({}, {"tuning": True}), "refuse", "rank 1: a FlashInfer tuning context is open already",
+    ),
+    "an open context comes first": ((MOVED, {"tuning": True}), "refuse", "rank 1: a FlashInfer"),
+    "other coordinates": (
+        ({}, {"ranks": {"rank": 5, "world_size": 2, "node": "n0"}}), "refuse",
+        "rank 1 of 2 says that it is rank 5 of 2",
+    ),
+    "another size": (
+        ({"ranks": {"rank": 0, "world_size": 9, "node": "n0"}},), "refuse",
+        "rank 0 of 1 says that it is rank 0 of 9",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "go", "reason"), OPENING.values(), ids=OPENING)
+def test_how_far_ranks_share(changes: tuple[Word, ...], go: str, reason: str) -> None:
+    """And why not further, for log and report."""
+    record = opened(*changes)
+    assert record["go"] == go
+    assert reason in record["reason"] if reason else record["reason"] == ""
+
+
+@pytest.mark.parametrize("unknown", ["unknown", "None", None])
+def test_a_stamp_field_unknown_on_one_side_is_no_difference(unknown: str | None) -> None:
+    """The value that somebody knows stands in everybody's identity."""
+    here = factors()
+    here["stamp"] = {**here["stamp"], "cudnn_version": unknown}
+    for changes in (({"factors": here}, {}), ({}, {"factors": here})):
+        record = opened(*changes)
+        assert record["go"] == "share"
+        assert record["factors"]["stamp"]["cudnn_version"] == "9"
+    alone = opened({"factors": here})
+    assert alone["factors"]["stamp"]["cudnn_version"] == "unknown"
+
+
+def test_two_ranks_that_know_different_things_differ() -> None:
+    """Also where rank 0 knows nothing."""
+    blank = factors()
+    blank["stamp"] = {**blank["stamp"], "cudnn_version": "unknown"}
+    record = opened({"factors": blank}, {}, ANOTHER_CUDNN)
+    assert (record["go"], "rank 2: stamp.cudnn_version" in record["reason"]) == ("per_rank", True)
+
+
+def test_rank_0s_settings_are_used_and_the_others_told() -> None:
+    """Engine factors that differ are told too; file keys are exact, so ranks share all the same."""
+    record = opened(
+        {"mode": "read-only", "on_hit": "skip"},
+        {"mode": "on", "on_hit": "skip", "factors": factors(extra={"tokens": 5})},
+    )
+    assert [record[name] for name in ("mode", "strategy", "on_hit")] == ["read-only", "leader", "skip"]
+    assert record["go"] == "share"
+    assert len(record["warnings"]) == 2
+    assert "rank 1 has mode=on, rank 0's read-only is used" in record["warnings"]
+    assert "extra" in record["warnings"][1]
+
+
+def test_the_first_rank_of_each_node_writes() -> None:
+    places = [{"ranks": {"rank": r, "world_size": 5, "node": n}} for r, n in enumerate("abbab")]
+    record = opened(*places)
+    assert record["nodes"] == [[0, 3], [1, 2, 4]]
+    assert record["writers"] == [0, 1]
+
+
+# -- tables --------------------------------------------------------------------------------------
+
+
+def table(sha256: str = "", manifest: str = "", **more: Any) -> Word:
+    return {
+        "table": sha256, "manifest": manifest, "defaults": [], "complete": False, "trusted": False,
+        "warnings": [], "mark": "", **more,
+    }  # fmt: skip
+
+
+def test_without_a_table_all_start_cold() -> None:
+    record = decide_agree(ranks(table(warnings=["a: denied"]), table(warnings=["b: absent"])))
+    assert record["go"] == "none"
+    assert record["warnings"] == ["rank 0: a: denied", "rank 1: b: absent"]
+
+
+def test_one_table_is_everybodys_whoever_has_it() -> None:
+    """Its heading travels with it."""
+    record = decide_agree(ranks(table(), table("T", "M", defaults=["d"], complete=True, trusted=True)))
+    assert record["go"] == "one"
+    assert (record["from"], record["held_by"]) == (1, [1])
+    heading = {name: record[name] for name in ("table", "manifest", "defaults", "complete", "trusted")}
+    assert heading == {
+        "table": "T", "manifest": "M", "defaults": ["d"], "complete": True, "trusted": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "want"),
+    [
+        ([table("T", "M"), table("U", "N")], [0, 1]),
+        ([table(), table("T", "M"), table("U", "N"), table("T", "M")], [1, 2]),
+        ([table("T", ""), table("T", "M")], [0, 1]),
+        ([table("T", "M"), table("T", "N"), table("T", "M")], [0, 1]),
+    ],
+    ids=["two tables", "each digest once", "one manifest lost", "two manifests of one table"],
+)
+def test_different_tables_are_merged(words: list[Word], want: list[int]) -> None:
+    """Each distinct pair of table and manifest crosses once; a valid manifest is not lost."""
+    record = decide_agree(ranks(*words))
+    assert (record["go"], record["want"]) == ("merge", want)
+
+
+def test_a_table_that_one_rank_cannot_load_is_nobodys() -> None:
+    fine, bad = {"error": "", "shares_disk": False}, {"error": "refused", "shares_disk": True}
+    assert decide_load(ranks(fine, fine)) == {"go": "loaded", "redundant": []}
+    assert decide_load(ranks(fine, bad)) == {
+        "go": "empty", "reason": "rank 1: refused", "redundant": [1],
+    }  # fmt: skip
+
+
+# -- survey --------------------------------------------------------------------------------------
+
+
+def surveyed(**more: Any) -> Word:
+    return {
+        "error": "", "last_answered": "", "missing": 0, "unshared": 0, "heal": False, "skipped": [], **more,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "go"),
+    [
+        ([surveyed(), surveyed()], "warm"),
+        ([surveyed(), surveyed(missing=1)], "plan"),
+        ([surveyed(unshared=2), surveyed()], "plan"),
+        ([surveyed(), surveyed(heal=True)], "plan"),
+        ([surveyed(error="E", last_answered="op")] * 2, "rerun"),
+        ([surveyed(error="E", last_answered="op")], "rerun"),
+        ([surveyed(error="E", last_answered="op"), surveyed(last_answered="op")], "abort"),
+        ([surveyed(error="E", last_answered="op"), surveyed(error="E", last_answered="po")], "abort"),
+        ([surveyed(error="E"), surveyed(error="E")], "abort"),
+    ],
+    ids=[
+        "all known", "one missing", "one unshared", "files to heal", "all fail at one op",
+        "alone", "one fails", "at two ops", "before any op",
+    ],
+)  # fmt: skip
+def test_what_forwards_have_shown(words: list[Word], go: str) -> None:
+    """A failure at one op on every rank is the op's; any other is a rank's."""
+    record = decide_survey(ranks(*words))
+    assert record["go"] == go
+    assert record.get("op") == ("op" if go == "rerun" else None)
+
+
+def test_the_failed_rank_is_named() -> None:
+    record = decide_survey(ranks(surveyed(), surveyed(), surveyed(error="ValueError: 1"), surveyed()))
+    assert (record["go"], record["rank"], record["reason"]) == ("abort", 2, "ValueError: 1")
+
+
+def test_an_op_that_one_rank_skips_is_skipped_by_all() -> None:
+    words = ranks(surveyed(skipped=["b"]), surveyed(skipped=["a", "b"]), surveyed(error="E"))
+    assert decide_survey(words)["skipped"] == ["a", "b"]
+    assert decide_survey(ranks(surveyed(skipped=["b"])))["skipped"] == ["b"]
+
+
+# -- sharing -------------------------------------------------------------------------------------
+
+
+def ready(**more: Any) -> Word:
+    return {"failed": {}, "error": "", **more}
+
+
+def test_winners_that_some_rank_cannot_build_are_dropped_by_all() -> None:
+    """With the lowest such rank's reason."""
+    record = decide_ready(ranks(ready(), ready(failed={"t": "no"}), ready(failed={"t": "nay", "u": "x"})))
+    assert record == {"go": "serve", "drop": {"t": "rank 1: no", "u": "rank 2: x"}, "reason": ""}
+
+
+def test_a_table_that_is_not_in_force_on_one_rank_is_in_force_on_none() -> None:
+    record = decide_ready(ranks(ready(failed={"t": "no"}), ready(error="refused")))
+    assert record == {"go": "defaults", "drop": {}, "reason": "rank 1: refused"}
+
+
+def certified(served: str = "s", **more: Any) -> Word:
+    return {"served": served, "deviates": [], "published": [], **more}
+
+
+def certificate(*served: str) -> str:
+    return hashlib.sha256("".join(served).encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("served", "expected"),
+    [
+        (["a"], certificate("a")),
+        (["a", "a", "a"], certificate("a")),
+        (["b", "a", "b"], certificate("a", "b")),
+        (["", ""], ""),
+    ],
+    ids=["alone", "one stage", "two stages", "nothing shared"],
+)
+def test_the_certificate_is_over_the_distinct_answers(served: list[str], expected: str) -> None:
+    """Equal on every rank and at every start; stages answer for different tasks."""
+    record = decide_certify(ranks(*(certified(one) for one in served)))
+    assert (record["go"], record["certificate"]) == ("serve", expected)
+
+
+def test_ranks_that_deviate_are_named_and_all_serve_defaults() -> None:
+    record = decide_certify(
+        ranks(certified(published=["/a"]), certified(deviates=["op @ 1", "op @ 2"], published=["/b"]))
+    )
+    assert record["go"] == "defaults"
+    assert record["reason"] == "other tactics are served than agreed (rank 1: op @ 1, op @ 2)"
+    assert record["published"] == ["/a", "/b"]

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From results to one table: a task has one winner, under that runner's key of every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from warmup_plugin.manifest import Manifest, Outcome, TaskRecord
+from warmup_plugin.plan import Inventory, Item
+from warmup_plugin.settle import Result, Settled, settle, without
+from warmup_plugin.table import Entry, Table
+
+STAMP = {"flashinfer_version": "0.7.2.post1"}
+A, B = "('op', 'A', 1)", "('op', 'B', 1)"
+FAST, SLOW, OTHER = Entry("A", 1, ("hot",)), Entry("B", 2, ("hot",)), Entry("A", 9)
+
+
+def item(name: str = "t", state: str = "missing", *keys: str, adopt: str = "", reason: str = "") -> Item:
+    return Item(name, "op", keys or (A, B), state, adopt, reason)
+
+
+def tuned(name: str = "t", winner: int = 0, entry: Entry = FAST, **more: Any) -> Result:
+    return Result(name, "tuned", winner, entry, ms=1.0, rank=1, host="h", at=5.0, **more)
+
+
+def record(outcome: Outcome = "tuned", *keys: str, **more: Any) -> TaskRecord:
+    return TaskRecord(op="op", keys=(keys or (A, B),), outcome=outcome, ms=3.0, at=1.0, **more)
+
+
+def settled(
+    inventories: Mapping[int, Inventory],
+    *results: Result,
+    base: Mapping[str, Entry] | None = None,
+    records: Mapping[str, TaskRecord] | None = None,
+) -> Settled:
+    found = settle(Table(STAMP, base or {}), records or {}, inventories, results)
+    assert found.table.stamp == STAMP
+    assert found.table.records == {}
+    return found
+
+
+@pytest.mark.parametrize(("winner", "key", "entry"), [(0, A, FAST), (1, B, SLOW)])
+def test_the_winners_key_alone_is_stored(winner: int, key: str, entry: Entry) -> None:
+    """The losers' keys go, else FlashInfer would serve the first listed, not the faster."""
+    found = settled({0: [item()]}, tuned(winner=winner, entry=entry), base={A: OTHER, B: OTHER})
+    assert found.table.entries == {key: entry}
+    assert found.complete
+    assert found.tasks["t"] == TaskRecord(
+        op="op", keys=((A, B),), outcome="tuned", ms=1.0, rank=1, host="h", at=5.0
+    )
+
+
+def test_times_and_policy_are_kept() -> None:
+    found = settled({0: [item()]}, tuned(default_ms=4.0))
+    assert found.tasks["t"].default_ms == 4.0
+    assert found.table.entries[A].policy == ("hot",)
+
+
+def test_twins_get_the_winner_under_each_ranks_key() -> None:
+    """Whichever rank tuned it; the record has every rank's keys."""
+    ranks = {rank: [item("t", "missing", f"A{rank}", f"B{rank}")] for rank in range(3)}
+    found = settled(ranks, tuned(winner=1, entry=SLOW), base={"A1": OTHER})
+    assert found.table.entries == {"B0": SLOW, "B1": SLOW, "B2": SLOW}
+    assert found.tasks["t"].keys == (("A0", "B0"), ("A1", "B1"), ("A2", "B2"))
+
+
+def test_a_stored_twin_answers_the_others() -> None:
+    """Known on rank 0, missing on rank 1: nothing is tuned, both keys are stored."""
+    ranks = {0: [item("t", "known", "A0", "B0")], 1: [item("t", "missing", "A1", "B1")]}
+    found = settled(ranks, base={"B0": SLOW}, records={"t": record("tuned", "A0", "B0")})
+    assert found.table.entries == {"B0": SLOW, "B1": SLOW}
+    assert found.tasks["t"].keys == (("A0", "B0"), ("A1", "B1"))
+    assert found.tasks["t"].at == 1.0  # as it was: nothing new was learnt
+    assert found.complete
+
+
+def test_stages_with_disjoint_tasks_are_put_together() -> None:
+    ranks = {0: [item("a", "missing", "KA")], 1: [item("b", "missing", "KB")]}
+    found = settled(ranks, tuned("a"), tuned("b", entry=SLOW))
+    assert found.table.entries == {"KA": FAST, "KB": SLOW}
+
+
+def test_what_is_known_stays_as_it_is() -> None:
+    before = record(host="elsewhere")
+    found = settled({0: [item(state="known")]}, base={B: SLOW}, records={"t": before})
+    assert found.table.entries == {B: SLOW}
+    assert found.tasks == {"t": before}
+    assert found.complete
+
+
+def test_tasks_that_this_job_does_not_have_keep_entry_and_record() -> None:
+    """Another model or phase may share the file."""
+    found = settled(
+        {0: [item()]}, tuned(), base={"elsewhere": OTHER}, records={"e": record("tuned", "elsewhere")}
+    )
+    assert found.table.entries == {A: FAST, "elsewhere": OTHER}
+    assert found.tasks.keys() == {"t", "e"}
+
+
+@pytest.mark.parametrize("kind", ["default", "unstable"])
+def test_a_task_without_a_winner_is_recorded_with_its_reason(kind: str) -> None:
+    """And takes with it what was stored for it."""
+    result = Result("t", kind, reason="out of memory", rank=0, at=5.0)
+    found = settled({0: [item()]}, result, base={A: OTHER})
+    assert found.table.entries == {}
+    assert (found.tasks["t"].outcome, found.tasks["t"].reason) == (kind, "out of memory")
+    assert found.complete
+
+
+@pytest.mark.parametrize("state", ["default", "unstable"])
+def test_what_the_survey_knows_to_have_no_winner_is_recorded(state: str) -> None:
+    found = settled({0: [item(state=state, reason="its key is unstable")]})
+    assert (found.tasks["t"].outcome, found.tasks["t"].reason) == (state, "its key is unstable")
+    assert found.complete
+
+
+@pytest.mark.parametrize("outcome", ["default", "unstable"])
+def test_known_defaults_keep_their_record(outcome: Outcome) -> None:
+    before = record(outcome, reason="all tactics failed")
+    found = settled({0: [item(state="default")]}, records={"t": before})
+    assert found.tasks == {"t": before}
+
+
+def test_a_task_that_was_not_tuned_is_missing() -> None:
+    """Its rank failed, or nothing may be timed: not complete, not recorded."""
+    found = settled({0: [item(), item("u", "missing", "U")]}, tuned("u"))
+    assert found.tasks.keys() == {"u"}
+    assert not found.complete
+
+
+def test_a_record_without_its_entry_is_no_answer() -> None:
+    found = settled({0: [item()]}, records={"t": record("tuned")})
+    assert found.tasks == {}
+    assert not found.complete
+
+
+@pytest.mark.parametrize("runner", ["A", "B"])
+def test_an_old_files_entry_is_adopted_under_its_runners_key(runner: str) -> None:
+    old = "('op', 1)"
+    entry = Entry(runner, 7)
+    found = settled({0: [item(adopt=old)], 1: [item()]}, base={old: entry})
+    assert found.table.entries == {old: entry, {"A": A, "B": B}[runner]: entry}
+    assert found.tasks["t"].outcome == "adopted"
+    assert found.complete
+
+
+def test_an_entry_without_a_record_is_adopted() -> None:
+    """A file that has lost its manifest: its entries answer exactly matching tasks."""
+    found = settled({0: [item(state="known")]}, base={A: FAST})
+    assert found.table.entries == {A: FAST}
+    assert found.tasks["t"].outcome == "adopted"
+
+
+# -- never shared --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_unshared_task_is_not_stored_whichever_rank_says_so(rank: int) -> None:
+    """Nor is what an older file has under its keys."""
+    ranks = {r: [item(state="unshared" if r == rank else "known")] for r in range(2)}
+    found = settled(ranks, base={A: FAST})
+    assert found.table.entries == {}
+    assert found.tasks == {}
+    assert found.complete
+
+
+def test_an_unshared_task_with_a_record_becomes_a_default() -> None:
+    """Else the union with the file would bring its entry back."""
+    found = settled({0: [item(state="unshared", reason="one file key, two configurations")]},
+                    base={A: FAST}, records={"t": record()})  # fmt: skip
+    assert found.table.entries == {}
+    assert found.tasks["t"].outcome == "default"
+    assert found.tasks["t"].reason == "one file key, two configurations"
+
+
+def test_a_task_found_unshared_while_tuning_is_not_stored() -> None:
+    found = settled({0: [item()]}, Result("t", "unshared", reason="other candidates", at=5.0), base={A: FAST})
+    assert (found.table.entries, found.tasks, found.complete) == ({}, {}, True)
+
+
+def test_two_tasks_with_one_key_are_not_stored() -> None:
+    """Whatever a rank reports for them."""
+    ranks = {0: [item("t")], 1: [item("u", "missing", B)]}
+    found = settled(ranks, tuned("t"), tuned("u", entry=SLOW))
+    assert (found.table.entries, found.tasks) == ({}, {})
+
+
+# -- dropping afterwards -------------------------------------------------------------------------
+
+
+def test_a_dropped_task_is_a_default_in_table_and_manifest() -> None:
+    """A winner that some rank cannot build; the other tasks stay."""
+    table = Table(STAMP, {A: FAST, "U": SLOW}, {"product": 1})
+    manifest = Manifest(identity="i", tasks={"t": record(), "u": record("tuned", "U")}, generation=3)
+    less, said = without(table, manifest, {"t": "rank 1: no kernel"})
+    assert less == Table(STAMP, {"U": SLOW}, {"product": 1})
+    assert (said.tasks["t"].outcome, said.tasks["t"].reason) == ("default", "rank 1: no kernel")
+    assert said.tasks["u"] == manifest.tasks["u"]
+    assert (said.generation, said.known_defaults) == (3, ("t",))

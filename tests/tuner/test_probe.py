@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every private name of FlashInfer that is used is there, and a release without one is not used.
+
+The same on the other releases is in `tests/release`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import flashinfer
+import flashinfer.autotuner
+import pytest
+from flashinfer.autotuner import AutoTuner
+
+from warmup_plugin.tuner import probe
+from warmup_plugin.tuner.probe import REQUIRED
+
+if TYPE_CHECKING:
+    from tests.tuner.conftest import Children
+
+PLACES = {"module": flashinfer.autotuner, "AutoTuner": AutoTuner}
+
+
+@pytest.mark.parametrize(("where", "name"), REQUIRED, ids=[".".join(row) for row in REQUIRED])
+def test_required_names_are_there(where: str, name: str) -> None:
+    assert hasattr(PLACES.get(where) or AutoTuner(), name)
+
+
+def test_what_the_main_release_can_do() -> None:
+    assert probe.probe() == probe.Capabilities(
+        version=flashinfer.__version__,
+        missing=(),
+        keys_tell_options_apart=True,
+        fields_without_extras=4,
+        fields_with_extras=4,
+    )
+
+
+def test_the_probe_leaves_the_processes_tuner_alone() -> None:
+    """It asks a tuner of its own."""
+    tuner = AutoTuner.get()
+    before = {name: repr(value) for name, value in vars(tuner).items()}
+    probe.probe.cache_clear()
+    probe.probe()
+    assert {name: repr(value) for name, value in vars(tuner).items()} == before
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(("where", "name"), REQUIRED, ids=[".".join(row) for row in REQUIRED])
+def test_a_release_without_a_name_tunes_unguarded(
+    children: Children, where: str, name: str
+) -> None:
+    """Reported by name; FlashInfer tunes inside the forward, and nothing of ours touches it."""
+    report, found, modes, served, left = children.one("on_probe:without", where=where, name=name)
+    assert found.missing == (f"{where}.{name}",)
+    assert not found.can_record
+    assert report.agreement == "unguarded"
+    assert report.reason == f"FlashInfer {flashinfer.__version__} has no {where}.{name}"
+    assert any(f"{where}.{name}" in warning for warning in report.warnings)
+    assert (report.path, report.published, left) == ("", (), [])
+    is_tuned = name != "autotune"
+    assert modes == [is_tuned]
+    assert (served[1] != -1) == is_tuned
+    assert not list(children.root.rglob("rank_*"))
+
+
+@pytest.mark.multiprocess
+def test_unguarded_ranks_meet_afterwards(children: Children) -> None:
+    results = children.ranks("on_probe:without", tp=2, where="AutoTuner", name="search_cache")
+    assert [report.agreement for report, *_ in results] == ["unguarded", "unguarded"]
+
+
+@pytest.mark.multiprocess
+def test_the_process_group_is_taken_away_and_put_back(children: Children) -> None:
+    """Also after an interrupt."""
+    assert children.ranks("on_probe:groups", tp=2) == [[True, True, True]] * 2
+
+
+def test_file_keys_are_flashinfers() -> None:
+    """Built here, looked up there."""
+    keys = probe.Keys(probe.probe())
+    for extras in ((), ("fp8", True, 3)):
+        expected = AutoTuner._get_cache_key(
+            "op", probe._ProbeRunner(extras), ((3, 1),), flashinfer.autotuner.TuningConfig(), extras
+        ).file_key
+        assert keys.file_key("op", "_ProbeRunner", ((3, 1),), extras) == expected
+    assert keys.legacy_key("op", "R", ((3, 1),)) == "('op', 'R', ((3, 1),))"
+
+
+def test_three_field_keys_where_the_release_has_no_others() -> None:
+    """As 0.6.12's."""
+    keys = probe.Keys(probe.Capabilities("0.6.12", (), False, 3, 3))
+    assert keys.file_key("op", "R", ((3, 1),), ("fp8",)) == "('op', 'R', ((3, 1),))"
+
+
+def test_the_stamp_has_no_gaps() -> None:
+    """What FlashInfer cannot tell reads "unknown", never null."""
+    stamp = probe.stamp()
+    assert stamp["flashinfer_version"] == flashinfer.__version__
+    assert all(isinstance(value, str) and value for value in stamp.values())
+
+
+@pytest.mark.parametrize("has_memfd", [True, False])
+def test_bytes_get_a_path_for_a_while(has_memfd: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001
+    """Where there are no anonymous files, a temporary one."""
+    if not has_memfd:
+        monkeypatch.delattr("os.memfd_create")
+    with probe.as_file(b'{"a": 1}') as path:
+        assert json.loads(Path(path).read_text()) == {"a": 1}
+    assert not Path(path).exists()
