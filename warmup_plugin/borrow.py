@@ -54,7 +54,7 @@ class Borrowed:
                 self.entries[key], self.owners[key] = table.entries[key], frozenset({task})
 
     def take_engine(self, table: Table) -> None:
-        """Take an engine's entries; it tuned the same calls, but does not say which task is whose."""
+        """Take an engine's entries: of the same calls, without a word about whose they are."""
         for key, entry in table.entries.items():
             if key not in self.entries:
                 self.entries[key], self.owners[key] = entry, frozenset()
@@ -157,4 +157,3 @@ def _rows(folder: Path, limit: int) -> Iterator[_Row]:
 def _decoded(decoder: msgspec.json.Decoder[Any], path: Path, limit: int) -> Any:
     content = read_file(path, limit).content
     return content if isinstance(content, Miss) else decode(decoder, content)
-

@@ -84,7 +84,7 @@ def after_import(name: str, then: Callable[[ModuleType], None]) -> None:
     if name in sys.modules:
         safely(sys.modules[name])
     elif not any(isinstance(f, _AfterImport) and f.name == name for f in sys.meta_path):
-        sys.meta_path.insert(0, _AfterImport(name, safely))  # type: ignore[arg-type]  # duck-typed
+        sys.meta_path.insert(0, _AfterImport(name, safely))
 
 
 def usable_settings(
@@ -102,15 +102,15 @@ def usable_settings(
         return None
     if settings.mode == "off":
         return None
-    if version.split("+")[0] not in tested:
+    if version.partition("+")[0] not in tested:
         logger.warning(
-            "warmup-plugin: %s %s is not a tested version (%s); it warms up as without this package",
+            "warmup-plugin: %s %s is not a tested version (%s); it is left alone",
             engine, version, ", ".join(tested),
         )  # fmt: skip
         return None
     if missing:
         logger.warning(
-            "warmup-plugin: %s %s has no %s; it warms up as without this package",
+            "warmup-plugin: %s %s has no %s; it is left alone",
             engine, version, ", ".join(missing),
         )  # fmt: skip
         return None

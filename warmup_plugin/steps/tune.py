@@ -79,7 +79,7 @@ def _assign(job: Job, agreed: Agreed, inventories: dict[int, Inventory]) -> Plan
 
 
 def _unvouched(agreed: Agreed, inventories: dict[int, Inventory]) -> set[str]:
-    """Return the tasks that entries answer which no manifest vouches for: all ranks try them out."""
+    """Return the tasks that entries answer that no manifest vouches for: all ranks try them."""
     items = (item for found in inventories.values() for item in found if item.state == "known")
     return {item.id for item in items if not agreed.loose.isdisjoint(item.keys)}
 

@@ -24,7 +24,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # children find their functions by module name
 
-from vllm_on_ranks import LLAMA, MIXTRAL, PRELOAD, Spec, serve  # noqa: E402  # after the line above
+from vllm_on_ranks import LLAMA, MIXTRAL, PRELOAD, Spec, serve
 
 #: Makes the CUDA build of vLLM run on a machine without a GPU; all of them vLLM's own switches.
 ENVIRONMENT = {
@@ -78,7 +78,12 @@ class Start:
     @property
     def lines(self) -> list[str]:
         """Our lines in vLLM's log, of all ranks."""
-        return [line for rank in self.ranks for line in rank["lines"] if line.startswith("warmup-plugin ")]
+        return [
+            line
+            for rank in self.ranks
+            for line in rank["lines"]
+            if line.startswith("warmup-plugin ")
+        ]
 
     @property
     def disputed(self) -> set[str]:
@@ -102,7 +107,7 @@ class Job:
         self,
         *,
         env: dict[str, str] | None = None,
-        limit_s: float = 60.0,
+        limit_s: float = 120.0,
         per_rank: Callable[[int], dict[str, Any]] = lambda _rank: {},
         may_fail: bool = False,
         **options: Any,
@@ -113,7 +118,9 @@ class Job:
         port = free_port()
         env = {"VLLM_CACHE_ROOT": str(self.root), **(env or {})}
         env.setdefault("FLASHINFER_AUTOTUNE_CACHE_DIR", str(self.root / "managed"))
-        specs = [Spec(rank=r, port=port, env=env, **{**options, **per_rank(r)}) for r in range(size)]
+        specs = [
+            Spec(rank=r, port=port, env=env, **{**options, **per_rank(r)}) for r in range(size)
+        ]
         began = time.monotonic()
         ranks, errors, hung = _run(specs, limit_s)
         if not may_fail:
@@ -148,8 +155,9 @@ def _run(specs: list[Spec], limit_s: float) -> tuple[list[Any], dict[int, str], 
         while running and (left := deadline - time.monotonic()) > 0:
             for connection in wait(list(running), timeout=left):
                 spec, process = running.pop(connection)
+                body: Any
                 try:
-                    kind, body = connection.recv()  # type: ignore[union-attr]  # of a pipe
+                    kind, body = connection.recv()  # type: ignore[union-attr, call-arg]  # of a pipe
                 except EOFError:
                     process.join(5)
                     kind, body = "error", f"rank {spec.rank} ended with {process.exitcode}"
@@ -160,6 +168,13 @@ def _run(specs: list[Spec], limit_s: float) -> tuple[list[Any], dict[int, str], 
             process.join(5)
     hung = [spec.rank for spec, _ in running.values()]
     return [results[rank] for rank in sorted(results)], errors, hung
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the first test time for importing vLLM and inspecting a model: minutes when busy."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.timeout(600))
 
 
 @pytest.fixture(scope="session")
@@ -173,7 +188,7 @@ def inspected(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _CONTEXT.set_forkserver_preload(PRELOAD)
     for config in (LLAMA, MIXTRAL):
         (root / "config.json").write_text(json.dumps(config))
-        _, errors, hung = _run([Spec(0, 0, str(root), script="identity")], 90)
+        _, errors, hung = _run([Spec(0, 0, str(root), script="identity")], 240)
         assert not errors, errors[0]
         assert not hung, "vLLM does not build a config"
     return root / "modelinfos"

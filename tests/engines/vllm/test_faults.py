@@ -41,6 +41,10 @@ def _with_version(document: Document) -> Document:
     return {**document, "_metadata": {**document["_metadata"], "flashinfer_version": "0.6.0"}}
 
 
+def _other_keys(document: Document) -> Document:
+    return {key.replace("embedded", "other"): value for key, value in document.items()}
+
+
 def _other_tactics(_key: str, entry: list[Any]) -> list[Any]:
     return [entry[0], (entry[1] + 1) % 3 if isinstance(entry[1], int) else entry[1], *entry[2:]]
 
@@ -54,7 +58,7 @@ SPOILED = [
     pytest.param(lambda _data: b"[]", id="a list"),
     pytest.param(_edited(_first_null), id="one entry is null"),
     pytest.param(_edited(_with_version), id="another FlashInfer"),
-    pytest.param(_edited(lambda d: {k.replace("embedded", "other"): v for k, v in d.items()}), id="other keys"),
+    pytest.param(_edited(_other_keys), id="other keys"),
     pytest.param(_edited(lambda d: _entries(d, _other_tactics)), id="other tactics"),
     pytest.param(_edited(_half), id="half the shapes"),
     pytest.param(None, id="lost"),
@@ -137,9 +141,7 @@ def test_a_forward_fails_on_one_rank(job: Callable[..., Any], rank: int) -> None
     engine = job(tp=2)
     bound = {"WARMUP_PLUGIN_GRACE_S": "1", "WARMUP_PLUGIN_SILENCE_S": "5"}
 
-    failed = engine.start(
-        env=bound, fault=f"dummy_run+linger@{rank}", may_fail=True, limit_s=40.0
-    )
+    failed = engine.start(env=bound, fault=f"dummy_run+linger@{rank}", may_fail=True, limit_s=40.0)
 
     assert not failed.hung
     assert not failed.ranks

@@ -60,10 +60,14 @@ def _of_base(job: Any, base: list[Any]) -> Any:
 
 
 @pytest.mark.parametrize(("options", "extra", "config", "factor"), MOVED)
-def test_moved_by(
-    job: Callable[..., Any], base: list[Any],
-    options: dict[str, Any], extra: dict[str, Any], config: dict[str, Any], factor: str,
-) -> None:  # fmt: skip
+def test_moved_by(  # noqa: PLR0917  # a table's columns
+    job: Callable[..., Any],
+    base: list[Any],
+    options: dict[str, Any],
+    extra: dict[str, Any],
+    config: dict[str, Any],
+    factor: str,
+) -> None:
     engine = job(config={**LLAMA, **config})
     digest, factors = _identity(engine, **options, extra=extra)
     (engine.model / "config.json").write_text(json.dumps(LLAMA))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,10 +48,10 @@ def test_another_environments_tables_are_not_adopted(job: Callable[..., Any]) ->
     engine = job(tp=2)
     engine.start(plugin=False)
     for path in engine.own_files():
-        with open(path, "r+", encoding="utf-8") as file:
-            text = file.read().replace('"flashinfer_version": "0.7', '"flashinfer_version": "0.6')
-            file.seek(0)
-            file.write(text)
+        text = Path(path).read_text()
+        spoiled = text.replace('"flashinfer_version": "0.7', '"flashinfer_version": "0.6')
+        assert spoiled != text
+        Path(path).write_text(spoiled)
 
     first = engine.start()
 

@@ -24,7 +24,9 @@ _BACKENDS = {
         "disable_flashinfer_q_quantization", "use_prefill_query_quantization",
         "trtllm_ragged_backend", "indexer_kv_dtype", "sparse_mla_force_mqa", "hisparse_config",
     ),
-    "parallel_config": ("all2all_backend", "enable_dbo", "enable_hc_sp", "expert_placement_strategy"),
+    "parallel_config": (
+        "all2all_backend", "enable_dbo", "enable_hc_sp", "expert_placement_strategy",
+    ),
 }  # fmt: skip
 _EXTRA = {
     "scheduler_config": ("max_num_batched_tokens", "max_num_seqs"),
@@ -82,12 +84,14 @@ def _sections(config: Any, table: Mapping[str, tuple[str, ...]]) -> dict[str, An
 
 def _plain(value: Any) -> Any:
     """Return plain JSON for what vLLM's configs hold, the same in every process."""
-    if isinstance(value, enum.Enum):
-        return value.name
     if value is None or type(value) in (str, int, bool):
         return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    return _plain_part(value)
+
+
+def _plain_part(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(below) for key, below in value.items()}
     if isinstance(value, (list, tuple)):
@@ -96,6 +100,7 @@ def _plain(value: Any) -> Any:
         return sorted(str(_plain(below)) for below in value)
     if fields := getattr(value, "__dataclass_fields__", None):
         return {name: _plain(getattr(value, name, None)) for name in fields}
+    if isinstance(value, enum.Enum):
+        return value.name
     # Its text, unless that holds an address in memory.
-    is_plain = type(value).__repr__ is not object.__repr__
-    return str(value) if is_plain else type(value).__qualname__
+    return type(value).__qualname__ if " at 0x" in repr(value) else str(value)

@@ -4,8 +4,8 @@
 Owns what of vLLM's `flashinfer_autotune` is replaced while it runs as the survey: where results are
 kept (``_load_shared_autotune_cache``, ``resolve_rank_flashinfer_autotune_file``) and FlashInfer's
 persistent store (``use_flashinfer_autotune_v2``). All else that it does stays vLLM's: token counts,
-buckets, skip lists, speculative and deferred passes, its extra warm-ups, its barrier. vLLM's modules
-are not touched: the function runs over a copy of its globals.
+buckets, skip lists, speculative and deferred passes, its extra warm-ups, its barrier. No module of
+vLLM is touched: the function runs over a copy of its globals.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def world() -> Any:
     return get_world_group()
 
 
-def coordinates() -> dict[str, int]:
-    """Return this rank's place among its tensor, pipeline and expert peers, as `RankInfo` has it."""
+def coordinates() -> dict[str, Any]:
+    """Return this rank's place among tensor, pipeline and expert peers, as `RankInfo` has it."""
     from vllm.distributed import parallel_state as state
 
     tp, pp, ep = state.get_tp_group(), state.get_pp_group(), getattr(state, "_EP", None)
@@ -99,6 +99,11 @@ def coordinates() -> dict[str, int]:
     if ep is not None:
         found |= {"ep_rank": ep.rank_in_group, "ep_size": ep.world_size}
     return found
+
+
+def is_elastic(runner: Any) -> bool:
+    """Return whether ranks come and go: their groups then have no store in common."""
+    return bool(runner.vllm_config.parallel_config.enable_elastic_ep)
 
 
 def rank_file(runner: Any) -> Path:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs in the place of vLLM's `flashinfer_autotune`: the nine steps, with vLLM's as the survey.
+"""What runs in the place of vLLM's `flashinfer_autotune`: the nine steps, around it.
 
 Owns the decision, taken by all ranks of vLLM's world together, whether the nine steps run or vLLM's
 own function does, untouched. Either all ranks run it or none. A forward that fails, a rank that is
@@ -60,6 +60,10 @@ def _warm_up(own: FunctionType, settings: Settings, runner: Any, *, skip_attn: b
     global last_report  # noqa: PLW0603  # the receipt is of the process, as the tuner is
     last_report = None
     world = names.world()
+    if names.is_elastic(runner):
+        logger.warning("warmup-plugin: vLLM warms up as without this package: elastic experts")
+        own(runner, skip_attn=skip_attn)
+        return
     given, reason = _prepare(settings, runner, world)
     if world.world_size > 1:
         store = _default_store()
