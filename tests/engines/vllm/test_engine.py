@@ -46,7 +46,7 @@ def launch(job: Any, *, limit_s: float = LIMIT_S, **env: str) -> Launch:
         "model": str(job.model), "tensor_parallel_size": 2, "skip_tokenizer_init": True,
         "load_format": "dummy", "enforce_eager": True, "max_model_len": 64, "max_num_seqs": 8,
         "max_num_batched_tokens": 64, "distributed_executor_backend": "mp",
-        "disable_log_stats": True, "kernel_config": {"enable_flashinfer_autotune": True},
+        "disable_log_stats": True, "enable_prefix_caching": False, "kernel_config": {"enable_flashinfer_autotune": True},
     }  # fmt: skip
     command = [sys.executable, str(HERE / "vllm_worker.py"), json.dumps(arguments), str(out)]
     environ = {
