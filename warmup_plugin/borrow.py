@@ -138,8 +138,9 @@ def _read_managed(folder: Path, limit: int) -> Table | Miss:
     stamp.pop(_SCHEMA, None)
     document: dict[str, Any] = {"_metadata": stamp}
     for row in _rows(folder / "entries", limit):
-        entry = [row.runner, row.tactic]
-        document[row.key] = [*entry, row.profiling_policy][: 2 + (row.profiling_policy != b"null")]
+        has_policy = bytes(row.profiling_policy) != b"null"
+        policy = [row.profiling_policy] if has_policy else []
+        document[row.key] = [row.runner, row.tactic, *policy]
     return parse_table(msgspec.json.encode(document), limit=limit)
 
 

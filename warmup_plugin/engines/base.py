@@ -15,7 +15,6 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable
-from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -48,12 +47,16 @@ class _AfterImport:
         finally:
             self._is_looking = False
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec, spec.loader, self.then)
+            own: Any = _Loader(spec, spec.loader, self.then)
+            spec.loader = own
         return spec
 
 
-class _Loader(Loader):
-    """Loads as the module's own loader does, which is the module's loader again afterwards."""
+class _Loader:
+    """Loads as the module's own loader does, which is the module's loader again afterwards.
+
+    No subclass of `importlib.abc.Loader`: importing that costs more than all the rest.
+    """
 
     def __init__(self, spec: ModuleSpec, own: Any, then: Callable[[ModuleType], None]) -> None:
         self._spec, self._own, self._then = spec, own, then
