@@ -239,11 +239,6 @@ def moe_with_device_index(ops: Any, x: Any, weight: Any, device_index: int) -> N
     chosen(inputs, tactic=tactic)
 
 
-def cached_files(root: Path) -> dict[str, bytes]:
-    """Return every file below a root."""
-    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
-
-
 def as_version(spec: Spec) -> dict[str, Any]:
     """Warm up as if vLLM were of a version that nobody has tested."""
     import vllm
