@@ -46,7 +46,8 @@ def launch(job: Any, *, limit_s: float = LIMIT_S, **env: str) -> Launch:
         "model": str(job.model), "tensor_parallel_size": 2, "skip_tokenizer_init": True,
         "load_format": "dummy", "enforce_eager": True, "max_model_len": 64, "max_num_seqs": 8,
         "max_num_batched_tokens": 64, "distributed_executor_backend": "mp",
-        "disable_log_stats": True, "enable_prefix_caching": False, "kernel_config": {"enable_flashinfer_autotune": True},
+        "disable_log_stats": True, "enable_prefix_caching": False,
+        "kernel_config": {"enable_flashinfer_autotune": True},
     }  # fmt: skip
     command = [sys.executable, str(HERE / "vllm_worker.py"), json.dumps(arguments), str(out)]
     environ = {
@@ -87,3 +88,13 @@ def test_a_whole_engine_starts_warm(job: Callable[..., Any]) -> None:
     assert len(certificate) == 64
     assert certificate[:12] in warm.lines[0]
     assert "0 tactics timed" in warm.lines[0]
+
+
+def test_a_forward_that_fails_on_rank_1_ends_the_engine(job: Callable[..., Any]) -> None:
+    # vLLM alone hangs here: it waits for rank 0's answer first, which waits for rank 1.
+    engine = job()
+
+    failed = launch(engine, PLANTED_FAULT="dummy_run@1", WARMUP_PLUGIN_GRACE_S="2")
+
+    assert failed.code not in (0, None), failed.log[-4000:]
+    assert "planted in dummy_run" in failed.log
