@@ -28,14 +28,20 @@ from flashinfer.autotuner import (
 from warmup_plugin import Identity, Settings, warm_up
 from warmup_plugin.engines.embedded import host_clock
 
-Marks = dict[str, float]
+#: Name -> (the machine's monotonic clock, this process's CPU time), seconds.
+Marks = dict[str, tuple[float, float]]
+Call = Callable[[], Any]
 
 
-class _Runner(TunableRunner):
+def now() -> tuple[float, float]:
+    return time.monotonic(), time.process_time()
+
+
+class CutlassLikeRunner(TunableRunner):
     """A runner whose tactics take simulated time only; its key is as long as an FP4 GEMM's."""
 
-    def __init__(self, *, pdl: bool, layout: str, groups: int) -> None:
-        self.pdl, self.layout, self.groups = pdl, layout, groups
+    def __init__(self, *, pdl: bool) -> None:
+        self.pdl, self.layout, self.groups = pdl, "layout_8x4", 8
 
     def get_cache_key_extras(self, inputs: list[Any]) -> tuple[Any, ...]:
         x, weight, scale, out = inputs
@@ -45,38 +51,26 @@ class _Runner(TunableRunner):
     def get_valid_tactics(self, _inputs: list[Any], _profile: Any) -> list[int]:
         return [0, 1]
 
+    def milliseconds(self, tactic: Any, _columns: int) -> float:
+        return 2.0 if tactic == -1 else 1.0 - 0.25 * tactic
+
     def forward(self, inputs: list[Any], tactic: Any = -1, **_options: Any) -> Any:
-        host_clock.advance(2.0 if tactic == -1 else 1.0 - 0.25 * tactic)
+        host_clock.advance(self.milliseconds(tactic, inputs[1].shape[1]))
         return inputs[0]
 
 
-class CutlassLikeRunner(_Runner):
-    pass
+class TrtllmLikeRunner(CutlassLikeRunner):
+    """The second of two runners in a call; on every third width it wins."""
 
-
-class TrtllmLikeRunner(_Runner):
-    def forward(self, inputs: list[Any], tactic: Any = -1, **options: Any) -> Any:
-        # On every third width this one wins: the winner is not always the runner listed first.
-        host_clock.advance(0.5 if inputs[1].shape[1] % 3 == 0 else 2.0)
-        return super().forward(inputs, tactic, **options)
-
-
-def _empty(shapes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    return torch.empty(shapes, dtype=dtype, device=device)
-
-
-def _bucket_of(size: int) -> int:
-    return max(size - 1, 0).bit_length()
-
-
-Call = Callable[[], Any]
+    def milliseconds(self, tactic: Any, columns: int) -> float:
+        return super().milliseconds(tactic, columns) * (0.5 if columns % 3 == 0 else 2.0)
 
 
 def make_calls(num_calls: int, num_buckets: int) -> list[Call]:
     """Return calls of ``choose_one`` that make ``num_calls`` x ``num_buckets`` tasks.
 
-    20 ops; half of the calls offer two runners. Weights are parameters, as in an engine, and of a
-    byte each, in memory that is never touched.
+    20 ops; half of the calls offer two runners. Weights are parameters, as in an engine, in memory
+    that is never touched.
     """
     buckets = tuple(2**power for power in range(num_buckets))
     config = TuningConfig(
@@ -93,6 +87,10 @@ def _round_up(buckets: tuple[int, ...], size: int) -> int:
     return next((bucket for bucket in buckets if bucket >= size), buckets[-1])
 
 
+def _empty(shapes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.empty(shapes, dtype=dtype, device=device)
+
+
 @functools.cache
 def _weight(rows: int, columns: int) -> torch.nn.Parameter:
     return torch.nn.Parameter(torch.empty(rows, columns, dtype=torch.int8), requires_grad=False)
@@ -100,42 +98,40 @@ def _weight(rows: int, columns: int) -> torch.nn.Parameter:
 
 def _call(config: TuningConfig, number: int, tokens: int) -> Any:
     op, rows, columns = f"bench::gemm_{number % 20}", 64, 128 + 16 * number
-    options = {"pdl": number % 2 == 0, "layout": "layout_8x4", "groups": 8}
-    runners = [CutlassLikeRunner(**options)]
+    runners: list[CutlassLikeRunner] = [CutlassLikeRunner(pdl=number % 4 < 2)]
     if number % 2:
-        runners.append(TrtllmLikeRunner(**options))
+        runners.append(TrtllmLikeRunner(pdl=number % 4 < 2))
     x = torch.empty(tokens, columns, dtype=torch.bfloat16)
     scale = torch.empty(tokens, columns // 16, dtype=torch.uint8)
     inputs = [x, _weight(rows, columns), scale, None]
     return AutoTuner.get().choose_one(op, runners, config, inputs)
 
 
-def make_forward(engine: Any, calls: Iterable[Call], marks: Marks) -> Callable[[], None]:
+def make_forward(calls: Iterable[Call], marks: Marks) -> Callable[[], None]:
     """Return a forward pass that all ranks enter and leave together, as collectives would."""
 
     def forward() -> None:
-        marks["forward_reached"] = time.monotonic()
+        marks["forward_reached"] = now()
         dist.barrier()
-        marks["forward_began"] = time.monotonic()
+        marks["forward_began"] = now()
         for call in calls:
             call()
-        marks["forward_ended"] = time.monotonic()
+        marks["forward_ended"] = now()
         dist.barrier()
-        marks["forward_left"] = time.monotonic()
+        marks["forward_left"] = now()
 
-    del engine
     return forward
 
 
 def start(engine: Any, *, root: str, num_calls: int, num_buckets: int) -> dict[str, Any]:
     """Run `warm_up`: cold where ``root`` is empty, else warm."""
     marks: Marks = {}
-    forward = make_forward(engine, make_calls(num_calls, num_buckets), marks)
+    forward = make_forward(make_calls(num_calls, num_buckets), marks)
     # Equal for every number of ranks, so that one cold start serves them all.
     identity = Identity.of(model="benchmark", dtype="bfloat16")
     settings = Settings.from_env({})
     dist.barrier()
-    marks["began"] = time.monotonic()
+    marks["began"] = now()
     report = warm_up(
         forward,
         identity=identity,
@@ -144,7 +140,7 @@ def start(engine: Any, *, root: str, num_calls: int, num_buckets: int) -> dict[s
         root=Path(root),
         engine=("benchmark", "1"),
     )
-    marks["ended"] = time.monotonic()
+    marks["ended"] = now()
     return {
         "marks": marks,
         "tasks": dict(report.tasks),
@@ -152,7 +148,6 @@ def start(engine: Any, *, root: str, num_calls: int, num_buckets: int) -> dict[s
         "agreement": report.agreement,
         "seconds": dict(report.seconds),
         "path": report.path,
-        "bytes": report.bytes_received,
         "warnings": list(report.warnings),
     }
 
@@ -162,9 +157,9 @@ def floor(engine: Any, *, path: str) -> dict[str, Any]:
     is_first = engine.ranks.rank == 0
     tuner = AutoTuner.get()
     dist.barrier()
-    marks = {"began": time.monotonic()}
+    marks = {"began": now()}
     _load(_broadcast(Path(path).read_bytes() if is_first else b""), tuner)
-    marks["ended"] = time.monotonic()
+    marks["ended"] = now()
     return {"marks": marks, "entries": len(tuner._file_configs)}  # noqa: SLF001  # no public count
 
 
@@ -188,12 +183,10 @@ def _load(body: bytes, tuner: Any) -> None:
         os.close(handle)
 
 
-def forward_alone(
-    engine: Any, *, path: str, num_calls: int, num_buckets: int
-) -> dict[str, Any]:
+def forward_alone(_engine: Any, *, path: str, num_calls: int, num_buckets: int) -> dict[str, Any]:
     """Run the same forward under FlashInfer's own ``autotune(True)`` with the table loaded."""
     marks: Marks = {}
-    forward = make_forward(engine, make_calls(num_calls, num_buckets), marks)
+    forward = make_forward(make_calls(num_calls, num_buckets), marks)
     assert AutoTuner.get().load_configs(path)
     dist.barrier()
     with autotune(True):

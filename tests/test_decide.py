@@ -75,11 +75,13 @@ OPENING: dict[str, tuple[tuple[Word, ...], str, str]] = {
     "the same, agreement required": ((OLD_KEYS, AGREE), "defaults", "rank 0: the file keys"),
     "another GPU": (({}, ANOTHER_GPU), "per_rank", "rank 1: gpu.name is 'another', not"),
     "another cuDNN": (
-        ({}, {}, ANOTHER_CUDNN), "per_rank", "rank 2: stamp.cudnn_version is '8', not '9' as on rank 0",
+        ({}, {}, ANOTHER_CUDNN), "per_rank",
+        "rank 2: stamp.cudnn_version is '8', not '9' as on rank 0",
     ),
     "another GPU, agreement required": (({}, {**ANOTHER_GPU, **AGREE}), "defaults", "rank 1: gpu"),
     "another switch": (
-        ({}, {"factors": factors(switches={"MOE_AUTOTUNE": "1"})}), "per_rank", "switches.MOE_AUTOTUNE",
+        ({}, {"factors": factors(switches={"MOE_AUTOTUNE": "1"})}), "per_rank",
+        "switches.MOE_AUTOTUNE",
     ),
     "a moved name, of the rank that lacks it": (
         ({}, MOVED), "unguarded", "FlashInfer 0.9.0 has no tuner._file_configs",
@@ -113,8 +115,9 @@ def test_a_stamp_field_unknown_on_one_side_is_no_difference(unknown: str | None)
     """The value that somebody knows stands in everybody's identity."""
     here = factors()
     here["stamp"] = {**here["stamp"], "cudnn_version": unknown}
-    for changes in (({"factors": here}, {}), ({}, {"factors": here})):
-        record = opened(*changes)
+    for other in (0, 1):
+        changes: list[Word] = [{"factors": here}, {}]
+        record = opened(*(changes if other else reversed(changes)))
         assert record["go"] == "share"
         assert record["factors"]["stamp"]["cudnn_version"] == "9"
     alone = opened({"factors": here})
@@ -135,7 +138,11 @@ def test_rank_0s_settings_are_used_and_the_others_told() -> None:
         {"mode": "read-only", "on_hit": "skip"},
         {"mode": "on", "on_hit": "skip", "factors": factors(extra={"tokens": 5})},
     )
-    assert [record[name] for name in ("mode", "strategy", "on_hit")] == ["read-only", "leader", "skip"]
+    assert [record[name] for name in ("mode", "strategy", "on_hit")] == [
+        "read-only",
+        "leader",
+        "skip",
+    ]
     assert record["go"] == "share"
     assert len(record["warnings"]) == 2
     assert "rank 1 has mode=on, rank 0's read-only is used" in record["warnings"]
@@ -167,10 +174,14 @@ def test_without_a_table_all_start_cold() -> None:
 
 def test_one_table_is_everybodys_whoever_has_it() -> None:
     """Its heading travels with it."""
-    record = decide_agree(ranks(table(), table("T", "M", defaults=["d"], complete=True, trusted=True)))
+    record = decide_agree(
+        ranks(table(), table("T", "M", defaults=["d"], complete=True, trusted=True))
+    )
     assert record["go"] == "one"
     assert (record["from"], record["held_by"]) == (1, [1])
-    heading = {name: record[name] for name in ("table", "manifest", "defaults", "complete", "trusted")}
+    heading = {
+        name: record[name] for name in ("table", "manifest", "defaults", "complete", "trusted")
+    }
     assert heading == {
         "table": "T", "manifest": "M", "defaults": ["d"], "complete": True, "trusted": True,
     }  # fmt: skip
@@ -205,7 +216,8 @@ def test_a_table_that_one_rank_cannot_load_is_nobodys() -> None:
 
 def surveyed(**more: Any) -> Word:
     return {
-        "error": "", "last_answered": "", "missing": 0, "unshared": 0, "heal": False, "skipped": [], **more,
+        "error": "", "last_answered": "", "missing": 0, "unshared": 0, "heal": False,
+        "skipped": [], **more,
     }  # fmt: skip
 
 
@@ -219,7 +231,7 @@ def surveyed(**more: Any) -> Word:
         ([surveyed(error="E", last_answered="op")] * 2, "rerun"),
         ([surveyed(error="E", last_answered="op")], "rerun"),
         ([surveyed(error="E", last_answered="op"), surveyed(last_answered="op")], "abort"),
-        ([surveyed(error="E", last_answered="op"), surveyed(error="E", last_answered="po")], "abort"),
+        ([surveyed(error="E", last_answered=op) for op in ("op", "po")], "abort"),
         ([surveyed(error="E"), surveyed(error="E")], "abort"),
     ],
     ids=[
@@ -235,7 +247,9 @@ def test_what_forwards_have_shown(words: list[Word], go: str) -> None:
 
 
 def test_the_failed_rank_is_named() -> None:
-    record = decide_survey(ranks(surveyed(), surveyed(), surveyed(error="ValueError: 1"), surveyed()))
+    record = decide_survey(
+        ranks(surveyed(), surveyed(), surveyed(error="ValueError: 1"), surveyed())
+    )
     assert (record["go"], record["rank"], record["reason"]) == ("abort", 2, "ValueError: 1")
 
 
@@ -254,7 +268,9 @@ def ready(**more: Any) -> Word:
 
 def test_winners_that_some_rank_cannot_build_are_dropped_by_all() -> None:
     """With the lowest such rank's reason."""
-    record = decide_ready(ranks(ready(), ready(failed={"t": "no"}), ready(failed={"t": "nay", "u": "x"})))
+    record = decide_ready(
+        ranks(ready(), ready(failed={"t": "no"}), ready(failed={"t": "nay", "u": "x"}))
+    )
     assert record == {"go": "serve", "drop": {"t": "rank 1: no", "u": "rank 2: x"}, "reason": ""}
 
 
@@ -289,7 +305,9 @@ def test_the_certificate_is_over_the_distinct_answers(served: list[str], expecte
 
 def test_ranks_that_deviate_are_named_and_all_serve_defaults() -> None:
     record = decide_certify(
-        ranks(certified(published=["/a"]), certified(deviates=["op @ 1", "op @ 2"], published=["/b"]))
+        ranks(
+            certified(published=["/a"]), certified(deviates=["op @ 1", "op @ 2"], published=["/b"])
+        )
     )
     assert record["go"] == "defaults"
     assert record["reason"] == "other tactics are served than agreed (rank 1: op @ 1, op @ 2)"

@@ -18,7 +18,9 @@ A, B = "('op', 'A', 1)", "('op', 'B', 1)"
 FAST, SLOW, OTHER = Entry("A", 1, ("hot",)), Entry("B", 2, ("hot",)), Entry("A", 9)
 
 
-def item(name: str = "t", state: str = "missing", *keys: str, adopt: str = "", reason: str = "") -> Item:
+def item(
+    name: str = "t", state: str = "missing", *keys: str, adopt: str = "", reason: str = ""
+) -> Item:
     return Item(name, "op", keys or (A, B), state, adopt, reason)
 
 
@@ -94,7 +96,10 @@ def test_what_is_known_stays_as_it_is() -> None:
 def test_tasks_that_this_job_does_not_have_keep_entry_and_record() -> None:
     """Another model or phase may share the file."""
     found = settled(
-        {0: [item()]}, tuned(), base={"elsewhere": OTHER}, records={"e": record("tuned", "elsewhere")}
+        {0: [item()]},
+        tuned(),
+        base={"elsewhere": OTHER},
+        records={"e": record("tuned", "elsewhere")},
     )
     assert found.table.entries == {A: FAST, "elsewhere": OTHER}
     assert found.tasks.keys() == {"t", "e"}
@@ -177,7 +182,9 @@ def test_an_unshared_task_with_a_record_becomes_a_default() -> None:
 
 
 def test_a_task_found_unshared_while_tuning_is_not_stored() -> None:
-    found = settled({0: [item()]}, Result("t", "unshared", reason="other candidates", at=5.0), base={A: FAST})
+    found = settled(
+        {0: [item()]}, Result("t", "unshared", reason="other candidates", at=5.0), base={A: FAST}
+    )
     assert (found.table.entries, found.tasks, found.complete) == ({}, {}, True)
 
 
@@ -194,7 +201,9 @@ def test_two_tasks_with_one_key_are_not_stored() -> None:
 def test_a_dropped_task_is_a_default_in_table_and_manifest() -> None:
     """A winner that some rank cannot build; the other tasks stay."""
     table = Table(STAMP, {A: FAST, "U": SLOW}, {"product": 1})
-    manifest = Manifest(identity="i", tasks={"t": record(), "u": record("tuned", "U")}, generation=3)
+    manifest = Manifest(
+        identity="i", tasks={"t": record(), "u": record("tuned", "U")}, generation=3
+    )
     less, said = without(table, manifest, {"t": "rank 1: no kernel"})
     assert less == Table(STAMP, {"U": SLOW}, {"product": 1})
     assert (said.tasks["t"].outcome, said.tasks["t"].reason) == ("default", "rank 1: no kernel")

@@ -7,12 +7,12 @@ below are looked up when they are first used.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False  # to type checkers it is true, as typing's is, whose import takes the longest
 if TYPE_CHECKING:
+    from typing import Any
+
     from warmup_plugin.errors import (
         IdentityError,
         InstallError,
@@ -61,5 +61,7 @@ def __getattr__(name: str) -> Any:
     """Import a public name at its first use."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
     home = importlib.import_module(f"{__name__}.{_HOMES.get(name, 'errors')}")
     return getattr(home, name)

@@ -121,21 +121,19 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def write_files(files: Mapping[Path, bytes], *, durable: bool = True) -> None:
+def write_files(files: Mapping[Path, bytes]) -> None:
     """Put files of one directory in place, each whole and none before all are on the disk.
 
-    Files that are not ``durable`` are whole too, but may be lost where the machine fails.
     Raises `OSError`, leaving nothing behind that was not there.
     """
     unique = f"{os.uname().nodename}.{os.getpid()}.{secrets.token_hex(4)}"
     temporary = {path: path.with_name(f".{path.name}.{unique}.tmp") for path in files}
     try:
         for path, data in files.items():
-            _write_new(temporary[path], data, durable=durable)
+            _write_new(temporary[path], data)
         for path in files:
             temporary[path].replace(path)
-            if durable:
-                _sync_directory(path.parent)
+            _sync_directory(path.parent)
     except BaseException:
         for path in temporary.values():
             with contextlib.suppress(OSError):
@@ -143,13 +141,12 @@ def write_files(files: Mapping[Path, bytes], *, durable: bool = True) -> None:
         raise
 
 
-def _write_new(path: Path, data: bytes, *, durable: bool) -> None:
+def _write_new(path: Path, data: bytes) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags, 0o644), "wb") as file:
         file.write(data)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync_directory(directory: Path) -> None:

@@ -17,8 +17,8 @@ from warmup_plugin.settings import Strategy
 class Item(NamedTuple):
     """One task of one rank's inventory, as it crosses ranks.
 
-    ``state``: known, default, unstable, missing or unshared. ``adopt``: the key of an old file's entry that
-    answers the task, or an empty string. ``served``: what the agreed table answers, as JSON.
+    ``state``: known, default, unstable, missing or unshared. ``adopt``: the key of an old file's
+    entry that answers the task, or an empty string.
     """
 
     id: str

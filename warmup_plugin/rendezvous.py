@@ -283,6 +283,11 @@ class Meeting:
         """Tell the others what this rank is at; raises as `confirm` does."""
         self._pulse.note(step, task)
         self.confirm()
+        if task:  # at work for hours perhaps, and nobody else watches its neighbour
+            try:
+                self._watch.look({(self.rank + 1) % self.size} - {self.rank})
+            except RankLostError as error:
+                self._end(_lost(error))
 
     def _wait(self, keys: list[str], waits_for: set[int]) -> None:
         """Wait until all keys exist: the one place where this package waits for another rank.

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 
 from warmup_plugin.manifest import DEFAULTS, Manifest, Outcome, TaskRecord
 from warmup_plugin.plan import Inventory, Item, find_unshared
 from warmup_plugin.table import Entry, Table
-
 
 _COLLISION = "one file key has come to mean two configurations"
 

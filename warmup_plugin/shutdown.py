@@ -1,20 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A shutdown signal in the middle of tuning.
+"""What ends a process in the middle of tuning: a shutdown signal, a task that does not return.
 
 Owns SIGTERM for the length of a ``with`` block: the task in hand may end, what is known is kept,
 and the signal then goes where it would have gone. The process leaves within `LEAVE_S` even when the
-task does not end. Only the main thread can own a signal; on another one nothing is changed.
+task does not end. Only the main thread can own a signal; on another one nothing is changed. And
+owns the limit of a task: past it nothing but the end of the process ends it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+
+from warmup_plugin.pulse import EXIT_ABANDONED
+
+if TYPE_CHECKING:
+    from warmup_plugin.tuner.task import Task
 
 logger = logging.getLogger("warmup_plugin")
 
@@ -28,7 +36,7 @@ class Shutdown:
     def __init__(self, rescue: Callable[[], None]) -> None:
         self.is_requested = False
         self._rescue = rescue
-        self._once = threading.Lock()
+        self._asked, self._once = threading.Lock(), threading.Lock()
         self._timer = threading.Timer(LEAVE_S, self._leave_now)
         self._timer.daemon = True
         self._previous: Any = None
@@ -37,7 +45,13 @@ class Shutdown:
     def __enter__(self) -> Self:
         """Take the signal over."""
         if self._owns:
+            self._listener, self._waker = socket.socketpair()
+            self._waker.setblocking(False)
             self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+            # A handler runs when the main thread comes back to the interpreter, and a kernel that
+            # hangs never does; these bytes are written from within the signal.
+            self._others_fd = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+            threading.Thread(target=self._listen, name="warmup-sigterm", daemon=True).start()
         return self
 
     def __exit__(
@@ -47,15 +61,35 @@ class Shutdown:
         trace: TracebackType | None,
     ) -> None:
         """Give the signal back, and send it again if it came."""
+        self.leave()
+
+    def leave(self) -> None:
+        """Do now what the end of the block does, once."""
+        if not self._owns:
+            return
+        self._owns = False
+        signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
+        signal.set_wakeup_fd(self._others_fd)
+        self._waker.close()
         self._timer.cancel()
-        if self._owns:
-            signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
         if self.is_requested:
             self._keep()
             os.kill(os.getpid(), signal.SIGTERM)
 
+    def _listen(self) -> None:
+        with self._listener:
+            while numbers := self._listener.recv(64):
+                if self._others_fd >= 0:
+                    with contextlib.suppress(OSError):
+                        os.write(self._others_fd, numbers)
+                if signal.SIGTERM in numbers:
+                    self._request()
+
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        if not self.is_requested:
+        self._request()
+
+    def _request(self) -> None:
+        if self._asked.acquire(blocking=False):
             self.is_requested = True
             logger.warning("warmup-plugin: SIGTERM: the task in hand may end, then this process")
             self._timer.start()
@@ -71,3 +105,40 @@ class Shutdown:
                 self._rescue()
             except Exception:
                 logger.exception("warmup-plugin: what was tuned so far could not be kept")
+
+
+class TaskLimit:
+    """Ends this process when a task does not return; ``give_up`` is told first which one it is."""
+
+    def __init__(self, limit_s: float, give_up: Callable[[Task], None]) -> None:
+        self._limit_s = limit_s
+        self._give_up = give_up
+        self._timer: threading.Timer | None = None
+
+    def __enter__(self) -> Self:
+        """Watch the tasks that `begins` tells of."""
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        """Watch no longer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def begins(self, task: Task) -> None:
+        """Count from now; the task before has returned."""
+        self.__exit__()
+        self._timer = threading.Timer(self._limit_s, self._leave, (task,))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _leave(self, task: Task) -> None:
+        logger.critical(
+            "warmup-plugin: this process ends (status %d): %s has not returned for %.0f s: "
+            "task_limit_s",
+            EXIT_ABANDONED, task.label, self._limit_s,
+        )  # fmt: skip
+        try:
+            self._give_up(task)
+        except Exception:
+            logger.exception("warmup-plugin: what was tuned so far could not be kept")
+        os._exit(EXIT_ABANDONED)

@@ -200,7 +200,7 @@ class Store:
         folder = self.directory / REPORTS
         try:
             make_directory(folder)
-            write_files({folder / name: data}, durable=False)
+            write_files({folder / name: data})
             keep_newest(folder, self._num_reports)
         except OSError as error:
             return NotPublished(self._warn(f"{said(error, folder)}; the report is not kept"))

@@ -16,7 +16,6 @@ import re
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,8 +36,8 @@ SILENCE_S = 1.5
 GRACE_S = 0.5
 #: How long a rank that is stopped stays so: until it has been given up for sure.
 HOLD_S = 2 * SILENCE_S + 1.0
-#: What a busy machine may add to a bound.
-SLACK_S = 4.0
+#: The status of a process that ended since another rank's forward cannot complete.
+ABANDONED = 79
 #: Two processes each: more than that and they wait for the machine instead of for each other.
 JOBS_AT_ONCE = 10
 #: How long a launch may take: what takes longer hangs.
@@ -65,11 +64,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
-
-
-def fault(do: str, *on: int, **more: Any) -> dict[str, Any]:
-    """Return a fault of `in_rank.py` for some ranks of a job; a list for a point's ranks."""
-    return {"do": do, "on": on, **more}
 
 
 @dataclass
@@ -106,11 +100,6 @@ class Job:
         (found,) = self.roots[node].glob("flashinfer_autotune/*/*/*")
         return found
 
-    def tables(self) -> list[Path]:
-        """Return every table there is, on all nodes."""
-        found = [path for root in self.roots for path in root.rglob("rank_*.json")]
-        return sorted(p for p in found if not p.name.endswith(".manifest.json"))
-
     def entries(self, node: int = 0) -> dict[str, Any]:
         """Return the entries of a node's tables, without their stamps."""
         found: dict[str, Any] = {}
@@ -136,34 +125,41 @@ class Job:
         ends = (".tmp", ".mark")
         return [path for path in self.files() if path.endswith(ends) or "/." in path]
 
+    def tasks(self) -> set[str]:
+        """Return the ids of the tasks that any node's manifests have."""
+        paths = [path for root in self.roots for path in root.rglob("rank_*.manifest.json")]
+        return {task for path in paths for task in _manifest(path).tasks}
+
     def lose(self, node: int) -> None:
         """Take away a node's directory."""
         shutil.rmtree(self.roots[node])
 
-    def keep(self, node: int, wanted: Callable[[str, Any], bool], generation: int = 0) -> int:
-        """Keep of a node's tables the tasks that are ``wanted(id, record)``; return how many.
-
-        A ``generation`` above 0 becomes the table's.
-        """
-        kept = 0
+    def keep(
+        self, node: int, wanted: Callable[[str, Any], bool], *, generation: int | None = None
+    ) -> None:
+        """Keep of a node's tables the tasks that are ``wanted(id, record)``."""
         for path in self.directory(node).glob("rank_*.manifest.json"):
             table_path = path.with_name(path.name.replace(".manifest", ""))
-            manifest = parse_manifest(path.read_bytes(), limit=1 << 30)
-            table = parse_table(table_path.read_bytes(), limit=1 << 30)
-            assert isinstance(manifest, Manifest)
+            table, manifest = parse_table(table_path.read_bytes(), limit=1 << 30), _manifest(path)
             assert isinstance(table, Table)
-            tasks = {name: r for name, r in manifest.tasks.items() if wanted(name, r)}
+            tasks = {
+                name: record for name, record in manifest.tasks.items() if wanted(name, record)
+            }
             keys = {key for record in tasks.values() for row in record.keys for key in row}
             entries = {key: entry for key, entry in table.entries.items() if key in keys}
             body = render_table(replace(table, entries=entries))
             manifest = replace(
                 manifest, tasks=tasks, table_sha256=digest(body), complete=False,
-                generation=generation or manifest.generation, loose=(),
+                generation=manifest.generation if generation is None else generation,
             )  # fmt: skip
             table_path.write_bytes(body)
             path.write_bytes(render_manifest(manifest))
-            kept += len(tasks)
-        return kept
+
+
+def _manifest(path: Path) -> Manifest:
+    found = parse_manifest(path.read_bytes(), limit=1 << 30)
+    assert isinstance(found, Manifest), found
+    return found
 
 
 @dataclass
@@ -195,6 +191,17 @@ class Rank:
     def task_count(self, word: str) -> int:
         """Return how many of its tasks this rank reports as ``word``."""
         return int(self.report.tasks.get(word, 0))
+
+    def assert_gave_up(self, lost: int) -> None:
+        """It raised what names the lost rank, or ended where it could not come back, and said so."""
+        if self.status is not None:
+            assert self.status == ABANDONED, self.outcome()
+            lines = [line for line in self.logged if f"status {ABANDONED}" in line]
+            assert any(f"rank {lost}" in line for line in lines), self.logged
+        else:
+            # In the forward it may have been the engine's own collective that ended first.
+            assert self.error is not None, self.outcome()
+            assert f"rank {lost} is lost" in f"{self.error[1]} {self.cause}", self.outcome()
 
     def outcome(self) -> str:
         """Return in a few words how this rank ended."""
@@ -254,13 +261,21 @@ class Start:
                     found.setdefault(call, set()).add(repr(answer))
         return {call for call, answers in found.items() if len(answers) > 1}
 
+    def assert_whole(self) -> None:
+        """All agree, and each task of each rank has its winner or a reason for having none."""
+        self.assert_agreed()
+        for rank in self.ranks:
+            words = ("tuned", "received", "from_cache", "adopted", "default")
+            assert rank.task_count("seen") == sum(map(rank.task_count, words)) > 0
+
     def assert_warm(self) -> None:
         """All agree, nothing was timed, nothing synthesised."""
         self.assert_agreed()
         assert [rank.timed for rank in self.ranks] == [0] * len(self.ranks)
         assert all(rank.counts["prepare_input_tensors"] == 0 for rank in self.ranks)
         for report in self.reports:
-            assert report.tasks["from_cache"] == report.tasks["seen"], report.tasks
+            known = report.tasks["from_cache"] + report.tasks.get("default", 0)
+            assert known == report.tasks["seen"], report.tasks
 
     def assert_nobody_waits(self) -> None:
         """Every process has ended or come home by itself."""
@@ -311,10 +326,7 @@ def start_jobs(
 
     ``hold_s``: how long a rank that stops itself stays stopped.
     """
-    own_ops = str(jobs[0].root.parent / "all_reduce")
-    shape = EngineConfig(
-        **{**SMALL, "all_reduce_dir": own_ops, **config, "dp": dp * len(jobs)}  # type: ignore[arg-type]
-    )
+    shape = EngineConfig(**{**SMALL, **config, "dp": dp * len(jobs)})
     size = shape.world_size // len(jobs)
     listener = _Listener(jobs, hold_s)
     arguments = {"size": size, "plans": [job.plan() for job in jobs], "dp": dp}
@@ -323,8 +335,13 @@ def start_jobs(
             results = dict(
                 enumerate(
                     launch(
-                        shape, env=ENVIRONMENT, script=f"{IN_RANK}:jobs", arguments=arguments,
-                        timeout_s=LAUNCH_S, grace_s=LAUNCH_S, progress=listener.hear,
+                        shape,
+                        env=ENVIRONMENT,
+                        script=f"{IN_RANK}:jobs",
+                        arguments=arguments,
+                        timeout_s=LAUNCH_S,
+                        grace_s=LAUNCH_S,
+                        progress=listener.hear,
                     )  # fmt: skip
                 )
             )
@@ -376,38 +393,80 @@ def _rank(
     return rank
 
 
-#: Where a rank of a job is struck: a point of `in_rank._at`, and the rank.
-Spot = tuple[str, int]
-
-
 @dataclass
-class Case:
-    """One job of a grid: struck once at a spot, then started again unharmed."""
+class Ran:
+    """What became of one case: the start with the fault in it, and the sound one after it.
 
-    spot: Spot
+    ``known``: the tasks that any node had before. ``after``: the job's files between both starts.
+    """
+
     job: Job
-    struck: Start
+    start: Start
     after: dict[str, tuple[int, int]]
     again: Start
-    litter: list[str]
+    known: set[str]
 
 
-def run_grid(
-    root: Path, do: str, spots: Sequence[Spot], *, nodes: Sequence[int] = (0, 0), **config: Any
-) -> dict[Spot, Case]:
-    """Strike one job at each spot, all at once, then start them all again."""
-    cases = {}
-    for first in range(0, len(spots), JOBS_AT_ONCE):
-        some = spots[first : first + JOBS_AT_ONCE]
-        jobs = [Job(root / f"{point.replace(':', '_')}-{rank}", nodes) for point, rank in some]
-        for job, (point, rank) in zip(jobs, some, strict=True):
-            job.faults = [fault(do, rank, at=point)]
-        struck = start_jobs(jobs, hold_s=HOLD_S, **config)
-        after = [job.files() for job in jobs]
-        again = start_jobs(jobs, **config)
-        for spot, *rest in zip(some, jobs, struck, after, again, strict=True):
-            cases[spot] = Case(spot, *rest, litter=rest[0].litter())
-    return cases
+Cases = Mapping[Any, Mapping[str, Any]]
+
+
+def run_cases(root: Path, cases: Cases, **config: Any) -> dict[Any, Ran]:
+    """Run one job for each case, all at once.
+
+    A case has a job's fields and may have more. ``before``: called with the job, changes the tables
+    of a sound start that goes before. ``lasting``: the faults are there at the start after, too.
+    ``two_nodes``: the second half of the ranks is on a node of its own.
+    """
+    sizes = {"tp": 1, "pp": 1, "dp": 1, **config}
+    size = sizes["tp"] * sizes["pp"] * sizes["dp"]
+    jobs, sound = {}, []
+    for index, (key, case) in enumerate(cases.items()):
+        own = {name: case[name] for name in ("local_ranks", "group_timeout_s") if name in case}
+        half = size // 2 if case.get("two_nodes") else size
+        job = Job(root / str(index), [int(rank >= half) for rank in range(size)], **own)
+        jobs[key] = job
+        if "before" in case:
+            sound.append(job)
+    if sound:
+        start_jobs(sound, **config)
+    for key, job in jobs.items():
+        cases[key].get("before", lambda _job: None)(job)
+    known = {key: job.tasks() for key, job in jobs.items()}
+    starts = []
+    for lasts in (False, True):
+        for key, job in jobs.items():
+            if not lasts or cases[key].get("lasting"):
+                job.faults, job.env = cases[key].get("faults", ()), cases[key].get("env", {})
+        starts.append(start_jobs(list(jobs.values()), hold_s=HOLD_S, **config))
+        if not lasts:
+            after = [job.files() for job in jobs.values()]
+    return {
+        key: Ran(job, start, files, again, known[key])
+        for (key, job), start, files, again in zip(
+            jobs.items(), starts[0], after, starts[1], strict=True
+        )
+    }
+
+
+@pytest.fixture(scope="session")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ran]:
+    """Return what became of one case of a table of cases: ``ran(table, key, tp=2)``.
+
+    Cases run several at once; a test that is run alone runs those that go with its own.
+    """
+    done: dict[Any, tuple[Cases, dict[Any, Ran]]] = {}
+
+    def one(cases: Cases, key: Any, **config: Any) -> Ran:
+        keys = list(cases)
+        first = keys.index(key) // JOBS_AT_ONCE * JOBS_AT_ONCE
+        memo = (id(cases), first, *sorted(config.items()))
+        if memo not in done:
+            some = {each: cases[each] for each in keys[first : first + JOBS_AT_ONCE]}
+            root = tmp_path_factory.mktemp("faults")
+            done[memo] = (cases, run_cases(root, some, **config))  # the table keeps its id so
+        return done[memo][1][key]
+
+    return one
 
 
 @pytest.fixture
@@ -417,24 +476,10 @@ def start() -> Callable[..., list[Start]]:
 
 
 @pytest.fixture
-def make_jobs(tmp_path: Path) -> Callable[..., list[Job]]:
-    """Make jobs with directories of their own: ``make_jobs(3, nodes=(0, 1))``."""
+def make_job(tmp_path: Path) -> Callable[..., Job]:
+    """Make a job with a directory of its own, or that of another: ``make_job("one", nodes=(0, 1))``."""
 
-    def make(number: int, **options: Any) -> list[Job]:
-        return [Job(tmp_path / f"job{index}", **options) for index in range(number)]
+    def make(name: str, **options: Any) -> Job:
+        return Job(tmp_path / name, **options)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def grid(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
-    """Return the case of one spot of a grid; the grid runs once, when first asked."""
-    done: dict[tuple[Any, ...], dict[Spot, Case]] = {}
-
-    def case(do: str, spots: tuple[Spot, ...], spot: Spot, **config: Any) -> Case:
-        key = (do, spots, *sorted(config.items()))
-        if key not in done:
-            done[key] = run_grid(tmp_path_factory.mktemp(do), do, spots, **config)
-        return done[key][spot]
-
-    return case

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import json
 import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +32,7 @@ import torch.distributed as dist
 from flashinfer import autotuner
 
 from warmup_plugin import kernel_warmup, rendezvous, storelink
+from warmup_plugin.engines.embedded import host_clock
 from warmup_plugin.engines.embedded.count_calls import count_calls, tuning_functions
 from warmup_plugin.engines.embedded.ops import EXPERT_GEMM
 from warmup_plugin.engines.embedded.parallel import ALL_REDUCE, tuning_over
@@ -93,6 +96,7 @@ def jobs(
     engine.config = replace(engine.config, dp=dp)
     engine.ranks = engine.config.place(rank, local_rank=local_ranks[rank], node=f"node{node}")
     engine.root = Path(plan["roots"][node])
+    engine.ops.timing = host_clock.timing(engine.config.timing, rank)
     os.environ.update(plan.get("env", {}))
     here = Here(engine, job, rank, groups[job])
     for fault in plan.get("faults", ()):
@@ -119,7 +123,9 @@ def _warm_up(here: Here) -> dict[str, Any]:
 
     found: dict[str, Any] = {"rank": here.rank, "began": time.monotonic()}
     try:
-        with count_calls(**tuning_functions()) as counts, tuning_over(engine.tuning_group):
+        with count_calls(**tuning_functions()) as counts, tuning_over(here.group):
+            # FlashInfer has a group to agree over, as in an engine: whatever is timed while it is
+            # in force waits for every rank.
             found["report"] = kernel_warmup.warm_up(
                 here.forward,
                 identity=engine.identity(),
@@ -141,8 +147,7 @@ def _warm_up(here: Here) -> dict[str, Any]:
     here.say("ended")
     found["served"] = engine.ops.served() if "report" in found else {}
     tuner = probe.tuner()
-    held = [*probe.loaded(tuner), *map(str, tuner.profiling_cache)]
-    found["held"] = [key for key in held if ALL_REDUCE not in key]  # that op looks after itself
+    found["held"] = [*probe.loaded(tuner), *map(str, tuner.profiling_cache)]
     found.update(logged=lines, sent=here.sent, done=done)
     return found
 
@@ -245,7 +250,7 @@ def kill(here: Here, at: str) -> None:
     """End this process as the kernel's out-of-memory killer does."""
 
     def strike() -> None:
-        here.say("killed", pid=os.getpid())
+        here.say("killed")
         os.kill(os.getpid(), signal.SIGKILL)
 
     _at(here, at, strike)
@@ -255,8 +260,8 @@ def send(here: Here, at: str, name: str) -> None:
     """Send this process a signal."""
 
     def strike() -> None:
-        here.say("signalled", pid=os.getpid())
-        signal.raise_signal(getattr(signal, name))
+        here.say("signalled")
+        os.kill(os.getpid(), getattr(signal, name))
 
     _at(here, at, strike)
 
@@ -339,25 +344,50 @@ def fail_tactic(
     _on_tactic(op, tactic, strike)
 
 
-def hang_in_tactic(
-    here: Here, seconds: float, op: str = "embedded::gemm", tactic: int = 0
-) -> None:
-    """Let one tactic of an op not return for that long, in code that heeds no signal."""
+def hang(here: Here, at: str, seconds: float, terminate_after_s: float = 0.0) -> None:
+    """Do not come back for that long, in code that heeds no signal; one may be sent meanwhile."""
 
     def strike() -> None:
-        here.say("hanging", pid=os.getpid())
+        here.say("hanging")
         # Like a driver's call: it lets the interpreter go, and no signal interrupts it.
         libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
-        threading.Timer(seconds, libc.pthread_mutex_unlock, [mutex]).start()
+        _later(seconds, libc.pthread_mutex_unlock, mutex)
+        if terminate_after_s:
+            _later(terminate_after_s, terminate)
         libc.pthread_mutex_lock(mutex)
         libc.pthread_mutex_lock(mutex)
 
-    _on_tactic(op, tactic, strike)
+    def terminate() -> None:
+        here.say("signalled")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    _at(here, at, strike)
+
+
+def _later(seconds: float, function: Callable[..., object], *arguments: Any) -> None:
+    timer = threading.Timer(seconds, function, arguments)
+    timer.daemon = True
+    timer.start()
+
+
+def slow_tasks(here: Here, seconds: float) -> None:
+    """Take long for each task."""
+    here.on_task = lambda _number: time.sleep(seconds)
+
+
+def own_handler(_here: Here) -> None:
+    """Have a handler of the engine's for SIGTERM, which raises."""
+
+    def leave(_number: int, _frame: object) -> NoReturn:
+        raise SystemExit("the engine's own handler")
+
+    signal.signal(signal.SIGTERM, leave)
 
 
 def _on_tactic(op: str, tactic: int, strike: Callable[[], None]) -> None:
     run = CpuRunner.forward
 
+    @functools.wraps(run)  # FlashInfer looks at the names of its arguments
     def forward(self: Any, inputs: Any, *args: Any, **options: Any) -> Any:
         asked = options.get("tactic", args[0] if args else -1)
         if self.op == op and isinstance(self, BlockedGemmRunner) and asked == tactic:
@@ -377,14 +407,9 @@ def fail_synthesis(here: Here, error: str) -> None:
     autotuner.AutoTuner._prepare_input_tensors = failing
 
 
-def fail_forward(
-    here: Here, error: str = "ZeroDivisionError", *, after: bool = False, stuck: bool = True
-) -> None:
-    """Let the engine's forward raise on this rank: before its collectives, or after all of them.
-
-    Where it does not get ``stuck``, the forward has no collective at all.
-    """
-    forward = here.forward if stuck else lambda: None
+def fail_forward(here: Here, error: str = "ZeroDivisionError", *, after: bool = False) -> None:
+    """Let the engine's forward raise on this rank: before its collectives, or after all of them."""
+    forward = here.forward
 
     def failing() -> NoReturn:
         if after:
@@ -395,17 +420,22 @@ def fail_forward(
     here.forward = failing
 
 
-def lonely_forward(here: Here) -> None:
-    """Let the forward have no collective."""
-    here.forward = lambda: None
-
-
 # -- ranks that are told, or hold, something else --------------------------------------------------
 
 
 def environ(_here: Here, **variables: str) -> None:
     """Have other variables in the environment."""
     os.environ.update(variables)
+
+
+def blocklist(_here: Here, **metadata: str) -> None:
+    """Have a list of tactics that must not run; with ``metadata``, only for such an environment."""
+    document: dict[str, Any] = {"invalid_tactics": {"embedded::gemm::BlockedGemmRunner": [0]}}
+    if metadata:
+        document["_metadata"] = {**autotuner._collect_metadata(), **metadata}
+    path = Path(tempfile.mkdtemp(prefix="blocklist-"), "blocklist.json")
+    path.write_text(json.dumps(document))
+    os.environ["FLASHINFER_TACTICS_BLOCKLIST"] = str(path)
 
 
 def context(here: Here, **options: Any) -> None:
@@ -436,6 +466,11 @@ def tuned_before(here: Here) -> None:
         for _ in range(2):
             here.engine.ops.gemm(x, weight)
     assert probe.tuner().profiling_cache
+
+
+def timed_as(here: Here, rank: int) -> None:
+    """Measure what another rank would."""
+    here.engine.ops.timing = host_clock.timing(here.engine.config.timing, rank)
 
 
 def idle(here: Here) -> None:

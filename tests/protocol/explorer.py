@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -43,6 +44,8 @@ _FAILURES = {GONE: "Connection reset by peer", SILENT: "Socket Timeout"}
 #: Seconds waited, as a wait is told: more than any pause, less than any limit; more than any limit.
 _A_WHILE, _TOO_LONG = 1.0, 1e9
 _OPEN: Any = object()
+#: A count that is not the first one: nobody asks for more.
+_SEVERAL = 2
 _WRITES = ("set", "add", "compare_set")
 #: What a round of a wait hears when nothing has happened.
 _NOTHING = {("check", False), ("look", None), ("waited", _A_WHILE)}
@@ -386,7 +389,9 @@ class Explorer:
         if can_stop and self._trees[0].nodes[state.at[0]].move is not None:
             fewer = state.faults - 1
             yield "rank 0 is stopped", state._replace(faults=fewer, store_is=STOPPED, overslept=True)
-        if state.store_is == MISSED:  # a stop that nobody misses an answer in is a delay
+        # A stop in which nobody misses an answer is a delay, and delays are everywhere.
+        others = (self._trees[r].nodes[state.at[r]].move for r in range(1, SIZE))
+        if state.store_is == MISSED or (state.store_is == STOPPED and not any(others)):
             yield "rank 0 wakes up", state._replace(store_is=WOKEN if state.mail else RUNS)
         elif state.store_is == WOKEN:
             yield "the store reads its mail", self._deliver(state)
@@ -407,9 +412,11 @@ class Explorer:
             yield self._answer(state._replace(store=written), rank, answer)
         elif move.kind == "look":
             yield from self._look(state, rank, move.argument, held)
+        elif move.kind == "get":
+            yield self._answer(state, rank, held[move.argument])
         else:
             assert move.kind == "check", move
-            yield self._answer(state, rank, False)  # noqa: FBT003  # else it would be settled
+            yield self._answer(state, rank, all(key in held for key in move.argument))
 
     def _killed(self, state: State, rank: int) -> State:
         at = list(state.at)
@@ -476,7 +483,7 @@ class Explorer:
         if move.kind == "compare_set" and key in held:
             return store, held[key]
         if move.kind == "add":
-            value = held.get(key, 0) + 1
+            value = min(held.get(key, 0) + 1, _SEVERAL)
         answer = None if move.kind == "set" else value
         written = self._written.get((store, key, value))
         if written is None:
@@ -515,10 +522,16 @@ class Explorer:
         return self._settle(self._without_store(settled)) if ends else settled
 
     def _settled_at(self, state: State, rank: int) -> tuple[Event, State]:
+        tree = self._trees[rank]
         while (answer := self._certain(state, rank)) is not _OPEN:
-            move = self._trees[rank].nodes[state.at[rank]].move
+            before = tree.nodes[state.at[rank]]
+            after = tree.nodes[tree.after(state.at[rank], answer)]
+            assert before.move is not None
+            is_own = before.move.kind == "overslept"
+            if len(after.acts) > len(before.acts) and not is_own:
+                break  # when it acts is to be seen
             _, state = self._answer(state, rank, answer)
-            if move is not None and move.kind == "overslept":
+            if is_own:
                 state = state._replace(overslept=False)
         return "", state
 
@@ -539,6 +552,8 @@ class Explorer:
             return _OPEN
         if move.kind == "get":
             return held[move.argument]
+        if move.kind == "add" and held.get(move.argument) == _SEVERAL:
+            return _SEVERAL
         if move.kind == "check":
             if all(key in held for key in move.argument):
                 return True
@@ -615,4 +630,4 @@ class Explorer:
         move = self._trees[rank].nodes[state.at[rank]].move
         assert move is not None
         argument = move.argument[0] if isinstance(move.argument, tuple) else move.argument
-        return f"rank {rank}: {move.kind} {argument} -> {answer!r}"
+        return re.sub(r"([0-9a-f]{8})[0-9a-f]{56}", r"\1", f"rank {rank}: {move.kind} {argument} -> {answer!r}")

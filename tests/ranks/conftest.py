@@ -2,8 +2,8 @@
 """One engine over several starts, each in new processes, and what its ranks came to.
 
 Owns the fixtures of this folder: `deploy` makes a `Deployment`, whose `start` returns a `Start`.
-What runs inside the ranks is in `on_ranks.py`. Every wait is bounded: `launch` sees to it. All ranks
-of a test run come from one fork server, at 0.05 s each.
+What runs inside the ranks is in `on_ranks.py`. Every wait is bounded: `launch` sees to it. All
+ranks of a test run come from one fork server, at 0.05 s each.
 """
 
 from __future__ import annotations
@@ -110,9 +110,7 @@ class Deployment:
         results = self.run(script, env, **arguments)
         return Start([ranks for ranks, _ in results], [seen for _, seen in results])
 
-    def run(
-        self, script: str, env: Mapping[str, str] | None = None, **arguments: Any
-    ) -> list[Any]:
+    def run(self, script: str, env: Mapping[str, str] | None = None, **arguments: Any) -> list[Any]:
         """As `start`, for scripts that return something else."""
         options = {"timeout_s": 60.0, **self.options}
         if len(self.roots) == 1:

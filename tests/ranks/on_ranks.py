@@ -343,10 +343,10 @@ def meeting_until_one_dies(engine: Engine, rank: int) -> tuple[int, str]:
     """Meet twice; in between one rank's process is killed. Return who is named, and why."""
     settings = Settings.from_env({}, silence_s=1.0)
     meeting = Meeting(connect(dist.group.WORLD, settings), settings)
-    meeting.meet("first", {}, lambda _words: {})
-    if engine.ranks.rank == rank:
-        os.kill(os.getpid(), signal.SIGKILL)
     try:
+        meeting.meet("first", {}, lambda _words: {})
+        if engine.ranks.rank == rank:
+            os.kill(os.getpid(), signal.SIGKILL)
         meeting.meet("second", {}, lambda _words: {})
     except RankLostError as error:
         return error.rank, error.reason
@@ -369,8 +369,8 @@ def holdings() -> dict[str, Any]:
     gc.collect()
     return {
         "threads": sorted(thread.name for thread in threading.enumerate()),
-        "all threads": len(os.listdir("/proc/self/task")),
-        "open files": len(os.listdir("/proc/self/fd")),
+        "all threads": len(list(Path("/proc/self/task").iterdir())),
+        "open files": len(list(Path("/proc/self/fd").iterdir())),
         "groups": len(dist.distributed_c10d._world.pg_map),
     }
 

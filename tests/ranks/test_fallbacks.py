@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ranks that cannot share: each tunes its own by replay, or all serve defaults, and say why.
 
-FlashInfer 0.6.12 runs from a folder of its own (``WARMUP_TEST_RELEASES``), in a process that sees no
-other.
+FlashInfer 0.6.12 runs from a folder of its own (``WARMUP_TEST_RELEASES``), in a process that sees
+no other.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def test_each_rank_tunes_its_own_where_keys_cannot_tell_options_apart(
 
 
 def test_ranks_meet_after_tuning_alone(fallback_release: Path) -> None:
-    """A barrier: the quick rank leaves only when the slow one has tuned; neither in a collective."""
-    (starts, _files) = starts_under(fallback_release)
+    """A barrier: the quick rank leaves when the slow one has tuned; no collective meanwhile."""
+    starts, _ = starts_under(fallback_release)
     slow, quick = starts["slow"]
     began, seconds = slow["report"]["timeline"][-1][1:]
     own_began, own_seconds = quick["report"]["timeline"][-1][1:]

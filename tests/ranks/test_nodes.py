@@ -58,9 +58,7 @@ def test_the_first_rank_of_each_node_writes_and_nobody_else(
 ) -> None:
     """One table on each node, named after that node's first rank, with the same entries."""
     node_of_rank, names = place
-    job = deploy(
-        nodes=2, tp=2, pp=2, timing="rank_noise", options={"node_of_rank": node_of_rank}
-    )
+    job = deploy(nodes=2, tp=2, pp=2, timing="rank_noise", options={"node_of_rank": node_of_rank})
     cold = job.start()
     assert [job.tables(node) for node in (0, 1)] == [[name] for name in names]
     written = {str(job.directory(node) / names[node]) for node in (0, 1)}

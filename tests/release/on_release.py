@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import gc
+import json
+import tempfile
 import time
 import weakref
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import flashinfer.autotuner as fi
+import torch.distributed as dist
 
 from warmup_plugin.engines.embedded.worker import Engine
 from warmup_plugin.kernel_warmup import warm_up
@@ -27,10 +31,6 @@ def facts(_engine: Engine) -> dict[str, Any]:
 
 def whole_call(engine: Engine) -> dict[str, Any]:
     """Let FlashInfer tune the forward in its own way; return what it would save."""
-    import json
-    import tempfile
-    from pathlib import Path
-
     with fi.autotune(True):
         engine.forward()
     with tempfile.TemporaryDirectory() as folder:
@@ -45,7 +45,8 @@ def slow_second_rank(engine: Engine) -> dict[str, Any]:
 
     And whether anything recorded is alive then.
     """
-    tuned_until, recorded = [0.0], []
+    tuned_until = [0.0]
+    recorded: list[Any] = []
 
     def progress(step: str, *_: Any) -> None:
         if step == "tune":
@@ -59,8 +60,6 @@ def slow_second_rank(engine: Engine) -> dict[str, Any]:
         recorded.extend(weakref.ref(call) for call in calls)
         recorded.extend(weakref.ref(runner) for call in calls for runner in call.runners)
         recorded.extend(weakref.ref(call.inputs[0]) for call in calls)
-
-    from warmup_plugin.engines.embedded.worker import dist
 
     report = warm_up(
         forward, identity=engine.identity(), ranks=engine.ranks, group=dist.group.WORLD,

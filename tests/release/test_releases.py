@@ -26,7 +26,13 @@ pytestmark = pytest.mark.multiprocess
 
 NAMES = [f"{where}.{name}" for where, name in REQUIRED]
 #: Fields of a file key without extras and with them.
-FIELDS = {"0.6.11.post2": (3, 4), "0.6.12": (3, 3), "0.6.13": (4, 4), "0.6.18.post1": (4, 4), "0.7.0": (4, 4)}
+FIELDS = {
+    "0.6.11.post2": (3, 4),
+    "0.6.12": (3, 3),
+    "0.6.13": (4, 4),
+    "0.6.18.post1": (4, 4),
+    "0.7.0": (4, 4),
+}
 WITH_RANKS_IN_MOE_KEYS = ("0.6.18.post1", "0.7.0")
 MOE_GEMM = "trtllm::fused_moe::gemm1"
 

@@ -48,9 +48,7 @@ def counting() -> contextlib.AbstractContextManager[dict[str, int]]:
     return count_calls(**tuning_functions())
 
 
-def warm_unchecked(
-    engine: Engine, forward: Callable[[], object], **options: Any
-) -> WarmupReport:
+def warm_unchecked(engine: Engine, forward: Callable[[], object], **options: Any) -> WarmupReport:
     """Warm up around the forward; where FlashInfer tunes unguarded, the report counts nothing."""
     return warm_up(forward, **arguments(engine, **options))
 

@@ -11,7 +11,7 @@ from warmup_plugin.engines.embedded.worker import Engine
 
 sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package stays the wheel's
 
-from tests.tuner import child, toys  # noqa: E402
+from tests.tuner import child, toys
 
 
 def every_op() -> dict[str, Any]:

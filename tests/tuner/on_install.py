@@ -20,8 +20,8 @@ from warmup_plugin.tuner.known_ops import KNOWN_OPS
 
 sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package stays the wheel's
 
-from tests.tuner import child, toys  # noqa: E402
-from tests.tuner.toys import COLD, FLOOR, GRAPH, Toy, call, toy_call  # noqa: E402
+from tests.tuner import child, toys
+from tests.tuner.toys import COLD, FLOOR, GRAPH, Toy, call, toy_call
 
 POLICY = ["cuda_graph_profile_replays", None, "l2_cache_policy", "hot"]
 RECORDS = {"plan": {"tiles": [1, 2]}}
@@ -31,7 +31,7 @@ def key(op: str, batch: int, *extras: Any) -> str:
     return str((op, "Toy", ((batch, 8), (8, 8)), extras or ("toy",)))
 
 
-def with_others(engine: Engine, fails: bool = False, **options: Any) -> dict[str, Any]:
+def with_others(engine: Engine, *, fails: bool = False) -> dict[str, Any]:
     """Warm up in a process that holds entries of others: loaded, tuned, and of our own op."""
     child.load({
         key("loaded", 4): ["Toy", 2, POLICY],
@@ -49,7 +49,7 @@ def with_others(engine: Engine, fails: bool = False, **options: Any) -> dict[str
             raise ZeroDivisionError
 
     with contextlib.suppress(ZeroDivisionError):
-        child.warm(engine, forward, **options)
+        child.warm(engine, forward)
     return {
         "before": before,
         "after": child.saved(),
@@ -155,17 +155,19 @@ def restores(_engine: Engine) -> dict[str, Any]:
     document = json.dumps({"_metadata": probe.stamp(), **entries}).encode()
     installed.load(document, probe.stamp(), {"listed"})
     found: dict[str, Any] = {"untouched": (installed.restore(), child.saved() == entries)}
+
+    def replace() -> None:
+        AutoTuner.get().clear_cache()
+        child.load({k: ["Toy", 9, POLICY] for k in entries})
+
     ways: dict[str, Callable[[], object]] = {
         "emptied": lambda: AutoTuner.get().clear_cache(),
-        "replaced": lambda: (
-            AutoTuner.get().clear_cache(),
-            child.load({k: ["Toy", 9, POLICY] for k in entries}),
-        ),
+        "replaced": replace,
         "added to": lambda: child.load({key("foreign", 1): ["Toy", 1, POLICY]}),
         "extended by a listed op": lambda: child.load({key("listed", 1): ["Toy", 1, POLICY]}),
     }
-    for way, replace in ways.items():
-        replace()
+    for way, change in ways.items():
+        change()
         is_needed, held = installed.restore(), child.saved()
         listed = held.pop(key("listed", 1), None)
         found[way] = (is_needed, held == entries, listed is not None, installed.is_intact())

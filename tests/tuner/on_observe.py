@@ -17,16 +17,16 @@ from warmup_plugin.tuner.observe import observe
 
 sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package stays the wheel's
 
-from tests.tuner import child, toys  # noqa: E402
+from tests.tuner import child, toys
 
 
 class Failing(toys.Toy):
     error: type[Exception] = ValueError
 
-    def forward(self, inputs: list[Any], tactic: Any = -1, **options: Any) -> Any:
+    def run(self, inputs: list[Any], tactic: Any, **kwargs: Any) -> None:
         if tactic != -1:
             raise self.error("planted")
-        return super().forward(inputs, tactic, **options)
+        super().run(inputs, tactic, **kwargs)
 
 
 def tune(_engine: Engine) -> dict[str, Any]:

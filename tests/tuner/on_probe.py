@@ -16,7 +16,7 @@ from warmup_plugin.tuner import probe
 
 sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package stays the wheel's
 
-from tests.tuner import child, toys  # noqa: E402
+from tests.tuner import child, toys
 
 
 class Lacking:
@@ -30,7 +30,8 @@ class Lacking:
 
     def __getattr__(self, name: str) -> Any:
         # A method is looked up on the object too, and so is missing there if the class has lost it.
-        if name == self.name and (self.at == self.where or (self.at, self.where) == ("tuner", "AutoTuner")):
+        places = ("tuner", "AutoTuner") if self.at == "tuner" else (self.at,)
+        if name == self.name and self.where in places:
             raise AttributeError(name)
         if (self.at, name) == ("module", "AutoTuner"):
             return Lacking(self.real.AutoTuner, "AutoTuner", self.where, self.name)
@@ -47,7 +48,8 @@ class Lacking:
 
 def without(engine: Engine, where: str, name: str) -> Any:
     """Warm up with a FlashInfer that lacks a name."""
-    probe.fi = Lacking(probe.fi, "module", where, name)
+    ours: Any = probe
+    ours.fi = Lacking(ours.fi, "module", where, name)
     modes = []
 
     def forward() -> None:

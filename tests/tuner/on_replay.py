@@ -17,7 +17,7 @@ from warmup_plugin.engines.embedded.worker import Engine
 
 sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package stays the wheel's
 
-from tests.tuner import child, toys  # noqa: E402
+from tests.tuner import child, toys
 
 Context = contextlib.AbstractContextManager[object]
 
@@ -65,11 +65,11 @@ def embedded_session(engine: Engine) -> None:
 class Watched(toys.Toy):
     """Notes how the tuner stands whenever a tactic runs."""
 
-    def forward(self, inputs: list[Any], tactic: Any = -1, **options: Any) -> Any:
+    def run(self, inputs: list[Any], tactic: Any, **kwargs: Any) -> None:
         tuner = AutoTuner.get()
         seen = (tuner._active_tuning_contexts, get_autotune_process_group() is None)
         SEEN.append((*seen, tuner._in_v2_context, tactic != -1))
-        return super().forward(inputs, tactic, **options)
+        super().run(inputs, tactic, **kwargs)
 
 
 SEEN: list[tuple[int, bool, bool, bool]] = []

@@ -21,28 +21,28 @@ from warmup_plugin.tuner.known_ops import KNOWN_OPS
 
 sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package stays the wheel's
 
-from tests.tuner import child, toys  # noqa: E402
-from tests.tuner.toys import FLOOR, WEIGHT, RawBatch, Toy, call, rows, toy_call  # noqa: E402
+from tests.tuner import child, toys
+from tests.tuner.toys import FLOOR, WEIGHT, RawBatch, Toy, call, rows, toy_call
 
 
 class Failing(Toy):
     """Fails as ``error`` says while it is tuned, and works with tactic -1."""
 
-    error = ValueError
+    error: type[Exception] = ValueError
 
-    def forward(self, inputs: list[Any], tactic: Any = -1, **options: Any) -> Any:
+    def run(self, inputs: list[Any], tactic: Any, **kwargs: Any) -> None:
         if tactic != -1:
             raise self.error("planted")
-        return super().forward(inputs, tactic, **options)
+        super().run(inputs, tactic, **kwargs)
 
 
 class NoDefault(Toy):
     """Cannot run the default tactic."""
 
-    def forward(self, inputs: list[Any], tactic: Any = -1, **options: Any) -> Any:
+    def run(self, inputs: list[Any], tactic: Any, **kwargs: Any) -> None:
         if tactic == -1:
             raise ValueError(f"{self.op} needs a tactic")
-        return super().forward(inputs, tactic, **options)
+        super().run(inputs, tactic, **kwargs)
 
 
 class ByClass(Toy):
@@ -62,7 +62,7 @@ def planted_pair(engine: Engine) -> Any:
             toy_call("name", activation=name)
         toy_call("clean", batch=4)
 
-    return child.warm(engine, forward), forward() or child.saved()
+    return child.warm(engine, forward), child.saved()
 
 
 def one_flag(engine: Engine) -> Any:
@@ -103,7 +103,13 @@ def rivals(engine: Engine, batches: tuple[int, int]) -> Any:
         for number, batch in enumerate(batches):
             call("same", [Toy("same", number=number)], FLOOR, rows(batch), WEIGHT)
             tactics = tuple(range(2 + number))
-            call("rivals", [Toy("rivals", tactics=tactics, number=number)], FLOOR, rows(batch), WEIGHT)
+            call(
+                "rivals",
+                [Toy("rivals", tactics=tactics, number=number)],
+                FLOOR,
+                rows(batch),
+                WEIGHT,
+            )
             call("by class", [ByClass("by class", number=number)], FLOOR, rows(batch), WEIGHT)
 
     return child.warm(engine, forward)
@@ -116,7 +122,7 @@ def unstable(engine: Engine, batch: int) -> Any:
         call("raw", [RawBatch("raw")], FLOOR, rows(batch), WEIGHT)
         toy_call()
 
-    return child.warm(engine, forward), forward() or child.saved()
+    return child.warm(engine, forward), child.saved()
 
 
 def winnerless(engine: Engine) -> Any:
@@ -193,7 +199,7 @@ def always_raises(engine: Engine) -> Any:
 
     def forward() -> None:
         runs.append(1)
-        call("broken", [Toy("broken")], FLOOR)
+        toy_call("broken")
         raise ZeroDivisionError("planted")
 
     try:
@@ -203,7 +209,7 @@ def always_raises(engine: Engine) -> Any:
     return -1
 
 
-def skipping(engine: Engine, skip: bool) -> Any:
+def skipping(engine: Engine, *, skip: bool) -> Any:
     """Tune two ops, one of them excluded by the context on the second start."""
 
     def context() -> Any:
@@ -238,7 +244,7 @@ def own_cache(engine: Engine, cache: str) -> Any:
     return report, child.saved(), messages
 
 
-def persistent_store(engine: Engine, store: str, ambient: bool) -> Any:
+def persistent_store(engine: Engine, store: str, *, ambient: bool) -> Any:
     """A persistent autotune_v2 store is open around the forward, or was before."""
 
     def context() -> Any:
@@ -272,7 +278,19 @@ def untouched(engine: Engine) -> Any:
         toy_call()
 
     child.warm(engine, forward)
-    return seen, AutoTuner.choose_one is before, child.left_behind(), tuner.choose_one == before.__get__(tuner)
+    seen += [AutoTuner.choose_one is before, tuner.choose_one == before.__get__(tuner)]
+    return seen, child.left_behind()
+
+
+def answered(engine: Engine) -> Any:
+    """What the forward is answered, and what is served afterwards."""
+    during = []
+
+    def forward() -> None:
+        during.append({**toys.every_call(), "toy": [toy_call()]})
+
+    report = child.warm(engine, forward)
+    return report, during[-1], {**toys.every_call(), "toy": [toy_call()]}
 
 
 def outside_tuning(engine: Engine) -> Any:
@@ -289,8 +307,8 @@ def outside_tuning(engine: Engine) -> Any:
 
 
 def alive_after(engine: Engine) -> Any:
-    """Note every copy, stand-in, clone and closed-over tensor of a session; return what survives."""
-    kept: list[tuple[str, Any]] = []
+    """Note every copy, stand-in, clone and closed-over tensor of a session, and what survives."""
+    refs: list[tuple[str, Any]] = []
     table = torch.zeros(100, dtype=torch.int32)
 
     def initial(shapes: Any, dtype: Any, device: Any) -> Any:
@@ -304,21 +322,18 @@ def alive_after(engine: Engine) -> Any:
     def forward() -> None:
         inner = Toy("inner")
         for flag in (True, False):
-            call("alive", [Toy("alive", inner=inner)], config, rows(16), torch.zeros(8), index=table)
+            call(
+                "alive", [Toy("alive", inner=inner)], config, rows(16), torch.zeros(8), index=table
+            )
             call("unshared", [Toy("unshared", flag=flag, inner=inner)], config, rows(16), WEIGHT)
         survey = AutoTuner.get().choose_one.__self__
-        for task in survey.tasks.values():
-            kept.extend(_parts(task.call))
-        for _, thing in kept:
-            names.append(_)
-        refs.extend((name, weakref.ref(thing)) for name, thing in kept if thing is not table)
-        kept.clear()
+        parts = [part for task in survey.tasks.values() for part in _parts(task.call)]
+        refs.extend((name, weakref.ref(thing)) for name, thing in parts if thing is not table)
 
-    refs: list[tuple[str, Any]] = []
-    names: list[str] = []
     report = child.warm(engine, forward)
     gc.collect()
-    return report, sorted(set(names)), sorted({name for name, ref in refs if ref() is not None})
+    noted = sorted({name for name, _ in refs})
+    return report, noted, sorted({name for name, ref in refs if ref() is not None})
 
 
 def many_layers(engine: Engine) -> Any:

@@ -30,7 +30,8 @@ def unaligned(offset: int, *size: int, dtype: torch.dtype = torch.float32) -> to
 
 class Runner(TunableRunner):
     def __init__(self, **attributes: Any) -> None:
-        vars(self).update(attributes)
+        for name, value in attributes.items():
+            setattr(self, name, value)
 
     def get_valid_tactics(self, _inputs: Any, _profile: Any) -> list[int]:
         return [0]
@@ -156,7 +157,11 @@ def test_what_occurs_twice_is_cloned_once() -> None:
 
 def test_integer_keywords_are_cloned_and_others_referenced() -> None:
     """Routing tables are overwritten by the engine; outputs and scales are sized for the call."""
-    kwargs = {"ids": torch.arange(3), "mask": torch.ones(3, dtype=torch.bool), "out": torch.zeros(3)}
+    kwargs = {
+        "ids": torch.arange(3),
+        "mask": torch.ones(3, dtype=torch.bool),
+        "out": torch.zeros(3),
+    }
     kept = copies().kwargs(kwargs)
     assert list(kept) == list(kwargs)
     assert [kept[name] is kwargs[name] for name in kwargs] == [False, False, True]
@@ -291,7 +296,6 @@ def test_a_config_with_nothing_to_copy_is_itself() -> None:
 
 def test_initializers_in_the_spec_are_kept_too() -> None:
     """Releases before 0.6.18 have them there."""
-
     table = torch.arange(4)
     config = OldConfig((OldSpec([over_a_closure(table), torch.zeros]), OldSpec([torch.zeros])))
     kept = copies().config(config)

@@ -25,12 +25,18 @@ def ops_of(entries: dict[str, Any]) -> set[str]:
 
 
 @pytest.mark.parametrize("strategy", ["leader", "per_rank"])
-def test_others_entries_survive_and_never_stand_over_ours(children: Children, strategy: str) -> None:
+def test_others_entries_survive_and_never_stand_over_ours(
+    children: Children, strategy: str
+) -> None:
     """Loaded or tuned, of other ops or of batches we do not have; ours win where both have one."""
     env = {"WARMUP_PLUGIN_STRATEGY": strategy}
     for start in ("cold", "warm"):
         found = children.one("on_install:with_others", env=env)
-        ours = {key for key in found["after"] if "'toy', 'Toy', ((4096" not in key and "'toy', 'Toy'" in key}
+        ours = {
+            key
+            for key in found["after"]
+            if "'toy', 'Toy', ((4096" not in key and "'toy', 'Toy'" in key
+        }
         assert len(ours) == 4
         before, after = found["before"], found["after"]
         kept = before.keys() - ours
@@ -106,7 +112,10 @@ def test_a_policy_travels_and_an_entry_is_known_under_its_own_only(children: Chi
     """The third element goes from the tuner into the table, and back into the tuner."""
     cold, _, tuned = children.one("on_install:policies", replays=1)
     assert cold.tasks["tuned"] == 12
-    policy = {op: {tuple(children.entries[k][2]) for k in children.keys(op)} for op in ("cold", "graph", "plain")}
+    policy = {
+        op: {tuple(children.entries[k][2]) for k in children.keys(op)}
+        for op in ("cold", "graph", "plain")
+    }
     assert policy == {
         "cold": {("cuda_graph_profile_replays", None, "l2_cache_policy", "cold")},
         "graph": {("cuda_graph_profile_replays", 1, "l2_cache_policy", "hot")},
@@ -118,7 +127,11 @@ def test_a_policy_travels_and_an_entry_is_known_under_its_own_only(children: Chi
     assert served == tuned
 
     other, _, _ = children.one("on_install:policies", replays=5)
-    assert {op: found["tuned"] for op, found in other.ops.items()} == {"cold": 0, "graph": 4, "plain": 0}
+    assert {op: found["tuned"] for op, found in other.ops.items()} == {
+        "cold": 0,
+        "graph": 4,
+        "plain": 0,
+    }
     assert {children.entries[key][2][1] for key in children.keys("graph")} == {5}
     again, _, _ = children.one("on_install:policies", replays=5)
     assert again.tactics_timed == 0
@@ -131,7 +144,11 @@ def test_an_entry_without_a_policy_counts_as_measured_hot(children: Children) ->
     stripped = {k: v[:2] if k.startswith("(") else v for k, v in document.items()}
     children.table_path.write_text(json.dumps(stripped))
     report, _, _ = children.one("on_install:policies", replays=1)
-    assert {op: found["tuned"] for op, found in report.ops.items()} == {"cold": 4, "graph": 0, "plain": 0}
+    assert {op: found["tuned"] for op, found in report.ops.items()} == {
+        "cold": 4,
+        "graph": 0,
+        "plain": 0,
+    }
 
 
 def test_old_files_entries_answer_runners_without_extras_only(children: Children) -> None:

@@ -95,7 +95,9 @@ def test_the_default_wins_only_where_it_races(pair: Pair) -> None:
 def test_hybrid_keys_hold_mapped_batches(pair: Pair) -> None:
     """A batch that is no bucket is tuned as it is and stored where it will be looked up."""
     if pair.context in ("plain", "v2"):
-        batches = {json.loads(key.split("((")[1].split(",")[0]) for key in of("hybrid", pair.stored)}
+        batches = {
+            json.loads(key.split("((")[1].split(",")[0]) for key in of("hybrid", pair.stored)
+        }
         assert {128, 3072, 16384} <= batches
         assert not {100, 3000, 10240} & batches
 

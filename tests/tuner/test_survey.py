@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,7 +171,9 @@ def test_an_op_that_raises_on_its_default_on_every_rank_is_passed_through(
 ) -> None:
     """The forward runs once more; what was recorded of the other ops stands."""
     for start in ("cold", "warm"):
-        for report, runs, held, left in children.ranks("on_survey:no_default", tp=2, raise_on=(0, 1)):
+        for report, runs, held, left in children.ranks(
+            "on_survey:no_default", tp=2, raise_on=(0, 1)
+        ):
             assert runs == 2
             assert list(report.passed_through) == ["picky"]
             assert "picky needs a tactic" in report.passed_through["picky"]
@@ -185,7 +186,10 @@ def test_an_op_that_raises_on_its_default_on_every_rank_is_passed_through(
 def test_an_op_that_raises_on_one_rank_only_is_that_ranks_failure(children: Children) -> None:
     """Its own error there, a `SessionError` naming it on the other; nothing is left or stored."""
     first, second = children.ranks("on_survey:no_default", tp=2, raise_on=(1,))
-    assert first[:2] == ("SessionError", "rank 1: the forward failed: ValueError: picky needs a tactic")
+    assert first[:2] == (
+        "SessionError",
+        "rank 1: the forward failed: ValueError: picky needs a tactic",
+    )
     assert second[:2] == ("ValueError", "picky needs a tactic")
     assert first[2:] == second[2:] == (1, {})
     assert children.entries == {}
@@ -264,8 +268,18 @@ def test_an_open_tuning_context_refuses_the_session_on_every_rank(
 
 def test_choose_one_stays_flashinfers_own_function(children: Children) -> None:
     """During the session and after it; the tuner object carries nothing of ours afterwards."""
-    during, after, left, is_bound = children.one("on_survey:untouched")
-    assert (during, after, left, is_bound) == ([True], True, [], True)
+    assert children.one("on_survey:untouched") == ([True, True, True], [])
+
+
+def test_a_warm_forward_is_answered_with_the_winners(children: Children) -> None:
+    """So that it builds what will serve; a cold one with FlashInfer's defaults."""
+    cold, answers, served = children.one("on_survey:answered")
+    assert cold.tasks["from_cache"] == 0
+    assert {tactic for of_kind in answers.values() for _, tactic in of_kind} == {-1}
+    warm, answers, again = children.one("on_survey:answered")
+    assert warm.tasks["from_cache"] == warm.tasks["seen"]
+    assert answers == again == served
+    assert all(tactic != -1 for _, tactic in served["toy"])
 
 
 def test_calls_outside_tuning_mode_are_not_recorded(children: Children) -> None:
@@ -281,7 +295,9 @@ def test_nothing_recorded_is_alive_afterwards(children: Children, strategy: str)
     env = {"WARMUP_PLUGIN_STRATEGY": strategy}
     report, noted, alive = children.one("on_survey:alive_after", env=env)
     assert report.tasks["seen"] == 8
-    assert noted == ["call", "clone", "closure", "function", "inner runner", "keyword", "runner", "stand-in"]  # fmt: skip
+    assert noted == [
+        "call", "clone", "closure", "function", "inner runner", "keyword", "runner", "stand-in",
+    ]  # fmt: skip
     assert alive == []
 
 

@@ -27,8 +27,8 @@ def extras(*real: Any, **own: tuple[int, int]) -> Extras:
     return name_rank_fields(real, {index: (name, number) for name, (index, number) in own.items()})
 
 
-def identity(*runners: tuple[str, Extras], op: str = "op", stage: int = 0) -> str:
-    return task_id(op, runners, PROFILE, stage)
+def identity(*runners: tuple[str, Extras], op: str = "op") -> str:
+    return task_id(op, runners, PROFILE)
 
 
 A = ("A", extras(1, "fp8"))
@@ -37,7 +37,7 @@ B = ("B", extras(1, "fp8"))
 
 def test_an_id_is_the_same_in_every_process() -> None:
     """Ranks and starts compare ids, whatever their hash seeds."""
-    assert identity(A) == "e8e32481cd4d0f2699bec4bba01f800e"
+    assert identity(A) == "a1ce0342747a0b0a0b560572a3ac6f54"
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_an_id_is_the_same_in_every_process() -> None:
         (identity(A, B), identity(B, A)),
         (identity(A), identity(("A", extras(2, "fp8")))),
         (identity(A), identity(("A", extras("1", "fp8")))),
-        (identity(A), task_id("op", [A], ((128, 8), (8, 8), (0,)), 0)),
+        (identity(A), task_id("op", [A], ((128, 8), (8, 8), (0,)))),
     ],
     ids=["op", "class", "list", "order", "extras", "type of extras", "profile"],
 )
@@ -58,13 +58,11 @@ def test_ids_differ_in(one: str, other: str) -> None:
     assert one != other
 
 
-def test_twins_are_one_task_inside_a_stage() -> None:
+def test_twins_are_one_task() -> None:
     """Extras that are each rank's own number differ in the file key, not in the task."""
     ranks = [extras("fp8", rank, 4, ep_rank=(1, rank)) for rank in range(3)]
     assert len({identity(("A", one)) for one in ranks}) == 1
     assert {one.real for one in ranks} == {("fp8", 0, 4), ("fp8", 1, 4), ("fp8", 2, 4)}
-    assert identity(("A", ranks[0]), stage=0) != identity(("A", ranks[1]), stage=1)
-    assert identity(A, stage=0) == identity(A, stage=1)
 
 
 @pytest.mark.parametrize(

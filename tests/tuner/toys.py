@@ -64,7 +64,8 @@ class Toy(TunableRunner):
         **attributes: Any,
     ) -> None:
         self.op, self.extras, self.tactics = op, extras, tactics
-        vars(self).update(attributes)
+        for name, value in attributes.items():
+            setattr(self, name, value)
 
     def get_cache_key_extras(self, _inputs: list[Any]) -> tuple[Any, ...]:
         return self.extras
@@ -77,11 +78,14 @@ class Toy(TunableRunner):
         inputs: list[Any],
         tactic: Any = -1,
         do_preparation: bool = False,  # noqa: ARG002, FBT001, FBT002  # FlashInfer's signature
-        **_kwargs: Any,
+        **kwargs: Any,
     ) -> Tensor:
-        let_time_pass(cost(self.op, type(self).__name__, inputs[0].shape[0], tactic))
+        self.run(inputs, tactic, **kwargs)
         out: Tensor = inputs[0]
         return out
+
+    def run(self, inputs: list[Any], tactic: Any, **_kwargs: Any) -> None:
+        let_time_pass(cost(self.op, type(self).__name__, inputs[0].shape[0], tactic))
 
 
 class Other(Toy):
@@ -100,11 +104,9 @@ class Staged(Toy):
 class Routed(Toy):
     """Its times depend on what its inputs, its initialiser and a keyword hold."""
 
-    def forward(self, inputs: list[Any], tactic: Any = -1, **kwargs: Any) -> Tensor:
+    def run(self, inputs: list[Any], tactic: Any, **kwargs: Any) -> None:
         content = [float(inputs[0][0, 0]), int(inputs[1][0]), int(kwargs["index"][0])]
         let_time_pass(cost(f"{self.op} {content}", "", inputs[0].shape[0], tactic))
-        out: Tensor = inputs[0]
-        return out
 
 
 class Hooked(Toy):
@@ -116,10 +118,10 @@ class Hooked(Toy):
         self.room_cache = inputs[0].shape[0]
         return inputs
 
-    def forward(self, inputs: list[Any], tactic: Any = -1, **options: Any) -> Tensor:
+    def run(self, inputs: list[Any], tactic: Any, **kwargs: Any) -> None:
         if tactic != -1 and inputs[0].shape[0] > self.room_cache:
             raise ValueError("no room was made for this batch")
-        return super().forward(inputs, tactic, **options)
+        super().run(inputs, tactic, **kwargs)
 
 
 class RawBatch(Toy):
@@ -266,17 +268,12 @@ def fp4_gemms() -> list[tuple[str, Any]]:
         build_and_load=lambda: _CompiledGemm, get_library_paths=list
     )
     module = gemm_base._get_trtllm_gemm_module_impl(False)
+    configs = (gemm_base._MM_FP4_TUNING_CONFIG_8x4, gemm_base._MM_FP4_TUNING_CONFIG_128x4)
     answers = []
-    for is_8x4 in (True, False):
-        config = (
-            gemm_base._MM_FP4_TUNING_CONFIG_8x4
-            if is_8x4
-            else gemm_base._MM_FP4_TUNING_CONFIG_128x4
-        )
+    for is_8x4, padding, config in zip((True, False), (8, 128), configs, strict=True):
         for batch in (100, 16):
             runner = module.trtllm_fp4_gemm_runner(is_8x4)
-            assert type(runner).__name__ == "TrtllmGemmRunner"
-            answers.append(call("fp4_gemm", [runner], config, *_fp4_inputs(batch, 8 if is_8x4 else 128)))
+            answers.append(call("fp4_gemm", [runner], config, *_fp4_inputs(batch, padding)))
     return answers
 
 
@@ -285,10 +282,10 @@ def _fp4_inputs(batch: int, padding: int, k: int = 64, n: int = 32) -> list[Any]
         return torch.zeros(size, dtype=torch.uint8)
 
     padded = -(-batch // padding) * padding
-    b = OnDevice(data(k // 2, n), requires_grad=False)
+    operands = [data(batch, k // 2), OnDevice(data(k // 2, n), requires_grad=False)]
+    scales = [data(padded, k // 16), data(k // 16, n), torch.ones(1)]
     out = torch.zeros(batch, n, dtype=torch.bfloat16)
-    scales = data(padded, k // 16), data(k // 16, n)
-    return [data(batch, k // 2), b, *scales, torch.ones(1), torch.bfloat16, out, 16, True, data(4096)]
+    return [*operands, *scales, out.dtype, out, 16, True, data(4096)]
 
 
 class _CompiledGemm:

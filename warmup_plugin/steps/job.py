@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from warmup_plugin.decide import decide_open
-from warmup_plugin.errors import PlacementError, SessionError
+from warmup_plugin.errors import PlacementError, RankLostError, SessionError, WarmupError
 from warmup_plugin.identity import Identity
 from warmup_plugin.paths import Placement, resolve
 from warmup_plugin.rendezvous import Alone, Meeting, Rendezvous, Word
@@ -120,6 +120,24 @@ class Job:
         finally:
             self.seconds[step] = self.seconds.get(step, 0.0) + time.monotonic() - began
 
+    @contextlib.contextmanager
+    def failing_as_data(self) -> Iterator[None]:
+        """Make what fails in the body a word for the next meeting, `failure`; no meeting in it."""
+        try:
+            yield
+        except RankLostError:
+            raise
+        except WarmupError as error:
+            self.failure = str(error)
+        except Exception as error:
+            logger.exception("warmup-plugin: rank %d: the session goes on:", self.meeting.rank)
+            self.failure = f"{type(error).__name__}: {error}"[:1000]
+
+    def take_failure(self) -> str:
+        """Return what has failed, once; an empty string where nothing has."""
+        failure, self.failure = self.failure, ""
+        return failure
+
     def serve_defaults(self, reason: str) -> None:
         """Take this session's entries out of the tuner, as all ranks do now."""
         self.word = {**self.word, "go": "defaults", "reason": reason}
@@ -137,28 +155,32 @@ def open_job(options: Options) -> Iterator[Job]:
     with contextlib.ExitStack() as stack:
         began = time.monotonic()
         meeting = _meet(options, stack)
-        installed: Installed | None = None
+        job: Job | None = None
         try:
-            word = meeting.meet("open", _hello(options), decide_open)
-            if word["go"] == "refuse":
-                raise SessionError(word["reason"])
-            installed = Installed.take_down()
-            job = Job(
-                options=options, meeting=meeting, word=word, identity=Identity(word["factors"]),
-                ops=options.ops or known_ops(probe.version()), stamp=probe.stamp(),
-                installed=installed, seen=stack.enter_context(observe()), stack=stack,
-            )  # fmt: skip
-            job.warn(*word["warnings"])
-            if word["reason"]:
-                job.warn(f"{word['go']}: {word['reason']}")
-            _place(job)
+            job = _join(options, meeting, stack)
             job.seconds["open"] = time.monotonic() - began
             yield job
         except BaseException as error:
             meeting.abandon(f"{type(error).__name__}: {error}"[:1000])
-            if installed is not None:
-                installed.put_back()
+            if job is not None:
+                job.installed.put_back()
             raise
+
+
+def _join(options: Options, meeting: Rendezvous, stack: contextlib.ExitStack) -> Job:
+    word = meeting.meet("open", _hello(options), decide_open)
+    if word["go"] == "refuse":
+        raise SessionError(word["reason"])
+    job = Job(
+        options=options, meeting=meeting, word=word, identity=Identity(word["factors"]),
+        ops=options.ops or known_ops(probe.version()), stamp=probe.stamp(),
+        installed=Installed.take_down(), seen=stack.enter_context(observe()), stack=stack,
+    )  # fmt: skip
+    job.warn(*word["warnings"])
+    if word["reason"]:
+        job.warn(f"{word['go']}: {word['reason']}")
+    _place(job)
+    return job
 
 
 def _meet(options: Options, stack: contextlib.ExitStack) -> Rendezvous:
@@ -175,7 +197,7 @@ def _hello(options: Options) -> Word:
     capabilities, settings = probe.probe(), options.settings
     return {
         "ranks": options.ranks.to_json(),
-        "tuning": bool(probe.tuner().is_tuning_mode),
+        "tuning": probe.is_tuning(probe.tuner()),
         "version": capabilities.version,
         "missing": list(capabilities.missing),
         "keys_tell_options_apart": capabilities.keys_tell_options_apart,

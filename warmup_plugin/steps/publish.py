@@ -12,7 +12,7 @@ from warmup_plugin.steps.job import Job
 from warmup_plugin.steps.share import Shared
 from warmup_plugin.steps.tables import Agreed, Held, fetch_manifest
 from warmup_plugin.steps.tune import Work
-from warmup_plugin.store import NotPublished
+from warmup_plugin.store import NotPublished, Published
 
 
 def publish(job: Job, held: Held, agreed: Agreed, shared: Shared, work: Work) -> list[str]:
@@ -31,10 +31,13 @@ def publish(job: Job, held: Held, agreed: Agreed, shared: Shared, work: Work) ->
         if work.dropped:
             table, manifest = without(table, manifest, work.dropped, again=work.plan.held)
         job.meeting.confirm()
-        done = store.publish(job.options.ranks.coordinates, table, manifest, job.identity)
-        if isinstance(done, NotPublished):
-            text = f"the table is not stored: {done.reason}"
+        done: Published | NotPublished | None = None
+        with job.failing_as_data():
+            done = store.publish(job.options.ranks.coordinates, table, manifest, job.identity)
+        if isinstance(done, Published):
+            return [str(done.path)] if done.written else []
+        text = "the table is not stored: " + (job.take_failure() if done is None else done.reason)
+        if done is not None:
             job.logged.add(text)  # by the store, unless an earlier trouble has been
-            job.warn(text)
-            return []
-        return [str(done.path)] if done.written else []
+        job.warn(text)
+        return []

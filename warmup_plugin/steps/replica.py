@@ -46,7 +46,7 @@ def take_turn(job: Job, agreed: Agreed) -> bool:
 def _grow(job: Job, agreed: Agreed) -> bool:
     """Take in what the directory holds now, under the table all ranks have agreed on."""
     assert job.store is not None
-    parts = job.store.read(job.stamp).parts
+    parts = job.store.read(job.stamp, identity=job.identity.digest).parts
     if not parts:
         return False
     mine = Part(agreed.table, agreed.manifest, (0, 0, 0))

@@ -21,9 +21,10 @@ from warmup_plugin.errors import InstallError
 from warmup_plugin.manifest import Manifest, render_manifest
 from warmup_plugin.rendezvous import Word, Words
 from warmup_plugin.settle import Result, settle
+from warmup_plugin.shutdown import TaskLimit
 from warmup_plugin.steps.job import Job
 from warmup_plugin.steps.tables import Agreed
-from warmup_plugin.steps.tune import Work, result_of, tune_own
+from warmup_plugin.steps.tune import Work, leave, result_of, tune_own
 from warmup_plugin.table import Entry, Table, canonical_tactic, digest, parse_table, render_table
 from warmup_plugin.tuner import replay
 from warmup_plugin.tuner.survey import Survey
@@ -53,10 +54,8 @@ def share(job: Job, agreed: Agreed, survey: Survey, work: Work) -> Shared:
         shared = Shared(agreed.table, agreed.word.get("manifest", ""))
         if work.is_new and job.shares:
             shared = _exchange(job, agreed, work)
-        try:
+        with job.failing_as_data():
             _install(job, survey, work, shared)
-        except InstallError as error:
-            job.failure = str(error)
         return shared
 
 
@@ -111,6 +110,19 @@ def _own_keys(survey: Survey) -> set[str]:
     return {key for t in survey.tasks.values() if t.state != "unshared" for key in t.keys}
 
 
+def _met_elsewhere(survey: Survey, table: Table) -> set[str]:
+    """Return the keys of this rank's ops at sizes that perhaps only other ranks have met.
+
+    What it serves there one day must be what they serve: ranks may have been given other buckets. A
+    rank without a token has met no op and takes them all.
+    """
+    ops = {task.op for task in survey.tasks.values()}
+    met, skipped = (tuple(f"({op!r}, " for op in some) for some in (ops, survey.skipped))
+    unshared = {key for t in survey.tasks.values() if t.state == "unshared" for key in t.keys}
+    found = {key for key in table.entries if not ops or key.startswith(met)} - unshared
+    return {key for key in found if not key.startswith(skipped)}
+
+
 def _install(
     job: Job, survey: Survey, work: Work, shared: Shared, dropped: Collection[str] = ()
 ) -> None:
@@ -120,6 +132,8 @@ def _install(
     if not work.is_new and job.installed.only(known):
         return
     own = _own_keys(survey)
+    if all(name in survey.tasks for name in dropped):  # else: which keys are another rank's?
+        own |= _met_elsewhere(survey, shared.table)
     job.meeting.confirm()
     tasks = (survey.tasks[name] for name in dropped if name in survey.tasks)
     kept = own - {key for task in tasks for key in task.keys}
@@ -140,7 +154,8 @@ def prepare(job: Job, survey: Survey, work: Work, shared: Shared) -> None:
         work.dropped = record["drop"]
         if work.dropped:
             job.warn(*(f"{_label(survey, n)}: default: {why}" for n, why in work.dropped.items()))
-            _install(job, survey, work, shared, work.dropped)
+            with job.failing_as_data():
+                _install(job, survey, work, shared, work.dropped)
         tune_own(job, survey, work)
         job.meeting.meet("built", {}, lambda _words: {"go": "on"})
 
@@ -153,16 +168,23 @@ def _build(job: Job, survey: Survey, work: Work, shared: Shared) -> dict[str, st
     """Run once every new winner of this rank that it did not tune; return those that fail."""
     new = {name for names in work.plan.shared.values() for name in names} | set(work.plan.held)
     failed: dict[str, str] = {}
-    for name in sorted(new - work.outcomes.keys()):
-        task = survey.tasks.get(name)
-        entry = shared.entry_of(task) if task is not None else None
-        if task is None or entry is None:
-            continue
-        job.meeting.note("prepare", task.label)
-        try:
-            replay.prepare(task, entry)
-        except Exception as error:  # noqa: BLE001  # whatever a runner raises: this winner is out
-            failed[name] = f"{type(error).__name__}: {error}"[:400]
+    limit_s = job.options.settings.task_limit_s
+
+    def give_up(task: Task) -> None:
+        leave(job, f"{task.label}: its winner did not return within {limit_s:.0f} s")
+
+    with TaskLimit(limit_s, give_up) as limit:
+        for name in sorted(new - work.outcomes.keys()):
+            task = survey.tasks.get(name)
+            entry = shared.entry_of(task) if task is not None else None
+            if task is None or entry is None:
+                continue
+            limit.begins(task)
+            job.meeting.note("prepare", task.label)
+            try:
+                replay.prepare(task, entry)
+            except Exception as error:  # noqa: BLE001  # whatever a runner raises: this winner is out
+                failed[name] = f"{type(error).__name__}: {error}"[:400]
     return failed
 
 
@@ -175,11 +197,13 @@ def certify(
     """
     with job.timed("certify"):
         served, deviates = "", list[str]()
-        if survey is None:
-            job.installed.load_final(shared.table.entries, job.stamp, shared.table.entries.keys())
-            served = digest(render_table(Table({}, shared.table.entries)))
-        elif job.shares:
-            served, deviates = _ask(job, survey, work, shared)
+        with job.failing_as_data():
+            if survey is None:
+                entries = shared.table.entries
+                job.installed.load_final(entries, job.stamp, entries.keys())
+                served = digest(render_table(Table({}, entries)))
+            elif job.shares:
+                served, deviates = _ask(job, survey, work, shared)
         deviates += [job.failure] if job.failure else []
         word = {"served": served, "deviates": deviates[:8], "published": published}
         record = job.meeting.meet("certify", word, decide_certify)

@@ -17,6 +17,7 @@ from warmup_plugin.manifest import Manifest, parse_manifest, render_manifest
 from warmup_plugin.merge import Part, merge
 from warmup_plugin.rendezvous import Word, Words
 from warmup_plugin.steps.job import Job
+from warmup_plugin.store import Store
 from warmup_plugin.table import Table, digest, parse_table, render_table
 
 _NO_LIMIT = 1 << 40  # these bytes were checked against their limits when they were read
@@ -82,15 +83,21 @@ def read(job: Job) -> Held:
     with job.timed("read"):
         if job.store is None:
             return Held()
-        reading = job.store.read(job.stamp, identity=job.identity.digest)
-        job.logged |= {f"rank {job.meeting.rank}: {text}" for text in reading.warnings}
-        warnings = [*reading.warnings, *(f"{p}: {miss.reason}" for p, miss in reading.misses)]
-        held = Held(warnings=warnings)
-        if reading.parts:
-            held = Held.union(reading.parts, warnings, is_whole=not reading.misses)
-        if not job.leads or held.is_complete(job.options.engine):
-            return held
-        return _with_borrowed(job, held, reading.parts)
+        with job.failing_as_data():
+            return _read(job, job.store)
+        return Held(warnings=[f"no table is read: {job.take_failure()}"])
+
+
+def _read(job: Job, store: Store) -> Held:
+    reading = store.read(job.stamp, identity=job.identity.digest)
+    job.logged |= {f"rank {job.meeting.rank}: {text}" for text in reading.warnings}
+    warnings = [*reading.warnings, *(f"{p}: {miss.reason}" for p, miss in reading.misses)]
+    held = Held(warnings=warnings)
+    if reading.parts:
+        held = Held.union(reading.parts, warnings, is_whole=not reading.misses)
+    if not job.leads or held.is_complete(job.options.engine):
+        return held
+    return _with_borrowed(job, held, reading.parts)
 
 
 def _with_borrowed(job: Job, held: Held, own: list[Part]) -> Held:
@@ -142,13 +149,11 @@ def agree(job: Job, held: Held) -> Agreed:
         job.warn(*word["warnings"])
         if word["go"] == "merge":
             held, word = _merge(job, held, word)
-        error, agreed = "", Agreed(Table(job.stamp, {}), None, {"go": "none"})
-        try:
+        agreed = Agreed(Table(job.stamp, {}), None, {"go": "none"})
+        with job.failing_as_data():
             agreed, body = _fetch(job, held, word)
             job.installed.load(body, job.stamp, job.ops.pass_through, table=agreed.table)
-        except InstallError as refused:
-            error = str(refused)
-        shared_disk = _has_leaders_disk(job, mark)
+        error, shared_disk = job.take_failure(), _has_leaders_disk(job, mark)
         loaded = job.meeting.meet("load", {"error": error, "shares_disk": shared_disk}, decide_load)
         _remove_mark(job, mark)
         if job.meeting.rank in loaded["redundant"]:
@@ -167,6 +172,7 @@ def _leave_mark(job: Job) -> str:
     if not job.leads or job.store is None or len(job.word["writers"]) == 1:
         return ""
     name = secrets.token_hex(8)
+    job.stack.callback(job.store.remove_mark, name)  # in case that the others are not met again
     return name if job.store.leave_mark(name) else ""
 
 

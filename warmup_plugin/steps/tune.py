@@ -7,18 +7,20 @@ the others watch the heartbeat, which names the task in hand.
 
 from __future__ import annotations
 
+import functools
 import json
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from warmup_plugin.borrow import Borrowed
+from warmup_plugin.errors import RankLostError
 from warmup_plugin.manifest import Manifest
 from warmup_plugin.plan import Inventory, Item, Plan, make_plan
 from warmup_plugin.rendezvous import Word, Words
 from warmup_plugin.settle import Result, settle
-from warmup_plugin.shutdown import Shutdown
+from warmup_plugin.shutdown import Shutdown, TaskLimit
 from warmup_plugin.steps.job import Job
 from warmup_plugin.steps.replica import answered, take_turn
 from warmup_plugin.steps.tables import Agreed
@@ -64,6 +66,8 @@ def make_work(job: Job, agreed: Agreed, survey: Survey, surveyed: Word) -> Work:
 
         record = job.meeting.meet("plan", {"inventory": own}, lead)
         work.plan = Plan.from_json(json.loads(job.meeting.get(record["plan"])))
+        if job.shares:
+            survey.unshare(work.plan.local.get(job.meeting.rank, ()))
         return work
 
 
@@ -107,16 +111,33 @@ def _judged(item: Item, borrowed: Borrowed) -> Item:
 def tune(job: Job, survey: Survey, work: Work) -> None:
     """Step 5: time the tasks this rank tunes for all.
 
-    A shutdown signal ends it after the task in hand; what is tuned by then is kept.
+    A shutdown signal ends it after the task in hand; what is tuned by then is kept. So it is by
+    whatever else ends this session before it has a table.
     """
     names = work.plan.shared.get(job.meeting.rank, ())
     if not names:
         return
-    with job.timed("tune"), Shutdown(lambda: rescue(job, survey, work)) as shutdown:
-        try:
-            _tune(job, [survey.tasks[name] for name in names], work, shutdown, empty=True)
-        except Exception as error:  # noqa: BLE001  # the others wait for a word; this is it
-            job.failure = f"{type(error).__name__}: {error}"
+    keep = functools.partial(rescue, job, survey, work)
+    job.stack.push(functools.partial(_keep_if_ended, job, keep))
+    shutdown = job.stack.enter_context(Shutdown(keep))
+    with job.timed("tune"), job.failing_as_data():
+        _tune(job, [survey.tasks[name] for name in names], work, shutdown, keep)
+    if shutdown.is_requested:
+        shutdown.leave()
+
+
+def _keep_if_ended(
+    job: Job, keep: Callable[[], None], _kind: object, error: BaseException | None, _trace: object
+) -> None:
+    """Keep what is tuned if the user or the loss of another rank ends the session.
+
+    Not once its winners have been run on the other ranks: one of them may be what killed a rank.
+    Nor if rank 0 is lost: this rank cannot know then whether it has been given up itself.
+    """
+    is_loss = isinstance(error, RankLostError) and error.rank not in (0, job.meeting.rank)
+    is_interrupt = error is not None and not isinstance(error, Exception)
+    if (is_loss or is_interrupt) and "prepare" not in job.seconds:
+        keep()
 
 
 def tune_own(job: Job, survey: Survey, work: Work) -> None:
@@ -125,14 +146,27 @@ def tune_own(job: Job, survey: Survey, work: Work) -> None:
     if not names or job.options.settings.require_agreement:
         return
     with Shutdown(lambda: None) as shutdown:
-        _tune(job, [survey.tasks[name] for name in names], work, shutdown, empty=False)
+        _tune(job, [survey.tasks[name] for name in names], work, shutdown)
 
 
-def _tune(job: Job, tasks: Sequence[Task], work: Work, shutdown: Shutdown, *, empty: bool) -> None:
-    done = 0
+def _tune(
+    job: Job,
+    tasks: Sequence[Task],
+    work: Work,
+    shutdown: Shutdown,
+    keep: Callable[[], None] | None = None,
+) -> None:
+    """Time the tasks, for all ranks where there is something to ``keep``, else for this one."""
+    done, limit_s = 0, job.options.settings.task_limit_s
+
+    def give_up(task: Task) -> None:
+        reason = f"did not return within {limit_s:.0f} s"
+        work.outcomes[task.id] = replay.Outcome(task.id, reason=reason)
+        leave(job, f"{task.label} {reason}", keep)
 
     def on_task(task: Task) -> None:
         nonlocal done
+        limit.begins(task)
         job.meeting.note("tune", task.label)
         if job.options.progress is not None:
             job.options.progress("tune", task.label, done, len(tasks))
@@ -140,9 +174,18 @@ def _tune(job: Job, tasks: Sequence[Task], work: Work, shutdown: Shutdown, *, em
 
     labels = {task.id: task.label for task in tasks}
     stop = lambda: shutdown.is_requested  # noqa: E731  # the name says it
-    for outcome in replay.tune(tasks, job.seen, on_task, empty=empty, stop=stop):
-        work.outcomes[outcome.task] = outcome
-        job.timeline.append((labels[outcome.task], outcome.began, outcome.seconds))
+    with TaskLimit(limit_s, give_up) as limit:
+        for outcome in replay.tune(tasks, job.seen, on_task, empty=keep is not None, stop=stop):
+            work.outcomes[outcome.task] = outcome
+            job.timeline.append((labels[outcome.task], outcome.began, outcome.seconds))
+
+
+def leave(job: Job, reason: str, keep: Callable[[], None] | None = None) -> None:
+    """Take leave of the others from another thread: this rank's own is stuck for ever."""
+    job.meeting.abandon(reason)
+    if keep is not None:
+        keep()
+    job.meeting.close()
 
 
 def rescue(job: Job, survey: Survey, work: Work) -> None:
@@ -151,7 +194,7 @@ def rescue(job: Job, survey: Survey, work: Work) -> None:
     The next start finds it and tunes the rest. Nothing is asked of the other ranks, which may be
     gone already.
     """
-    outcomes = [outcome for outcome in list(work.outcomes.values()) if outcome.entry is not None]
+    outcomes = list(work.outcomes.values())
     if not outcomes or not job.shares or job.word["mode"] != "on" or job.placement is None:
         return
     done = {outcome.task for outcome in outcomes}

@@ -234,15 +234,14 @@ def winners_since(tuner: Any, count: int) -> list[Winner]:
     return found
 
 
-def forget_profiles(tuner: Any, count: int) -> None:
-    """Let go of the profiles that the tuner's memory holds after its first ``count`` winners.
+def forget_profiles(tuner: Any) -> None:
+    """Drop the profiles kept beside winners in memory: they hold on to what was recorded.
 
-    A profile holds the initialisers of its call and so what they have closed over. FlashInfer
-    itself stores no profile with a winner that it takes from a file.
+    To its initialisers and so to what those have closed over. FlashInfer itself keeps None there
+    for a winner it has read from its managed store.
     """
-    cache = tuner.profiling_cache
-    for key in list(itertools.islice(reversed(cache), len(cache) - count)):
-        cache[key] = (*cache[key][:-1], None)
+    for key, value in tuner.profiling_cache.items():
+        tuner.profiling_cache[key] = (*value[:-1], None)
 
 
 def policy_of(config: Any) -> Any:
@@ -257,13 +256,15 @@ def is_measured_as(config: Any, policy: Any) -> bool:
     FlashInfer's own rule while tuning; 0.7.0 has it for its memory only, and looks past files.
     """
     asked = policy_of(config)
-    if asked is None:
-        return True
-    return bool(asked == (fi.AutoTuner._default_profiling_policy(config) if policy is None else policy))
+    if asked is not None and policy is None:
+        policy = fi.AutoTuner._default_profiling_policy(config)
+    return bool(asked is None or asked == policy)
 
 
-def look_up(tuner: Any, op: str, runners: list[Any], shapes: Any, config: Any, inputs: Any) -> Any:
-    """Return (whether found, runner's index, tactic) of what serves, though a tuning context is open.
+def look_up(
+    tuner: Any, op: str, runners: list[Any], shapes: Any, config: Any, *, inputs: Any
+) -> Any:
+    """Return what serves, though a tuning context is open: (found or not, runner's index, tactic).
 
     While tuning, FlashInfer looks past entries of another measurement policy.
     """

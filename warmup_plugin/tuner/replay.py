@@ -64,14 +64,17 @@ def tune(
     if empty:
         probe.clear(tuner)
     ordered = sorted(tasks, key=lambda task: task.call.memory_only_v2)
-    with probe.no_process_group():
-        for v2, group in itertools.groupby(ordered, key=lambda task: task.call.memory_only_v2):
-            with probe.tuning_context(memory_only_v2=v2):
-                for task in group:
-                    if stop():
-                        return
-                    on_task(task)
-                    yield _tune_one(tuner, task, seen)
+    try:
+        with probe.no_process_group():
+            for v2, group in itertools.groupby(ordered, key=lambda task: task.call.memory_only_v2):
+                with probe.tuning_context(memory_only_v2=v2):
+                    for task in group:
+                        if stop():
+                            return
+                        on_task(task)
+                        yield _tune_one(tuner, task, seen)
+    finally:
+        probe.forget_profiles(tuner)
 
 
 def _tune_one(tuner: Any, task: Task, seen: Observations) -> Outcome:
@@ -90,7 +93,6 @@ def _tune_one(tuner: Any, task: Task, seen: Observations) -> Outcome:
             logger.warning("warmup-plugin: %s has no winner: %s", task.label, error)
         candidates.append([(name, tactic) for name, tactic, _ in seen.times[before:]])
     winners = probe.winners_since(tuner, stored)
-    probe.forget_profiles(tuner, stored)
     (ms, default_ms), seconds = _times(task, seen), time.monotonic() - began
     outcome = Outcome(task.id, ms=ms, default_ms=default_ms, began=began, seconds=seconds)
     if any(found != candidates[0] for found in candidates[1:]):

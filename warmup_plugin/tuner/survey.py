@@ -149,7 +149,7 @@ class Survey:
         if not self._is_vouched:
             return runners[0], -1
         found, index, tactic = probe.look_up(
-            self._tuner, op, runners, _shapes(inputs), config, inputs
+            self._tuner, op, runners, _shapes(inputs), config, inputs=inputs
         )
         return (runners[index], tactic) if found else (runners[0], -1)
 
@@ -197,7 +197,12 @@ class Survey:
 
     def _extras(self, op: str, runner: Any, inputs: list[Any]) -> Extras:
         fields = self._ops.twin_fields.get(op, {})
-        own = {index: (name, int(getattr(self._ranks, name))) for index, name in fields.items()}
+        # A rank without others along an axis has no twins there, and 0 is many things' number.
+        own = {
+            index: (name, int(getattr(self._ranks, name)))
+            for index, name in fields.items()
+            if getattr(self._ranks, name.replace("_rank", "_size"), 2) > 1
+        }
         return name_rank_fields(runner.get_cache_key_extras(inputs), own)
 
     def _keep(self, asked: _Asked) -> Call:
@@ -217,7 +222,7 @@ class Survey:
 
     def _record_task(self, asked: _Asked, keep: Callable[[], Call], shapes: Shapes) -> None:
         profile = probe.nearest_profile(shapes, asked.config)
-        name = task_id(asked.op, asked.named, profile, self._ranks.pp_rank)
+        name = task_id(asked.op, asked.named, profile)
         task = self.tasks.get(name)
         if task is None:
             keys = tuple(self._keys.file_key(asked.op, n, profile, e.real) for n, e in asked.named)
@@ -253,7 +258,7 @@ class Survey:
             task.state, task.reason = "unstable", self._ops.key_unstable[task.op]
             return
         found, index, tactic = probe.look_up(
-            self._tuner, task.op, asked.runners, task.shapes, asked.config, asked.inputs
+            self._tuner, task.op, asked.runners, task.shapes, asked.config, inputs=asked.inputs
         )
         held = [entry for key in task.keys if (entry := self._entries.get(key)) is not None]
         if found and len(held) == 1 and probe.is_measured_as(asked.config, held[0].policy):
@@ -266,16 +271,16 @@ class Survey:
             task.state, task.reason = "unstable", "stored under another key than looked up"
         elif self._may_adopt(asked):
             legacy = [self._keys.legacy_key(task.op, name, profile) for name, _ in asked.named]
-            held = [
+            old_keys = [
                 old
                 for new, old in zip(task.keys, legacy, strict=True)
                 if new != old and old in self._entries
             ]
-            if len(held) == 1:
-                self.adopted[task.id] = held[0]
+            if len(old_keys) == 1:
+                self.adopted[task.id] = old_keys[0]
 
     def _may_adopt(self, asked: _Asked) -> bool:
-        """Return whether an old file's entry, with neither extras nor policy, can mean this call."""
+        """Return whether an old file's entry, without extras and policy, can mean this call."""
         has_extras = any(extras.real for _, extras in asked.named)
         return not has_extras and probe.is_measured_as(asked.config, None)
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import msgspec
 import torch
 
 from warmup_plugin.table import Tactic
@@ -95,17 +95,14 @@ def name_rank_fields(real: tuple[Any, ...], own: dict[int, tuple[str, int]]) -> 
     return Extras(real, str(tuple(named)), is_twin)
 
 
-def task_id(
-    op: str, runners: Sequence[tuple[str, Extras]], profile: Shapes, stage: int
-) -> str:  # fmt: skip
+def task_id(op: str, runners: Sequence[tuple[str, Extras]], profile: Shapes) -> str:
     """Return the task's id, 32 hex digits, equal on every rank that holds the same task.
 
-    Twins are twins inside one pipeline stage only: another stage may have the same shapes with
-    another layer behind them.
+    The pipeline stage is no part of it: stages with one file key have one entry in any table, and
+    what else a twin's key holds (sizes, types, layouts) is equal or it is no twin.
     """
-    scope = f"stage {stage}" if any(extras.is_twin for _, extras in runners) else ""
-    identity = [op, [[name, extras.neutral] for name, extras in runners], profile, scope]
-    return hashlib.sha256(msgspec.json.encode(identity)).hexdigest()[:32]
+    identity = [op, [[name, extras.neutral] for name, extras in runners], profile]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 
 
 def options_of(runner: Any) -> tuple[tuple[str, str], ...]:

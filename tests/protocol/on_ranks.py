@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `test_explorer.py` runs on the ranks of a real engine: a warm-up whose meeting is watched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from warmup_plugin.engines.embedded.worker import Engine, warm_up_rank
+from warmup_plugin.rendezvous import Meeting
+
+
+def calls(engine: Engine) -> list[str]:
+    """Warm up; return what the steps asked of the meeting, in order."""
+    seen: list[str] = []
+    under_way: list[str] = []
+    for name in ("meet", "put", "get", "confirm", "note", "close"):
+        method = _watched(name, getattr(Meeting, name), seen, under_way)
+        setattr(Meeting, name, method)
+    warm_up_rank(engine)
+    return seen
+
+
+def _watched(
+    name: str, method: Callable[..., Any], seen: list[str], under_way: list[str]
+) -> Callable[..., Any]:
+    def call(meeting: Meeting, *args: Any, **options: Any) -> Any:
+        # What `meet` itself calls is the meeting's own; bodies are asked for by the decision in it.
+        if not under_way or (under_way == ["meet"] and name in ("put", "get")):
+            seen.append(f"{name} {args[0]}" if name in ("meet", "note") else name)
+        under_way.append(name)
+        try:
+            return method(meeting, *args, **options)
+        finally:
+            under_way.pop()
+
+    return call

@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every schedule of a session of three ranks, with deaths and delays; and protocols broken on purpose.
+
+The program below asks of the meeting what the nine steps ask, in their order: a test compares it
+with a real engine's. `explorer.py` says what is explored, `docs/protocol.md` what is promised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from warmup_plugin import rendezvous
+from warmup_plugin.engines.embedded import EngineConfig, launch
+from warmup_plugin.errors import RankLostError
+from warmup_plugin.rendezvous import Meeting
+from warmup_plugin.table import digest
+
+if TYPE_CHECKING:
+    from tests.protocol.explorer import Explored, Seat
+
+    Explore = Callable[..., Explored]
+
+Part = Callable[["Seat"], None]
+
+#: More faults and finer moves, some minutes: `make soak`.
+soak = pytest.mark.skipif("WARMUP_TEST_SOAK" not in os.environ, reason="make soak runs this")
+
+#: Rank 2 is the first on a node of its own, and its node has no table.
+WRITERS = (0, 2)
+
+
+# -- the session: what the steps ask of the meeting --------------------------------------------------
+
+
+def opening(seat: Seat) -> None:
+    seat.meet("open")
+
+
+def agreeing(seat: Seat) -> None:
+    """Rank 0's node has a table; it crosses once."""
+    seat.meeting.note("agree")
+    seat.meet("agree")
+    if seat.rank == 0:
+        seat.meeting.put(b"table")
+        seat.meeting.put(b"manifest")
+    else:
+        seat.meeting.get(digest(b"table"))
+
+
+def loading(seat: Seat) -> None:
+    seat.meet("load")
+
+
+def surveying(seat: Seat) -> None:
+    seat.meeting.note("survey")
+    seat.meet("survey0")
+
+
+def planning(seat: Seat) -> None:
+    """All ranks have the same inventory, so whoever claims it first sends it."""
+    meeting = seat.meeting
+    meeting.note("plan")
+    own = meeting.put(b"inventory")
+
+    def lead(words: dict[int, Any]) -> dict[str, Any]:
+        for name in {word["word"] for word in words.values()}:
+            meeting.get(name)
+        return {"plan": meeting.put(b"plan")}
+
+    meeting.get(seat.meet("plan", own, lead)["plan"])
+    if seat.rank == 0:
+        meeting.note("tune", "a task")
+
+
+def sharing(seat: Seat) -> None:
+    """Rank 0 has results; the others have none, which is the same body."""
+    meeting = seat.meeting
+    meeting.note("share")
+    own = meeting.put(b"results" if seat.rank == 0 else b"none")
+
+    def lead(words: dict[int, Any]) -> dict[str, Any]:
+        for word in words.values():
+            meeting.get(word["word"])
+        return {"table": meeting.put(b"new table"), "manifest": meeting.put(b"new manifest")}
+
+    meeting.get(seat.meet("share", own, lead)["table"])
+    meeting.confirm()
+    seat.act("installs")
+
+
+def preparing(seat: Seat) -> None:
+    seat.meeting.note("prepare")
+    seat.meet("ready")
+
+
+def building(seat: Seat) -> None:
+    seat.meet("built")
+
+
+def publishing(seat: Seat) -> None:
+    if seat.rank in WRITERS:
+        seat.meeting.note("publish")
+        seat.meeting.get(digest(b"new manifest"))
+        seat.meeting.confirm()
+        seat.act("publishes")
+
+
+def certifying(seat: Seat) -> None:
+    seat.meeting.note("certify")
+    seat.meet("certify")
+
+
+def offering(seat: Seat) -> None:
+    """What `sharing` leaves for `publishing`, where the walk begins after it."""
+    if seat.rank == 0:
+        seat.meeting.put(b"new manifest")
+
+
+WHOLE: list[Part] = [
+    opening, agreeing, loading, surveying, planning, sharing, preparing, building, publishing,
+    certifying,
+]  # fmt: skip
+#: Two meetings that follow each other, with what lies between them. A session ends with a meeting,
+#: so a walk must not end before a body that rank 0 sends after one.
+PAIRS: list[list[Part]] = [
+    [opening, agreeing, loading], [agreeing, loading], [loading, surveying], [surveying, planning],
+    [planning, sharing], [sharing, preparing], [preparing, building],
+    [offering, building, publishing, certifying],
+]  # fmt: skip
+
+
+def session(parts: list[Part]) -> Part:
+    """Return what one rank does: as `steps.job.open_job` does it around the steps."""
+
+    def run(seat: Seat) -> None:
+        with contextlib.ExitStack() as stack:
+            stack.callback(seat.meeting.close)
+            rest = list(parts)
+            if rest[0] is opening:
+                rest.pop(0)(seat)
+            try:
+                for part in rest:
+                    part(seat)
+                seat.act("finishes")
+            except BaseException as error:
+                seat.meeting.abandon(f"{type(error).__name__}: {error}")
+                raise
+
+    return run
+
+
+def name_of(parts: list[Part]) -> str:
+    return "-".join(part.__name__ for part in parts)
+
+
+class Steps:
+    """A meeting that writes down what it is asked, in a rank's place; all say what this one says."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.size, self.meeting = rank, 3, self
+        self.asked: list[str] = []
+
+    def meet(self, step: str, word: Any = None, decide: Any = None) -> Any:
+        self.asked.append(f"meet {step}")
+        words = {rank: {"word": word} for rank in range(3)}
+        if decide is None:
+            return {}
+        if self.rank == 0:
+            return decide(words)
+        asked, record = list(self.asked), decide(words)  # rank 0's part, which is not asked here
+        self.asked = asked
+        return record
+
+    def put(self, body: bytes) -> str:
+        self.asked.append("put")
+        return digest(body)
+
+    def get(self, sha256: str) -> None:
+        del sha256
+        self.asked.append("get")
+
+    def confirm(self) -> None:
+        self.asked.append("confirm")
+
+    def note(self, step: str, task: str = "") -> None:
+        del task
+        self.asked.append(f"note {step}")
+
+    def act(self, what: str) -> None:
+        pass
+
+    def abandon(self, reason: str) -> None:
+        raise AssertionError(reason)
+
+    def close(self) -> None:
+        self.asked.append("close")
+
+
+@pytest.mark.multiprocess
+def test_the_program_asks_what_the_nine_steps_ask(tmp_path: Path) -> None:
+    """Three ranks on two nodes; one node has a table, in which an entry is missing."""
+    roots = [tmp_path / "one", tmp_path / "other"]
+    config = EngineConfig(
+        dp=3, layers=1, hidden=32, ffn=32, vocab=32, timing="deterministic",
+    )  # fmt: skip
+    on_ranks = f"{Path(__file__).with_name('on_ranks.py')}:calls"
+    options: dict[str, Any] = {"node_of_rank": [0, 0, 1], "timeout_s": 60.0}
+    launch(config, nodes=[roots[0], roots[0]], **options)
+    (table,) = roots[0].rglob("rank_tp0_pp0_dp0.json")
+    content = json.loads(table.read_text())
+    content.popitem()
+    table.write_text(json.dumps(content))
+
+    seen = launch(config, nodes=roots, script=on_ranks, **options)
+    for rank in range(3):
+        steps = Steps(rank)
+        session(WHOLE)(steps)  # type: ignore[arg-type]  # it has a seat's methods
+        assert _short(seen[rank]) == _short(steps.asked)
+
+
+def _short(asked: list[str]) -> list[str]:
+    """A note of each task, or of a step without a meeting, asks the same once more."""
+    rest = [ask for ask in asked if ask not in ("note read", "note tune")]
+    return [ask for ask, before in zip(rest, ["", *rest], strict=False) if ask != before or ask == "get"]
+
+
+# -- what is promised --------------------------------------------------------------------------------
+
+
+def test_without_faults_every_schedule_ends_well(explore: Explore) -> None:
+    """The whole session, every question a move of its own."""
+    explored = explore(session(WHOLE), fine=True)
+    assert explored.ends.keys() == {"done, done, done"}
+    assert explored.states > 5_000
+
+
+@pytest.mark.parametrize("kind", ["kill", "late"])
+def test_whole_session_with_one_fault(explore: Explore, kind: str) -> None:
+    """A rank dies, or is given up and goes on, at any point of the nine steps."""
+    explored = explore(session(WHOLE), faults=1, kinds=(kind,))
+    assert explored.states > 20_000
+
+
+@pytest.mark.parametrize("parts", PAIRS, ids=name_of)
+def test_two_meetings_with_two_faults(explore: Explore, parts: list[Part]) -> None:
+    """Two ranks die, or are given up and go on, or one of each."""
+    explored = explore(session(parts), faults=2, kinds=("kill", "late"))
+    assert explored.states > 20_000
+
+
+@pytest.mark.parametrize("parts", PAIRS, ids=name_of)
+def test_two_meetings_while_the_store_is_stopped(explore: Explore, parts: list[Part]) -> None:
+    """Rank 0 is stopped with its store until some rank misses an answer, and wakes up then."""
+    explored = explore(session(parts), faults=1, kinds=("stop",))
+    assert explored.states > 10_000
+
+
+def test_one_meeting_in_the_finest_moves(explore: Explore) -> None:
+    """One fault of any kind, and every question of every round of a wait a move of its own."""
+    explored = explore(session([surveying]), faults=1, fine=True)
+    assert explored.states > 30_000
+
+
+@soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kind", ["kill", "late", "stop"])
+def test_whole_session_in_the_finest_moves(explore: Explore, kind: str) -> None:
+    """As above, over the nine steps."""
+    explore(session(WHOLE), faults=1, kinds=(kind,), fine=True)
+
+
+@soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("parts", PAIRS, ids=name_of)
+def test_two_meetings_with_any_two_faults(explore: Explore, parts: list[Part]) -> None:
+    """Two faults of any kinds."""
+    explore(session(parts), faults=2)
+
+
+# -- protocols that are broken -----------------------------------------------------------------------
+
+
+class LastRecordWins(Meeting):
+    """Writes a record whether there is one or not."""
+
+    def _propose(self, key: str, record: dict[str, Any]) -> bytes:
+        body = json.dumps(record, sort_keys=True).encode()
+        self._link.set(key, body)
+        return body
+
+
+class NeverConfirms(Meeting):
+    """Installs, writes and goes on without asking whether the others have."""
+
+    def confirm(self) -> None:
+        pass
+
+
+class NeverLooks(Meeting):
+    """Waits for what it waits for, and for nothing else."""
+
+    def _wait(self, keys: list[str], waits_for: set[int]) -> None:
+        del waits_for
+        rendezvous.wait_until(lambda: self._link.has(keys), lambda _waited_s: None)
+
+
+class HearsNoEnd(Meeting):
+    """Watches the others while it waits, and does not hear that the session is over."""
+
+    def _wait(self, keys: list[str], waits_for: set[int]) -> None:
+        others = waits_for - {self.rank}
+        rendezvous.wait_until(
+            lambda: self._link.has(keys), lambda _waited_s: self._watch.look(others)
+        )
+
+
+class SaysNothing(HearsNoEnd):
+    """As above, and a rank that leaves says no word; its process lives on."""
+
+    def close(self) -> None:
+        self._link.close()
+
+
+class LeavesAtOnce(Meeting):
+    """Rank 0 takes its store away when it is done itself."""
+
+    def _see_off(self) -> None:
+        pass
+
+
+class TellsNobody(Meeting):
+    """Gives a rank up for itself alone."""
+
+    def _end(self, record: dict[str, Any]) -> Any:
+        raise RankLostError(record["lost"], record["reason"])
+
+
+class ReadsNoMail(Meeting):
+    """Acts as soon as it wakes up, before its store has read what came meanwhile."""
+
+    def confirm(self) -> None:
+        self._obey()
+
+
+class AsksInTheWrongOrder(Meeting):
+    """Asks whether it was stopped before it asks whether the session is over."""
+
+    def confirm(self) -> None:
+        if self._pulse.overslept():
+            with contextlib.suppress(TimeoutError):
+                rendezvous.wait_until(lambda: self._link.has(["lost"]), rendezvous.within(0.5))
+        self._obey()
+
+
+BROKEN: list[Any] = [
+    pytest.param(LastRecordWins, [surveying], ("late",), "end differently|after the end", id="plain-set"),
+    pytest.param(NeverConfirms, [sharing, preparing], ("kill", "late"), "after the end", id="no-confirm"),
+    pytest.param(NeverLooks, [surveying], ("kill",), "wait for ever", id="no-watch"),
+    pytest.param(SaysNothing, [planning], ("late",), "wait for ever", id="no-lost-check"),
+    pytest.param(LeavesAtOnce, [surveying], (), "", id="no-goodbye"),
+    pytest.param(TellsNobody, [sharing, preparing], ("kill", "late"), "", id="no-announcement"),
+    pytest.param(ReadsNoMail, [surveying], ("stop",), "after the end", id="no-catching-up"),
+    pytest.param(AsksInTheWrongOrder, [surveying], ("stop",), "", id="wrong-order"),
+]
+
+
+@pytest.mark.parametrize(("make", "parts", "kinds", "found"), BROKEN)
+def test_a_broken_protocol_is_found(
+    explore: Explore, make: type[Meeting], parts: list[Part], kinds: tuple[str, ...], found: str
+) -> None:
+    """The explorer sees what each rule of the protocol is for."""
+    faults = len(kinds) and 1
+    with pytest.raises(AssertionError, match=found or ".") as caught:
+        explore(session(parts), faults=faults, kinds=kinds, make=make)
+    print(caught.value)
