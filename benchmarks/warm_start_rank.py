@@ -9,7 +9,9 @@ returns plain dictionaries only.
 from __future__ import annotations
 
 import functools
+import importlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -35,6 +37,15 @@ Call = Callable[[], Any]
 
 def now() -> tuple[float, float]:
     return time.monotonic(), time.process_time()
+
+
+def forget_environment() -> None:
+    """Let FlashInfer look its environment up anew, as any process must that nobody has forked."""
+    importlib.invalidate_caches()
+    for name in (AutoTuner.__module__, "flashinfer.jit.cute_dsl_core"):
+        for value in vars(sys.modules[name]).values():
+            if hasattr(value, "cache_clear"):
+                value.cache_clear()
 
 
 class CutlassLikeRunner(TunableRunner):
@@ -130,6 +141,7 @@ def start(engine: Any, *, root: str, num_calls: int, num_buckets: int) -> dict[s
     # Equal for every number of ranks, so that one cold start serves them all.
     identity = Identity.of(model="benchmark", dtype="bfloat16")
     settings = Settings.from_env({})
+    forget_environment()
     dist.barrier()
     marks["began"] = now()
     report = warm_up(
@@ -156,6 +168,7 @@ def floor(engine: Any, *, path: str) -> dict[str, Any]:
     """Do the least that any shared warm start must: read, broadcast, `load_configs`."""
     is_first = engine.ranks.rank == 0
     tuner = AutoTuner.get()
+    forget_environment()
     dist.barrier()
     marks = {"began": now()}
     _load(_broadcast(Path(path).read_bytes() if is_first else b""), tuner)

@@ -150,7 +150,7 @@ def test_what_another_engine_has_tuned_meanwhile_is_held() -> None:
         ({0: [item("a", "missing", "A"), item("b", "known", "A")]}, {"a", "b"}),
         ({0: [item("t", "missing", "k0")], 1: [item("t", "missing", "k1")]}, set()),
         (
-            {0: [item("t", "missing", "0")], 1: [item("t", "missing", "1"), item("x", "known", "0")]},
+            {0: [item("t", "", "0")], 1: [item("t", "", "1"), item("x", "", "0")]},
             {"t", "x"},
         ),
     ],

@@ -501,7 +501,7 @@ def test_reading_between_the_two_files_of_a_writer(
 ) -> None:
     """A reader that met the old table and the new manifest looks again."""
     publish(store, a=1)
-    read = store_module.read_file
+    read = disk_files.read_file
 
     def read_slowly(path: Path, limit: int) -> Any:
         found = read(path, limit)

@@ -32,6 +32,8 @@ def decide_open(words: Words) -> Word:
     record: Word = {
         "nodes": list(nodes.values()),
         "writers": [ranks[0] for ranks in nodes.values()],
+        "coordinates": [_coordinates(words[ranks[0]]) for ranks in nodes.values()],
+        "require_agreement": any(word["require_agreement"] for word in words.values()),
         "factors": _common_factors(words),
         "mode": words[0]["mode"],
         "strategy": words[0]["strategy"],
@@ -44,11 +46,16 @@ def decide_open(words: Words) -> Word:
         reason = f"FlashInfer {word['version']} has no {', '.join(word['missing'])}"
         return {**record, "go": "unguarded", "reason": reason}
     if reason := _cannot_share(words):
-        go = "defaults" if any(w["require_agreement"] for w in words.values()) else "per_rank"
+        go = "defaults" if record["require_agreement"] else "per_rank"
         return {**record, "go": go, "reason": reason}
     if words[0]["strategy"] == "per_rank":
         return {**record, "go": "per_rank", "reason": "strategy per_rank"}
     return {**record, "go": "share", "reason": ""}
+
+
+def _coordinates(word: Word) -> list[int]:
+    """Return (tp, pp, dp) of a rank: the name of the table it writes."""
+    return [word["ranks"].get(f"{axis}_rank", 0) for axis in ("tp", "pp", "dp")]
 
 
 def _refusal(words: Words) -> str:
@@ -161,19 +168,21 @@ def decide_survey(words: Words) -> Word:
     """What the forwards have shown. go: warm | plan | rerun (``op`` passed through) | abort.
 
     ``skipped``: ops that some rank's skip list takes out; they serve their default on all ranks,
-    since ranks that differ in a tactic may deadlock.
+    since ranks that differ in a tactic may deadlock. ``overruled``: those that others would tune.
     """
     skipped = sorted({op for word in words.values() for op in word["skipped"]})
+    recorded = {op for word in words.values() for op in word.get("ops", ())}
+    skips = {"skipped": skipped, "overruled": sorted(recorded & {*skipped})}
     errors = {rank: word["error"] for rank, word in words.items() if word["error"]}
     if errors:
         rank = min(errors)
         ops = {word["last_answered"] for word in words.values()}
         is_the_op = len(errors) == len(words) and len(ops) == 1 and ops != {""}
         found = {"go": "rerun", "op": ops.pop()} if is_the_op else {"go": "abort"}
-        return {**found, "rank": rank, "reason": errors[rank], "skipped": skipped}
+        return {**found, "rank": rank, "reason": errors[rank], **skips}
     if any(word["missing"] or word["unshared"] or word["heal"] for word in words.values()):
-        return {"go": "plan", "reason": "", "skipped": skipped}
-    return {"go": "warm", "reason": "", "skipped": skipped}
+        return {"go": "plan", "reason": "", **skips}
+    return {"go": "warm", "reason": "", **skips}
 
 
 def decide_ready(words: Words) -> Word:

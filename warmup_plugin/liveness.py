@@ -8,7 +8,7 @@ another machine or another PID namespace are "unseen", never guessed at.
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,12 +42,13 @@ def own_card() -> ProcessCard:
     return ProcessCard(pid, _stat(pid)[1], _place())
 
 
-@functools.cache
 def _place() -> str:
-    try:
-        return f"{machine_id()}/{Path('/proc/self/ns/pid').stat().st_ino}"
-    except OSError:
-        return f"{machine_id()}/{os.getpid()}"  # nobody else's: every other process is unseen
+    pid = os.getpid()
+    with contextlib.suppress(OSError):
+        # Not so where a container has the host's /proc: it numbers processes otherwise.
+        if Path("/proc/self").readlink() == Path(str(pid)):
+            return f"{machine_id()}/{Path('/proc/self/ns/pid').stat().st_ino}"
+    return f"{machine_id()}/process {pid}"  # nobody else's: every other process is unseen
 
 
 def view(card: ProcessCard) -> View:

@@ -55,11 +55,11 @@ class Tasks(Mapping[str, TaskRecord]):
 
     def __init__(self, records: Mapping[str, TaskRecord]) -> None:
         self._records: Mapping[str, TaskRecord] | Miss | None = records
-        self._raw = b""
+        self._raw: bytes | msgspec.Raw = b""
         self.defaults = tuple(sorted(i for i, r in records.items() if r.outcome in DEFAULTS))
 
     @classmethod
-    def undecoded(cls, raw: bytes, defaults: tuple[str, ...]) -> Tasks:
+    def undecoded(cls, raw: msgspec.Raw, defaults: tuple[str, ...]) -> Tasks:
         """Return the tasks of a file; `defaults` are the ids that its header has for them."""
         tasks = cls({})
         tasks._records, tasks._raw, tasks.defaults = None, raw, defaults
@@ -69,7 +69,7 @@ class Tasks(Mapping[str, TaskRecord]):
     def miss(self) -> Miss | None:
         """Why the tasks cannot be read, if they cannot; decodes them."""
         if self._records is None:
-            self._records = _decode_tasks(self._raw)
+            self._records = _decode_tasks(bytes(self._raw))
         return self._records if isinstance(self._records, Miss) else None
 
     def _decoded(self) -> Mapping[str, TaskRecord]:
@@ -87,12 +87,12 @@ class Tasks(Mapping[str, TaskRecord]):
     def rendered(self) -> bytes:
         """Return the tasks as JSON, one line each; a file's as they stand there, not decoded."""
         if self._raw:
-            return self._raw
+            return bytes(self._raw)
         return json_document(json_line(task, _flat(self[task])) for task in sorted(self)).rstrip()
 
     def answers_like(self, other: Tasks) -> bool:
         """Return whether both tell a job the same, whenever and wherever that was found out."""
-        if self is other or (self._raw and self._raw == other._raw):
+        if self is other or (self._raw and bytes(self._raw) == bytes(other._raw)):
             return True
         return self.keys() == other.keys() and all(
             record.answer() == other[task].answer() for task, record in self.items()
@@ -182,7 +182,7 @@ def parse_manifest(data: bytes, *, limit: int) -> Manifest | Miss:
     fields = decode(_FIELDS, data)
     if isinstance(fields, Miss):
         return fields
-    tasks = bytes(fields.pop("tasks", b"{}"))
+    tasks = fields.pop("tasks", msgspec.Raw(b"{}"))
     known = {name: fields.pop(name) for name in _Header.__struct_fields__ if name in fields}
     header = decode(_HEADER, msgspec.json.encode(known))
     if isinstance(header, Miss):

@@ -221,12 +221,14 @@ class ForwardGuard:
         size: int,
         grace_s: float,
         key: str = FAILED,
+        *,
         leave: Callable[[int], None] = os._exit,
+        tell: Callable[[int, str], None] = lambda _rank, _reason: None,
     ) -> None:
         self._others = set(range(size)) - {rank}
         self._grace_s = grace_s
         self._key = key
-        self._leave = leave
+        self._leave, self._tell = leave, tell
         self._failed: tuple[int, str, float] | None = None
         self.is_over = False
 
@@ -265,4 +267,5 @@ class ForwardGuard:
                 EXIT_ABANDONED, rank, self._grace_s, reason,
             )  # fmt: skip
             self.is_over = True
+            self._tell(rank, reason)  # else who is waiting elsewhere would name this process
             self._leave(EXIT_ABANDONED)

@@ -208,13 +208,23 @@ class Meeting:
 
     def abandon(self, reason: str) -> None:
         """Tell the others that this rank leaves without having finished, unless all do."""
-        if self._is_over:
-            return
+        if not self._is_over:
+            self._tell_lost(self.rank, reason)
+
+    def _tell_lost(self, rank: int, reason: str) -> None:
         try:
-            self._link.compare_set(_LOST, json.dumps({"lost": self.rank, "reason": reason}))
+            self._link.compare_set(_LOST, json.dumps({"lost": rank, "reason": reason}))
         except RankLostError as gone:
             with contextlib.suppress(RankLostError):  # rank 0 may only be stopped, and wake up
                 self._link.set(_LOST, json.dumps(_lost(gone)).encode())
+
+    def _tell_last(self, rank: int, reason: str) -> None:
+        """Tell that a rank is lost before this process ends, with the store if it is rank 0's."""
+        self._tell_lost(rank, reason)
+        if self.rank == 0:
+            byes = [f"{BYE}/{other}" for other in range(1, self.size)]
+            with contextlib.suppress(TimeoutError, RankLostError):
+                wait_until(lambda: self._link.has(byes), within(_CATCH_UP_S))
 
     def confirm(self) -> None:
         """Make sure, before this rank writes or installs, that the others have not gone on.
@@ -241,7 +251,9 @@ class Meeting:
         self._forwards += 1  # an op that fails everywhere makes another one, which has not failed
         key, guard = f"{FAILED}/{self._forwards}", None
         if self._settings.forward_failure == "end":
-            guard = ForwardGuard(self.rank, self.size, self._settings.grace_s, key)
+            guard = ForwardGuard(
+                self.rank, self.size, self._settings.grace_s, key, tell=self._tell_last
+            )
         with self._pulse.idle(guard):
             try:
                 yield

@@ -20,6 +20,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from warmup_plugin.pulse import EXIT_ABANDONED
+from warmup_plugin.waiting import wait_until, within
 
 if TYPE_CHECKING:
     from warmup_plugin.tuner.task import Task
@@ -28,6 +29,8 @@ logger = logging.getLogger("warmup_plugin")
 
 #: Kubernetes asks first and kills 30 s later; others give less.
 LEAVE_S = 4.0
+#: What the disk gets then to keep what is known.
+_KEEP_S = 0.8
 
 
 class Shutdown:
@@ -36,11 +39,14 @@ class Shutdown:
     def __init__(self, rescue: Callable[[], None]) -> None:
         self.is_requested = False
         self._rescue = rescue
-        self._asked, self._once = threading.Lock(), threading.Lock()
+        self._asked, self._once, self._kept = threading.Lock(), threading.Lock(), threading.Event()
         self._timer = threading.Timer(LEAVE_S, self._leave_now)
         self._timer.daemon = True
         self._previous: Any = None
-        self._owns = threading.current_thread() is threading.main_thread()
+        self._owns = (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN
+        )
 
     def __enter__(self) -> Self:
         """Take the signal over."""
@@ -68,12 +74,12 @@ class Shutdown:
         if not self._owns:
             return
         self._owns = False
-        signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
         signal.set_wakeup_fd(self._others_fd)
+        signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
         self._waker.close()
-        self._timer.cancel()
         if self.is_requested:
             self._keep()
+            self._timer.cancel()  # not before: the disk may hang, too
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _listen(self) -> None:
@@ -89,22 +95,28 @@ class Shutdown:
         self._request()
 
     def _request(self) -> None:
+        self.is_requested = True
         if self._asked.acquire(blocking=False):
-            self.is_requested = True
-            logger.warning("warmup-plugin: SIGTERM: the task in hand may end, then this process")
             self._timer.start()
+            logger.warning("warmup-plugin: SIGTERM: the task in hand may end, then this process")
 
     def _leave_now(self) -> None:
         """End the process from another thread: the task in hand did not end in time."""
-        self._keep()
+        threading.Thread(target=self._keep, name="warmup-rescue", daemon=True).start()
+        with contextlib.suppress(TimeoutError):
+            wait_until(self._kept.is_set, within(_KEEP_S))
         os._exit(128 + signal.SIGTERM)
 
     def _keep(self) -> None:
-        if self._once.acquire(blocking=False):
+        """Keep what is known; whoever comes second waits until it is kept."""
+        with self._once:
+            if self._kept.is_set():
+                return
             try:
                 self._rescue()
             except Exception:
                 logger.exception("warmup-plugin: what was tuned so far could not be kept")
+            self._kept.set()
 
 
 class TaskLimit:
@@ -123,6 +135,7 @@ class TaskLimit:
         """Watch no longer."""
         if self._timer is not None:
             self._timer.cancel()
+            self._timer.join(timeout=5.0)  # the thread holds on to its task until it has ended
 
     def begins(self, task: Task) -> None:
         """Count from now; the task before has returned."""

@@ -19,6 +19,7 @@ import stat
 import struct
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -118,7 +119,7 @@ class StoreLink:
     def _call(self, name: str, *args: Any) -> Any:
         try:
             return getattr(self.store, name)(*args)
-        except (RuntimeError, AttributeError) as error:  # torch's store errors derive from the first
+        except (RuntimeError, AttributeError) as error:  # torch's errors derive from the first
             reason = str(error).split("Exception raised from")[0].strip()
             self._gone = self._gone or (
                 f"its store has not answered for {self.silence_s:.1f} s"
@@ -135,10 +136,10 @@ def _bound_answers(port: int, limit_s: float) -> None:
     call to a stopped process would not end. It does honour a limit of the socket (SO_RCVTIMEO).
     """
     limit = struct.pack("ll", int(limit_s), int(limit_s % 1 * 1e6))
-    for name in os.listdir("/proc/self/fd"):
+    for descriptor in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
         with contextlib.suppress(OSError):  # no socket, not connected, or closed meanwhile
-            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
-                with socket.socket(fileno=os.dup(int(name))) as found:
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                with socket.socket(fileno=os.dup(descriptor)) as found:
                     if found.getpeername()[1:2] == (port,):
                         found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
@@ -171,7 +172,7 @@ def _open(settings: Settings) -> tuple[TCPStore | None, dict[str, Any]]:
         )  # fmt: skip
         store.set("nonce", nonce)
     except (RuntimeError, OSError) as error:
-        return None, {"error": str(error)[:400]}
+        return None, {"error": ascii(str(error))[:400]}  # one byte a character: the card is small
     hosts = [settings.address] if settings.address else _addresses()
     return store, {"hosts": hosts, "port": store.port, "nonce": nonce, "machine": machine_id()}
 

@@ -145,7 +145,7 @@ BAD_TABLES = {
     "null entry": (b'{"_metadata": {"gpu": "x"}, "key": null}', "key: "),
     "no stamp": (b"{}", "no stamp: the environment it was tuned in is not known"),
     "wildcard": (b'{"_metadata": {"gpu": "*"}}', "made to be accepted anywhere"),
-    "deep": (b'{"k": ["R", ' + b"[" * 5000 + b"]" * 5000 + b"]}", "Expected"),
+    "deep": (b'{"k": ["R", ' + b"[" * 5000 + b"]" * 5000 + b"]}", "nested more than"),
 }
 
 

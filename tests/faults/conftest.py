@@ -16,6 +16,7 @@ import re
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,8 +35,8 @@ SMALL = {"layers": 2, "hidden": 32, "ffn": 32, "vocab": 32, "timing": "rank_nois
 #: A silence is longer than the longest pause that this engine makes on a busy machine.
 SILENCE_S = 1.5
 GRACE_S = 0.5
-#: How long a rank that is stopped stays so: until it has been given up for sure.
-HOLD_S = 2 * SILENCE_S + 1.0
+#: How long a rank that is stopped stays so if the others do not end.
+LONGEST_HOLD_S = 20.0
 #: The status of a process that ended since another rank's forward cannot complete.
 ABANDONED = 79
 #: Two processes each: more than that and they wait for the machine instead of for each other.
@@ -184,6 +185,11 @@ class Rank:
     seconds: float = 0.0
 
     @property
+    def raised(self) -> str:
+        """The type of the exception that it raised, empty if none."""
+        return self.error[0] if self.error else ""
+
+    @property
     def timed(self) -> int:
         """Tactics that this rank timed, counted inside FlashInfer."""
         return self.counts.get("profile_single_kernel", 0)
@@ -193,7 +199,7 @@ class Rank:
         return int(self.report.tasks.get(word, 0))
 
     def assert_gave_up(self, lost: int) -> None:
-        """It raised what names the lost rank, or ended where it could not come back, and said so."""
+        """It raised what names the lost rank, or ended where it could not come back, and why."""
         if self.status is not None:
             assert self.status == ABANDONED, self.outcome()
             lines = [line for line in self.logged if f"status {ABANDONED}" in line]
@@ -288,24 +294,43 @@ class Start:
 
 @dataclass
 class _Listener:
-    """Hears the ranks out while they run, and lets stopped ones go on."""
+    """Hears the ranks out while they run, and lets a stopped one go on when its time has come.
+
+    That is when all others of its job have ended, but not before ``hold_s``.
+    """
 
     jobs: Sequence[Job]
+    size: int
     hold_s: float
     said: list[dict[str, Any]] = field(default_factory=list)
     woken: dict[int, dict[str, tuple[int, int]]] = field(default_factory=dict)
     timers: list[threading.Timer] = field(default_factory=list)
+    _over: set[tuple[int, int]] = field(default_factory=set)
+    _stopped: dict[int, tuple[int, int, float]] = field(default_factory=dict)
 
     def hear(self, _rank: int, text: str) -> None:
         said = json.loads(text)
         self.said.append(said)
+        job, rank = said["job"], said["rank"]
         if said["event"] == "stopped":
-            timer = threading.Timer(self.hold_s, self._wake, (said["job"], said["pid"]))
-            self.timers.append(timer)
-            timer.start()
+            self._stopped[job] = (rank, said["pid"], said["at"])
+            self._wake_after(LONGEST_HOLD_S, job)
+        elif said["event"] == "ended" or f"status {ABANDONED}" in said.get("text", ""):
+            self._over.add((job, rank))
+        if job in self._stopped:
+            stopped, _, at = self._stopped[job]
+            others = {(job, other) for other in range(self.size)} - {(job, stopped)}
+            if others <= self._over:
+                self._wake_after(max(0.2, at + self.hold_s - time.monotonic()), job)
 
-    def _wake(self, job: int, pid: int) -> None:
-        self.woken[job] = self.jobs[job].files()
+    def _wake_after(self, seconds: float, job: int) -> None:
+        timer = threading.Timer(seconds, self._wake, (job,))
+        self.timers.append(timer)
+        timer.start()
+
+    def _wake(self, job: int) -> None:
+        _, pid, _ = self._stopped[job]
+        self.woken.setdefault(job, self.jobs[job].files())
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
 
@@ -324,11 +349,11 @@ def start_jobs(
 ) -> list[Start]:
     """Start every job once, all in one launch; ``config`` is each job's, with ``dp`` replicas.
 
-    ``hold_s``: how long a rank that stops itself stays stopped.
+    ``hold_s``: how long a rank that stops itself stays stopped, at least.
     """
     shape = EngineConfig(**{**SMALL, **config, "dp": dp * len(jobs)})
     size = shape.world_size // len(jobs)
-    listener = _Listener(jobs, hold_s)
+    listener = _Listener(jobs, size, hold_s)
     arguments = {"size": size, "plans": [job.plan() for job in jobs], "dp": dp}
     with listener.listening():
         try:
@@ -342,7 +367,7 @@ def start_jobs(
                         timeout_s=LAUNCH_S,
                         grace_s=LAUNCH_S,
                         progress=listener.hear,
-                    )  # fmt: skip
+                    )
                 )
             )
             failures: dict[int, str] = {}
@@ -437,7 +462,7 @@ def run_cases(root: Path, cases: Cases, **config: Any) -> dict[Any, Ran]:
         for key, job in jobs.items():
             if not lasts or cases[key].get("lasting"):
                 job.faults, job.env = cases[key].get("faults", ()), cases[key].get("env", {})
-        starts.append(start_jobs(list(jobs.values()), hold_s=HOLD_S, **config))
+        starts.append(start_jobs(list(jobs.values()), **config))
         if not lasts:
             after = [job.files() for job in jobs.values()]
     return {
@@ -477,7 +502,7 @@ def start() -> Callable[..., list[Start]]:
 
 @pytest.fixture
 def make_job(tmp_path: Path) -> Callable[..., Job]:
-    """Make a job with a directory of its own, or that of another: ``make_job("one", nodes=(0, 1))``."""
+    """Make a job; jobs of one name have one directory: ``make_job("one", nodes=(0, 1))``."""
 
     def make(name: str, **options: Any) -> Job:
         return Job(tmp_path / name, **options)

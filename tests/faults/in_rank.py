@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import itertools
 import json
 import logging
 import os
@@ -66,7 +67,7 @@ class Here:
         self.engine, self.job, self.rank, self.group = engine, job, rank, group
         self.forward: Callable[[], object] = engine.forward
         self.context: Callable[[], Any] | None = None
-        self.on_task: Callable[[int], None] = lambda _number: None
+        self.on_task: list[Callable[[int], None]] = []
         self.sent: list[str] = []
         self.was_stopped = False
 
@@ -114,12 +115,10 @@ def _warm_up(here: Here) -> dict[str, Any]:
         twin_fields={EXPERT_GEMM: {ExpertGemmRunner.EP_RANK_INDEX: "ep_rank"}},
     )
     lines = _tell_what_is_logged(here)
-    done = 0
 
     def progress(_step: str, _task: str, number: int, _of: int) -> None:
-        nonlocal done
-        done = number
-        here.on_task(number)
+        for hook in here.on_task:
+            hook(number)
 
     found: dict[str, Any] = {"rank": here.rank, "began": time.monotonic()}
     try:
@@ -136,7 +135,7 @@ def _warm_up(here: Here) -> dict[str, Any]:
                 ops=ops,
                 engine=("embedded", VERSION),
                 progress=progress,
-                **({} if here.context is None else {"tuning_context": here.context}),
+                tuning_context=here.context,
             )
         found["counts"] = counts
     except BaseException as error:  # noqa: BLE001  # whatever it is, it is the result
@@ -148,7 +147,7 @@ def _warm_up(here: Here) -> dict[str, Any]:
     found["served"] = engine.ops.served() if "report" in found else {}
     tuner = probe.tuner()
     found["held"] = [*probe.loaded(tuner), *map(str, tuner.profiling_cache)]
-    found.update(logged=lines, sent=here.sent, done=done)
+    found.update(logged=lines, sent=here.sent)
     return found
 
 
@@ -176,47 +175,57 @@ def _at(here: Here, point: str, strike: Callable[[], None]) -> None:
 
     ``read``: it begins that step. ``tune:3``: it has three tasks behind it. ``meet:share``: it is
     about to hand in its word. ``profile:3``: while its third tactic is measured. ``forward``: in
-    the engine's forward. ``before``: it has not called `warm_up` yet.
+    the engine's forward. ``build``: it runs the first winner that it did not tune. ``before``: it
+    has not called `warm_up` yet.
     """
     kind, _, which = point.partition(":")
-    struck = False
-
-    def strike_once() -> None:
-        nonlocal struck
-        if not struck:
-            struck = True
-            strike()
-
-    def before(function: Any, is_it: Callable[[tuple[Any, ...]], bool] = lambda _: True) -> Any:
-        def wrapped(*args: Any, **options: Any) -> Any:
-            if is_it(args):
-                strike_once()
-            return function(*args, **options)
-
-        return wrapped
-
     if point == "before":
         strike()
-    elif kind == "meet":
-        meet = before(rendezvous.Meeting.meet, lambda args: args[1] == which)
-        rendezvous.Meeting.meet = meet  # type: ignore[method-assign]
-    elif kind == "profile":
-        count = 0
-
-        def is_the_one(_args: tuple[Any, ...]) -> bool:
-            nonlocal count
-            count += autotuner.AutoTuner.get().is_tuning_mode
-            return count == int(which)
-
-        tuner = autotuner.AutoTuner
-        tuner._profile_single_kernel = before(tuner._profile_single_kernel, is_the_one)
-    elif which:
-        here.on_task = lambda number: strike_once() if number == int(which) else None
     elif point == "forward":
-        here.forward = before(here.forward)
+        here.forward = _before(here.forward, strike)
+    elif kind == "meet":
+        _patch(rendezvous.Meeting, "meet", strike, lambda args: bool(args[1] == which))
+    elif kind == "profile":
+        counted = itertools.count(1)
+        tuner = autotuner.AutoTuner
+
+        def is_it(_args: tuple[Any, ...]) -> bool:
+            return bool(tuner.get().is_tuning_mode) and next(counted) == int(which)
+
+        _patch(tuner, "_profile_single_kernel", strike, is_it)
+    elif point == "build":
+        _patch(replay, "prepare", strike)
+    elif kind == "tune" and which:
+        here.on_task.append(lambda number: strike() if number == int(which) else None)
     else:
-        name = STEPS[point]
-        setattr(kernel_warmup, name, before(getattr(kernel_warmup, name)))
+        _patch(kernel_warmup, STEPS[point], strike)
+
+
+def _patch(
+    owner: Any,
+    name: str,
+    strike: Callable[[], None],
+    is_it: Callable[[tuple[Any, ...]], bool] = lambda _args: True,
+) -> None:
+    setattr(owner, name, _before(getattr(owner, name), strike, is_it))
+
+
+def _before(
+    function: Callable[..., Any],
+    strike: Callable[[], None],
+    is_it: Callable[[tuple[Any, ...]], bool] = lambda _args: True,
+) -> Callable[..., Any]:
+    """Return the function, with a strike before the first call that is it."""
+    has_struck = False
+
+    def wrapped(*args: Any, **options: Any) -> Any:
+        nonlocal has_struck
+        if not has_struck and is_it(args):
+            has_struck = True
+            strike()
+        return function(*args, **options)
+
+    return wrapped
 
 
 # -- processes that stop, die, sleep ---------------------------------------------------------------
@@ -311,13 +320,17 @@ ERRORS: dict[str, Callable[[], BaseException]] = {
 }
 
 
+def _error(name: str) -> BaseException:
+    return ERRORS[name]()
+
+
 def fail(here: Here, part: str, error: str = "RuntimeError") -> None:
     """Let a part of the package raise whenever it is called."""
     owner, name = PARTS[part]
 
     def failing(*_args: Any, **_options: Any) -> NoReturn:
         here.say("failed")
-        raise ERRORS[error]()
+        raise _error(error)
 
     setattr(owner, name, failing)
 
@@ -327,19 +340,19 @@ def fail_at(here: Here, at: str, error: str) -> None:
 
     def strike() -> None:
         here.say("failed")
-        raise ERRORS[error]()
+        raise _error(error)
 
     _at(here, at, strike)
 
 
 def fail_tactic(
-    here: Here, error: str = "RuntimeError", op: str = "embedded::gemm", tactic: int = 0
+    here: Here, error: str = "RuntimeError", op: str = "embedded::gemm", tactic: int | None = 0
 ) -> None:
-    """Let one tactic of an op raise on this rank, whenever it is run."""
+    """Let one tactic of an op (None: all but the default) raise on this rank when it is run."""
 
     def strike() -> None:
         here.say("failed")
-        raise ERRORS[error]()
+        raise _error(error)
 
     _on_tactic(op, tactic, strike)
 
@@ -372,7 +385,7 @@ def _later(seconds: float, function: Callable[..., object], *arguments: Any) -> 
 
 def slow_tasks(here: Here, seconds: float) -> None:
     """Take long for each task."""
-    here.on_task = lambda _number: time.sleep(seconds)
+    here.on_task.append(lambda _number: time.sleep(seconds))
 
 
 def own_handler(_here: Here) -> None:
@@ -384,13 +397,14 @@ def own_handler(_here: Here) -> None:
     signal.signal(signal.SIGTERM, leave)
 
 
-def _on_tactic(op: str, tactic: int, strike: Callable[[], None]) -> None:
+def _on_tactic(op: str, tactic: int | None, strike: Callable[[], None]) -> None:
     run = CpuRunner.forward
 
     @functools.wraps(run)  # FlashInfer looks at the names of its arguments
     def forward(self: Any, inputs: Any, *args: Any, **options: Any) -> Any:
         asked = options.get("tactic", args[0] if args else -1)
-        if self.op == op and isinstance(self, BlockedGemmRunner) and asked == tactic:
+        is_it = asked != -1 if tactic is None else asked == tactic
+        if self.op == op and isinstance(self, BlockedGemmRunner) and is_it:
             strike()
         return run(self, inputs, *args, **options)
 
@@ -402,7 +416,7 @@ def fail_synthesis(here: Here, error: str) -> None:
 
     def failing(*_args: Any, **_options: Any) -> NoReturn:
         here.say("failed")
-        raise ERRORS[error]()
+        raise _error(error)
 
     autotuner.AutoTuner._prepare_input_tensors = failing
 
@@ -415,7 +429,7 @@ def fail_forward(here: Here, error: str = "ZeroDivisionError", *, after: bool = 
         if after:
             forward()
         here.say("failed")
-        raise ERRORS[error]()
+        raise _error(error)
 
     here.forward = failing
 

@@ -72,7 +72,6 @@ def test_the_higher_generation_wins(
     theirs.faults = [{"do": "timed_as", "on": [0, 1], "rank": 1}]
     start([ours, theirs], tp=2)
     winners = theirs.entries(1)
-    assert winners.keys() == ours.entries(1).keys()
     assert winners != ours.entries(1)
     shutil.rmtree(ours.roots[1])
     shutil.copytree(theirs.roots[1], ours.roots[1])

@@ -16,7 +16,7 @@ IN_RANK = Path(__file__).with_name("in_rank.py")
 
 
 def test_fifty_sessions_leave_nothing_behind(cache_root: Path) -> None:
-    """No thread, no open file, no process group more after the last than after the third."""
+    """No thread, no open file, no process group more after the last ten than after the first."""
     config = EngineConfig(tp=2, layers=2, hidden=32, ffn=32, vocab=32, timing="deterministic")
     held = launch(
         config,
@@ -27,4 +27,8 @@ def test_fifty_sessions_leave_nothing_behind(cache_root: Path) -> None:
     )
     for rank in held:
         assert len(rank) == SESSIONS
-        assert rank[-1] == rank[2], rank
+        # The most of ten, and two spare kernel threads: torch's pool may grow by one or two at any
+        # time, and one of the store's may be on its way out. Forty sessions that leak add forty.
+        for kind in rank[0]:
+            early, late = (max(seen[kind] for seen in part) for part in (rank[:10], rank[-10:]))
+            assert late <= early + (2 if kind in ("tasks", "files") else 0), (kind, rank)

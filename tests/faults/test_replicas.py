@@ -49,7 +49,7 @@ def test_the_other_takes_over_from_one_that_died(
 def test_the_wait_for_one_that_does_not_get_on_is_bounded(
     start: Callable[..., list[Start]], make_job: Callable[..., Job]
 ) -> None:
-    """The one that tunes is stopped, so it holds its lease: the other waits as long as it is told."""
+    """The one that tunes is stopped and holds its lease: the other waits as long as it is told."""
     stopped, waiting = make_job("same"), make_job("same")
     stopped.faults = [{"do": "stop", "on": [0], "at": "tune"}]
     waiting.faults = [{"do": "sleep", "on": [0], "at": "plan", "seconds": 1.0}]

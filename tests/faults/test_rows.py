@@ -3,8 +3,8 @@
 
 A row is one thing gone wrong on one rank or one node. Whatever it is, a start ends within a bound,
 all ranks agree on what they serve or all end and name the one at fault, the reason is logged, and
-the next start is sound. Rows whose test is elsewhere are here for the page: run this file
-as a script to print it.
+the next start is sound. Rows whose test is elsewhere are here for the page, which this file writes
+when it is run as a script.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.faults.conftest import Job, Start
+    from tests.faults.conftest import Job, Ran
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(300)]
 
-FAULTS_PAGE = Path(__file__).parent.parent.parent / "docs" / "faults.md"
-MARKER = "<!-- From here on made by tests/faults/test_rows.py -->"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "faults.md"
+MARKER = "<!-- From here on: python tests/faults/test_rows.py -->"
 
 SILENCE_S = 1.5
+#: What any start may take on a machine that is busy with nine others.
+BOUND_S = 30.0
 BLOCKLIST = "FLASHINFER_TACTICS_BLOCKLIST"
-#: What a start of these engines may take on a busy machine.
-START_S = 12.0
-LAYOUTS: dict[str, dict[str, int]] = {
+
+Layout = Mapping[str, int]
+LAYOUTS: dict[str, Layout] = {
     "TP2": {"tp": 2},
     "TP2xPP2": {"tp": 2, "pp": 2},
     "TP4": {"tp": 4},
@@ -37,59 +39,56 @@ LAYOUTS: dict[str, dict[str, int]] = {
 Fault = Mapping[str, Any]
 #: Faults by the number of ranks: the last rank is the one that differs from rank 0.
 Faults = Callable[[int], Sequence[Fault]]
+Check = Callable[["Ran"], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row. ``seconds``: how long the slowest rank took on two cores, as last measured.
+    """One row.
 
-    ``before`` changes the tables of a first, sound start. ``env`` is for all ranks, ``lasting``
-    faults for the start after, too. Without ``check`` the test is the one named, elsewhere.
+    ``before`` changes the tables of a first, sound start; ``env`` is for all ranks; ``lasting``
+    faults are there at the start after, too. A row without ``check`` has its test elsewhere.
     """
 
     number: str
     injected: str
     happens: str
-    seconds: float
     test: str = "test_rows.py::test_row"
-    check: Callable[[Seen], None] | None = None
+    check: Check | None = None
     faults: Faults = lambda _size: ()
     before: Callable[[Job], None] | None = None
     two_nodes: bool = False
     lasting: bool = False
     env: Mapping[str, str] = field(default_factory=dict)
-    bound_s: float = START_S
-    config: Mapping[str, int] = field(default_factory=dict)
+    shape: Callable[[Layout], Layout] = lambda layout: layout
     job: Mapping[str, Any] = field(default_factory=dict)
 
+    def case(self, size: int) -> dict[str, Any]:
+        """Return what `conftest.run_cases` takes."""
+        found = {
+            "faults": self.faults(size),
+            "two_nodes": self.two_nodes,
+            "lasting": self.lasting,
+            "env": self.env,
+            **self.job,
+        }
+        return found if self.before is None else {**found, "before": self.before}
 
-@dataclass(frozen=True)
-class Seen:
-    """What a row's job came to: at the start with the fault, and at the one after it."""
 
-    job: Job
-    start: Start
-    again: Start
-    known: int
-    lasts: bool
+def ranks_of(layout: Layout) -> int:
+    return layout.get("tp", 1) * layout.get("pp", 1) * layout.get("dp", 1)
 
-    def agree_and_stay_warm(self, *, tuned: int | None = None) -> None:
-        """All ranks serve one table, now and at the next start, which times nothing."""
-        self.start.assert_agreed()
-        if tuned is not None:
-            assert self.start.tasks_tuned() == tuned
-        self.again.assert_warm()
 
-    def rank_by_rank(self, reason: str, agreement: str) -> None:
-        """All ranks say why they cannot share, and write nothing."""
-        assert {report.agreement for report in self.start.reports} == {agreement}
-        assert all(reason in report.reason for report in self.start.reports)
-        assert reason in self.start.warnings
-        self.again.assert_agreed()
-        assert (
-            self.again.tasks_tuned() == self.again[0].task_count("tuned")
-            or len(self.again.ranks) > 2
-        )
+def with_experts(layout: Layout) -> Layout:
+    return {**layout, "ep": 2}
+
+
+def two_replicas(layout: Layout) -> Layout:
+    return {"tp": ranks_of(layout) // 2, "dp": 2}
+
+
+def two_stages(layout: Layout) -> Layout:
+    return {"tp": ranks_of(layout) // 2, "pp": 2}
 
 
 def on(do: str, rank: int, **more: Any) -> Fault:
@@ -106,12 +105,23 @@ def first(do: str, **more: Any) -> Faults:
     return lambda _size: (on(do, 0, **more),)
 
 
+def second_replica(do: str) -> Faults:
+    """Return a fault of the second half of the ranks."""
+    return lambda size: ({"do": do, "on": tuple(range(size // 2, size))},)
+
+
 def stamps(name: str, common: str, of_last: str) -> Faults:
     """Return another value of one field of FlashInfer's stamp on the last rank."""
     return lambda size: (
         {"do": "stamp", "on": tuple(range(size - 1)), name: common},
         {"do": "stamp", "on": (size - 1,), name: of_last},
     )
+
+
+def refused_blocklist(size: int) -> Sequence[Fault]:
+    """Return one blocklist for all ranks, of an environment that the last rank cannot confirm."""
+    everyone = {"do": "blocklist", "on": tuple(range(size)), "cudnn_version": "91002"}
+    return (*stamps("cudnn_version", "91002", "unknown")(size), everyone)
 
 
 # -- tables that differ ----------------------------------------------------------------------------
@@ -139,86 +149,125 @@ def one_op_each(job: Job) -> None:
 # -- what must come of it --------------------------------------------------------------------------
 
 
-def warm_at_once(seen: Seen) -> None:
-    seen.start.assert_warm()
-    seen.again.assert_warm()
+def warm_at_once(seen: Ran) -> None:
+    """Nobody times, now or later; each node has the whole table."""
+    agrees(seen)
+    assert [rank.timed for rank in seen.start.ranks] == [0] * len(seen.start.ranks)
     assert seen.job.entries(0) == seen.job.entries(1)
 
 
-def tunes_what_nobody_has(seen: Seen) -> None:
-    job_tasks = len({key for node in set(seen.job.nodes) for key in seen.job.entries(node)})
-    assert 0 < seen.start.tasks_tuned() == job_tasks - seen.known
-    seen.agree_and_stay_warm()
+def tunes_what_nobody_has(seen: Ran) -> None:
+    """Each task that no node had is timed by one rank."""
+    agrees(seen)
+    assert 0 < seen.start.tasks_tuned() == len(seen.job.tasks() - seen.known)
 
 
-def agrees(seen: Seen) -> None:
-    seen.agree_and_stay_warm()
+def agrees(seen: Ran) -> None:
+    """All ranks serve one table, now and at the next start, which times nothing."""
+    seen.start.assert_agreed()
+    seen.again.assert_warm()
 
 
-def tunes_twins_once(seen: Seen) -> None:
-    seen.agree_and_stay_warm()
-    tuned = [report.ops["embedded::expert_gemm"].get("tuned", 0) for report in seen.start.reports]
+def tunes_twins_once(seen: Ran) -> None:
+    """A task is tuned by one rank and stored under each rank's key."""
+    agrees(seen)
+    counts = [report.ops.get("embedded::expert_gemm", {}) for report in seen.start.reports]
     twins = {key for key in seen.job.entries() if "expert_gemm" in key}
-    assert len(twins) == 2 * sum(tuned) > 0, "each twin's key holds the winner of the one"
+    assert len(twins) == 2 * sum(count.get("tuned", 0) for count in counts) > 0
 
 
-def skips_on_all(seen: Seen) -> None:
-    seen.agree_and_stay_warm()
-    assert "another rank's skip list" in seen.start.warnings
-    for rank in seen.start.ranks:
-        served = [answer for call, answer in rank.served.items() if "moe_gemm1" in call]
-        assert {tactic for _, tactic in served} <= {-1}
+def skips_on_all(seen: Ran) -> None:
+    """The op that one rank skips serves its default everywhere."""
+    agrees(seen)
+    assert "one rank's skip list" in seen.start.warnings
+    answers = [a for rank in seen.start.ranks for c, a in rank.served.items() if "moe_gemm1" in c]
+    assert answers
+    assert {tactic for _, tactic in answers} == {-1}
 
 
-def uses_rank_0_s_mode(seen: Seen) -> None:
-    seen.agree_and_stay_warm()
+def uses_rank_0_s_mode(seen: Ran) -> None:
+    """A warning names the rank, the setting and both values."""
+    agrees(seen)
     assert "mode=read-only, rank 0's on is used" in seen.start.warnings
 
 
-def each_its_own(reason: str) -> Callable[[Seen], None]:
-    def check(seen: Seen) -> None:
-        seen.rank_by_rank(reason, "none")
+def agrees_when_idle(seen: Ran) -> None:
+    """The idle rank holds what the others hold, for the day on which it gets a token."""
+    agrees(seen)
+    *_, idle = seen.start.ranks
+    assert idle.task_count("seen") == 0
+    assert sorted(idle.held) == sorted(seen.start[0].held) != []
+
+
+def each_its_own(reason: str) -> Check:
+    """All ranks say why, serve their own winners, and write nothing; then all is in order again."""
+
+    def check(seen: Ran) -> None:
+        assert {report.agreement for report in seen.start.reports} == {"none"}
+        assert all(reason in report.reason for report in seen.start.reports)
+        assert reason in seen.start.warnings
+        assert not [path for path in seen.after if "rank_" in path]
+        assert all(rank.task_count("tuned") for rank in seen.start.ranks)
+        seen.again.assert_whole()
 
     return check
 
 
-def defaults(reason: str) -> Callable[[Seen], None]:
-    def check(seen: Seen) -> None:
-        seen.rank_by_rank(reason, "defaults")
+def defaults(reason: str) -> Check:
+    """All ranks say why, serve FlashInfer's defaults, and write nothing."""
+
+    def check(seen: Ran) -> None:
+        assert {report.agreement for report in seen.start.reports} == {"defaults"}
+        assert all(reason in report.reason for report in seen.start.reports)
         assert all(tactic == -1 for rank in seen.start.ranks for _, tactic in rank.served.values())
+        assert not [path for path in seen.after if "rank_" in path]
+        seen.again.assert_whole()
 
     return check
 
 
-def another_wins(seen: Seen) -> None:
-    seen.agree_and_stay_warm()
+def another_wins(seen: Ran) -> None:
+    """The tactic that raises is not served; another one is, not the default."""
+    agrees(seen)
     answers = {a for rank in seen.start.ranks for c, a in rank.served.items() if "::gemm" in c}
-    assert ("BlockedGemmRunner", 0) not in answers
-    assert all(tactic != -1 for _, tactic in answers)
+    assert answers
+    assert not {("BlockedGemmRunner", 0), ("BlockedGemmRunner", -1)} & answers
 
 
-def default_on_all(op: str, reason: str) -> Callable[[Seen], None]:
-    def check(seen: Seen) -> None:
-        seen.agree_and_stay_warm()
-        calls = [(c, a) for rank in seen.start.ranks for c, a in rank.served.items()]
-        assert any(op in call and tactic == -1 for call, (_, tactic) in calls)
+def default_on_all(op: str, reason: str) -> Check:
+    """The op serves its default everywhere, the log says why, and the next start knows it."""
+
+    def check(seen: Ran) -> None:
+        agrees(seen)
+        answers = [a for rank in seen.start.ranks for c, a in rank.served.items() if op in c]
+        assert any(tactic == -1 for _, tactic in answers)
+        assert seen.again[0].task_count("default") or seen.again[-1].task_count("default")
         assert reason in seen.start.warnings
 
     return check
 
 
-def named_and_tuned_again(rank: int) -> Callable[[Seen], None]:
-    """The others end and name the rank (counted from the last if negative)."""
+def last_ends_itself(seen: Ran) -> None:
+    """The others name rank and task, the rank ends itself."""
+    *others, stuck = seen.start.ranks
+    assert stuck.status == 79, seen.start.told()
+    for other in others:
+        other.assert_gave_up(stuck.rank)
+        assert "task_limit_s" in other.outcome() or "did not return" in other.outcome()
+    seen.again.assert_whole()
 
-    def check(seen: Seen) -> None:
-        lost = rank % len(seen.start.ranks)
-        for other in seen.start.ranks:
-            if other.rank != lost:
-                assert other.error is not None, seen.start.told()
-                assert other.error[::2] == ("RankLostError", lost), seen.start.told()
-        seen.again.assert_agreed()
 
-    return check
+def ends_itself(seen: Ran) -> None:
+    """The others name rank and task; the next start tunes the rest and leaves that task alone."""
+    stuck, *others = seen.start.ranks
+    assert stuck.status == 79, seen.start.told()
+    assert any("this process ends (status 79)" in line for line in stuck.logged)
+    for other in others:
+        other.assert_gave_up(0)
+        assert "task_limit_s" in other.outcome() or "did not return" in other.outcome()
+    seen.again.assert_whole()
+    assert seen.again[0].task_count("from_cache") > 0
+    assert seen.again[0].task_count("default") == 1
 
 
 ROWS = (
@@ -226,189 +275,267 @@ ROWS = (
         number="F1",
         injected="one node has the table, the other node's directory is empty",
         happens="nobody times; the other node gets the table",
-        seconds=0.0, two_nodes=True, before=lose_second_node, check=warm_at_once,
+        two_nodes=True, before=lose_second_node, check=warm_at_once,
     ),
     Row(
         number="F2",
         injected="file keys that hold the rank (expert parallel)",
         happens="twins: tuned by one rank, stored under each rank's key",
-        seconds=0.0, config={"ep": 2}, check=tunes_twins_once,
+        shape=with_experts, check=tunes_twins_once,
     ),
     Row(
         number="F3",
         injected="two nodes with tables of other keys",
         happens="the union serves; nobody times",
-        seconds=0.0, two_nodes=True, before=halves, check=warm_at_once,
+        two_nodes=True, before=halves, check=warm_at_once,
     ),
     Row(
         number="F4",
         injected="a table with half of the buckets",
         happens="only the other half is timed",
-        seconds=0.0, before=half_of_the_buckets, check=tunes_what_nobody_has,
+        before=half_of_the_buckets, check=tunes_what_nobody_has,
     ),
     Row(
         number="F5",
         injected="winners in the tuner's memory on one rank, from an earlier pass",
         happens="the agreed table takes their place",
-        seconds=0.0, faults=last("tuned_before"), lasting=True, check=agrees,
+        faults=last("tuned_before"), lasting=True, check=agrees,
     ),
     Row(
         number="F6",
         injected="one node has op A, the other op B, as many tactics each",
         happens="the union serves; only what nobody holds is timed",
-        seconds=0.0, two_nodes=True, before=one_op_each, check=tunes_what_nobody_has,
+        two_nodes=True, before=one_op_each, check=tunes_what_nobody_has,
     ),
     Row(
         number="F7",
         injected="a skip list on one rank",
         happens="the op serves its default on all ranks",
-        seconds=0.0, faults=last("context", skip_ops=["embedded::moe_gemm1"]), lasting=True,
+        faults=last("context", skip_ops=["embedded::moe_gemm1"]), lasting=True,
         check=skips_on_all,
     ),
     Row(
         number="F7",
         injected="another mode in one rank's environment",
         happens="rank 0's is used, with a warning",
-        seconds=0.0, faults=last("environ", WARMUP_PLUGIN_MODE="read-only"), lasting=True,
+        faults=last("environ", WARMUP_PLUGIN_MODE="read-only"), lasting=True,
         check=uses_rank_0_s_mode,
     ),
     Row(
         number="F8",
         injected="a tactics blocklist on one rank",
         happens="ranks have other candidates: each tunes for itself, nothing is written",
-        seconds=0.0, faults=last("blocklist"),
+        faults=last("blocklist"),
         check=each_its_own(BLOCKLIST),
     ),
     Row(
         number="F8",
         injected="the same where ranks must agree",
         happens="defaults on all ranks",
-        seconds=0.0, faults=last("blocklist"),
+        faults=last("blocklist"),
         env={"WARMUP_PLUGIN_REQUIRE_AGREEMENT": "1"}, check=defaults(BLOCKLIST),
+    ),
+    Row(
+        number="F8",
+        injected="a blocklist that one rank's FlashInfer refuses (an unknown stamp field)",
+        happens="rank 0's candidates decide for all",
+        faults=refused_blocklist, lasting=True, check=agrees,
     ),
     Row(
         number="F9",
         injected="other buckets on one rank",
         happens="the union is tuned, each task once",
-        seconds=0.0, faults=last("context", tuning_buckets=[3, 5]), lasting=True, check=agrees,
+        faults=last("context", tuning_buckets=[3, 5]), lasting=True, check=agrees,
     ),
     Row(
         number="F9",
-        injected="a data-parallel rank without a token",
-        happens="it has nothing to tune and agrees",
-        seconds=0.0, faults=last("idle"), lasting=True, config={"tp": 1, "pp": 1, "dp": 2},
-        check=agrees,
+        injected="a data-parallel replica without a token",
+        happens="it has nothing to tune, holds what the others hold, and agrees",
+        faults=second_replica("idle"), lasting=True, shape=two_replicas,
+        check=agrees_when_idle,
     ),
     Row(
         number="F10",
         injected="pipeline stages with other ops",
         happens="each task is tuned by a rank that has it",
-        seconds=0.0, config={"tp": 1, "pp": 2}, check=agrees,
+        shape=two_stages, check=agrees,
     ),
     Row(
         number="F11",
         injected="a rank that comes late",
         happens="the others wait, as long as their group does",
-        seconds=0.0, faults=last("sleep", at="before", seconds=2 * SILENCE_S), check=agrees,
+        faults=last("sleep", at="before", seconds=2 * SILENCE_S), check=agrees,
     ),
     Row(
         number="F11",
         injected="a rank that takes longer in a step than the group's time-out",
         happens="it beats, so the others wait: no collective is pending",
-        seconds=0.0, faults=last("sleep", at="agree", seconds=5.0),
+        faults=last("sleep", at="agree", seconds=5.0),
         job={"group_timeout_s": 4.0}, check=agrees,
     ),
     Row(
         number="F11",
         injected="a rank that is silent, since a compile holds the interpreter",
         happens="its process runs, so the others wait",
-        seconds=0.0, faults=first("hold_the_interpreter", at="plan", seconds=2 * SILENCE_S),
+        faults=first("hold_the_interpreter", at="plan", seconds=2 * SILENCE_S),
         check=agrees,
     ),
     Row(
         number="F12",
         injected="SIGKILL of one rank in the middle of tuning, and at each step's begin",
         happens="the others name it and end; the next start is warm or tunes",
-        seconds=0.0, test="test_killed.py::test_the_others_name_it_and_the_next_start_is_sound",
+        test="test_killed.py::test_the_others_name_it_and_the_next_start_is_sound",
     ),
     Row(
         number="F13",
         injected="a tactic that raises on the rank that tunes",
         happens="another tactic wins",
-        seconds=0.0, faults=lambda _size: (on("fail_tactic", 0), on("fail_tactic", 2)), lasting=True,
-        check=another_wins,
+        faults=first("fail_tactic"), lasting=True, check=another_wins,
     ),
     Row(
         number="F13",
         injected="a winner that raises on a rank that did not tune it",
         happens="dropped: its task serves the default on all ranks",
-        seconds=0.0, faults=last("fail_tactic", op="embedded::lm_head"),
+        faults=last("fail_tactic", op="embedded::lm_head", tactic=None),
         check=default_on_all("lm_head", "RuntimeError: injected"),
     ),
     Row(
         number="F14",
         injected="a tactic that never returns",
         happens="the others name the rank and task; its process ends itself (status 79)",
-        seconds=0.0, faults=first("hang", at="profile:60", seconds=25.0),
-        env={"WARMUP_PLUGIN_TASK_LIMIT_S": "2"}, check=named_and_tuned_again(0),
+        faults=first("hang", at="profile:60", seconds=25.0),
+        env={"WARMUP_PLUGIN_TASK_LIMIT_S": "2"}, check=ends_itself,
+    ),
+    Row(
+        number="F14",
+        injected="a winner that never returns on a rank that did not tune it",
+        happens="the same; the next start tunes again",
+        faults=last("hang", at="build", seconds=25.0),
+        env={"WARMUP_PLUGIN_TASK_LIMIT_S": "2"}, check=last_ends_itself,
     ),
     Row(
         number="F15",
         injected="no memory for the inputs of a measurement",
         happens="the task serves the default on all ranks",
-        seconds=0.0, faults=first("fail_synthesis", error="MemoryError"),
+        faults=first("fail_synthesis", error="MemoryError"),
         check=default_on_all("::gemm", ""),
     ),
     Row(
         number="F15",
         injected="no memory in a tactic on the rank that tunes",
         happens="the task serves the default on all ranks",
-        seconds=0.0, faults=first("fail_tactic", error="OutOfMemoryError"),
+        faults=first("fail_tactic", error="OutOfMemoryError"),
         check=default_on_all("::gemm", ""),
     ),
     Row(
         number="F15",
         injected="no memory on a rank that did not tune",
         happens="dropped: the tasks serve the default on all ranks",
-        seconds=0.0, faults=last("fail_synthesis", error="OutOfMemoryError"),
+        faults=last("fail_synthesis", error="OutOfMemoryError"),
         check=default_on_all("lm_head", "OutOfMemoryError: injected"),
     ),
     Row(
         number="F16",
         injected="KeyboardInterrupt or SIGTERM while a tactic is measured",
         happens="what is tuned is kept, the others name the rank; the next start times the rest",
-        seconds=0.0, test="test_sigterm.py::test_results_are_kept",
+        test="test_sigterm.py::test_results_are_kept",
     ),
     Row(
         number="F21",
         injected="a field of FlashInfer's stamp that one rank does not know",
         happens="no difference: all share",
-        seconds=0.0, faults=stamps("cudnn_version", "91002", "unknown"), lasting=True, check=agrees,
+        faults=stamps("cudnn_version", "91002", "unknown"), lasting=True, check=agrees,
     ),
     Row(
         number="F22",
         injected="another cuBLAS on one rank",
         happens="each tunes for itself, nothing is written",
-        seconds=0.0, faults=stamps("cublas_version", "13.1.0", "13.2.0"),
+        faults=stamps("cublas_version", "13.1.0", "13.2.0"),
         check=each_its_own("stamp.cublas_version"),
     ),
     Row(
         number="F22",
         injected="the same where ranks must agree",
         happens="defaults on all ranks",
-        seconds=0.0, faults=stamps("cublas_version", "13.1.0", "13.2.0"),
+        faults=stamps("cublas_version", "13.1.0", "13.2.0"),
         env={"WARMUP_PLUGIN_REQUIRE_AGREEMENT": "1"}, check=defaults("stamp.cublas_version"),
     ),
     Row(
         number="F24",
         injected="two engines that start together on one directory",
         happens="one tunes, the other waits and adopts",
-        seconds=0.0, test="test_replicas.py::test_one_tunes_the_other_adopts",
+        test="test_replicas.py::test_one_tunes_the_other_adopts",
     ),
     Row(
         number="F35",
         injected="a host without a local rank 0",
         happens="its first rank writes",
-        seconds=0.0, two_nodes=True, job={"local_ranks": (0, 1, 2, 3)}, check=agrees,
+        two_nodes=True, job={"local_ranks": (0, 1, 2, 3)}, check=agrees,
     ),
 )  # fmt: skip
+
+#: By layout, then by the shape that a row makes of it: the cases that run at once.
+TABLES: dict[str, dict[tuple[tuple[str, int], ...], dict[int, dict[str, Any]]]] = {}
+for layout_name, layout in LAYOUTS.items():
+    for index, row in enumerate(ROWS):
+        if row.check is not None:
+            shape = tuple(row.shape(layout).items())
+            cases = TABLES.setdefault(layout_name, {}).setdefault(shape, {})
+            cases[index] = row.case(ranks_of(layout))
+
+HERE = [
+    pytest.param(name, index, id=f"{row.number}-{index}-{name}", marks=marks)
+    for name, marks in (("TP2", ()), ("TP2xPP2", ()), ("TP4", (pytest.mark.soak,)))
+    for index, row in enumerate(ROWS)
+    if row.check is not None
+]
+
+
+@pytest.mark.parametrize(("name", "index"), HERE)
+def test_row(name: str, index: int, ran: Callable[..., Ran]) -> None:
+    """The fault, the start after it, and that both end in time."""
+    row = ROWS[index]
+    assert row.check is not None
+    shape = tuple(row.shape(LAYOUTS[name]).items())
+    seen = ran(TABLES[name][shape], index, **dict(shape))
+    seen.start.assert_nobody_waits()
+    seen.again.assert_nobody_waits()
+    row.check(seen)
+    assert seen.start.seconds < BOUND_S
+    assert seen.job.litter() == []
+
+
+def table() -> str:
+    """Return the page's table."""
+    lines = [
+        "| row | injected | what happens | test in `tests/faults/` |",
+        "|---|---|---|---|",
+    ]
+    for row in ROWS:
+        cells = (row.number, row.injected, row.happens, f"`{row.test}`")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """Return the page as it should be: its own words down to the marker, then the table."""
+    words, _, _ = PAGE.read_text(encoding="utf-8").partition(MARKER)
+    return f"{words}{MARKER}\n\n{table()}\n"
+
+
+def test_the_page_has_these_rows() -> None:
+    """`docs/faults.md` is made of the rows above."""
+    assert PAGE.read_text(encoding="utf-8") == page(), "run: python tests/faults/test_rows.py"
+
+
+def test_every_row_is_there_and_has_its_test() -> None:
+    """The rows asked for, each with a test that exists."""
+    numbers = {row.number for row in ROWS}
+    assert numbers == {*(f"F{number}" for number in range(1, 17)), "F21", "F22", "F24", "F35"}
+    for row in ROWS:
+        file, _, function = row.test.partition("::")
+        assert f"\ndef {function}(" in Path(__file__).with_name(file).read_text(encoding="utf-8")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -8,9 +8,15 @@ ranks of a test run come from one fork server, at 0.05 s each.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import itertools
+import json
+import os
 import re
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,3 +188,28 @@ def deploy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Deployment
         return Deployment(EngineConfig(**config), places, options or {})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def starts_under() -> Callable[..., tuple[list[Any], list[str]]]:
+    """Start two ranks under another FlashInfer: ``starts_under(folder, "noise", ...)``.
+
+    Returns what each start came to, by rank, and the files they left. in_release.py knows the
+    starts; the same ones are made once in a test run.
+    """
+
+    @functools.cache
+    def start(release: Path, *names: str) -> tuple[list[Any], list[str]]:
+        path = os.pathsep.join([str(release), os.environ.get("PYTHONPATH", "")])
+        with tempfile.TemporaryDirectory() as root:
+            done = subprocess.run(
+                [sys.executable, ON_RANKS.with_name("in_release.py"), root, *names],
+                env={**os.environ, "PYTHONPATH": path},
+                stdout=subprocess.PIPE,
+                timeout=100,
+                check=True,
+            )
+            found = sorted(str(p.relative_to(root)) for p in Path(root).rglob("*") if p.is_file())
+        return json.loads(done.stdout), found
+
+    return start

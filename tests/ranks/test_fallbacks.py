@@ -7,12 +7,6 @@ no other.
 
 from __future__ import annotations
 
-import functools
-import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,21 +19,10 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.multiprocess
 
 Ranks = list[dict[str, Any]]
+StartsUnder = Callable[..., tuple[list[Ranks], list[str]]]
 
-
-@functools.cache
-def starts_under(release: Path) -> tuple[dict[str, Ranks], list[str]]:
-    """Run in_release.py once for each release; return its starts and the files they left."""
-    before = os.environ.get("PYTHONPATH", "")
-    with tempfile.TemporaryDirectory() as root:
-        done = subprocess.run(
-            [sys.executable, Path(__file__).with_name("in_release.py"), root],
-            env={**os.environ, "PYTHONPATH": f"{release}{os.pathsep}{before}"},
-            stdout=subprocess.PIPE,
-            timeout=100,
-            check=True,
-        )
-        return json.loads(done.stdout), [str(p) for p in Path(root).rglob("*") if p.is_file()]
+#: What is started under a release that cannot share, in this order, in one root.
+STARTS = ("noise", "slow rank 0", "agreement")
 
 
 def reasons(ranks: Ranks) -> set[str]:
@@ -47,11 +30,10 @@ def reasons(ranks: Ranks) -> set[str]:
 
 
 def test_each_rank_tunes_its_own_where_keys_cannot_tell_options_apart(
-    fallback_release: Path,
+    fallback_release: Path, starts_under: StartsUnder
 ) -> None:
     """per_rank by replay: own winners, nothing stored, the reason in log and report."""
-    starts, files = starts_under(fallback_release)
-    ranks = starts["noise"]
+    (ranks, _, _), files = starts_under(fallback_release, *STARTS)
     version = fallback_release.name
     assert {rank["report"]["flashinfer_version"] for rank in ranks} == {version}
     assert {rank["report"]["agreement"] for rank in ranks} == {"none"}
@@ -67,10 +49,9 @@ def test_each_rank_tunes_its_own_where_keys_cannot_tell_options_apart(
     assert files == []
 
 
-def test_ranks_meet_after_tuning_alone(fallback_release: Path) -> None:
+def test_ranks_meet_after_tuning_alone(fallback_release: Path, starts_under: StartsUnder) -> None:
     """A barrier: the quick rank leaves when the slow one has tuned; no collective meanwhile."""
-    starts, _ = starts_under(fallback_release)
-    slow, quick = starts["slow"]
+    (_, (slow, quick), _), _ = starts_under(fallback_release, *STARTS)
     began, seconds = slow["report"]["timeline"][-1][1:]
     own_began, own_seconds = quick["report"]["timeline"][-1][1:]
     assert own_began + own_seconds < began
@@ -87,11 +68,12 @@ def test_ranks_meet_after_tuning_alone(fallback_release: Path) -> None:
     ]
 
 
-def test_ranks_that_must_agree_serve_defaults(fallback_release: Path) -> None:
+def test_ranks_that_must_agree_serve_defaults(
+    fallback_release: Path, starts_under: StartsUnder
+) -> None:
     """With require_agreement nobody tunes: FlashInfer's default everywhere, with the reason."""
-    starts, files = starts_under(fallback_release)
-    ranks = starts["agreement"]
-    assert reasons(ranks) == reasons(starts["noise"])
+    (others, _, ranks), files = starts_under(fallback_release, *STARTS)
+    assert reasons(ranks) == reasons(others)
     for rank in ranks:
         assert rank["report"]["agreement"] == "defaults"
         assert rank["counts"]["profile_single_kernel"] == 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -51,12 +52,9 @@ def test_tuned_once_then_warm_on_every_rank(
     assert job.marks() == before
 
 
-@pytest.mark.parametrize("layout", [{"tp": 2}, {"tp": 2, "pp": 2}], ids=["TP2", "TP2xPP2"])
-def test_warm_with_the_time_that_really_passes(
-    layout: dict[str, int], deploy: Callable[..., Deployment]
-) -> None:
+def test_warm_with_the_time_that_really_passes(deploy: Callable[..., Deployment]) -> None:
     """The same on the host's own clock, where no two measurements are equal."""
-    job = deploy(**layout)
+    job = deploy(tp=2, pp=2)
     cold, warm = job.start(), job.start()
     assert sum(cold.timed) > 100
     warm.assert_warm()
@@ -107,3 +105,22 @@ def test_the_path_is_the_mission_s(deploy: Callable[..., Deployment]) -> None:
         "rank_tp0_pp0_dp0.manifest.json",
     }
     assert len(reports) == 1
+
+
+def test_other_releases_start_warm(
+    matrix_release: Path, starts_under: Callable[..., tuple[list[Any], list[str]]]
+) -> None:
+    """Cold, then warm, under every other FlashInfer whose ranks can share."""
+    (cold, warm), files = starts_under(matrix_release, "noise", "noise")
+    assert sum(rank["counts"]["profile_single_kernel"] for rank in cold) > 100
+    for before, rank in zip(cold, warm, strict=True):
+        assert rank["report"]["flashinfer_version"] == matrix_release.name
+        assert rank["report"]["agreement"] == "certified"
+        assert rank["report"]["certificate"] == before["report"]["certificate"]
+        assert rank["served"] == before["served"]
+        tasks = rank["report"]["tasks"]
+        assert tasks["from_cache"] == tasks["seen"] > 50
+        assert set(rank["counts"].values()) == {0}
+    tables = [name for name in files if name.endswith("rank_tp0_pp0_dp0.json")]
+    assert len(tables) == 1
+    assert tables[0].startswith(f"flashinfer_autotune/{matrix_release.name}/cpu/")

@@ -375,10 +375,10 @@ def _parts(recorded: Any) -> list[tuple[str, Any]]:
     return parts
 
 
-def twins(engine: Engine) -> Any:
+def twins(engine: Engine, field: str) -> Any:
     """An op whose key holds this rank's number, and one where another number stands there."""
-    ops = KNOWN_OPS.plus(twin_fields={"twin": {1: "tp_rank"}, "no twin": {1: "tp_rank"}})
-    rank, size = engine.ranks.tp_rank, engine.ranks.tp_size
+    ops = KNOWN_OPS.plus(twin_fields={"twin": {1: field}, "no twin": {1: field}})
+    rank, size = getattr(engine.ranks, field), engine.ranks.tp_size
 
     def forward() -> list[Any]:
         answers = [toy_call("twin", batch, extras=("toy", rank)) for batch in toys.BUCKETS]

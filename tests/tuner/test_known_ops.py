@@ -15,7 +15,9 @@ import flashinfer
 import pytest
 
 from warmup_plugin.topology import RankInfo
+from warmup_plugin.tuner import probe
 from warmup_plugin.tuner.known_ops import KNOWN_OPS, KnownOps, distribution_aware, known_ops
+from warmup_plugin.tuner.survey import Survey
 
 if TYPE_CHECKING:
     from tests.tuner.conftest import Children
@@ -152,11 +154,40 @@ def test_distribution_aware_moe_is_passed_through_where_it_is_on(
     assert is_trtllm_da_enabled() is (value == "1")
 
 
+@pytest.mark.parametrize(
+    ("field", "ranks", "is_twin"),
+    [
+        ("tp_rank", RankInfo(), False),
+        ("ep_rank", RankInfo(tp_rank=0, tp_size=2, rank=0, world_size=2), False),
+        ("tp_rank", RankInfo(tp_rank=0, tp_size=2, rank=0, world_size=2), True),
+        ("tp_rank", RankInfo(tp_rank=1, tp_size=2, rank=1, world_size=2), True),
+        ("device_index", RankInfo(device_index=0), True),
+        ("device_index", RankInfo(device_index=1), True),
+        ("expert_offset", RankInfo(expert_offset=4), True),
+    ],
+)
+def test_a_number_is_a_ranks_own_where_there_are_others(
+    field: str, ranks: RankInfo, *, is_twin: bool
+) -> None:
+    """Along an axis of one rank there are no twins, and 0 is many things' number."""
+    ops = KnownOps(twin_fields={"op": {1: field}})
+    capabilities = probe.Capabilities("0", (), True, 4, 4)
+    survey = Survey(
+        probe.Keys(capabilities), ops, ranks, clone_bytes=0, is_default=lambda _name: False,
+        restore=lambda: False, entries={},
+    )  # fmt: skip
+    runner = probe._ProbeRunner(("fp8", getattr(ranks, field)))
+    assert survey._extras("op", runner, []).is_twin is is_twin
+    assert not survey._extras("another op", runner, []).is_twin
+
+
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("tp", [2, 4])
-def test_twins_are_tuned_once_and_stored_under_each_key(children: Children, tp: int) -> None:
+@pytest.mark.parametrize(("tp", "field"), [(2, "tp_rank"), (2, "device_index"), (4, "tp_rank")])
+def test_twins_are_tuned_once_and_stored_under_each_key(
+    children: Children, tp: int, field: str
+) -> None:
     """Keys that hold each rank's own number: rank 0 tunes. Another number there makes no twin."""
-    cold = children.ranks("on_survey:twins", tp=tp)
+    cold = children.ranks("on_survey:twins", tp=tp, field=field)
     assert [report.ops["twin"].get("tuned", 0) for report, _ in cold] == [4] + [0] * (tp - 1)
     served = [answers for _, answers in cold]
     assert served == [served[0]] * tp
@@ -172,7 +203,7 @@ def test_twins_are_tuned_once_and_stored_under_each_key(children: Children, tp: 
     assert len(children.keys("no twin")) == 4 * tp
     assert sum(report.ops["no twin"]["tuned"] for report, _ in cold) == 4 * tp
 
-    for report, answers in children.ranks("on_survey:twins", tp=tp):
+    for report, answers in children.ranks("on_survey:twins", tp=tp, field=field):
         assert report.tactics_timed == 0
         assert report.tasks["from_cache"] == report.tasks["seen"]
         assert answers == served[0]

@@ -31,13 +31,14 @@ def publish(job: Job, held: Held, agreed: Agreed, shared: Shared, work: Work) ->
         if work.dropped:
             table, manifest = without(table, manifest, work.dropped, again=work.plan.held)
         job.meeting.confirm()
-        done: Published | NotPublished | None = None
+        done: Published | NotPublished = NotPublished("")
         with job.failing_as_data():
             done = store.publish(job.options.ranks.coordinates, table, manifest, job.identity)
+        failure = job.take_failure()
         if isinstance(done, Published):
             return [str(done.path)] if done.written else []
-        text = "the table is not stored: " + (job.take_failure() if done is None else done.reason)
-        if done is not None:
+        text = f"the table is not stored: {failure or done.reason}"
+        if not failure:
             job.logged.add(text)  # by the store, unless an earlier trouble has been
         job.warn(text)
         return []

@@ -47,7 +47,6 @@ def make_report(
     adopted = frozenset(work.plan.held)
     became = Counter((task.op, _became(task, work, adopted, shared)) for task in recorded)
     options = job.options
-    is_placed = job.placement is not None and job.shares
     found = WarmupReport(
         engine=options.engine[0], engine_version=options.engine[1], plugin_version=__version__,
         flashinfer_version=probe.version(), rank=job.meeting.rank, world_size=job.meeting.size,
@@ -55,7 +54,7 @@ def make_report(
         agreement=_agreement(job), reason=job.word["reason"],
         certificate=(certified or {}).get("certificate", ""),
         identity=job.identity.digest,
-        path=str(job.placement.table(*options.ranks.coordinates)) if is_placed else "",  # type: ignore[union-attr]
+        path=_path(job),
         published=tuple((certified or {}).get("published", ())),
         tasks=_count(became),
         ops={op: _count(became, op) for op in sorted({op for op, _ in became})},
@@ -74,6 +73,14 @@ def make_report(
         with job.failing_as_data():  # all ranks serve by now: nothing may end one of them
             job.store.write_report(json.dumps(found.to_json(), indent=1).encode(), name)
     return found
+
+
+def _path(job: Job) -> str:
+    """Return the table that this node's first rank writes, whichever rank asks."""
+    if job.placement is None or not job.shares:
+        return ""
+    node = next(i for i, ranks in enumerate(job.word["nodes"]) if job.meeting.rank in ranks)
+    return str(job.placement.table(*job.word["coordinates"][node]))
 
 
 def _agreement(job: Job) -> Agreement:

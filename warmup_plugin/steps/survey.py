@@ -90,6 +90,7 @@ def _compare(
         "missing": states.count("missing"),
         "unshared": states.count("unshared"),
         "skipped": sorted(survey.skipped),
+        "ops": sorted({task.op for task in survey.tasks.values()}),
         "heal": job.shares and agreed.needs_healing,
     }
     try:
@@ -105,8 +106,10 @@ def _settled(job: Job, survey: Survey, record: Word, error: Exception | None) ->
         raise error
     if record["go"] in ("abort", "rerun"):
         raise SessionError(f"rank {record['rank']}: the forward failed: {record['reason']}")
-    if elsewhere := [op for op in record["skipped"] if survey.skip(op)]:
-        job.warn(f"{', '.join(elsewhere)}: default, as another rank's skip list has it")
+    for op in record["skipped"]:
+        survey.skip(op)
+    if ops := record["overruled"]:
+        job.warn(f"{', '.join(ops)}: default on all ranks, as one rank's skip list has it")
     if not job.installed.is_intact():
         job.installed.restore()
     if survey.passed:

@@ -62,12 +62,17 @@ class Held:
         found = self.manifest
         return bool(found and found.complete and (found.engine, found.engine_version) == engine)
 
-    def word(self, engine: tuple[str, str]) -> Word:
-        """Return what the other ranks need to know of it."""
+    def word(self, job: Job) -> Word:
+        """Return what the other ranks need to know of it.
+
+        A manifest that no other node can lack needs no name: to hash one of ten thousand tasks
+        takes as long as a good part of the rest.
+        """
+        engine, is_named = job.options.engine, len(job.word["writers"]) > 1
         manifest = self.manifest
         return {
             "table": self.table_sha256,
-            "manifest": digest(self.manifest_bytes) if manifest else "",
+            "manifest": digest(self.manifest_bytes) if manifest and is_named else "",
             "defaults": list(manifest.known_defaults) if manifest else [],
             "complete": self.is_complete(engine),
             "trusted": manifest is not None and not self.loose and self.is_whole,
@@ -143,7 +148,7 @@ class Agreed:
 def agree(job: Job, held: Held) -> Agreed:
     """Step 2: one table for all ranks, installed on all of them; without one, an empty one."""
     with job.timed("agree"):
-        own = {**held.word(job.options.engine), "mark": _leave_mark(job)}
+        own = {**held.word(job), "mark": _leave_mark(job)}
         word = job.meeting.meet("agree", own, decide_agree)
         mark = word["mark"]
         job.warn(*word["warnings"])
@@ -198,9 +203,9 @@ def _merge(job: Job, held: Held, word: Word) -> tuple[Held, Word]:
         found = [_part(job, words[rank], rank) for rank in word["want"]]
         parts = [part for part in found if part is not None]
         union = Held.union(parts, [], is_whole=False)
-        return {"go": "one", "from": 0, **union.word(job.options.engine)}
+        return {"go": "one", "from": 0, **union.word(job)}
 
-    agreed = job.meeting.meet("merge", held.word(job.options.engine), lead)
+    agreed = job.meeting.meet("merge", held.word(job), lead)
     union.borrowed = held.borrowed
     return union, agreed
 

@@ -143,7 +143,7 @@ def _keep_if_ended(
 def tune_own(job: Job, survey: Survey, work: Work) -> None:
     """Time the tasks this rank tunes for itself, and keep their winners in the tuner's memory."""
     names = work.plan.local.get(job.meeting.rank, ())
-    if not names or job.options.settings.require_agreement:
+    if not names or job.word["require_agreement"]:
         return
     with Shutdown(lambda: None) as shutdown:
         _tune(job, [survey.tasks[name] for name in names], work, shutdown)

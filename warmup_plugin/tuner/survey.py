@@ -201,7 +201,7 @@ class Survey:
         own = {
             index: (name, int(getattr(self._ranks, name)))
             for index, name in fields.items()
-            if getattr(self._ranks, name.replace("_rank", "_size"), 2) > 1
+            if getattr(self._ranks, f"{name.removesuffix('_rank')}_size", 2) > 1
         }
         return name_rank_fields(runner.get_cache_key_extras(inputs), own)
 

@@ -11,6 +11,7 @@ Also the reference for writers of runners: its ops call FlashInfer's real `AutoT
     parallel.py     tensor, pipeline, data and expert parallelism over gloo
     worker.py       what one rank's process does
     launch.py       starts the ranks, bounded in time, and brings their results home
+    preload.py      what the fork server has ready for every rank
     progress.py     the line in which a rank says what it is at
     count_calls.py  counts what FlashInfer does, replacing nothing
 """

@@ -34,7 +34,7 @@ from typing import Any
 from warmup_plugin.engines.embedded.config import EngineConfig, RankSpec
 from warmup_plugin.errors import WarmupError
 
-_PRELOAD = ["warmup_plugin.engines.embedded.worker", "warmup_plugin.kernel_warmup"]
+_PRELOAD = ["warmup_plugin.engines.embedded.preload"]
 
 #: Needed before torch or FlashInfer are loaded. One thread per rank: ranks share the machine.
 _ENVIRONMENT = {
