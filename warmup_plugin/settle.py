@@ -7,7 +7,7 @@ rank that has the task, and under no other key of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -134,12 +134,23 @@ def _record(
     )
 
 
-def without(table: Table, manifest: Manifest, dropped: Mapping[str, str]) -> tuple[Table, Manifest]:
-    """Return table and manifest with these tasks on their defaults. ``dropped``: id -> reason."""
+def without(
+    table: Table, manifest: Manifest, dropped: Mapping[str, str], *, again: Collection[str] = ()
+) -> tuple[Table, Manifest]:
+    """Return table and manifest with these tasks on their defaults. ``dropped``: id -> reason.
+
+    Those of ``again`` were not tuned here: somebody else's entry was no good, and the next start
+    tunes them.
+    """
     records = dict(manifest.tasks)
     entries = dict(table.entries)
     for name, reason in dropped.items():
         for key in (key for keys in records[name].keys for key in keys):
             entries.pop(key, None)
-        records[name] = msgspec.structs.replace(records[name], outcome="default", reason=reason)
-    return Table(table.stamp, entries, table.records), replace(manifest, tasks=records)
+        if name in again:
+            del records[name]
+        else:
+            records[name] = msgspec.structs.replace(records[name], outcome="default", reason=reason)
+    complete = manifest.complete and dropped.keys().isdisjoint(again)
+    manifest = replace(manifest, tasks=records, complete=complete)
+    return Table(table.stamp, entries, table.records), manifest

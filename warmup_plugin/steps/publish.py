@@ -29,7 +29,7 @@ def publish(job: Job, held: Held, agreed: Agreed, shared: Shared, work: Work) ->
             return []
         table = shared.table
         if work.dropped:
-            table, manifest = without(table, manifest, work.dropped)
+            table, manifest = without(table, manifest, work.dropped, again=work.plan.held)
         job.meeting.confirm()
         done: Published | NotPublished = NotPublished("")
         with job.failing_as_data():

@@ -67,7 +67,7 @@ def _exchange(job: Job, agreed: Agreed, work: Work) -> Shared:
         bodies = [job.meeting.get(word["results"]) for word in words.values()]
         results = [_result(row) for body in bodies for row in json.loads(body)]
         records = dict(agreed.manifest.tasks) if agreed.manifest else {}
-        settled = settle(agreed.table, records, work.inventories, results)
+        settled = settle(_base(agreed, work), records, work.inventories, results)
         manifest = Manifest(
             identity=job.identity.digest, tasks=settled.tasks, complete=settled.complete,
             generation=agreed.manifest.generation if agreed.manifest else 0,
@@ -87,6 +87,14 @@ def _exchange(job: Job, agreed: Agreed, work: Work) -> Shared:
     if not isinstance(table, Table):
         raise InstallError(f"the shared table cannot be read: {table.reason}")
     return Shared(table, record["manifest"])
+
+
+def _base(agreed: Agreed, work: Work) -> Table:
+    """Return the agreed table without what was borrowed and answers nothing here."""
+    asked = {key for items in work.inventories.values() for item in items for key in item.keys}
+    unasked = agreed.borrowed.entries.keys() - asked
+    kept = {key: entry for key, entry in agreed.table.entries.items() if key not in unasked}
+    return Table(agreed.table.stamp, kept, agreed.table.records)
 
 
 def _result(row: Mapping[str, Any]) -> Result:

@@ -65,6 +65,7 @@ def _new_survey(job: Job, agreed: Agreed) -> Survey:
         is_default=frozenset(agreed.word.get("defaults", ())).__contains__,
         restore=job.installed.restore,
         entries=agreed.table.entries,
+        is_vouched=agreed.word["go"] == "none" or bool(agreed.word["trusted"]),
     )  # fmt: skip
 
 

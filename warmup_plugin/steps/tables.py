@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, field
 
+from warmup_plugin.borrow import Borrowed, borrow
 from warmup_plugin.decide import decide_agree, decide_load
 from warmup_plugin.errors import InstallError
 from warmup_plugin.manifest import Manifest, parse_manifest, render_manifest
@@ -37,6 +38,7 @@ class Held:
     table_bytes: bytes = b""
     table_sha256: str = ""
     manifest_bytes: bytes = b""
+    borrowed: Borrowed = field(default_factory=Borrowed)
 
     @classmethod
     def union(cls, parts: list[Part], warnings: list[str], *, is_whole: bool) -> Held:
@@ -55,6 +57,11 @@ class Held:
             found.manifest_bytes = render_manifest(merged.manifest) if merged.manifest else b""
         return found
 
+    def is_complete(self, engine: tuple[str, str]) -> bool:
+        """Return whether the table answers all that this engine asked for last."""
+        found = self.manifest
+        return bool(found and found.complete and (found.engine, found.engine_version) == engine)
+
     def word(self, job: Job) -> Word:
         """Return what the other ranks need to know of it.
 
@@ -63,19 +70,21 @@ class Held:
         """
         engine, is_named = job.options.engine, len(job.word["writers"]) > 1
         manifest = self.manifest
-        same_engine = manifest is not None and (manifest.engine, manifest.engine_version) == engine
         return {
             "table": self.table_sha256,
             "manifest": digest(self.manifest_bytes) if manifest and is_named else "",
             "defaults": list(manifest.known_defaults) if manifest else [],
-            "complete": manifest is not None and manifest.complete and same_engine,
+            "complete": self.is_complete(engine),
             "trusted": manifest is not None and not self.loose and self.is_whole,
             "warnings": self.warnings,
         }
 
 
 def read(job: Job) -> Held:
-    """Step 1: read this node's tables, on the node's first rank; nothing on the others."""
+    """Step 1: read this node's tables, on the node's first rank; nothing on the others.
+
+    Rank 0 also borrows, where its own table does not say that it is complete.
+    """
     with job.timed("read"):
         if job.store is None:
             return Held()
@@ -88,18 +97,42 @@ def _read(job: Job, store: Store) -> Held:
     reading = store.read(job.stamp, identity=job.identity.digest)
     job.logged |= {f"rank {job.meeting.rank}: {text}" for text in reading.warnings}
     warnings = [*reading.warnings, *(f"{p}: {miss.reason}" for p, miss in reading.misses)]
-    if not reading.parts:
-        return Held(warnings=warnings)
-    return Held.union(reading.parts, warnings, is_whole=not reading.misses)
+    held = Held(warnings=warnings)
+    if reading.parts:
+        held = Held.union(reading.parts, warnings, is_whole=not reading.misses)
+    if not job.leads or held.is_complete(job.options.engine):
+        return held
+    return _with_borrowed(job, held, reading.parts)
+
+
+def _with_borrowed(job: Job, held: Held, own: list[Part]) -> Held:
+    """Add what others answer, under keys that this table does not have."""
+    options, claimed = job.options, set(held.table.entries if held.table else ())
+    for record in (held.manifest.tasks if held.manifest else {}).values():
+        claimed.update(key for keys in record.keys for key in keys)
+    directory = job.placement.directory if job.placement else None
+    found = borrow(directory, options.others, job.stamp, options.settings).without(claimed)
+    if not found.entries:
+        return held
+    lent = Part(Table(job.stamp, found.entries), None, (0, 0, 0))
+    union = Held.union([*own, lent], held.warnings, is_whole=held.is_whole)
+    union.borrowed = found
+    return union
 
 
 @dataclass
 class Agreed:
-    """The table all ranks start from. ``word`` is the record of the meeting about it."""
+    """The table all ranks start from. ``word`` is the record of the meeting about it.
+
+    On rank 0 alone, ``borrowed``: which of its entries are others'; ``loose``: the keys for which
+    no manifest vouches, borrowed ones included.
+    """
 
     table: Table
     manifest: Manifest | None
     word: Word
+    borrowed: Borrowed = field(default_factory=Borrowed)
+    loose: frozenset[str] = frozenset()
 
     @property
     def may_skip(self) -> bool:
@@ -134,6 +167,8 @@ def agree(job: Job, held: Held) -> Agreed:
             job.warn(f"starting without a table: {loaded['reason']}")
             agreed = Agreed(Table(job.stamp, {}), None, {"go": "none"})
             job.installed.load(render_table(agreed.table), job.stamp, job.ops.pass_through)
+        elif job.leads:
+            agreed.borrowed, agreed.loose = held.borrowed, held.loose
         return agreed
 
 
@@ -171,6 +206,7 @@ def _merge(job: Job, held: Held, word: Word) -> tuple[Held, Word]:
         return {"go": "one", "from": 0, **union.word(job)}
 
     agreed = job.meeting.meet("merge", held.word(job), lead)
+    union.borrowed = held.borrowed
     return union, agreed
 
 

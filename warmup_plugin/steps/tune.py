@@ -12,8 +12,9 @@ import json
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from warmup_plugin.borrow import Borrowed
 from warmup_plugin.errors import RankLostError
 from warmup_plugin.manifest import Manifest
 from warmup_plugin.plan import Inventory, Item, Plan, make_plan
@@ -58,7 +59,7 @@ def make_work(job: Job, agreed: Agreed, survey: Survey, surveyed: Word) -> Work:
 
         def lead(words: Words) -> Word:
             bodies = {word["inventory"] for word in words.values()}
-            items = {name: _items(job.meeting.get(name)) for name in bodies}
+            items = {name: _items(job.meeting.get(name), agreed) for name in bodies}
             work.inventories = {rank: items[word["inventory"]] for rank, word in words.items()}
             plan = _assign(job, agreed, work.inventories)
             return {"plan": job.meeting.put(json.dumps(plan.to_json()).encode())}
@@ -78,7 +79,13 @@ def _assign(job: Job, agreed: Agreed, inventories: dict[int, Inventory]) -> Plan
     )
     if plan.shared and take_turn(job, agreed):
         plan = make_plan(inventories, "leader", answered=answered(agreed, inventories))
-    return plan
+    return replace(plan, held=(*plan.held, *_unvouched(agreed, inventories)))
+
+
+def _unvouched(agreed: Agreed, inventories: dict[int, Inventory]) -> set[str]:
+    """Return the tasks that entries answer that no manifest vouches for: all ranks try them."""
+    items = (item for found in inventories.values() for item in found if item.state == "known")
+    return {item.id for item in items if not agreed.loose.isdisjoint(item.keys)}
 
 
 def inventory(survey: Survey) -> list[Item]:
@@ -88,8 +95,17 @@ def inventory(survey: Survey) -> list[Item]:
     return [Item(t.id, t.op, t.keys, t.state, adopted.get(t.id, ""), t.reason) for t in tasks]
 
 
-def _items(body: bytes) -> list[Item]:
-    return [Item.from_json(row) for row in json.loads(body)]
+def _items(body: bytes, agreed: Agreed) -> list[Item]:
+    """Return an inventory; a borrowed entry answers the task it was tuned for and no other."""
+    return [_judged(Item.from_json(row), agreed.borrowed) for row in json.loads(body)]
+
+
+def _judged(item: Item, borrowed: Borrowed) -> Item:
+    if item.state == "known" and borrowed.misleads(item.id, item.keys):
+        return item._replace(state="missing")
+    if item.state == "missing" and not item.adopt:
+        return item._replace(adopt=borrowed.pick(item.id, item.keys))
+    return item
 
 
 def tune(job: Job, survey: Survey, work: Work) -> None:

@@ -72,6 +72,16 @@ def version() -> str:
     return str(flashinfer.__version__)
 
 
+def managed_stores(root: Path | None) -> tuple[Path, ...]:
+    """Return the folders of FlashInfer's managed store below a root, its default without one."""
+    try:
+        from flashinfer import autotune_cache
+    except ImportError:  # before 0.7
+        return ()
+    root = root or autotune_cache.get_default_cache_root()
+    return tuple(sorted(path for path in (root / "v2").glob("*") if path.is_dir()))
+
+
 def tuner() -> Any:
     """Return FlashInfer's one tuner of this process."""
     return fi.AutoTuner.get()

@@ -47,6 +47,8 @@ class Survey:
     ``tasks``: by id, in the order met. ``passed``: op -> why it was passed through. ``skipped``:
     ops the engine's skip list took out; their stored entries are not installed either.
     ``adopted``: task id -> key of the old file's entry that answers it.
+    Unless ``is_vouched``, stored tactics do not run in the forward: one that a runner refuses would
+    leave the other ranks in a collective. They are run apart, in step 7, and only then served.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Survey:
         is_default: Callable[[str], bool],
         restore: Callable[[], bool],
         entries: Mapping[str, Entry],
+        is_vouched: bool = True,
     ) -> None:
         self.tasks: dict[str, Task] = {}
         self.passed: dict[str, str] = {}
@@ -72,6 +75,7 @@ class Survey:
         self._is_default = is_default
         self._restore = restore
         self._entries = entries
+        self._is_vouched = is_vouched
         self._tuner = probe.tuner()
         self._original = type(self._tuner).choose_one
         self._lock = threading.RLock()
@@ -142,6 +146,8 @@ class Survey:
     def _answer(
         self, op: str, runners: list[Any], config: Any, inputs: list[Any]
     ) -> tuple[Any, Any]:
+        if not self._is_vouched:
+            return runners[0], -1
         found, index, tactic = probe.look_up(
             self._tuner, op, runners, _shapes(inputs), config, inputs=inputs
         )

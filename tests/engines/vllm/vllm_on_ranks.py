@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One rank of vLLM without a GPU: real config, real groups, real plugin loading, real warm-up code.
+
+Owns the stand-ins, which are two: a model runner whose `_dummy_run` makes tunable calls and ends in
+vLLM's own tensor-parallel all-reduce, and the host clock below FlashInfer's profiler. All that lies
+between, vLLM's `flashinfer_autotune` above all, is the installed package's.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import sys
+import time
+import traceback
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from types import SimpleNamespace
+from typing import Any
+
+PRELOAD = [
+    "vllm.engine.arg_utils",
+    "vllm.distributed.parallel_state",
+    "vllm.model_executor.warmup.flashinfer_sparse_mla_warmup",
+    "vllm.model_executor.warmup.flashinfer_autotune_cache",
+    "vllm.model_executor.kernels.linear",
+    "vllm.model_executor.layers.fused_moe",
+    "warmup_plugin.engines.embedded.ops",
+    "warmup_plugin.kernel_warmup",
+    "warmup_plugin.engines.vllm.warmup",
+    "warmup_plugin.engines.vllm.factors",
+]
+#: Models that are only their configuration: no weights, no tokenizer.
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64,
+    "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 4,
+    "num_hidden_layers": 4, "vocab_size": 128, "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5, "torch_dtype": "float32", "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+MIXTRAL = {
+    **LLAMA, "architectures": ["MixtralForCausalLM"], "model_type": "mixtral",
+    "num_local_experts": 4, "num_experts_per_tok": 2,
+}  # fmt: skip
+
+TARGET = "vllm.model_executor.warmup.kernel_warmup"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One rank of one start. ``port``: where the ranks of this start meet."""
+
+    rank: int
+    port: int
+    model: str
+    tp: int = 1
+    pp: int = 1
+    dp: int = 1
+    tokens: int = 64
+    plugin: bool = True
+    extra: dict[str, Any] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)
+    fault: str = ""
+    timing: str = "rank_noise"
+    script: str = "warm_up"
+
+
+def serve(spec: Spec, connection: Connection) -> None:
+    """Run one rank; send ("result" | "error", body)."""
+    faulthandler.enable()
+    os.environ.update(spec.env)
+    if not spec.plugin:
+        os.environ["VLLM_PLUGINS"] = "another"  # vLLM's own way to leave plugins out
+    try:
+        connection.send(("result", globals()[spec.script](spec)))
+    except BaseException as error:  # noqa: BLE001  # the parent reports it
+        told = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+        connection.send(("error", told))
+    if "linger" in spec.fault:  # as a vLLM worker does that has answered its RPC with a failure
+        time.sleep(60)
+    os._exit(0)
+
+
+def config_of(spec: Spec) -> Any:
+    """Return the real `VllmConfig` of a hand-made model."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    dp_rank = spec.rank // (spec.tp * spec.pp)
+    dp = {"data_parallel_size": spec.dp} if spec.dp > 1 else {}
+    args = {
+        "model": spec.model, "skip_tokenizer_init": True, "load_format": "dummy",
+        "tensor_parallel_size": spec.tp, "pipeline_parallel_size": spec.pp,
+        "max_num_batched_tokens": spec.tokens, "max_model_len": 64, "max_num_seqs": 8,
+        "enforce_eager": True, "distributed_executor_backend": "mp", **dp, **spec.extra,
+    }  # fmt: skip
+    config = EngineArgs(**args).create_engine_config()
+    if spec.dp > 1:
+        config.parallel_config.data_parallel_rank = dp_rank
+        config.parallel_config.data_parallel_master_port = spec.port
+        config.parallel_config._data_parallel_master_port_list = [spec.port]
+    return config
+
+
+def identity(spec: Spec) -> tuple[str, Any]:
+    """Return digest and factors of the config's identity."""
+    from warmup_plugin.engines.vllm.factors import identity_of
+
+    found = identity_of(config_of(spec))
+    return found.digest, found.factors
+
+
+def warm_up(spec: Spec) -> dict[str, Any]:
+    """Do what a vLLM worker does up to and including `flashinfer_autotune`; say what it came to."""
+    config = config_of(spec)  # sets vLLM's log up, once more
+    lines = _listen()
+    world = _meet(spec, config)
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()
+    assert TARGET not in sys.modules
+    from vllm.model_executor.warmup import kernel_warmup
+
+    from warmup_plugin.engines import base
+    from warmup_plugin.engines.embedded import host_clock
+    from warmup_plugin.engines.embedded.count_calls import count_calls, tuning_functions
+
+    if limit := os.environ.get("MEET_S"):
+        base.MEET_S = float(limit)
+    host_clock.install(simulated=True)
+    runner = Runner(spec, config)
+    counts: dict[str, int] = {}
+    began = time.perf_counter()
+    if spec.timing == "clock":
+        kernel_warmup.flashinfer_autotune(runner)
+    else:
+        with count_calls(**tuning_functions()) as counts:
+            kernel_warmup.flashinfer_autotune(runner)
+    seconds = time.perf_counter() - began
+    from vllm.distributed.parallel_state import get_pp_group
+
+    from warmup_plugin.engines.vllm import warmup
+
+    report = warmup.last_report
+    return {
+        "rank": world.rank_in_group, "stage": get_pp_group().rank_in_group,
+        "is_patched": hasattr(kernel_warmup.flashinfer_autotune, "warmup_plugin"),
+        "report": report and report.to_json(), "line": report and report.line(),
+        "timed": counts.get("profile_single_kernel"), "counts": counts, "passes": runner.passes,
+        "served": runner.ops.served(), "lines": lines, "seconds": seconds,
+    }  # fmt: skip
+
+
+def _listen() -> list[str]:
+    """Collect what vLLM's log shows, in the way its own handler is fed."""
+    lines: list[str] = []
+    handler = logging.Handler(logging.INFO)
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("vllm").addHandler(handler)
+    return lines
+
+
+def _meet(spec: Spec, config: Any) -> Any:
+    from vllm.config import set_current_vllm_config
+    from vllm.distributed import parallel_state as state
+
+    local = spec.tp * spec.pp
+    with set_current_vllm_config(config):
+        state.init_distributed_environment(
+            world_size=local, rank=spec.rank % local, local_rank=spec.rank,
+            distributed_init_method=f"tcp://127.0.0.1:{spec.port}", backend="gloo",
+        )  # fmt: skip
+        state.initialize_model_parallel(spec.tp, spec.pp, backend="gloo")
+    return state.get_world_group()
+
+
+class Runner:
+    """A model runner with what vLLM's warm-up asks of one."""
+
+    def __init__(self, spec: Spec, config: Any) -> None:
+        import torch
+
+        from warmup_plugin.engines.embedded import host_clock
+        from warmup_plugin.engines.embedded.ops import Ops
+
+        self.vllm_config = config
+        self.scheduler_config = config.scheduler_config
+        self.model_config = config.model_config
+        self.max_num_tokens = spec.tokens
+        self.max_num_reqs = 8
+        self.device = SimpleNamespace(type="cpu", index=spec.rank)
+        self.passes = 0
+        self._spec = spec
+        self._model = torch.nn.Linear(1, 1)
+        self.ops = Ops(host_clock.timing("rank_noise", spec.rank))
+        weight = host_clock.DeviceParameter
+        torch.manual_seed(0)
+        self._weights = [weight(torch.randn(32, 16)), weight(torch.randn(48, 16))]
+        self._experts = weight(torch.randn(4, 32, 16)), weight(torch.randn(4, 16, 32))
+
+    def get_model(self) -> Any:
+        return self._model
+
+    def _dummy_run(self, num_tokens: int, **_options: Any) -> None:
+        import torch
+        from vllm.distributed import parallel_state as state
+
+        self.passes += 1
+        self._fail("dummy_run")
+        x = torch.randn(num_tokens, 16)
+        self.ops.gemm(x, self._weights[0])
+        self.ops.lm_head(x, self._weights[1])
+        self.ops.moe(x, *self._experts)
+        moe_with_device_index(self.ops, x, self._weights[0], self.device.index)
+        state.get_tp_group().all_reduce(torch.ones(4))
+        if self._spec.dp > 1:  # experts over data-parallel ranks meet across them
+            torch.distributed.all_reduce(torch.ones(4), group=state.get_world_group().cpu_group)
+
+    def _fail(self, where: str) -> None:
+        fault, _, rank = self._spec.fault.partition("@")
+        if fault.split("+")[0] == where and (not rank or int(rank) == self._spec.rank):
+            raise RuntimeError(f"planted in {where}")
+
+
+def moe_with_device_index(ops: Any, x: Any, weight: Any, device_index: int) -> None:
+    """Call an op whose key holds the device's index, as FlashInfer's SM120 MoE does (0.7.2)."""
+    from warmup_plugin.engines.embedded.ops import TOKENS_CONFIG
+    from warmup_plugin.engines.embedded.runners import ExpertGemmRunner
+
+    class Sm120GroupwiseRunner(ExpertGemmRunner):
+        def get_cache_key_extras(self, _inputs: Any) -> tuple[Any, ...]:
+            return ("contract", 1, False, 128, self.ep_rank)
+
+    name = "cute_sm120_fp8_groupwise_moe"
+    runner = Sm120GroupwiseRunner(name, ops.timing, device_index)
+    inputs = [x, weight, None]
+    chosen, tactic = ops.choose(name, [runner], TOKENS_CONFIG, inputs)
+    chosen(inputs, tactic=tactic)
+
+
+def as_version(spec: Spec) -> dict[str, Any]:
+    """Warm up as if vLLM were of a version that nobody has tested."""
+    import vllm
+
+    vllm.__version__ = "0.99.0"
+    return warm_up(spec)
+
+
+def by_extension(spec: Spec) -> dict[str, Any]:
+    """Warm up in a worker that has us as its extension and no plugins."""
+    from warmup_plugin.engines.vllm import WorkerExtension
+
+    WorkerExtension().init_worker_extension()
+    return warm_up(spec)
+
+
+def private_names(_spec: Spec) -> list[str]:
+    """Return the private names of vLLM that are not where they were."""
+    from vllm.model_executor.warmup import kernel_warmup
+
+    from warmup_plugin.engines.vllm import names
+
+    assert not hasattr(kernel_warmup.flashinfer_autotune, "warmup_plugin")  # no plugin was loaded
+    return names.missing(kernel_warmup)

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What may be borrowed, from whom, and that nothing of theirs is touched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from warmup_plugin.borrow import Borrowed, borrow
+from warmup_plugin.manifest import Manifest, TaskRecord, render_manifest
+from warmup_plugin.paths import manifest_name, table_name
+from warmup_plugin.settings import Settings
+from warmup_plugin.table import Entry, Table, digest, render_table
+
+STAMP = {"flashinfer_version": "0.7.2", "cuda_version": "13.0"}
+SETTINGS = Settings()
+OURS, THEIRS, OTHERS = "a" * 64, "b" * 64, "c" * 64
+
+
+def _sibling(
+    folder: Path, tasks: Mapping[str, tuple[str, ...]], entries: Mapping[str, Entry], **stamp: str
+) -> Path:
+    """Write another identity's table: task id -> its keys."""
+    folder.mkdir(parents=True)
+    body = render_table(Table({**STAMP, **stamp}, entries))
+    records = {name: TaskRecord("op", (keys,), "tuned") for name, keys in tasks.items()}
+    manifest = Manifest(identity=folder.name, tasks=records, complete=True)
+    (folder / table_name(0, 0, 0)).write_bytes(body)
+    vouching = replace(manifest, table_sha256=digest(body))
+    (folder / manifest_name(0, 0, 0)).write_bytes(render_manifest(vouching))
+    return folder
+
+
+def _contents(root: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_a_sibling_answers_the_task_it_was_tuned_for(tmp_path: Path) -> None:
+    _sibling(tmp_path / THEIRS, {"t1": ("A", "B")}, {"A": Entry("R", 3)})
+    before = _contents(tmp_path)
+
+    found = borrow(tmp_path / OURS, (), STAMP, SETTINGS)
+
+    assert found.entries == {"A": Entry("R", 3)}
+    assert found.answers("t1", ("A", "B"))
+    assert not found.misleads("t1", ("A", "B"))
+    assert found.misleads("t2", ("A",))  # the same key under another list of runners
+    assert not found.answers("t2", ("A",))
+    assert _contents(tmp_path) == before
+
+
+def test_a_task_is_taken_from_one_sibling_only(tmp_path: Path) -> None:
+    _sibling(tmp_path / THEIRS, {"t1": ("A", "B")}, {"A": Entry("R", 3)})
+    _sibling(tmp_path / OTHERS, {"t1": ("A", "B")}, {"B": Entry("S", 1)})
+
+    assert len(borrow(tmp_path / OURS, (), STAMP, SETTINGS).entries) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "stamp"),
+    [
+        pytest.param(THEIRS, {"cuda_version": "12.8"}, id="another environment"),
+        pytest.param("not an identity", {}, id="another folder"),
+        pytest.param(OURS, {}, id="our own"),
+    ],
+)
+def test_not_borrowed(tmp_path: Path, name: str, stamp: dict[str, str]) -> None:
+    _sibling(tmp_path / name, {"t1": ("A",)}, {"A": Entry("R", 3)}, **stamp)
+
+    assert borrow(tmp_path / OURS, (), STAMP, SETTINGS).entries == {}
+
+
+def test_an_engines_table_answers_any_task_and_comes_first(tmp_path: Path) -> None:
+    _sibling(tmp_path / THEIRS, {"t1": ("A",)}, {"A": Entry("R", 3)})
+    engine = tmp_path / "autotune_configs_dp0_rank0.json"
+    engine.write_bytes(render_table(Table(STAMP, {"A": Entry("R", 5)})))
+
+    found = borrow(tmp_path / OURS, [engine], STAMP, SETTINGS)
+
+    assert found.entries == {"A": Entry("R", 5)}
+    assert found.answers("t1", ("A",))
+    assert found.answers("t2", ("A",))
+
+
+def _managed(root: Path, rows: list[Any], **stamp: str) -> Path:
+    """Write FlashInfer's managed store."""
+    (root / "entries").mkdir(parents=True)
+    (root / "manifest.json").write_text(json.dumps({**STAMP, "cache_schema": "v2", **stamp}))
+    for number, row in enumerate(rows):
+        (root / "entries" / f"{number}.json").write_text(json.dumps(row))
+    return root
+
+
+def test_a_managed_store_is_read_entry_by_entry(tmp_path: Path) -> None:
+    rows = [
+        {"key": "A", "runner": "R", "tactic": [1, 2], "key_fields": []},
+        {"key": "B", "runner": "S", "tactic": 0, "profiling_policy": ["l2", "cold"]},
+        {"key": "C", "tactic": 0},
+        "no entry at all",
+    ]
+    store = _managed(tmp_path / "v2" / "env", rows)
+
+    found = borrow(None, [store, tmp_path / "absent"], STAMP, SETTINGS)
+
+    assert found.entries == {"A": Entry("R", (1, 2)), "B": Entry("S", 0, ("l2", "cold"))}
+
+
+def test_a_managed_store_of_another_environment_is_not_read(tmp_path: Path) -> None:
+    row = {"key": "A", "runner": "R", "tactic": 1}
+    store = _managed(tmp_path / "v2" / "env", [row], cuda_version="12.8")
+
+    assert borrow(None, [store], STAMP, SETTINGS).entries == {}
+
+
+def test_where_two_keys_answer_the_first_read_wins() -> None:
+    found = Borrowed()
+    found.take_engine(Table(STAMP, {"B": Entry("S", 1)}))
+    found.take_engine(Table(STAMP, {"A": Entry("R", 3)}))
+
+    assert found.pick("t1", ("A", "B")) == "B"
+    assert not found.pick("t1", ("A",))

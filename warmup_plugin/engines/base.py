@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every engine adapter shares: getting in late, and getting out of the way.
+
+Owns the finder that patches a module the moment its engine imports it, the check whether this
+package may act at all, the question whether *all* ranks are about to act, and the way of our log
+lines into the engine's own log. Refuses to import torch, FlashInfer or an engine when it is itself
+imported: engines load their plugins in every process. Whatever goes wrong here leaves the engine
+alone, with one line in its log that says why.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from warmup_plugin.settings import Settings
+
+logger = logging.getLogger("warmup_plugin")
+
+#: How long ranks wait for each other before the first forward, seconds. A rank without this package
+#: never comes, so this is what one installation mistake costs each start.
+MEET_S = 300.0
+_LOOK_S = 0.002
+
+
+class _AfterImport:
+    """A finder that calls ``then(module)`` right after the module has been imported."""
+
+    def __init__(self, name: str, then: Callable[[ModuleType], None]) -> None:
+        self.name = name
+        self.then = then
+        self._is_looking = False
+
+    def find_spec(self, name: str, _path: Any = None, _target: Any = None) -> ModuleSpec | None:
+        if name != self.name or self._is_looking:
+            return None
+        self._is_looking = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._is_looking = False
+        if spec is not None and spec.loader is not None:
+            own: Any = _Loader(spec, spec.loader, self.then)
+            spec.loader = own
+        return spec
+
+
+class _Loader:
+    """Loads as the module's own loader does, which is the module's loader again afterwards.
+
+    No subclass of `importlib.abc.Loader`: importing that costs more than all the rest.
+    """
+
+    def __init__(self, spec: ModuleSpec, own: Any, then: Callable[[ModuleType], None]) -> None:
+        self._spec, self._own, self._then = spec, own, then
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        created: ModuleType | None = self._own.create_module(spec)
+        return created
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._spec.loader = module.__loader__ = self._own
+        self._own.exec_module(module)
+        self._then(module)
+
+
+def after_import(name: str, then: Callable[[ModuleType], None]) -> None:
+    """Call ``then(module)`` once the module is imported, at once if it is.
+
+    Costs nothing in a process that never imports it, and leaves module state only: a forked worker
+    inherits it. ``then`` never fails an import: what it raises is logged.
+    """
+
+    def safely(module: ModuleType) -> None:
+        try:
+            then(module)
+        except Exception:
+            logger.exception("warmup-plugin: cannot enter %s; the engine is left alone", name)
+
+    if name in sys.modules:
+        safely(sys.modules[name])
+    elif not any(isinstance(f, _AfterImport) and f.name == name for f in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImport(name, safely))
+
+
+def usable_settings(
+    engine: str, version: str, tested: Iterable[str], missing: Iterable[str]
+) -> Settings | None:
+    """Return the settings where this package may act in this engine; else None, and say why."""
+    from warmup_plugin.errors import SettingError
+    from warmup_plugin.settings import Settings
+
+    tested, missing = tuple(tested), tuple(missing)
+    try:
+        settings = Settings.from_env()
+    except SettingError as error:
+        logger.error("warmup-plugin: %s; %s is left alone", error, engine)  # noqa: TRY400  # no trace
+        return None
+    if settings.mode == "off":
+        return None
+    if version.partition("+")[0] not in tested:
+        logger.warning(
+            "warmup-plugin: %s %s is not a tested version (%s); it is left alone",
+            engine, version, ", ".join(tested),
+        )  # fmt: skip
+        return None
+    if missing:
+        logger.warning(
+            "warmup-plugin: %s %s has no %s; it is left alone",
+            engine, version, ", ".join(missing),
+        )  # fmt: skip
+        return None
+    return settings
+
+
+def log_through(engine_logger: str) -> None:
+    """Let our lines appear in the engine's log, where it has set one up; a second call is none."""
+    theirs = logging.getLogger(engine_logger)
+    for handler in theirs.handlers:
+        if handler not in logger.handlers:
+            logger.addHandler(handler)
+    if logger.handlers:
+        logger.setLevel(theirs.getEffectiveLevel())
+        logger.propagate = False
+
+
+def all_ready(store: Any, session: str, rank: int, size: int, reason: str) -> str:
+    """Return why the ranks cannot warm up together, or an empty string: the same on every rank.
+
+    Collectives would hang where a peer does not have this package or has been told to be off: each
+    rank leaves a word in the job's store (a `torch.distributed` one) and waits for the others',
+    ``MEET_S`` at most. The answer is one record, set by compare-and-set: who comes late obeys it.
+    ``session`` names this meeting; ``reason`` is why this rank cannot, or empty.
+    """
+    prefix = f"warmup_plugin/{session}"
+    keys = [f"{prefix}/{other}" for other in range(size)]
+    store.set(keys[rank], reason or "ready")
+    decision, deadline = f"{prefix}/decision", time.monotonic() + MEET_S
+    while not store.check([decision]) and time.monotonic() < deadline:
+        if store.check(keys):
+            break
+        time.sleep(_LOOK_S)
+    words = {o: store.get(k).decode() if store.check([k]) else "" for o, k in enumerate(keys)}
+    found: str = store.compare_set(decision, "", _judge(words)).decode()
+    return "" if found == "ready" else found
+
+
+def _judge(words: dict[int, str]) -> str:
+    absent = [str(rank) for rank, word in words.items() if not word]
+    if absent:
+        return f"rank {', '.join(absent)} did not come within {MEET_S:.0f} s: is the plugin there?"
+    unable = [f"rank {rank}: {word}" for rank, word in words.items() if word != "ready"]
+    return unable[0] if unable else "ready"

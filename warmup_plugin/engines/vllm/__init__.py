@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's entry point: `register`, called by vLLM in every process it starts.
+
+    register()            leaves a finder behind; costs nothing where nothing warms up
+    names.py              every private name of vLLM that this package uses, probed
+    warmup.py             what runs in place of vLLM's `flashinfer_autotune`, around it
+    factors.py            the identity of a `VllmConfig`
+    own_tables.py         where vLLM's own tables lie
+
+Owns the two official ways in: the plugin group `vllm.general_plugins`, and `WorkerExtension` for
+``--worker-extension-cls``. Never raises: an exception here would end the launch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+__all__ = ["WorkerExtension", "register"]
+
+
+def register() -> None:
+    """Patch vLLM's warm-up when vLLM imports it, unless ``WARMUP_PLUGIN_MODE`` is off."""
+    if os.environ.get("WARMUP_PLUGIN_MODE") == "off":
+        return
+    try:
+        from warmup_plugin.engines.base import after_import
+
+        after_import("vllm.model_executor.warmup.kernel_warmup", _enter)
+    except Exception:
+        logging.getLogger("vllm").exception("warmup-plugin: vLLM is left alone")
+
+
+def _enter(module: object) -> None:
+    """Put our function in the place of vLLM's; runs when vLLM imports its kernel warm-up."""
+    from warmup_plugin.engines.vllm.warmup import enter
+
+    enter(module)
+
+
+class WorkerExtension:
+    """``--worker-extension-cls warmup_plugin.engines.vllm.WorkerExtension``: workers only."""
+
+    def init_worker_extension(self) -> None:
+        """Register in this worker, where the plugin group is not loaded (``VLLM_PLUGINS``)."""
+        register()

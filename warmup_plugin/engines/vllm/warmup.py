@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs in the place of vLLM's `flashinfer_autotune`: the nine steps, around it.
+
+Owns the decision, taken by all ranks of vLLM's world together, whether the nine steps run or vLLM's
+own function does, untouched. Either all ranks run it or none. A forward that fails, a rank that is
+lost leave as exceptions on every rank, upon which vLLM ends the launch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import logging
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+from warmup_plugin.engines import base
+from warmup_plugin.engines.vllm import names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from warmup_plugin.report import WarmupReport
+    from warmup_plugin.settings import Settings
+    from warmup_plugin.topology import RankInfo
+
+logger = logging.getLogger("warmup_plugin")
+
+#: The receipt of this process's last warm-up; None before, and where vLLM's own has run.
+last_report: WarmupReport | None = None
+_sessions = itertools.count()
+
+
+def enter(module: Any) -> None:
+    """Put our function in the place of vLLM's, unless this package may not act here."""
+    base.log_through("vllm")
+    own = getattr(module, names.FUNCTION, None)
+    if hasattr(own, "warmup_plugin"):
+        return
+    settings = base.usable_settings("vLLM", names.version(), names.TESTED, names.missing(module))
+    if settings is not None:
+        setattr(module, names.FUNCTION, _in_place_of(own, settings))
+
+
+def _in_place_of(own: Any, settings: Settings) -> Callable[..., None]:
+    @functools.wraps(own)
+    def flashinfer_autotune(runner: Any, *, skip_attn: bool = False) -> None:
+        _warm_up(own, settings, runner, skip_attn=skip_attn)
+
+    vars(flashinfer_autotune)["warmup_plugin"] = own
+    return flashinfer_autotune
+
+
+def _warm_up(own: FunctionType, settings: Settings, runner: Any, *, skip_attn: bool) -> None:
+    """Warm up by the nine steps, or as without this package: the same on every rank."""
+    global last_report  # noqa: PLW0603  # the receipt is of the process, as the tuner is
+    last_report = None
+    world = names.world()
+    if names.is_elastic(runner):
+        logger.warning("warmup-plugin: vLLM warms up as without this package: elastic experts")
+        own(runner, skip_attn=skip_attn)
+        return
+    given, reason = _prepare(settings, runner, world)
+    if world.world_size > 1:
+        store = _default_store()
+        session = str(next(_sessions))
+        reason = base.all_ready(store, session, world.rank_in_group, world.world_size, reason)
+    if reason:
+        logger.warning("warmup-plugin: vLLM warms up as without this package: %s", reason)
+        own(runner, skip_attn=skip_attn)
+        return
+    pass_ = _Pass(own, runner, skip_attn=skip_attn)
+    from warmup_plugin.errors import RankLostError, SessionError
+    from warmup_plugin.kernel_warmup import warm_up
+
+    try:
+        last_report = warm_up(pass_, tuning_context=contextlib.nullcontext, **given)
+    except (SessionError, RankLostError) as error:
+        if pass_.has_begun:
+            raise
+        # No rank has begun its forward: every rank gets here, and none has touched a thing.
+        logger.warning("warmup-plugin: vLLM warms up as without this package: %s", error)
+        own(runner, skip_attn=skip_attn)
+        return
+    if not pass_.has_begun:  # on_hit=skip: the table is complete, the dummy runs are left out
+        pass_(is_hit=True)
+
+
+class _Pass:
+    """vLLM's own function as the survey's forward."""
+
+    def __init__(self, own: FunctionType, runner: Any, *, skip_attn: bool) -> None:
+        self._own, self._runner, self._skip_attn = own, runner, skip_attn
+        self.has_begun = False
+
+    def __call__(self, *, is_hit: bool = False) -> None:
+        self.has_begun = True
+        with tempfile.TemporaryDirectory(prefix="warmup-plugin-") as folder:
+            scratch = Path(folder, "unused: warmup-plugin keeps the table")
+            names.as_survey(self._own, scratch, is_hit=is_hit)(
+                self._runner, skip_attn=self._skip_attn
+            )
+
+
+def _prepare(settings: Settings, runner: Any, world: Any) -> tuple[dict[str, Any], str]:
+    """Return the arguments of `warm_up`, or why there are none on this rank. Never raises."""
+    try:
+        from warmup_plugin.engines.vllm.factors import identity_of
+        from warmup_plugin.engines.vllm.own_tables import own_tables
+        from warmup_plugin.tuner import probe
+
+        capabilities = probe.probe()
+        if capabilities.missing:
+            found = f"FlashInfer {capabilities.version} has no {', '.join(capabilities.missing)}"
+            return {}, found
+        if names.has_symmetric_memory():
+            settings = replace(settings, require_agreement=True)
+        return {
+            "identity": identity_of(runner.vllm_config),
+            "ranks": _ranks(runner, world),
+            "group": world.cpu_group if world.world_size > 1 else None,
+            "settings": settings,
+            "engine_root": names.cache_root(),
+            "engine": ("vllm", names.version()),
+            "others": own_tables(runner),
+        }, ""
+    except Exception as error:
+        logger.exception("warmup-plugin: cannot prepare")
+        return {}, f"{type(error).__name__}: {error}"[:400]
+
+
+def _ranks(runner: Any, world: Any) -> RankInfo:
+    from warmup_plugin.topology import RankInfo
+
+    parallel = runner.vllm_config.parallel_config
+    place = names.coordinates()
+    # Replicas that never meet are engines of their own: each is data-parallel rank 0 of one.
+    dp_size = max(1, world.world_size // (place["tp_size"] * place["pp_size"]))
+    return RankInfo(
+        rank=world.rank_in_group, world_size=world.world_size, local_rank=world.local_rank,
+        dp_rank=parallel.data_parallel_rank if dp_size > 1 else 0, dp_size=dp_size,
+        device_index=getattr(getattr(runner, "device", None), "index", None) or 0,
+        **place,
+    )  # fmt: skip
+
+
+def _default_store() -> Any:
+    from torch.distributed import distributed_c10d
+
+    return distributed_c10d._get_default_store()  # noqa: SLF001  # there is no public way to it
