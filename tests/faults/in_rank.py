@@ -428,6 +428,8 @@ def fail_forward(here: Here, error: str = "ZeroDivisionError", *, after: bool = 
     def failing() -> NoReturn:
         if after:
             forward()
+        else:
+            time.sleep(0.5)  # the others are in their forward by then, and not on their way to it
         here.say("failed")
         raise _error(error)
 
