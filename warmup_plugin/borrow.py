@@ -84,10 +84,18 @@ class Borrowed:
 
 
 def borrow(
-    directory: Path | None, others: Iterable[Path], stamp: Mapping[str, str], settings: Settings
+    directory: Path | None,
+    others: Iterable[Path],
+    stamp: Mapping[str, str],
+    settings: Settings,
+    kept: Mapping[str, Entry] | None = None,
 ) -> Borrowed:
-    """Return what others have found out in this environment; the engine's own tables come first."""
+    """Return what others have found out in this environment.
+
+    First what is ``kept`` from an earlier session of the process, then the engine's own tables.
+    """
     found = Borrowed()
+    found.take_engine(Table(stamp, kept or {}))
     for path in others:
         table = _read(path, settings.table_bytes)
         if isinstance(table, Table) and not stamp_conflicts(table.stamp, stamp):

@@ -62,6 +62,7 @@ def warm_up(
     tuning_context: TuningContext | None = None,
     engine: tuple[str, str] = ("custom", "0"),
     progress: Progress | None = None,
+    keep_loaded: bool = False,
 ) -> WarmupReport:
     """Tune once, start warm everywhere: run ``forward`` as the survey and do the rest around it.
 
@@ -83,6 +84,8 @@ def warm_up(
             `contextlib.nullcontext` for a forward that opens its own.
         engine: name and version, for manifest and report.
         progress: called with step, task, tasks done and tasks in all while this rank tunes.
+        keep_loaded: what the tuner of rank 0 holds already wins: for a second session in a process
+            whose first one's winners are in captured graphs. All ranks must hold the same.
 
     Raises:
         SettingError: a malformed setting, with variable, value and rule.

@@ -2,19 +2,21 @@
 """What every engine adapter shares: getting in late, and getting out of the way.
 
 Owns the finder that patches a module the moment its engine imports it, the check whether this
-package may act at all, the question whether *all* ranks are about to act, and the way of our log
-lines into the engine's own log. Refuses to import torch, FlashInfer or an engine when it is itself
-imported: engines load their plugins in every process. Whatever goes wrong here leaves the engine
-alone, with one line in its log that says why.
+package may act at all, the question whether *all* ranks are about to act, the way of our log lines
+into the engine's own log, and how an engine's settings become factors. Refuses to import torch,
+FlashInfer or an engine when it is itself imported: engines load their plugins in every process.
+Whatever goes wrong here leaves the engine alone, with one line in its log that says why.
 """
 
 from __future__ import annotations
 
+import enum
 import importlib.util
 import logging
+import math
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,9 @@ logger = logging.getLogger("warmup_plugin")
 #: never comes, so this is what one installation mistake costs each start.
 MEET_S = 300.0
 _LOOK_S = 0.002
+
+#: The meetings this process has been at: a rank that is at one of them is only late.
+_been_at: set[str] = set()
 
 
 class _AfterImport:
@@ -131,25 +136,64 @@ def log_through(engine_logger: str) -> None:
         logger.propagate = False
 
 
-def all_ready(store: Any, session: str, rank: int, size: int, reason: str) -> str:
+def prepared(make: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], str]:
+    """Return the arguments of a warm-up, or why there are none on this rank. Never raises."""
+    try:
+        from warmup_plugin.tuner import probe
+
+        capabilities = probe.probe()
+        if capabilities.missing:
+            found = f"FlashInfer {capabilities.version} has no {', '.join(capabilities.missing)}"
+            return {}, found
+        return make(), ""
+    except Exception as error:
+        logger.exception("warmup-plugin: cannot prepare")
+        return {}, f"{type(error).__name__}: {error}"[:400]
+
+
+def default_store() -> Any:
+    """Return the store of the job that torch was initialised with."""
+    from torch.distributed import distributed_c10d
+
+    return distributed_c10d._get_default_store()  # noqa: SLF001  # there is no public way to it
+
+
+def all_ready(store: Any, session: str, rank: int, size: int, reason: str, *, of: str = "") -> str:
     """Return why the ranks cannot warm up together, or an empty string: the same on every rank.
 
     Collectives would hang where a peer does not have this package or has been told to be off: each
     rank leaves a word in the job's store (a `torch.distributed` one) and waits for the others',
-    ``MEET_S`` at most. The answer is one record, set by compare-and-set: who comes late obeys it.
-    ``session`` names this meeting; ``reason`` is why this rank cannot, or empty.
+    ``MEET_S`` at most, and not for one that is at a meeting this rank has not been at: it passes by
+    this one. The answer is one record, set by compare-and-set: who comes late obeys it.
+    ``session`` names this meeting among those of the same ranks, which are the group ``of``;
+    ``reason`` is why this rank cannot, or empty.
     """
-    prefix = f"warmup_plugin/{session}"
-    keys = [f"{prefix}/{other}" for other in range(size)]
+    prefix = f"warmup_plugin/{of}"
+    keys = [f"{prefix}/{session}/{other}" for other in range(size)]
+    places = [f"{prefix}/at/{other}" for other in range(size)]
+    _been_at.add(session)
+    store.set(places[rank], session)
     store.set(keys[rank], reason or "ready")
-    decision, deadline = f"{prefix}/decision", time.monotonic() + MEET_S
-    while not store.check([decision]) and time.monotonic() < deadline:
+    decision, deadline = f"{prefix}/{session}/decision", time.monotonic() + MEET_S
+    elsewhere = ""
+    while not store.check([decision]) and not elsewhere and time.monotonic() < deadline:
         if store.check(keys):
             break
         time.sleep(_LOOK_S)
+        elsewhere = _elsewhere(store, keys, places)
     words = {o: store.get(k).decode() if store.check([k]) else "" for o, k in enumerate(keys)}
-    found: str = store.compare_set(decision, "", _judge(words)).decode()
+    found: str = store.compare_set(decision, "", elsewhere or _judge(words)).decode()
     return "" if found == "ready" else found
+
+
+def _elsewhere(store: Any, keys: list[str], places: list[str]) -> str:
+    for rank, (key, place) in enumerate(zip(keys, places, strict=True)):
+        if not store.check([key]) and store.check([place]):
+            session = store.get(place).decode()
+            # Asked in this order: a rank says where it is before it leaves its word there.
+            if session not in _been_at and not store.check([key]):
+                return f"rank {rank} is at {session} and not here"
+    return ""
 
 
 def _judge(words: dict[int, str]) -> str:
@@ -158,3 +202,43 @@ def _judge(words: dict[int, str]) -> str:
         return f"rank {', '.join(absent)} did not come within {MEET_S:.0f} s: is the plugin there?"
     unable = [f"rank {rank}: {word}" for rank, word in words.items() if word != "ready"]
     return unable[0] if unable else "ready"
+
+
+def sections(settings: Any, table: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    """Return factors by section of an engine's settings, as plain JSON.
+
+    ``table`` names the sections (dotted paths, those that are not there left out) and the names in
+    each; a name that a release does not have counts as null.
+    """
+    found = {}
+    for section, names in table.items():
+        held = settings
+        for part in section.split("."):
+            held = getattr(held, part, None)
+        if held is not None:
+            found[section] = {name: plain(getattr(held, name, None)) for name in names}
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Return plain JSON for what an engine's configs hold, the same in every process."""
+    if value is None or type(value) in (str, int, bool):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    return _plain_part(value)
+
+
+def _plain_part(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): plain(below) for key, below in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(below) for below in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(str(plain(below)) for below in value)
+    if fields := getattr(value, "__dataclass_fields__", None):
+        return {name: plain(getattr(value, name, None)) for name in fields}
+    if isinstance(value, enum.Enum):
+        return value.name
+    # Its text, unless that holds an address in memory.
+    return type(value).__qualname__ if " at 0x" in repr(value) else str(value)

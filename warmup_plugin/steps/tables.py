@@ -8,17 +8,18 @@ a body crosses once, and all ranks install the same bytes or all start without.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from warmup_plugin.borrow import Borrowed, borrow
 from warmup_plugin.decide import decide_agree, decide_load
 from warmup_plugin.errors import InstallError
 from warmup_plugin.manifest import Manifest, parse_manifest, render_manifest
-from warmup_plugin.merge import Part, merge
+from warmup_plugin.merge import Part, give_way, merge
 from warmup_plugin.rendezvous import Word, Words
 from warmup_plugin.steps.job import Job
 from warmup_plugin.store import Store
-from warmup_plugin.table import Table, digest, parse_table, render_table
+from warmup_plugin.table import Entry, Table, digest, parse_table, render_table
 
 _NO_LIMIT = 1 << 40  # these bytes were checked against their limits when they were read
 
@@ -100,18 +101,22 @@ def _read(job: Job, store: Store) -> Held:
     held = Held(warnings=warnings)
     if reading.parts:
         held = Held.union(reading.parts, warnings, is_whole=not reading.misses)
+    kept = job.installed.others if job.options.keep_loaded else {}
+    parts = [give_way(part, kept) for part in reading.parts] if job.leads else reading.parts
+    if parts != reading.parts:
+        held = Held.union(parts, warnings, is_whole=False)
     if not job.leads or held.is_complete(job.options.engine):
         return held
-    return _with_borrowed(job, held, reading.parts)
+    return _with_borrowed(job, held, parts, kept)
 
 
-def _with_borrowed(job: Job, held: Held, own: list[Part]) -> Held:
-    """Add what others answer, under keys that this table does not have."""
+def _with_borrowed(job: Job, held: Held, own: list[Part], kept: Mapping[str, Entry]) -> Held:
+    """Add what others answer, under keys that this table does not have; ``kept`` comes first."""
     options, claimed = job.options, set(held.table.entries if held.table else ())
     for record in (held.manifest.tasks if held.manifest else {}).values():
         claimed.update(key for keys in record.keys for key in keys)
     directory = job.placement.directory if job.placement else None
-    found = borrow(directory, options.others, job.stamp, options.settings).without(claimed)
+    found = borrow(directory, options.others, job.stamp, options.settings, kept).without(claimed)
     if not found.entries:
         return held
     lent = Part(Table(job.stamp, found.entries), None, (0, 0, 0))

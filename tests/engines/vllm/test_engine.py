@@ -51,7 +51,7 @@ def launch(job: Any, *, limit_s: float = LIMIT_S, **env: str) -> Launch:
     }  # fmt: skip
     command = [sys.executable, str(HERE / "vllm_worker.py"), json.dumps(arguments), str(out)]
     environ = {
-        **os.environ, "VLLM_CACHE_ROOT": str(job.root), "PYTHONPATH": str(HERE),
+        **os.environ, "VLLM_CACHE_ROOT": str(job.root), "PYTHONPATH": f"{HERE}:{HERE.parent}",
         "VLLM_LOGGING_LEVEL": "INFO", "VLLM_WORKER_MULTIPROC_METHOD": "spawn", **env,
     }  # fmt: skip
     began = time.monotonic()
