@@ -49,9 +49,11 @@ class Job:
         size = options.get("tp", 1) * options.get("pp", 1)
         port = free_port()
         env = {"SGLANG_CACHE_DIR": str(self.root), **(env or {})}
-        specs = [
-            Spec(rank=r, port=port, **{**options, "env": env, **per_rank(r)}) for r in range(size)
-        ]
+        specs = []
+        for rank in range(size):
+            own = per_rank(rank)
+            own_env = {**env, **own.get("env", {})}
+            specs.append(Spec(**{**options, **own, "env": own_env, "rank": rank, "port": port}))
         began = time.monotonic()
         ranks, errors, hung = engine_starts.run(specs, serve, limit_s)
         if not may_fail:
@@ -78,12 +80,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def _environment() -> None:
+def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Set what the fork server inherits; it starts with the first rank."""
+    root = str(tmp_path_factory.mktemp("sglang"))
     here = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     if rest := os.environ.get("PYTHONPATH"):
         here.append(rest)
-    os.environ.update(engine_starts.ENVIRONMENT, PYTHONPATH=os.pathsep.join(here))
+    os.environ.update(
+        engine_starts.ENVIRONMENT, SGLANG_CACHE_DIR=root, PYTHONPATH=os.pathsep.join(here)
+    )
     CONTEXT.set_forkserver_preload(PRELOAD)
 
 

@@ -7,14 +7,17 @@ import asks for operators that nobody has declared.
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 import torch
 
-_LIBRARY = torch.library.Library("torchvision", "DEF")
-_LIBRARY.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-_LIBRARY.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-import sglang.srt.configs.model_config
-import sglang.srt.distributed.parallel_state
-import sglang.srt.layers.logits_processor
-import sglang.srt.server_args
-import sglang.srt.speculative.spec_info  # noqa: F401  # all for their being there
+library: Any = torch.library.Library
+torchvision = library("torchvision", "DEF")
+torchvision.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+torchvision.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+for name in (
+    "configs.model_config", "distributed.parallel_state", "layers.logits_processor",
+    "server_args", "speculative.spec_info",
+):  # fmt: skip
+    importlib.import_module(f"sglang.srt.{name}")

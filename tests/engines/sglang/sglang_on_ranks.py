@@ -9,18 +9,21 @@ FlashInfer's profiler; and the compute capability that SGLang asks for. All that
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
+import importlib
 import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from engine_faults import is_planted, plant
 from engine_starts import answer, listen, moe_with_device_index
-from sglang_faults import Faults
 
 PRELOAD = [
     "sglang_import",
@@ -36,8 +39,8 @@ LLAMA = {
     "num_hidden_layers": 4, "vocab_size": 128, "max_position_embeddings": 128,
     "rms_norm_eps": 1e-5, "torch_dtype": "float32", "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
-DRAFT = {**LLAMA, "num_hidden_layers": 1}
 
+RUNNER = "sglang.srt.model_executor.runner.base_runner"
 MODULE = "sglang.srt.model_executor.runner.flashinfer_autotune"
 
 
@@ -46,7 +49,7 @@ class Spec:
     """One rank of one start. ``port``: where the ranks of this start meet.
 
     ``batch`` tokens in the decode pass, ``tokens`` in the prefill pass, where there is one.
-    ``fault``: `sglang_faults.py`.
+    ``fault``: `engine_faults.py`. ``is_timed``: nothing is counted, which costs time.
     """
 
     rank: int
@@ -57,12 +60,15 @@ class Spec:
     batch: int = 32
     tokens: int = 128
     has_draft: bool = False
+    draft_layers: int = 1
+    has_rank_keys: bool = False
     plugin: bool = True
     is_loaded_early: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
     fault: str = ""
     timing: str = "rank_noise"
+    is_timed: bool = False
     script: str = "warm_up"
 
 
@@ -123,7 +129,7 @@ def warm_up(spec: Spec) -> dict[str, Any]:
     if spec.is_loaded_early:
         assert MODULE not in sys.modules
     else:
-        import sglang.srt.model_executor.runner.base_runner
+        importlib.import_module(RUNNER)  # as a scheduler process has before it loads plugins
     from sglang.srt.plugins import load_plugins
 
     load_plugins()
@@ -136,10 +142,10 @@ def warm_up(spec: Spec) -> dict[str, Any]:
     if limit := os.environ.get("MEET_S"):
         base.MEET_S = float(limit)
     model = Model(spec)
-    with Faults(spec).planted(), count_calls(**tuning_functions()) as counts:
+    plant(spec, Path(spec.model).parent)
+    counting = contextlib.nullcontext({}) if spec.is_timed else count_calls(**tuning_functions())
+    with counting as counts:
         began = time.perf_counter()
-        if spec.timing == "clock":
-            counts = {}
         model.warm_up()
         seconds = time.perf_counter() - began
     return model.told(lines, counts, seconds)
@@ -183,7 +189,7 @@ class Model:
 
         config = ModelConfig(self.spec.model)
         if is_draft:
-            config.hf_config.num_hidden_layers = DRAFT["num_hidden_layers"]
+            config.hf_config.num_hidden_layers = self.spec.draft_layers
         spec_algorithm = SpeculativeAlgorithm.from_string("EAGLE" if self.spec.has_draft else None)
         return SimpleNamespace(
             device="cuda", gpu_id=self.spec.rank, dtype=torch.float32, model_config=config,
@@ -198,9 +204,13 @@ class Model:
         from sglang.srt.runtime_context import get_parallel
 
         self.passes.append(f"{name} {num_tokens}")
-        for call in self.calls(num_tokens, name):
+        if is_planted(self.spec, "forward"):
+            raise RuntimeError("planted in the forward")
+        for call in self.calls(num_tokens, name)[is_planted(self.spec, "one_op_less") :]:
             call()
         get_parallel().tp_group.all_reduce(torch.ones(4))
+        if is_planted(self.spec, "after_forward"):
+            raise RuntimeError("planted after the forward")
 
     def calls(self, num_tokens: int, name: str) -> list[Callable[[], Any]]:
         """Return the tunable calls of one pass; the draft has one in common with the target."""
@@ -211,12 +221,14 @@ class Model:
             return [
                 lambda: ops.gemm(x, self._weights[0]), lambda: ops.gemm(x, self._weights[2]),
             ]  # fmt: skip
-        return [
-            lambda: ops.gemm(x, self._weights[0]),
+        calls = [
             lambda: ops.lm_head(x, self._weights[1]),
+            lambda: ops.gemm(x, self._weights[0]),
             lambda: ops.moe(x, *self._experts),
-            lambda: moe_with_device_index(ops, x, self._weights[0], self.spec.rank),
         ]
+        if self.spec.has_rank_keys:
+            calls.append(lambda: moe_with_device_index(ops, x, self._weights[0], self.spec.rank))
+        return calls
 
     def told(self, lines: list[str], counts: dict[str, int], seconds: float) -> dict[str, Any]:
         """Return what became of the warm-ups."""
@@ -232,7 +244,7 @@ class Model:
             "reports": reports, "report": reports[0] if reports else None,
             "timed": counts.get("profile_single_kernel"), "counts": dict(counts),
             "passes": self.passes, "served": self.ops.served(), "lines": lines,
-            "seconds": seconds,
+            "seconds": seconds, "tokens": self.spec.batch,
         }  # fmt: skip
 
 
@@ -245,8 +257,6 @@ def make_runner_class() -> Any:
             self.model, self.model_runner = model, model_runner
 
         def model_context(self) -> Any:
-            import contextlib
-
             return contextlib.nullcontext()
 
         def _autotune_buffers(self) -> tuple[Any, int]:
@@ -272,3 +282,73 @@ def identity(spec: Spec) -> tuple[str, Any]:
     _stand_in()
     found = identity_of(Model(spec).runner(is_draft=spec.has_draft))
     return found.digest, found.factors
+
+
+def default_first(_rank: int) -> Callable[[str, str, int, Any], float]:
+    """Return a timing in which the default tactic is the fastest; for ``Spec.timing``."""
+    return lambda _op, _runner, _batch, tactic: 1.0 if tactic == -1 else 2.0
+
+
+def identity_elsewhere(spec: Spec) -> tuple[str, Any]:
+    """Return digest and factors with those of the environment, as a session has them."""
+    from warmup_plugin.engines.sglang.factors import identity_of
+    from warmup_plugin.tuner import environment
+
+    publish(spec)
+    _stand_in()
+    plant(spec, Path(spec.model).parent)
+    found = identity_of(Model(spec).runner()).with_factors(**environment.factors())
+    return found.digest, found.factors
+
+
+def as_version(spec: Spec) -> dict[str, Any]:
+    """Warm up as if SGLang were of a version that nobody has tested."""
+    import sglang.version
+
+    sglang.version.__version__ = "0.99.0"
+    return warm_up(spec)
+
+
+def by_hand(spec: Spec) -> dict[str, Any]:
+    """Warm up where SGLang loads no plugins, after the call that its Ray mode needs."""
+    from warmup_plugin.engines.sglang import register
+
+    importlib.import_module(RUNNER)
+    register()
+    register()
+    return warm_up(spec)
+
+
+def with_another_plugin(spec: Spec) -> dict[str, Any]:
+    """Warm up beside a plugin that hooks the same function."""
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    HookRegistry.register(
+        f"{MODULE}.flashinfer_autotune_context",
+        lambda own, *args, **options: own(*args, **options),
+        HookType.AROUND,
+    )
+    return warm_up(spec)
+
+
+def without_a_hook(spec: Spec) -> dict[str, Any]:
+    """Warm up where SGLang has failed to put our hook on its context, and has gone on."""
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    own = HookRegistry._apply_target
+
+    def apply(target: str, hooks: Any) -> None:
+        if target.endswith("_context"):
+            raise RuntimeError("planted")
+        own(target, hooks)
+
+    HookRegistry._apply_target = apply
+    return warm_up(spec)
+
+
+def private_names(_spec: Spec) -> list[str]:
+    """Return the private names of SGLang that are not where they were."""
+    from warmup_plugin.engines.sglang import names
+
+    assert names.megamoe_namespace()
+    return names.missing(importlib.import_module(MODULE))

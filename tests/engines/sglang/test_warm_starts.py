@@ -10,16 +10,17 @@ import pytest
 
 pytestmark = [pytest.mark.engine, pytest.mark.multiprocess]
 
+ALL = {"has_draft": True, "has_rank_keys": True}
 EXTEND = {"env": {"SGLANG_FLASHINFER_AUTOTUNE_EXTEND": "1"}}
 LAYOUTS = [
     pytest.param({}, ["decode 32"], id="1"),
     pytest.param({"tp": 2}, ["decode 32"], id="tp2"),
     pytest.param(
-        {"tp": 2, "has_draft": True, **EXTEND}, ["decode 32", "extend 128", "draft 32"],
+        {"tp": 2, **ALL, **EXTEND}, ["decode 32", "extend 128", "draft 32"],
         id="tp2, prefill and draft",
     ),
     pytest.param(
-        {"tp": 4, "has_draft": True, **EXTEND}, ["decode 32", "extend 128", "draft 32"],
+        {"tp": 4, **ALL, **EXTEND}, ["decode 32", "extend 128", "draft 32"],
         id="tp4, prefill and draft",
     ),
     pytest.param({"tp": 2, "pp": 2}, ["decode 32"], id="pp2xtp2"),
