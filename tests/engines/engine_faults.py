@@ -39,6 +39,8 @@ def plant(spec: Any, root: Path) -> None:
         gemm.get_valid_tactics = _raising("get_valid_tactics")
     if is_planted(spec, "tactic"):
         gemm.product = _without_tactic_0(gemm.product)
+    if is_planted(spec, "no_default"):
+        gemm.product = _without_default(gemm.product)
     if is_planted(spec, "one_tactic_less"):
         gemm.get_valid_tactics = _one_less(gemm.get_valid_tactics)
     if is_planted(spec, "out_of_memory"):
@@ -66,6 +68,15 @@ def _without_tactic_0(own: Callable[..., Any]) -> Callable[..., Any]:
     def product(self: Any, x: Any, weight: Any, tactic: int) -> Any:
         if tactic == 0:
             raise RuntimeError("planted in tactic 0")
+        return own(self, x, weight, tactic)
+
+    return product
+
+
+def _without_default(own: Callable[..., Any]) -> Callable[..., Any]:
+    def product(self: Any, x: Any, weight: Any, tactic: int) -> Any:
+        if tactic == -1:
+            raise RuntimeError("planted in the default tactic")
         return own(self, x, weight, tactic)
 
     return product

@@ -31,9 +31,6 @@ logger = logging.getLogger("warmup_plugin")
 MEET_S = 300.0
 _LOOK_S = 0.002
 
-#: The meetings this process has been at: a rank that is at one of them is only late.
-_been_at: set[str] = set()
-
 
 class _AfterImport:
     """A finder that calls ``then(module)`` right after the module has been imported."""
@@ -163,35 +160,36 @@ def all_ready(store: Any, session: str, rank: int, size: int, reason: str, *, of
 
     Collectives would hang where a peer does not have this package or has been told to be off: each
     rank leaves a word in the job's store (a `torch.distributed` one) and waits for the others',
-    ``MEET_S`` at most, and not for one that is at a meeting this rank has not been at: it passes by
-    this one. The answer is one record, set by compare-and-set: who comes late obeys it.
-    ``session`` names this meeting among those of the same ranks, which are the group ``of``;
-    ``reason`` is why this rank cannot, or empty.
+    ``MEET_S`` at most, and not for one that has got as far and is at another meeting. The answer is
+    one record, set by compare-and-set: who comes late obeys it. ``session`` names this meeting
+    among those of the same ranks, which are the group ``of``; ``reason`` is why this rank cannot,
+    or empty.
     """
     prefix = f"warmup_plugin/{of}"
     keys = [f"{prefix}/{session}/{other}" for other in range(size)]
     places = [f"{prefix}/at/{other}" for other in range(size)]
-    _been_at.add(session)
-    store.set(places[rank], session)
+    number = store.add(f"{prefix}/meetings/{rank}", 1)
     store.set(keys[rank], reason or "ready")
+    store.set(places[rank], f"{number} {session}")
     decision, deadline = f"{prefix}/{session}/decision", time.monotonic() + MEET_S
     elsewhere = ""
     while not store.check([decision]) and not elsewhere and time.monotonic() < deadline:
         if store.check(keys):
             break
         time.sleep(_LOOK_S)
-        elsewhere = _elsewhere(store, keys, places)
+        elsewhere = _elsewhere(store, keys, places, number)
     words = {o: store.get(k).decode() if store.check([k]) else "" for o, k in enumerate(keys)}
     found: str = store.compare_set(decision, "", elsewhere or _judge(words)).decode()
     return "" if found == "ready" else found
 
 
-def _elsewhere(store: Any, keys: list[str], places: list[str]) -> str:
+def _elsewhere(store: Any, keys: list[str], places: list[str], number: int) -> str:
+    """Return which rank has passed by this meeting, this rank's ``number``-th, if one has."""
     for rank, (key, place) in enumerate(zip(keys, places, strict=True)):
         if not store.check([key]) and store.check([place]):
-            session = store.get(place).decode()
-            # Asked in this order: a rank says where it is before it leaves its word there.
-            if session not in _been_at and not store.check([key]):
+            its_number, _, session = store.get(place).decode().partition(" ")
+            # In this order: a rank leaves its word at a meeting before it says that it is there.
+            if int(its_number) >= number and not store.check([key]):
                 return f"rank {rank} is at {session} and not here"
     return ""
 

@@ -135,6 +135,11 @@ ROWS: tuple[Row, ...] = (
         options={"fault": "tactic@1"}, alone=TUNES, ours=TUNES,
     ),
     Row(
+        number="vii-c", fault="an op cannot run on FlashInfer's default", is_cold=True,
+        is_lasting=True, has_nowhere=True, options={"fault": "no_default"},
+        alone=TUNES, ours=("tunes", "tunes"),
+    ),
+    Row(
         number="vii-b", fault="rank 1 offers one tactic less", is_cold=True, is_lasting=True,
         options={"fault": "one_tactic_less@1"}, alone=("crash", "crash"), ours=TUNES,
     ),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
 import importlib
 import os
 import sys
@@ -48,7 +49,8 @@ MODULE = "sglang.srt.model_executor.runner.flashinfer_autotune"
 class Spec:
     """One rank of one start. ``port``: where the ranks of this start meet.
 
-    ``batch`` tokens in the decode pass, ``tokens`` in the prefill pass, where there is one.
+    ``batch`` tokens in the decode pass, ``tokens`` in the prefill pass, where there is one;
+    ``more_calls``, each of nine tasks.
     ``fault``: `engine_faults.py`. ``is_timed``: nothing is counted, which costs time.
     """
 
@@ -62,6 +64,7 @@ class Spec:
     has_draft: bool = False
     draft_layers: int = 1
     has_rank_keys: bool = False
+    more_calls: int = 0
     plugin: bool = True
     is_loaded_early: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
@@ -143,7 +146,9 @@ def warm_up(spec: Spec) -> dict[str, Any]:
         base.MEET_S = float(limit)
     model = Model(spec)
     plant(spec, Path(spec.model).parent)
-    counting = contextlib.nullcontext({}) if spec.is_timed else count_calls(**tuning_functions())
+    counting: Any = (
+        contextlib.nullcontext({}) if spec.is_timed else count_calls(**tuning_functions())
+    )
     with counting as counts:
         began = time.perf_counter()
         model.warm_up()
@@ -165,6 +170,7 @@ class Model:
         weight = host_clock.DeviceParameter
         torch.manual_seed(0)
         self._weights = [weight(torch.randn(n, 16)) for n in (32, 48, 24)]
+        self._more = [weight(torch.randn(64 + 8 * n, 16)) for n in range(spec.more_calls)]
         self._experts = weight(torch.randn(4, 32, 16)), weight(torch.randn(4, 16, 32))
 
     def warm_up(self) -> None:
@@ -226,6 +232,7 @@ class Model:
             lambda: ops.gemm(x, self._weights[0]),
             lambda: ops.moe(x, *self._experts),
         ]
+        calls += [functools.partial(ops.gemm, x, weight) for weight in self._more]
         if self.spec.has_rank_keys:
             calls.append(lambda: moe_with_device_index(ops, x, self._weights[0], self.spec.rank))
         return calls

@@ -31,6 +31,8 @@ logger = logging.getLogger("warmup_plugin")
 #: The receipts of this process, one for each context; None where SGLang's own has run.
 reports: list[WarmupReport | None] = []
 _phases: Counter[str] = Counter()
+#: Ops that cannot run on FlashInfer's default tactic, as found out here, and why.
+_passed_through: dict[str, str] = {}
 _is_hooked = False
 
 
@@ -46,9 +48,21 @@ def enter(module: Any) -> None:
 
 
 def _watching(own: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-    """Run SGLang's warm-up forward; say so where it has not passed by us."""
+    """Run SGLang's warm-up forward; say so where it has not passed by us.
+
+    Run it again, on every rank alike, where an op cannot take the survey's answer.
+    """
     before = len(reports)
-    own(*args, **kwargs)
+    while True:
+        known = len(_passed_through)
+        try:
+            own(*args, **kwargs)
+        except Exception:
+            if len(_passed_through) == known:
+                raise
+            logger.warning("warmup-plugin: SGLang's forward runs again, an op is passed through")
+            continue
+        break
     if len(reports) == before:
         logger.error(
             "warmup-plugin: SGLang has warmed up as without this package: its hook on %s is not "
@@ -67,9 +81,16 @@ def _in_place_of(settings: Settings) -> Callable[..., Any]:
         _phases[role] += 1
         reports.append(None)
         context = Context(own, model_runner, settings, run_lm_head=run_lm_head, phase=phase)
-        with context.opened(f"{role} {phase}"):
-            yield
-        reports[-1] = context.report
+        try:
+            with context.opened(f"{role} {phase}"):
+                yield
+        except Exception:
+            if retry := context.outcome.retry:
+                _passed_through.update(retry)
+                _phases[role] -= 1
+                reports.pop()
+            raise
+        reports[-1] = context.outcome.report
 
     return flashinfer_autotune_context
 
@@ -86,7 +107,9 @@ class Context:
         run_lm_head: bool,
         phase: int,
     ) -> None:
-        self.report: WarmupReport | None = None
+        from warmup_plugin.kernel_warmup import Session
+
+        self.outcome = Session()
         self._own = own
         self._runner = model_runner
         self._run_lm_head = run_lm_head
@@ -107,10 +130,9 @@ class Context:
                     base.default_store(), name, group.rank_in_group, group.world_size, reason,
                     of=f"stage {names.of_parallel('pp_rank', 0)}",
                 )  # fmt: skip
-            outcome = None
             if not reason:
                 try:
-                    outcome = stack.enter_context(session(**given))
+                    self.outcome = stack.enter_context(session(**given))
                 except (SessionError, RankLostError) as error:
                     # No rank has begun its forward: every rank gets here, and nothing was touched.
                     reason = str(error)
@@ -118,13 +140,14 @@ class Context:
                 logger.warning("warmup-plugin: SGLang warms up as without this package: %s", reason)
                 stack.enter_context(self._own(self._runner, run_lm_head=self._run_lm_head))
             yield
-        self.report = outcome.report if outcome is not None else None
 
     def _given(self, stack: contextlib.ExitStack) -> dict[str, Any]:
         """Return the arguments of `session`; what they need until its end goes on the stack."""
         from warmup_plugin.engines.sglang.factors import identity_of
         from warmup_plugin.engines.sglang.megamoe import records_kept
         from warmup_plugin.engines.sglang.own_tables import own_tables
+        from warmup_plugin.tuner import probe
+        from warmup_plugin.tuner.known_ops import known_ops
 
         if names.is_elastic():
             raise RuntimeError("elastic experts: ranks come and go")
@@ -136,6 +159,8 @@ class Context:
             settings = replace(settings, require_agreement=True)
         reuses = names.reuses()
         given: dict[str, Any] = {}
+        if _passed_through:
+            given["ops"] = known_ops(probe.version()).plus(pass_through=_passed_through)
         if not reuses:  # nothing to read there, and nothing written
             given["root"] = folder
             settings = replace(settings, mode="read-only") if settings.mode == "on" else settings
