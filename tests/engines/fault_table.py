@@ -31,6 +31,7 @@ class Row:
     start with the fault, and the one after it, the cache untouched. ``options`` are those of the
     start with the fault; ``lasting``: it is there at the next one too. ``is_split``: rank 1 has a
     cache root of its own. ``place``: does something to the roots, by rank, before the fault.
+    ``has_nowhere``: nothing can be kept. ``is_left_alone``: we leave the start to the engine.
     """
 
     number: str
@@ -45,6 +46,7 @@ class Row:
     is_lasting: bool = False
     is_split: bool = False
     has_nowhere: bool = False
+    is_left_alone: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
 

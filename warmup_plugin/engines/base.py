@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 import importlib.util
+import json
 import logging
 import math
 import sys
@@ -155,7 +156,17 @@ def default_store() -> Any:
     return distributed_c10d._get_default_store()  # noqa: SLF001  # there is no public way to it
 
 
-def all_ready(store: Any, session: str, rank: int, size: int, reason: str, *, of: str = "") -> str:
+def all_ready(
+    store: Any,
+    session: str,
+    rank: int,
+    size: int,
+    reason: str,
+    *,
+    of: str = "",
+    judge: Callable[[Mapping[int, dict[str, Any]]], str] = lambda _words: "",
+    **word: Any,
+) -> str:
     """Return why the ranks cannot warm up together, or an empty string: the same on every rank.
 
     Collectives would hang where a peer does not have this package or has been told to be off: each
@@ -163,13 +174,14 @@ def all_ready(store: Any, session: str, rank: int, size: int, reason: str, *, of
     ``MEET_S`` at most, and not for one that has got as far and is at another meeting. The answer is
     one record, set by compare-and-set: who comes late obeys it. ``session`` names this meeting
     among those of the same ranks, which are the group ``of``; ``reason`` is why this rank cannot,
-    or empty.
+    or empty. Where all can, ``judge`` may find a reason in what each rank has put into its
+    ``word``, as JSON.
     """
     prefix = f"warmup_plugin/{of}"
     keys = [f"{prefix}/{session}/{other}" for other in range(size)]
     places = [f"{prefix}/at/{other}" for other in range(size)]
     number = store.add(f"{prefix}/meetings/{rank}", 1)
-    store.set(keys[rank], reason or "ready")
+    store.set(keys[rank], json.dumps({"reason": reason, **word}))
     store.set(places[rank], f"{number} {session}")
     decision, deadline = f"{prefix}/{session}/decision", time.monotonic() + MEET_S
     elsewhere = ""
@@ -178,8 +190,9 @@ def all_ready(store: Any, session: str, rank: int, size: int, reason: str, *, of
             break
         time.sleep(_LOOK_S)
         elsewhere = _elsewhere(store, keys, places, number)
-    words = {o: store.get(k).decode() if store.check([k]) else "" for o, k in enumerate(keys)}
-    found: str = store.compare_set(decision, "", elsewhere or _judge(words)).decode()
+    words = {o: json.loads(store.get(k)) for o, k in enumerate(keys) if store.check([k])}
+    verdict = elsewhere or _judge(words, size) or judge(words) or "ready"
+    found: str = store.compare_set(decision, "", verdict).decode()
     return "" if found == "ready" else found
 
 
@@ -194,12 +207,12 @@ def _elsewhere(store: Any, keys: list[str], places: list[str], number: int) -> s
     return ""
 
 
-def _judge(words: dict[int, str]) -> str:
-    absent = [str(rank) for rank, word in words.items() if not word]
+def _judge(words: Mapping[int, dict[str, Any]], size: int) -> str:
+    absent = [str(rank) for rank in range(size) if rank not in words]
     if absent:
         return f"rank {', '.join(absent)} did not come within {MEET_S:.0f} s: is the plugin there?"
-    unable = [f"rank {rank}: {word}" for rank, word in words.items() if word != "ready"]
-    return unable[0] if unable else "ready"
+    unable = [f"rank {rank}: {word['reason']}" for rank, word in words.items() if word["reason"]]
+    return unable[0] if unable else ""
 
 
 def sections(settings: Any, table: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:

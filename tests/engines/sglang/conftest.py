@@ -2,7 +2,7 @@
 """SGLang's own package over several starts, each in new processes.
 
 Owns the fixture `job`: a hand-made model, a cache root, and `start`, which runs one process per
-rank from a fork server that has SGLang loaded, but not its warm-up.
+rank from a fork server that has SGLang loaded.
 """
 
 from __future__ import annotations

@@ -76,16 +76,8 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         number="iii-c", fault="rank 1 has another cuBLAS", is_cold=True, is_lasting=True,
-        options={"fault": "other_cublas@1"},
-        alone=("tunes", "tunes"), ours=("tunes, ranks disagree", "tunes, ranks disagree"),
-    ),
-    Row(
-        number="iii-c", fault="the same with `WARMUP_PLUGIN_REQUIRE_AGREEMENT=1`", is_cold=True,
-        is_lasting=True,
-        options={
-            "fault": "other_cublas@1", "env": {"WARMUP_PLUGIN_REQUIRE_AGREEMENT": "1"},
-        },
-        alone=("tunes", "tunes"), ours=("warm, some on defaults", "warm, some on defaults"),
+        has_nowhere=True, is_left_alone=True, options={"fault": "other_cublas@1"},
+        alone=("tunes", "tunes"), ours=("tunes", "tunes"),
     ),
     Row(
         number="iv-a", fault="the directory cannot be written", place=_forbid, is_cold=True,

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Imports SGLang's scheduler on a machine without a GPU, once, for the fork server.
 
-Owns the one thing that needs: PyPI's torchvision is built for CUDA, and beside a CPU torch its
-import asks for operators that nobody has declared.
+With its warm-up, as a scheduler process has before it loads plugins. Owns the one thing that needs:
+PyPI's torchvision is built for CUDA, and beside a CPU torch its import asks for operators that
+nobody has declared.
 """
 
 from __future__ import annotations
@@ -18,6 +19,6 @@ torchvision.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tens
 torchvision.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 for name in (
     "configs.model_config", "distributed.parallel_state", "layers.logits_processor",
-    "server_args", "speculative.spec_info",
+    "model_executor.runner.base_runner", "server_args", "speculative.spec_info",
 ):  # fmt: skip
     importlib.import_module(f"sglang.srt.{name}")

@@ -129,10 +129,8 @@ def _stand_in() -> None:
 def warm_up(spec: Spec) -> dict[str, Any]:
     """Do what a scheduler does up to and including its warm-ups; say what they came to."""
     lines = listen("")
-    if spec.is_loaded_early:
-        assert MODULE not in sys.modules
-    else:
-        importlib.import_module(RUNNER)  # as a scheduler process has before it loads plugins
+    if spec.is_loaded_early:  # not so in a scheduler, whose modules come first
+        del sys.modules[MODULE], sys.modules[RUNNER]
     from sglang.srt.plugins import load_plugins
 
     load_plugins()
@@ -320,7 +318,6 @@ def by_hand(spec: Spec) -> dict[str, Any]:
     """Warm up where SGLang loads no plugins, after the call that its Ray mode needs."""
     from warmup_plugin.engines.sglang import register
 
-    importlib.import_module(RUNNER)
     register()
     register()
     return warm_up(spec)

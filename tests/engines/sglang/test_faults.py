@@ -74,7 +74,7 @@ def test_row(job: Callable[..., Any], row: Row, side: str) -> None:
     told = verdict(start, is_ours=is_ours), verdict(again, is_ours=is_ours)
     assert told == getattr(row, side), (told, start.errors, again.errors)
     if is_ours:
-        assert found.own_files() == before
+        assert row.is_left_alone or found.own_files() == before
         third = found.start(**common, **lasting)
         assert verdict(third, is_ours=True) == (again_of(row, side)), third.errors
 
@@ -82,7 +82,7 @@ def test_row(job: Callable[..., Any], row: Row, side: str) -> None:
 def again_of(row: Row, side: str) -> str:
     """Return what the third start comes to: warm, unless there is nowhere to keep anything."""
     after: str = getattr(row, side)[1]
-    return after if row.has_nowhere or row.number in ("iii-c", "xi-c") else "warm"
+    return after if row.has_nowhere or row.number == "xi-c" else "warm"
 
 
 def test_no_row_of_ours_is_a_fault_again() -> None:
