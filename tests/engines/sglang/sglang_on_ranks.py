@@ -132,11 +132,16 @@ def warm_up(spec: Spec) -> dict[str, Any]:
     if spec.is_loaded_early:  # not so in a scheduler, whose modules come first
         del sys.modules[MODULE], sys.modules[RUNNER]
     from sglang.srt.plugins import load_plugins
+    from sglang.srt.utils.common import configure_logger
 
     load_plugins()
-    publish(spec)
+    server_args = publish(spec)
+    configure_logger(server_args)  # which clears the log's handlers
+    later = listen("")
     _meet(spec)
     _stand_in()
+    import torch
+
     from warmup_plugin.engines import base
     from warmup_plugin.engines.embedded.count_calls import count_calls, tuning_functions
 
@@ -151,7 +156,9 @@ def warm_up(spec: Spec) -> dict[str, Any]:
         began = time.perf_counter()
         model.warm_up()
         seconds = time.perf_counter() - began
-    return model.told(lines, counts, seconds)
+    if not spec.fault:  # a scheduler lives on, and rank 0's holds the store that all have met in
+        torch.distributed.barrier()
+    return model.told([*lines, *later], counts, seconds)
 
 
 class Model:

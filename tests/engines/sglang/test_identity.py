@@ -21,8 +21,14 @@ MOVED = [
     pytest.param({}, {"moe_runner_backend": "triton"}, "backends", id="moe runner backend"),
     pytest.param({}, {"fp4_gemm_runner_backend": "flashinfer_cutlass"}, "backends", id="fp4 gemm"),
     pytest.param({}, {"fp8_gemm_runner_backend": "triton"}, "backends", id="fp8 gemm"),
-    pytest.param({"tp": 2}, {"moe_a2a_backend": "flashinfer"}, "backends", id="all-to-all"),
-    pytest.param({}, {"quantization": "fp8"}, "quantization", id="quantization"),
+    pytest.param(
+        {"tp": 2}, {"moe_a2a_backend": "flashinfer", "attn_dp_size": 2}, "backends",
+        id="all-to-all",
+    ),
+    pytest.param(
+        {}, {"quantization": "fp8", "moe_runner_backend": "triton"}, "quantization",
+        id="quantization",
+    ),
     pytest.param({"tokens": 256}, {}, "extra", id="chunked prefill"),
     pytest.param({}, {"max_prefill_tokens": 8192}, "extra", id="prefill limit"),
     pytest.param({}, {"max_running_requests": 7}, "extra", id="batch limit"),

@@ -177,6 +177,7 @@ class Context:
             "engine_root": names.cache_root(),
             "engine": ("sglang", names.version()),
             "others": own_tables(self._runner) if reuses else (),
+            "keep_loaded": True,  # of an earlier context, in whose graphs it is captured
             "tuning_context": lambda: survey(self._runner, run_lm_head=self._run_lm_head),
             **given,
         }
