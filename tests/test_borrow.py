@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from warmup_plugin.borrow import Borrowed, borrow
-from warmup_plugin.manifest import Manifest, TaskRecord, render_manifest
+from warmup_plugin.borrow import Borrowed, borrow, refused, refusing
+from warmup_plugin.manifest import Manifest, TaskRecord, parse_manifest, render_manifest
 from warmup_plugin.paths import manifest_name, table_name
 from warmup_plugin.settings import Settings
 from warmup_plugin.table import Entry, Table, digest, render_table
@@ -133,3 +133,16 @@ def test_what_is_kept_comes_first(tmp_path: Path) -> None:
 
     assert found.entries == {"B": Entry("S", 1)}
     assert found.answers("t1", ("A", "B"))
+
+
+def test_what_was_no_good_is_refused_the_next_time() -> None:
+    """The very same entry, as the note is read from a file again."""
+    bad = {"A": Entry("R", (1, 99)), "B": Entry("R", 99)}
+    noted = refusing(Manifest(identity="i", tasks={}), bad)
+
+    read = parse_manifest(render_manifest(noted), limit=1 << 20)
+
+    assert isinstance(read, Manifest)
+    assert refused(read, bad) == {"A", "B"}
+    assert refused(read, {"A": Entry("R", (1, 2)), "C": Entry("R", 99)}) == set()
+    assert refusing(noted, {}) is noted

@@ -33,6 +33,7 @@ MOST_SIBLINGS: Final = 16
 _MOST_FILES: Final = 20_000
 _IDENTITY: Final = re.compile("[0-9a-f]{64}")
 _MANIFEST: Final = "manifest.json"
+_REFUSED: Final = "refused"  # in the manifest
 _SCHEMA: Final = "cache_schema"  # of the store, beside the environment's fields
 
 
@@ -106,6 +107,29 @@ def borrow(
             if part.manifest is not None:
                 found.take_sibling(part.table, part.manifest)
     return found
+
+
+def refusing(manifest: Manifest, entries: Mapping[str, Entry]) -> Manifest:
+    """Return the manifest with a note of entries that were tried and are no good.
+
+    Whoever lends them may do so at every start: the next one is to tune instead.
+    """
+    noted = {key: _mark(entry) for key, entry in entries.items()}
+    if not noted:
+        return manifest
+    return replace(manifest, extra={**manifest.extra, _REFUSED: noted})
+
+
+def refused(manifest: Manifest, entries: Mapping[str, Entry]) -> set[str]:
+    """Return the keys of those entries that the manifest has a note of."""
+    noted = manifest.extra.get(_REFUSED)
+    if not isinstance(noted, dict):
+        return set()
+    return {key for key, entry in entries.items() if noted.get(key) == _mark(entry)}
+
+
+def _mark(entry: Entry) -> str:
+    return msgspec.json.encode((entry.runner, entry.tactic)).decode()
 
 
 def _siblings(directory: Path | None) -> list[Path]:

@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from warmup_plugin.borrow import Borrowed, borrow
+from warmup_plugin.borrow import Borrowed, borrow, refused
 from warmup_plugin.decide import decide_agree, decide_load
 from warmup_plugin.errors import InstallError
 from warmup_plugin.manifest import Manifest, parse_manifest, render_manifest
@@ -117,6 +117,8 @@ def _with_borrowed(job: Job, held: Held, own: list[Part], kept: Mapping[str, Ent
         claimed.update(key for keys in record.keys for key in keys)
     directory = job.placement.directory if job.placement else None
     found = borrow(directory, options.others, job.stamp, options.settings, kept).without(claimed)
+    if held.manifest is not None:
+        found = found.without(refused(held.manifest, found.entries))
     if not found.entries:
         return held
     lent = Part(Table(job.stamp, found.entries), None, (0, 0, 0))
