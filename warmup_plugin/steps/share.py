@@ -177,8 +177,8 @@ def _build(job: Job, survey: Survey, work: Work, shared: Shared) -> dict[str, st
         for name in sorted(new - work.outcomes.keys()):
             task = survey.tasks.get(name)
             entry = shared.entry_of(task) if task is not None else None
-            if task is None or entry is None:
-                continue
+            if task is None or task.call is None or entry is None:
+                continue  # nobody here has it, or a table that is vouched for answers it here
             limit.begins(task)
             job.meeting.note("prepare", task.label)
             try:
@@ -220,7 +220,8 @@ def _ask(job: Job, survey: Survey, work: Work, shared: Shared) -> tuple[str, lis
     On a warm start the tuner was asked during the survey and holds exactly what it held then.
     """
     asked_already = not work.is_new and job.installed.is_intact()
-    answers, deviates = {}, []
+    answers: dict[object, list[str]] = {}
+    deviates = []
     for task in survey.tasks.values():
         if task.state == "unshared":
             continue
@@ -232,5 +233,8 @@ def _ask(job: Job, survey: Survey, work: Work, shared: Shared) -> tuple[str, lis
             is_agreed = answer == (entry[:2] if entry else None)
         if not is_agreed:
             deviates.append(task.label)
-        answers[task.id] = answer
-    return digest(msgspec.json.encode(answers, order="sorted")), deviates
+        # To a dictionary `True` and 1 are one tactic.
+        is_plain = answer is None or type(answer[1]) is int
+        answers.setdefault(answer if is_plain else repr(answer), []).append(task.id)
+    told = sorted([str(answer), *sorted(ids)] for answer, ids in answers.items())
+    return digest(msgspec.json.encode(told)), deviates

@@ -145,8 +145,11 @@ def tune_own(job: Job, survey: Survey, work: Work) -> None:
     names = work.plan.local.get(job.meeting.rank, ())
     if not names or job.word["require_agreement"]:
         return
+    tasks = [survey.tasks[name] for name in names]
+    for task in (task for task in tasks if task.call is None):  # answered, and in a quarrel since
+        work.outcomes[task.id] = replay.Outcome(task.id, reason=task.reason)
     with Shutdown(lambda: None) as shutdown:
-        _tune(job, [survey.tasks[name] for name in names], work, shutdown)
+        _tune(job, [task for task in tasks if task.call is not None], work, shutdown)
 
 
 def _tune(

@@ -14,7 +14,7 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -315,6 +315,13 @@ def is_empty(tuner: Any) -> bool:
 def loaded(tuner: Any) -> dict[str, Any]:
     """Return a shallow copy of the entries the tuner holds from files."""
     return dict(tuner._file_configs)
+
+
+def loaded_answer(tuner: Any, keys: Iterable[str]) -> tuple[str, Any] | None:
+    """Return what the tuner would serve under these file keys from files: (runner, tactic)."""
+    held = (tuner._file_configs.get(key) for key in keys)  # in the order in which it looks
+    found = next((entry for entry in held if entry is not None), None)
+    return None if found is None else (found[0], found[1])
 
 
 def is_loaded(tuner: Any, entries: dict[str, Any]) -> bool:

@@ -63,10 +63,10 @@ def tune(
     assert probe.open_contexts(tuner) == 0, "a tuning context is open in step 5"
     if empty:
         probe.clear(tuner)
-    ordered = sorted(tasks, key=lambda task: task.call.memory_only_v2)
+    ordered = sorted(tasks, key=lambda task: task.recorded().memory_only_v2)
     try:
         with probe.no_process_group():
-            for v2, group in itertools.groupby(ordered, key=lambda task: task.call.memory_only_v2):
+            for v2, group in itertools.groupby(ordered, key=lambda task: task.recorded().memory_only_v2):
                 with probe.tuning_context(memory_only_v2=v2):
                     for task in group:
                         if stop():
@@ -82,7 +82,7 @@ def _tune_one(tuner: Any, task: Task, seen: Observations) -> Outcome:
     seen.begin_task()
     began, stored = time.monotonic(), len(tuner.profiling_cache)
     error, candidates = "", []
-    for call in (task.call, *task.rivals):
+    for call in (task.recorded(), *task.rivals):
         before = len(seen.times)
         config = narrow(call.config, task.buckets)
         try:
@@ -103,7 +103,7 @@ def _tune_one(tuner: Any, task: Task, seen: Observations) -> Outcome:
 
 def _times(task: Task, seen: Observations) -> tuple[float | None, float | None]:
     """Return the best time of the task and that of FlashInfer's default, where it was raced."""
-    first = type(task.call.runners[0]).__name__
+    first = type(task.recorded().runners[0]).__name__
     finite = [(name, tactic, ms) for name, tactic, ms in seen.times if ms < float("inf")]
     default = [ms for name, tactic, ms in finite if tactic == -1 and name == first]
     return min((ms for _, _, ms in finite), default=None), default[0] if default else None
@@ -128,7 +128,7 @@ def _with_winner(
     # memory while every other rank served its default.
     if winner.runner.startswith("Cudnn") and isinstance(tactic, int) and tactic >= 0:
         return replace(outcome, reason="an integer cuDNN tactic cannot be shared")
-    policy = probe.policy_of(task.call.config)
+    policy = probe.policy_of(task.recorded().config)
     return replace(outcome, kind="tuned", winner=index, entry=Entry(winner.runner, tactic, policy))
 
 
@@ -152,7 +152,7 @@ def prepare(task: Task, entry: Entry) -> None:
 
     Raises whatever the runner raises: that winner cannot be served on this rank.
     """
-    tuner, call = probe.tuner(), task.call
+    tuner, call = probe.tuner(), task.recorded()
     runner = next(r for r in call.runners if type(r).__name__ == entry.runner)
     profile = probe.profiles(tuner, narrow(call.config, task.buckets), call.inputs)[0]
     with _as_recorded(call):
@@ -161,8 +161,12 @@ def prepare(task: Task, entry: Entry) -> None:
 
 
 def served(task: Task) -> tuple[str, Tactic] | None:
-    """Return what the tuner serves for a task outside tuning: (runner class, tactic), or None."""
-    call = task.call
+    """Return what the tuner serves for a task outside tuning: (runner class, tactic), or None.
+
+    Where no call is kept to ask with: what it has loaded under the task's file keys.
+    """
+    if (call := task.call) is None:
+        return probe.loaded_answer(probe.tuner(), task.keys)
     with _as_recorded(call):
         found, index, tactic, _ = probe.tuner().search_cache(
             call.op, call.runners, task.shapes, call.config, inputs=call.inputs

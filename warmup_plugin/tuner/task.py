@@ -52,7 +52,8 @@ class Task:
     """One recorded call at one bucket. ``keys`` are its file keys in runner order.
 
     Where the agreed table answers it: ``served``, what the tuner served in the survey, as (runner
-    class, tactic), and whether the table says so too.
+    class, tactic), and whether the table says so too. Of a task that a vouched table answers no
+    call is kept: the copies of a thousand calls are a third of a warm survey.
     """
 
     id: str
@@ -60,12 +61,17 @@ class Task:
     keys: tuple[str, ...]
     shapes: Shapes
     buckets: tuple[int, ...]
-    call: Call
+    call: Call | None
     state: State
     reason: str = ""
     served: tuple[str, Tactic] | None = None
     is_agreed: bool = False
     rivals: tuple[Call, ...] = ()
+
+    def recorded(self) -> Call:
+        """Return the call, of a task that is to be replayed."""
+        assert self.call is not None, f"{self.label}: no call was kept"
+        return self.call
 
     @property
     def label(self) -> str:
