@@ -39,9 +39,17 @@ from warmup_plugin.files import (
     write_files,
 )
 from warmup_plugin.manifest import Manifest, parse_manifest, render_manifest
-from warmup_plugin.merge import Merged, Part, Source, merge
+from warmup_plugin.merge import Merged, Part, Source, less, merge
 from warmup_plugin.paths import IDENTITY_NAME, manifest_name, parse_table_name, table_name
-from warmup_plugin.table import Miss, Table, digest, parse_table, render_table, stamp_conflicts
+from warmup_plugin.table import (
+    Entry,
+    Miss,
+    Table,
+    digest,
+    parse_table,
+    render_table,
+    stamp_conflicts,
+)
 
 if TYPE_CHECKING:
     from warmup_plugin.identity import Identity
@@ -133,12 +141,19 @@ class Store:
         return reading
 
     def publish(
-        self, name: Source, table: Table, manifest: Manifest, identity: Identity | bytes
+        self,
+        name: Source,
+        table: Table,
+        manifest: Manifest,
+        identity: Identity | bytes,
+        *,
+        thrown_out: Mapping[str, Entry] | None = None,
     ) -> Published | NotPublished:
         """Write the union of `table` and the file of that (tp, pp, dp), with its manifest.
 
         `table` wins where both have a task. `manifest.generation` is the highest one known; the
-        union's is one more. Where the file says all of it already, nothing is written.
+        union's is one more. Where the file says all of it already, nothing is written. Entries
+        `thrown_out` are no good: where the file has the very same ones, they go.
         Never raises `OSError`.
         """
         if self.directory is None:
@@ -148,7 +163,8 @@ class Store:
         try:
             make_directory(self.directory)
             with locked(self.directory):
-                published = self._publish(self.directory, Part(table, manifest, name))
+                mine = Part(table, manifest, name)
+                published = self._publish(self.directory, mine, thrown_out or {})
                 if isinstance(published, Published):
                     _write_once(self.directory / IDENTITY_NAME, identity)
         except OSError as error:
@@ -236,7 +252,9 @@ class Store:
         misses = [(manifest_file.path, manifest)]
         return _Found(Part(table, None, source, table_file.content), misses, obstacles)
 
-    def _publish(self, directory: Path, mine: Part) -> Published | NotPublished:
+    def _publish(
+        self, directory: Path, mine: Part, thrown_out: Mapping[str, Entry]
+    ) -> Published | NotPublished:
         assert mine.manifest is not None
         found = self._find(directory, mine.source, mine.table.stamp, mine.manifest.identity)
         for path, miss in found.misses:
@@ -247,7 +265,7 @@ class Store:
         theirs = found.part.manifest.generation if found.part and found.part.manifest else 0
         generation = max(mine.manifest.generation, theirs) + 1
         newest = replace(mine, manifest=replace(mine.manifest, generation=generation))
-        union = merge([newest, found.part] if found.part else [newest])
+        union = merge([newest, less(found.part, thrown_out)] if found.part else [newest])
         assert union.manifest is not None
         standing = _as_it_stands(path, found.part, union)
         return standing or self._replace(path, mine.source, union.table, union.manifest)
