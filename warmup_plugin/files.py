@@ -9,6 +9,7 @@ it says so; reading never does.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -44,8 +45,30 @@ def said(error: OSError, path: Path) -> str:
     return f"{error.filename or path}: {error.strerror or error}"
 
 
-def read_file(path: Path, limit: int) -> File:
-    """Read a file, unless it is none or too large; what stands in the way is a `Miss`."""
+def is_inside(path: Path, root: Path) -> bool:
+    """Return whether a path, its links followed, lies below a root or is it."""
+    try:
+        return path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # links in a circle
+        return False
+
+
+def exposed(directory: Path, root: Path) -> Path | None:
+    """Return the first directory from the root down into which every user may write."""
+    between = [path for path in (directory, *directory.parents) if path.is_relative_to(root)]
+    for path in reversed(between):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mode & stat.S_IWOTH:
+                return path
+    return None
+
+
+def read_file(path: Path, limit: int, root: Path | None = None) -> File:
+    """Read a file, unless it is none or too large; what stands in the way is a `Miss`.
+
+    With a ``root``, links that lead out of it are not followed; nor is another user's file read of
+    which this is only one name (a hard link can be made to any file that its maker can see).
+    """
     try:
         # Not blocking: somebody may have put a pipe here, and opening one waits for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -56,8 +79,8 @@ def read_file(path: Path, limit: int) -> File:
     try:
         status = os.fstat(descriptor)
         mark = mark_of(status)
-        if not stat.S_ISREG(status.st_mode):
-            return File(path, Miss("not a regular file", "unreadable"), mark)
+        if reason := _unfit(descriptor, path, status, root):
+            return File(path, Miss(reason, "unreadable"), mark)
         if status.st_size > limit:
             reason = f"{status.st_size} bytes, more than the {limit} allowed"
             return File(path, Miss(reason, "too_large"), mark)
@@ -67,6 +90,21 @@ def read_file(path: Path, limit: int) -> File:
         return File(path, Miss(said(error, path), "denied"))
     finally:
         os.close(descriptor)
+
+
+def _unfit(descriptor: int, path: Path, status: os.stat_result, root: Path | None) -> str:
+    """Return why an open file is none, or none of the root's; an empty string where it is."""
+    if not stat.S_ISREG(status.st_mode):
+        return "not a regular file"
+    if root is None:
+        return ""
+    opened = Path(f"/proc/self/fd/{descriptor}")  # the file that was opened, whatever is there now
+    place = opened if opened.exists() else path
+    if not is_inside(place, root):
+        return f"a link that leads out of {root}"
+    if status.st_nlink > 1 and status.st_uid not in (os.geteuid(), 0, root.stat().st_uid):
+        return f"one of {status.st_nlink} names of a file of user {status.st_uid}"
+    return ""
 
 
 def obstacle(file: File) -> list[tuple[Path, Mark]]:
@@ -86,8 +124,13 @@ def takes_files(directory: Path) -> bool:
         return False
 
 
-def make_directory(directory: Path) -> None:
-    """Make a directory and its parents, closed to other users; those there stay as they are."""
+def make_directory(directory: Path, root: Path | None = None) -> None:
+    """Make a directory and its parents, closed to other users; those there stay as they are.
+
+    Raises `OSError` too where a link in its path leads out of ``root``.
+    """
+    if root is not None and not is_inside(directory, root):
+        raise OSError(errno.EPERM, f"a link that leads out of {root}", str(directory))
     if directory.is_dir():
         return
     if directory != directory.parent:
@@ -164,7 +207,7 @@ def move_aside(directory: Path, obstacles: list[tuple[Path, Mark]]) -> None:
     if not obstacles:
         return
     folder = directory / FOREIGN
-    make_directory(folder)
+    make_directory(folder, directory)
     suffix = _unused_suffix(folder, [path.name for path, _ in obstacles])
     for path, mark in obstacles:
         with contextlib.suppress(FileNotFoundError):  # somebody else was faster
@@ -183,7 +226,8 @@ def _unused_suffix(folder: Path, names: list[str]) -> str:
 
 
 def keep_newest(folder: Path, number: int) -> None:
-    kept = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    """Remove the oldest of our files in a folder; what others have put there is not counted."""
+    kept = [path for path in folder.glob("[!.]*.json") if path.is_file() and not path.is_symlink()]
     kept.sort(key=lambda path: (path.stat().st_mtime_ns, path.name))
     for path in kept[:-number]:
         path.unlink(missing_ok=True)

@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from warmup_plugin.files import (
     Mark,
+    exposed,
+    is_inside,
     keep_newest,
     locked,
     make_directory,
@@ -92,17 +94,41 @@ class _Found(NamedTuple):
 
 
 class Store:
-    """The files of one identity; without a directory, memory only for the `reason` given."""
+    """The files of one identity; without a directory, memory only for the `reason` given.
+
+    No link is followed out of the `root`, which is the directory itself where none is given.
+    """
 
     def __init__(
-        self, directory: Path | None, settings: Settings, *, reason: str = "no directory"
+        self,
+        directory: Path | None,
+        settings: Settings,
+        *,
+        root: Path | None = None,
+        reason: str = "no directory",
     ) -> None:
         self.directory = directory
+        self._root = root or directory or Path("/")
         self._limit = settings.table_bytes
         self._num_reports = settings.reports
         self._mode = settings.mode
         self._reason = reason
         self._has_warned = False
+        self._warning = ""
+        if directory is not None and (why := self._unsafe(directory, settings)):
+            self.directory, self._reason = None, self._warn(f"{why}; nothing is read or kept there")
+
+    def _unsafe(self, directory: Path, settings: Settings) -> str:
+        """Return why this directory must not be used, or an empty string."""
+        if not is_inside(directory, self._root):
+            return f"{directory}: a link that leads out of {self._root}"
+        place = exposed(directory, self._root)
+        if place is None:
+            return ""
+        if settings.require_private:
+            return f"{place}: every user may write there (WARMUP_PLUGIN_REQUIRE_PRIVATE)"
+        self._warning = f"{place}: every user may write there, and so choose the kernels that run"
+        return ""
 
     def read(self, stamp: Mapping[str, str], *, identity: str | None = None) -> Reading:
         """Read every table made under `stamp`; move what is of no use to `foreign/`.
@@ -120,6 +146,10 @@ class Store:
                 warnings=[self._warn(f"{said(error, self.directory)}; nothing is kept on disk")]
             )
         reading = Reading(writable=self._mode == "on" and takes_files(self.directory))
+        if self._warning:
+            reading.warnings.append(self._warning)
+            logger.warning("warmup-plugin: %s", self._warning)
+            self._warning = ""
         if self._mode == "on" and not reading.writable:
             warning = f"{self.directory}: not writable; used as it is, nothing will be added"
             reading.warnings.append(self._warn(warning))
@@ -146,7 +176,7 @@ class Store:
         if self._mode != "on":
             return NotPublished(f"mode is {self._mode}")
         try:
-            make_directory(self.directory)
+            make_directory(self.directory, self._root)
             with locked(self.directory):
                 published = self._publish(self.directory, Part(table, manifest, name))
                 if isinstance(published, Published):
@@ -168,12 +198,27 @@ class Store:
             found = [(path, mark_of(path.stat())) for path in paths if path.exists()]
             move_aside(self.directory, found)
 
+    def disown(self, reason: str) -> None:
+        """Move all manifests away: nobody vouches for these tables any more, whoever wrote them.
+
+        Never raises `OSError`; what cannot be moved stays.
+        """
+        if self.directory is None or self._mode != "on":
+            return
+        with contextlib.suppress(OSError):
+            names = filter(None, (parse_table_name(p.name) for p in self.directory.iterdir()))
+            paths = [self.directory / manifest_name(*name) for name in names]
+            found = [(path, mark_of(path.stat())) for path in paths if path.exists()]
+            if found:
+                self._warn(f"{self.directory}: its manifests are set aside: {reason}")
+            move_aside(self.directory, found)
+
     def leave_mark(self, name: str) -> bool:
         """Put an empty file of that name here, for other nodes to see; False where it cannot be."""
         if self.directory is None or self._mode != "on":
             return False
         with contextlib.suppress(OSError):
-            make_directory(self.directory)
+            make_directory(self.directory, self._root)
             write_files({self.directory / f".{name}.mark": b""})
             return True
         return False
@@ -199,7 +244,7 @@ class Store:
             return NotPublished(self._reason if self.directory is None else "no reports are kept")
         folder = self.directory / REPORTS
         try:
-            make_directory(folder)
+            make_directory(folder, self.directory)
             write_files({folder / name: data})
             keep_newest(folder, self._num_reports)
         except OSError as error:
@@ -219,8 +264,8 @@ class Store:
     def _find_once(
         self, directory: Path, source: Source, stamp: Mapping[str, str], identity: str | None
     ) -> _Found:
-        table_file = read_file(directory / table_name(*source), self._limit)
-        manifest_file = read_file(directory / manifest_name(*source), self._limit)
+        table_file = read_file(directory / table_name(*source), self._limit, self._root)
+        manifest_file = read_file(directory / manifest_name(*source), self._limit, self._root)
         table = _judge_table(table_file.content, stamp, self._limit)
         if isinstance(table, Miss):
             obstacles = [*obstacle(table_file), *obstacle(manifest_file)]

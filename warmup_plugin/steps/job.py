@@ -209,15 +209,15 @@ def _hello(options: Options) -> Word:
 
 def _place(job: Job) -> None:
     """Find the directory, and hand it to the first rank of each node; without one, memory only."""
-    options, directory = job.options, None
+    options, directory, root = job.options, None, None
     roots: dict[str, Any] = {"argument": options.root, "engine_root": options.engine_root}
     try:
         job.placement = resolve(
             options.settings, job.identity.digest, version=probe.version(),
             arch=environment.architecture(), environ=os.environ, **roots,
         )  # fmt: skip
-        directory = job.placement.directory
+        directory, root = job.placement.directory, job.placement.root
     except PlacementError as error:
         job.warn(f"memory only: {error}")
     if job.shares and job.meeting.rank in job.word["writers"]:
-        job.store = Store(directory, options.settings)
+        job.store = Store(directory, options.settings, root=root)

@@ -177,7 +177,7 @@ def _build(job: Job, survey: Survey, work: Work, shared: Shared) -> dict[str, st
         for name in sorted(new - work.outcomes.keys()):
             task = survey.tasks.get(name)
             entry = shared.entry_of(task) if task is not None else None
-            if task is None or entry is None:
+            if task is None or entry is None or work.fit.get(name) == entry:
                 continue
             limit.begins(task)
             job.meeting.note("prepare", task.label)

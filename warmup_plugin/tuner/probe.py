@@ -275,6 +275,20 @@ def look_up(
         tuner.is_tuning_mode = mode
 
 
+def accepts(runner: Any, inputs: list[Any], tactic: Any) -> bool:
+    """Return whether a runner still offers a tactic, where it can tell (`validate_tactic`).
+
+    As FlashInfer asks at a lookup (`_tactic_still_valid`, from 0.7.0 on): raising is a refusal too.
+    """
+    validate = getattr(runner, "validate_tactic", None)
+    if validate is None:
+        return True
+    try:
+        return bool(validate(inputs, tactic))
+    except Exception:  # noqa: BLE001  # whatever a runner raises
+        return False
+
+
 def store_or_policy_in_force(tuner: Any) -> str:
     """Return why winners would not go to the tuner's plain memory, or an empty string."""
     if getattr(tuner, "_active_managed_store", None) is not None:

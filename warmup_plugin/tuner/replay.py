@@ -147,26 +147,54 @@ def narrow(config: Any, buckets: tuple[int, ...]) -> Any:
     return replace(config, dynamic_tensor_specs=specs)
 
 
-def prepare(task: Task, entry: Entry) -> None:
+class RefusedError(ValueError):
+    """A stored tactic that its runner does not offer."""
+
+
+def prepare(task: Task, entry: Entry, *, at_bucket: bool = True) -> None:
     """Run a winner once, untimed, outside tuning mode, so that it is built before it serves.
 
-    Raises whatever the runner raises: that winner cannot be served on this rank.
+    At its bucket, and at the size of the recorded call if that is served by this task, too: a
+    tactic need not take every size between two buckets. Raises `RefusedError` where its runner is
+    not there or refuses the tactic, and whatever it raises: that winner cannot be served here.
     """
     tuner, call = probe.tuner(), task.call
-    runner = next(r for r in call.runners if type(r).__name__ == entry.runner)
-    profile = probe.profiles(tuner, narrow(call.config, task.buckets), call.inputs)[0]
-    with _as_recorded(call):
-        inputs = probe.synthesise(tuner, profile, call.inputs, call.config)
-        runner(inputs, tactic=entry.tactic, **call.kwargs)
+    runner = next((r for r in call.runners if type(r).__name__ == entry.runner), None)
+    if runner is None:
+        raise RefusedError(f"no runner is called {entry.runner!r}")
+    sizes = [task.buckets] if at_bucket else []
+    own = task.recorded_buckets()
+    if own != task.buckets and probe.nearest_profile(
+        _shapes(call.inputs), call.config
+    ) == probe.nearest_profile(task.shapes, call.config):
+        sizes.append(own)
+    for size in sizes:
+        profile = probe.profiles(tuner, narrow(call.config, size), call.inputs)[0]
+        with _as_recorded(call):
+            inputs = probe.synthesise(tuner, profile, call.inputs, call.config)
+            if not probe.accepts(runner, inputs, entry.tactic):
+                raise RefusedError(f"{entry.runner} does not offer tactic {entry.tactic!r}")
+            runner(inputs, tactic=entry.tactic, **call.kwargs)
+
+
+def _shapes(inputs: list[Any]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(x.shape) if isinstance(x, torch.Tensor) else (0,) for x in inputs)
 
 
 def served(task: Task) -> tuple[str, Tactic] | None:
     """Return what the tuner serves for a task outside tuning: (runner class, tactic), or None."""
-    call = task.call
+    call, tuner = task.call, probe.tuner()
     with _as_recorded(call):
-        found, index, tactic, _ = probe.tuner().search_cache(
+        found, index, tactic, _ = tuner.search_cache(
             call.op, call.runners, task.shapes, call.config, inputs=call.inputs
         )
+        if not found and any(hasattr(runner, "validate_tactic") for runner in call.runners):
+            # Asked with stand-ins, which are of another size and have no storage.
+            profile = probe.profiles(tuner, narrow(call.config, task.buckets), call.inputs)[0]
+            inputs = probe.synthesise(tuner, profile, call.inputs, call.config)
+            found, index, tactic, _ = tuner.search_cache(
+                call.op, call.runners, task.shapes, call.config, inputs=inputs
+            )
     return (type(call.runners[index]).__name__, canonical_tactic(tactic)) if found else None
 
 

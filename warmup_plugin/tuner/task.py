@@ -22,7 +22,8 @@ from warmup_plugin.table import Tactic
 
 Shapes = tuple[tuple[int, ...], ...]
 #: ``default`` and ``unstable`` are known, without a winner: nothing is tuned or stored.
-State = Literal["known", "default", "unstable", "missing", "unshared"]
+#: ``refused``: the entry that answers it cannot be used; as good as missing, on every rank.
+State = Literal["known", "default", "unstable", "missing", "unshared", "refused"]
 
 #: How many further runners with the same key and other numbers are kept to compare candidates.
 MOST_RIVALS = 3
@@ -66,6 +67,13 @@ class Task:
     served: tuple[str, Tactic] | None = None
     is_agreed: bool = False
     rivals: tuple[Call, ...] = ()
+
+    def recorded_buckets(self) -> tuple[int, ...]:
+        """Return the sizes of the dynamic dimensions of the recorded call, one per spec."""
+        specs, inputs = self.call.config.dynamic_tensor_specs, self.call.inputs
+        first = ((spec.input_idx[0], spec.dim_idx[0]) for spec in specs)
+        sizes = (tuple(getattr(inputs[index], "shape", (0,)))[dim] for index, dim in first)
+        return tuple(sizes)
 
     @property
     def label(self) -> str:
