@@ -148,7 +148,7 @@ def decide_agree(words: Words) -> Word:
 
 
 def _heading(word: Word) -> Word:
-    names = ("table", "manifest", "defaults", "complete", "trusted")
+    names = ("table", "manifest", "defaults", "complete", "trusted", "vouched")
     return {name: word[name] for name in names}
 
 
@@ -182,7 +182,7 @@ def decide_survey(words: Words) -> Word:
         ops = {word["last_answered"] for word in words.values()}
         is_the_op = len(errors) == len(words) and len(ops) == 1 and ops != {""}
         found: Word = {"go": "rerun", "op": ops.pop()} if is_the_op else {"go": "abort"}
-        found["distrust"] = any(word["used_stored"] for word in words.values())
+        found["distrust"] = any(word.get("stored") for word in words.values())
         return {**found, "rank": rank, "reason": errors[rank], **skips}
     if any(word["missing"] or word["unshared"] or word["heal"] for word in words.values()):
         return {"go": "plan", "reason": "", **skips}

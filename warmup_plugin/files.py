@@ -14,7 +14,7 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -111,6 +111,14 @@ def obstacle(file: File) -> list[tuple[Path, Mark]]:
     return [(file.path, file.mark)] if file.mark else []
 
 
+def is_marked(path: Path, mark: Mark | None) -> bool:
+    """Return whether this is still that file; for None, whether there is still none."""
+    try:
+        return mark_of(path.stat()) == mark
+    except OSError:
+        return mark is None
+
+
 def mark_of(status: os.stat_result) -> Mark:
     return Mark(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
@@ -164,16 +172,22 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def write_files(files: Mapping[Path, bytes]) -> None:
+def write_files(
+    files: Mapping[Path, bytes], is_current: Callable[[], bool] = lambda: True
+) -> dict[Path, Mark]:
     """Put files of one directory in place, each whole and none before all are on the disk.
 
-    Raises `OSError`, leaving nothing behind that was not there.
+    Returns which files they are; none where `is_current` says, at the last moment, that what they
+    were made from has changed. Raises `OSError`, leaving nothing behind that was not there.
     """
     unique = f"{os.uname().nodename}.{os.getpid()}.{secrets.token_hex(4)}"
     temporary = {path: path.with_name(f".{path.name}.{unique}.tmp") for path in files}
     try:
-        for path, data in files.items():
-            _write_new(temporary[path], data)
+        marks = {path: _write_new(temporary[path], data) for path, data in files.items()}
+        if not is_current():
+            for path in temporary.values():
+                path.unlink()
+            return {}
         for path in files:
             temporary[path].replace(path)
             _sync_directory(path.parent)
@@ -182,14 +196,16 @@ def write_files(files: Mapping[Path, bytes]) -> None:
             with contextlib.suppress(OSError):
                 path.unlink()
         raise
+    return marks
 
 
-def _write_new(path: Path, data: bytes) -> None:
+def _write_new(path: Path, data: bytes) -> Mark:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags, 0o644), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+        return mark_of(os.fstat(file.fileno()))
 
 
 def _sync_directory(directory: Path) -> None:

@@ -168,6 +168,6 @@ def _certify_skipped(job: Job, agreed: Agreed) -> WarmupReport:
 @contextlib.contextmanager
 def _unguarded(job: Job) -> Iterator[None]:
     """Let FlashInfer tune inside the body, as without this package, and meet afterwards."""
-    with job.timed("unguarded"), job.meeting.in_forward(), job.options.tuning_context():
+    with job.timed("unguarded"), job.in_forward(), job.options.tuning_context():
         yield
     job.meeting.meet("unguarded", {}, lambda _words: {"go": "on"})

@@ -74,7 +74,7 @@ def _new_survey(job: Job, agreed: Agreed) -> Survey:
         is_default=frozenset(agreed.word.get("defaults", ())).__contains__,
         restore=job.installed.restore,
         entries=agreed.table.entries,
-        is_vouched=agreed.word["go"] == "none" or bool(agreed.word["trusted"]),
+        is_vouched=agreed.word["go"] == "none" or bool(agreed.word["vouched"]),
     )  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def _new_survey(job: Job, agreed: Agreed) -> Survey:
 def _recording(job: Job, survey: Survey) -> Iterator[None]:
     with (
         job.timed("survey"),
-        job.meeting.in_forward(),
+        job.in_forward(),
         job.options.tuning_context(),
         survey.intercept(),
     ):
@@ -97,7 +97,7 @@ def _compare(
         "error": f"{type(error).__name__}: {error}"[:1000] if error else "",
         "last_answered": survey.last_answered,
         "missing": states.count("missing") + states.count("refused"),
-        "used_stored": survey.has_used_stored,
+        "stored": survey.last_was_stored,
         "unshared": states.count("unshared"),
         "skipped": sorted(survey.skipped),
         "ops": sorted({task.op for task in survey.tasks.values()}),

@@ -76,6 +76,7 @@ class Held:
             "defaults": list(manifest.known_defaults) if manifest else [],
             "complete": self.is_complete(engine),
             "trusted": manifest is not None and not self.loose and self.is_whole,
+            "vouched": manifest is not None and not self.loose,
             "warnings": self.warnings,
         }
 
@@ -142,7 +143,7 @@ class Agreed:
 
     def distrust(self) -> None:
         """Take all entries for somebody else's: they are tried before they are used."""
-        self.word = {**self.word, "trusted": False}
+        self.word = {**self.word, "trusted": False, "vouched": False}
         self.loose = frozenset(self.table.entries)
 
     @property

@@ -316,6 +316,17 @@ def is_tuning(tuner: Any) -> bool:
     return bool(getattr(tuner, "is_tuning_mode", False))
 
 
+def fallbacks(tuner: Any) -> list[str] | None:
+    """Return the op of each shape that has fallen back to the default since the tuner was cleared.
+
+    FlashInfer notes them itself, to warn once of each: outside tuning, where the op has entries but
+    none for the shape. Its public `stats.cache_misses` exists and is never counted up (0.6.11 to
+    0.7.2). None where the release keeps no such note.
+    """
+    noted = getattr(tuner, "_logged_cache_miss_oor", None)
+    return None if noted is None else [op for op, _ in list(noted)]
+
+
 def open_contexts(tuner: Any) -> int:
     """Return how many tuning contexts are open in this process."""
     return int(tuner._active_tuning_contexts)

@@ -77,7 +77,7 @@ class Survey:
         self._restore = restore
         self._entries = entries
         self._is_vouched = is_vouched
-        self.has_used_stored = False
+        self.has_used_stored = self.last_was_stored = False
         self._tuner = probe.tuner()
         self._original = type(self._tuner).choose_one
         self._lock = threading.RLock()
@@ -103,8 +103,11 @@ class Survey:
 
     def distrust(self) -> None:
         """Run no stored tactic in the forward from now on: one of them may have made it fail."""
-        self._is_vouched = False
-        self.has_used_stored = False
+        self._is_vouched = self.has_used_stored = self.last_was_stored = False
+        # The next forward records all anew: of what was vouched for nothing need be kept.
+        for noted in (self.tasks, self.adopted, self._seen, self._task_of_key):
+            noted.clear()
+        self._switches_of_key.clear()
 
     def pass_through(self, op: str, reason: str) -> None:
         """Leave an op alone from now on; what was recorded of it is dropped."""
@@ -163,7 +166,8 @@ class Survey:
         found, index, tactic = probe.look_up(
             self._tuner, op, runners, _shapes(inputs), config, inputs=inputs
         )
-        self.has_used_stored |= bool(found)
+        self.last_was_stored = bool(found)
+        self.has_used_stored |= self.last_was_stored
         return (runners[index], tactic) if found else (runners[0], -1)
 
     def _why_not(self, op: str, runners: list[Any], kwargs: Mapping[str, Any]) -> str:
