@@ -529,17 +529,20 @@ def own_cache(here: Here) -> None:
 
 
 def capture(here: Here) -> None:
-    """Capture a CUDA graph while the forward runs, as far as FlashInfer can tell."""
-    forward = here.forward
+    """Capture a CUDA graph while ops are called, as far as FlashInfer can tell.
 
-    def captured() -> object:
+    Not the collective one: it is FlashInfer's to tune in the forward, which it refuses in a graph.
+    """
+    choose = here.engine.ops.choose
+
+    def captured(*args: Any, **kwargs: Any) -> Any:
         host_clock._clock.capturing = True
         try:
-            return forward()
+            return choose(*args, **kwargs)
         finally:
             host_clock._clock.capturing = False
 
-    here.forward = captured
+    vars(here.engine.ops).update(choose=captured)
 
 
 def forget_symbol(_here: Here, name: str) -> None:

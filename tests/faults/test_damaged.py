@@ -172,7 +172,7 @@ def test_a_table_cut_at_each_offset(tmp_path: Path, healthy: Path, step: int) ->
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("number", range(1, 8))
+@pytest.mark.parametrize("number", range(1, 9))
 def test_thousands_of_damaged_files(
     number: int, tmp_path: Path, healthy: Path, record_property: Callable[[str, object], None]
 ) -> None:
