@@ -532,7 +532,7 @@ def everyone(do: str, **more: Any) -> Faults:
     return lambda size: ({"do": do, "on": tuple(range(size)), **more},)
 
 
-ROWS = (
+_ROWS = (
     Row(
         number="F1",
         injected="one node has the table, the other node's directory is empty",
@@ -991,6 +991,8 @@ ROWS = (
         two_nodes=True, job={"local_ranks": (0, 1, 2, 3)}, check=agrees,
     ),
 )  # fmt: skip
+
+ROWS = tuple(sorted(_ROWS, key=lambda row: int(row.number[1:])))
 
 #: By layout, then by the shape that a row makes of it: the cases that run at once.
 TABLES: dict[str, dict[tuple[tuple[str, int], ...], dict[int, dict[str, Any]]]] = {}
