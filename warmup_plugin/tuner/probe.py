@@ -275,6 +275,20 @@ def look_up(
         tuner.is_tuning_mode = mode
 
 
+def accepts(runner: Any, inputs: list[Any], tactic: Any) -> bool:
+    """Return whether a runner still offers a tactic, where it can tell (`validate_tactic`).
+
+    As FlashInfer asks at a lookup (`_tactic_still_valid`, from 0.7.0 on): raising is a refusal too.
+    """
+    validate = getattr(runner, "validate_tactic", None)
+    if validate is None:
+        return True
+    try:
+        return bool(validate(inputs, tactic))
+    except Exception:  # noqa: BLE001  # whatever a runner raises
+        return False
+
+
 def store_or_policy_in_force(tuner: Any) -> str:
     """Return why winners would not go to the tuner's plain memory, or an empty string."""
     if getattr(tuner, "_active_managed_store", None) is not None:
@@ -300,6 +314,17 @@ def tuning_context(*, memory_only_v2: bool) -> Any:
 def is_tuning(tuner: Any) -> bool:
     """Return whether a tuning context is open in this process."""
     return bool(getattr(tuner, "is_tuning_mode", False))
+
+
+def fallbacks(tuner: Any) -> list[str] | None:
+    """Return the op of each shape that has fallen back to the default since the tuner was cleared.
+
+    FlashInfer notes them itself, to warn once of each: outside tuning, where the op has entries but
+    none for the shape. Its public `stats.cache_misses` exists and is never counted up (0.6.11 to
+    0.7.2). None where the release keeps no such note.
+    """
+    noted = getattr(tuner, "_logged_cache_miss_oor", None)
+    return None if noted is None else [op for op, _ in list(noted)]
 
 
 def open_contexts(tuner: Any) -> int:

@@ -63,10 +63,10 @@ def tune(
     assert probe.open_contexts(tuner) == 0, "a tuning context is open in step 5"
     if empty:
         probe.clear(tuner)
-    ordered = sorted(tasks, key=lambda task: task.recorded().memory_only_v2)
+    ordered = sorted(tasks, key=_is_v2)
     try:
         with probe.no_process_group():
-            for v2, group in itertools.groupby(ordered, key=lambda task: task.recorded().memory_only_v2):
+            for v2, group in itertools.groupby(ordered, key=_is_v2):
                 with probe.tuning_context(memory_only_v2=v2):
                     for task in group:
                         if stop():
@@ -75,6 +75,10 @@ def tune(
                         yield _tune_one(tuner, task, seen)
     finally:
         probe.forget_profiles(tuner)
+
+
+def _is_v2(task: Task) -> bool:
+    return task.recorded().memory_only_v2
 
 
 def _tune_one(tuner: Any, task: Task, seen: Observations) -> Outcome:
@@ -147,17 +151,38 @@ def narrow(config: Any, buckets: tuple[int, ...]) -> Any:
     return replace(config, dynamic_tensor_specs=specs)
 
 
-def prepare(task: Task, entry: Entry) -> None:
+class RefusedError(ValueError):
+    """A stored tactic that its runner does not offer."""
+
+
+def prepare(task: Task, entry: Entry, *, at_bucket: bool = True) -> None:
     """Run a winner once, untimed, outside tuning mode, so that it is built before it serves.
 
-    Raises whatever the runner raises: that winner cannot be served on this rank.
+    At its bucket, and at the size of the recorded call if that is served by this task, too: a
+    tactic need not take every size between two buckets. Raises `RefusedError` where its runner is
+    not there or refuses the tactic, and whatever it raises: that winner cannot be served here.
     """
     tuner, call = probe.tuner(), task.recorded()
-    runner = next(r for r in call.runners if type(r).__name__ == entry.runner)
-    profile = probe.profiles(tuner, narrow(call.config, task.buckets), call.inputs)[0]
-    with _as_recorded(call):
-        inputs = probe.synthesise(tuner, profile, call.inputs, call.config)
-        runner(inputs, tactic=entry.tactic, **call.kwargs)
+    runner = next((r for r in call.runners if type(r).__name__ == entry.runner), None)
+    if runner is None:
+        raise RefusedError(f"no runner is called {entry.runner!r}")
+    sizes = [task.buckets] if at_bucket else []
+    own = task.recorded_buckets()
+    if own != task.buckets and probe.nearest_profile(
+        _shapes(call.inputs), call.config
+    ) == probe.nearest_profile(task.shapes, call.config):
+        sizes.append(own)
+    for size in sizes:
+        profile = probe.profiles(tuner, narrow(call.config, size), call.inputs)[0]
+        with _as_recorded(call):
+            inputs = probe.synthesise(tuner, profile, call.inputs, call.config)
+            if not probe.accepts(runner, inputs, entry.tactic):
+                raise RefusedError(f"{entry.runner} does not offer tactic {entry.tactic!r}")
+            runner(inputs, tactic=entry.tactic, **call.kwargs)
+
+
+def _shapes(inputs: list[Any]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(x.shape) if isinstance(x, torch.Tensor) else (0,) for x in inputs)
 
 
 def served(task: Task) -> tuple[str, Tactic] | None:
@@ -165,12 +190,20 @@ def served(task: Task) -> tuple[str, Tactic] | None:
 
     Where no call is kept to ask with: what it has loaded under the task's file keys.
     """
-    if (call := task.call) is None:
-        return probe.loaded_answer(probe.tuner(), task.keys)
+    call, tuner = task.call, probe.tuner()
+    if call is None:
+        return probe.loaded_answer(tuner, task.keys)
     with _as_recorded(call):
-        found, index, tactic, _ = probe.tuner().search_cache(
+        found, index, tactic, _ = tuner.search_cache(
             call.op, call.runners, task.shapes, call.config, inputs=call.inputs
         )
+        if not found and any(hasattr(runner, "validate_tactic") for runner in call.runners):
+            # Asked with stand-ins, which are of another size and have no storage.
+            profile = probe.profiles(tuner, narrow(call.config, task.buckets), call.inputs)[0]
+            inputs = probe.synthesise(tuner, profile, call.inputs, call.config)
+            found, index, tactic, _ = tuner.search_cache(
+                call.op, call.runners, task.shapes, call.config, inputs=inputs
+            )
     return (type(call.runners[index]).__name__, canonical_tactic(tactic)) if found else None
 
 

@@ -22,7 +22,8 @@ from warmup_plugin.table import Tactic
 
 Shapes = tuple[tuple[int, ...], ...]
 #: ``default`` and ``unstable`` are known, without a winner: nothing is tuned or stored.
-State = Literal["known", "default", "unstable", "missing", "unshared"]
+#: ``refused``: the entry that answers it cannot be used; as good as missing, on every rank.
+State = Literal["known", "default", "unstable", "missing", "unshared", "refused"]
 
 #: How many further runners with the same key and other numbers are kept to compare candidates.
 MOST_RIVALS = 3
@@ -72,6 +73,14 @@ class Task:
         """Return the call, of a task that is to be replayed."""
         assert self.call is not None, f"{self.label}: no call was kept"
         return self.call
+
+    def recorded_buckets(self) -> tuple[int, ...]:
+        """Return the sizes of the dynamic dimensions of the recorded call, one per spec."""
+        call = self.recorded()
+        specs, inputs = call.config.dynamic_tensor_specs, call.inputs
+        first = ((spec.input_idx[0], spec.dim_idx[0]) for spec in specs)
+        sizes = (tuple(getattr(inputs[index], "shape", (0,)))[dim] for index, dim in first)
+        return tuple(sizes)
 
     @property
     def label(self) -> str:
