@@ -19,7 +19,7 @@ Spoil = Callable[[Sequence[Path]], None]
 Verdicts = tuple[str, str]
 
 BOUND = {"WARMUP_PLUGIN_GRACE_S": "1", "WARMUP_PLUGIN_SILENCE_S": "3"}
-NEVER_OURS = ("hang", "crash", "fails in serving")
+NEVER_OURS = ("hang", "crash", "disagree", "fails in serving")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,7 @@ class Row:
     has_nowhere: bool = False
     is_left_alone: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    per_rank: Callable[[int, Path], Mapping[str, Any]] = lambda _rank, _root: {}
 
 
 def last(change: Callable[[bytes], bytes] | None) -> Spoil:
@@ -128,9 +129,11 @@ def verdict(start: Any, *, is_ours: bool) -> str:
     if start.errors:
         return "ends" if is_ours else "crash"
     told = "tunes" if sum(start.timed) else "warm"
+    if any(rank.get("serving") for rank in start.ranks):
+        return f"{told}, fails in serving"
     if start.disputed:
         return f"{told}, ranks disagree"
-    return f"{told}, some on defaults" if _defaults(start) else told
+    return f"{told}, on defaults" if _defaults(start) else told
 
 
 def _defaults(start: Any) -> list[str]:
@@ -157,8 +160,7 @@ def table(rows: Sequence[Row], engine: str) -> str:
 
 
 def _cell(word: str) -> str:
-    is_bad = any(bad in word for bad in (*NEVER_OURS, "disagree"))
-    return f"**{word}**" if is_bad else word
+    return f"**{word}**" if any(bad in word for bad in NEVER_OURS) else word
 
 
 def page(path: Path, rows: Sequence[Row], engine: str, begin: str, end: str) -> str:

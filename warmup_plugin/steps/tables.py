@@ -77,6 +77,7 @@ class Held:
             "defaults": list(manifest.known_defaults) if manifest else [],
             "complete": self.is_complete(engine),
             "trusted": manifest is not None and not self.loose and self.is_whole,
+            "vouched": manifest is not None and not self.loose,
             "warnings": self.warnings,
         }
 
@@ -115,8 +116,10 @@ def _with_borrowed(job: Job, held: Held, own: list[Part], kept: Mapping[str, Ent
     options, claimed = job.options, set(held.table.entries if held.table else ())
     for record in (held.manifest.tasks if held.manifest else {}).values():
         claimed.update(key for keys in record.keys for key in keys)
-    directory = job.placement.directory if job.placement else None
-    found = borrow(directory, options.others, job.stamp, options.settings, kept).without(claimed)
+    place = job.placement
+    directory, root = (place.directory, place.root) if place else (None, None)
+    found = borrow(directory, options.others, job.stamp, options.settings, root=root, kept=kept)
+    found = found.without(claimed)
     if held.manifest is not None:
         found = found.without(refused(held.manifest, found.entries))
     if not found.entries:
@@ -145,6 +148,11 @@ class Agreed:
     def may_skip(self) -> bool:
         """Return whether this table, complete and ours, may spare the forward."""
         return bool(self.word["go"] == "one" and self.word["complete"] and self.word["trusted"])
+
+    def distrust(self) -> None:
+        """Take all entries for somebody else's: they are tried before they are used."""
+        self.word = {**self.word, "trusted": False, "vouched": False}
+        self.loose = frozenset(self.table.entries)
 
     @property
     def needs_healing(self) -> bool:

@@ -115,17 +115,17 @@ ROWS: tuple[Row, ...] = (
     Row(
         number="vi", fault="rank 0 raises in `get_valid_tactics`, its process stays",
         is_cold=True, options={"fault": "get_valid_tactics+linger@0"},
-        alone=("hang", "tunes"), ours=("tunes, some on defaults", "warm, some on defaults"),
+        alone=("hang", "tunes"), ours=("tunes, on defaults", "warm, on defaults"),
     ),
     Row(
         number="vi-b", fault="rank 1 runs out of memory in a preparation", is_cold=True,
         options={"fault": "out_of_memory@1"},
-        alone=("tunes, some on defaults", "tunes"), ours=TUNES,
+        alone=("tunes, on defaults", "tunes"), ours=TUNES,
     ),
     Row(
         number="vii", fault="a tactic raises on rank 1 only", is_cold=True, is_lasting=True,
         options={"fault": "tactic@1"}, alone=TUNES,
-        ours=("tunes, some on defaults", "warm, some on defaults"),
+        ours=("tunes, on defaults", "warm, on defaults"),
     ),
     Row(
         number="vii-c", fault="an op cannot run on FlashInfer's default", is_cold=True,
@@ -156,19 +156,19 @@ ROWS: tuple[Row, ...] = (
     Row(
         number="xi", fault="a file names a tactic that there is not",
         spoil=last(entries(faults.no_such_tactic)),
-        alone=TUNES, ours=("warm, some on defaults", "tunes"), adopted=WARM,
+        alone=TUNES, ours=("warm, on defaults", "tunes"), adopted=WARM,
     ),
     Row(
         number="xi-b", fault="all files do", spoil=every(entries(faults.no_such_tactic)),
-        alone=("crash", "crash"), ours=("warm, some on defaults", "tunes"),
-        adopted=("warm, some on defaults", "tunes"),
+        alone=("crash", "crash"), ours=("warm, on defaults", "tunes"),
+        adopted=("warm, on defaults", "tunes"),
     ),
     Row(
         number="xi-c", fault="all files name the default, which is slower",
         spoil=every(entries(faults.default_tactic)),
-        alone=("warm, some on defaults", "warm, some on defaults"),
-        ours=("warm, some on defaults", "warm, some on defaults"),
-        adopted=("warm, some on defaults", "warm, some on defaults"),
+        alone=("warm, on defaults", "warm, on defaults"),
+        ours=("warm, on defaults", "warm, on defaults"),
+        adopted=("warm, on defaults", "warm, on defaults"),
     ),
     Row(
         number="xii", fault="rank 1's forward has one op less", is_cold=True, is_lasting=True,

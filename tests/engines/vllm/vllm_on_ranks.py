@@ -150,7 +150,7 @@ def warm_up(spec: Spec) -> dict[str, Any]:
         "report": report and report.to_json(), "line": report and report.line(),
         "timed": counts.get("profile_single_kernel"), "counts": counts, "passes": runner.passes,
         "serving": runner.serve(), "served": runner.ops.served(), "lines": lines,
-        "seconds": seconds,
+        "seconds": seconds, "tokens": spec.tokens,
     }  # fmt: skip
 
 
