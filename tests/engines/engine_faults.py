@@ -45,8 +45,8 @@ def plant(spec: Any, root: Path) -> None:
         gemm.get_valid_tactics = _one_less(gemm.get_valid_tactics)
     if is_planted(spec, "out_of_memory"):
         gemm.forward = _out_of_memory(gemm.forward)
-    if is_planted(spec, "other_cublas"):
-        _other_cublas()
+    if is_planted(spec, "own_cublas"):
+        _own_cublas(spec.rank)
     if is_planted(spec, "unprivileged"):
         resolve(f"{UNPRIVILEGED}:give_up_overrides")()
     if "kill" in spec.fault:
@@ -98,15 +98,18 @@ def _out_of_memory(own: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
-def _other_cublas() -> None:
-    """Let this rank's environment stamp name another cuBLAS."""
+def _own_cublas(rank: int) -> None:
+    """Let this rank's environment stamp name a cuBLAS of its own; it is unknown without a GPU."""
     import importlib
     import sys
 
     tuner = importlib.import_module("flashinfer.autotuner").AutoTuner
     for module in (sys.modules[tuner.__module__], sys.modules["flashinfer.autotuner"]):
         own: Any = module.__dict__["_collect_metadata"]
-        module.__dict__["_collect_metadata"] = lambda own=own: {**own(), "cublas_version": "1.2.3"}
+        module.__dict__["_collect_metadata"] = lambda own=own: {
+            **own(),
+            "cublas_version": f"1.{rank}",
+        }
 
 
 def _kill_in_measurement(mark: Path, *, is_mine: bool) -> None:

@@ -76,7 +76,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         number="iii-c", fault="rank 1 has another cuBLAS", is_cold=True, is_lasting=True,
-        has_nowhere=True, is_left_alone=True, options={"fault": "other_cublas@1"},
+        has_nowhere=True, is_left_alone=True, options={"fault": "own_cublas"},
         alone=("tunes", "tunes"), ours=("tunes", "tunes"),
     ),
     Row(

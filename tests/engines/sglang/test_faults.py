@@ -65,7 +65,7 @@ def test_row(job: Callable[..., Any], row: Row, side: str) -> None:
         assert tables
         row.spoil(tables)
     before = found.own_files()
-    common["limit_s"] = BOUND_S if is_ours else HANG_S
+    common["limit_s"] = HANG_S if not is_ours and "hang" in row.alone else BOUND_S
     options = {**row.options, "env": {**BOUND, **row.options.get("env", {})}}
     lasting = options if row.is_lasting else {"env": BOUND}
 

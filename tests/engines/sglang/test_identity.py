@@ -124,8 +124,7 @@ def test_moved_by_cublas(job: Callable[..., Any]) -> None:
     engine = job(script="identity_elsewhere")
 
     one, other = (
-        _identity(engine, script="identity_elsewhere", fault=fault)
-        for fault in ("", "other_cublas")
+        _identity(engine, script="identity_elsewhere", fault=fault) for fault in ("", "own_cublas")
     )
 
     assert one[0] != other[0]
