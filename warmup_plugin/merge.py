@@ -23,7 +23,8 @@ Source = tuple[int, int, int]
 class Part:
     """One table, its manifest if a valid one is with it, and the (tp, pp, dp) of its name.
 
-    The bytes are those both were read from, empty where they are not from a file.
+    The bytes are those both were read from, empty where they are not from a file; ``path`` is the
+    table's file.
     """
 
     table: Table
@@ -31,6 +32,7 @@ class Part:
     source: Source
     table_bytes: bytes = field(default=b"", compare=False, repr=False)
     manifest_bytes: bytes = field(default=b"", compare=False, repr=False)
+    path: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from warmup_plugin.decide import decide_open
 from warmup_plugin.errors import PlacementError, RankLostError, SessionError, WarmupError
 from warmup_plugin.identity import Identity
 from warmup_plugin.paths import Placement, resolve
+from warmup_plugin.progress import Progress as ProgressLine
 from warmup_plugin.rendezvous import Alone, Meeting, Rendezvous, Word
 from warmup_plugin.settings import Settings
 from warmup_plugin.store import Store
@@ -82,6 +83,17 @@ class Job:
     logged: set[str] = field(default_factory=set)
     timeline: list[tuple[str, float, float]] = field(default_factory=list)
     failure: str = ""
+    #: For the receipt. ``zero``: when the first meeting was over, on the monotonic clock; ``spans``
+    #: of the steps count from there. ``read``: what became of each file. ``lenders``: borrowed
+    #: keys, by whom. ``waited``: for other engines. ``rows``, ``winners``: of all ranks, on rank 0.
+    zero: float = 0.0
+    spans: list[tuple[str, float, float]] = field(default_factory=list)
+    read: list[dict[str, Any]] = field(default_factory=list)
+    lenders: Mapping[str, str] = field(default_factory=dict)
+    waited: list[dict[str, Any]] = field(default_factory=list)
+    progress: ProgressLine = field(default_factory=lambda: ProgressLine(1))
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    winners: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def leads(self) -> bool:
@@ -114,11 +126,14 @@ class Job:
     def timed(self, step: str) -> Iterator[None]:
         """Add the body's time to a step, and tell the others that this rank is at it."""
         self.meeting.note(step)
+        self.progress.step(step)
         began = time.monotonic()
         try:
             yield
         finally:
-            self.seconds[step] = self.seconds.get(step, 0.0) + time.monotonic() - began
+            taken = time.monotonic() - began
+            self.seconds[step] = self.seconds.get(step, 0.0) + taken
+            self.spans.append((step, began - self.zero, taken))
 
     @contextlib.contextmanager
     def failing_as_data(self) -> Iterator[None]:
@@ -159,23 +174,31 @@ def open_job(options: Options) -> Iterator[Job]:
         try:
             job = _join(options, meeting, stack)
             job.seconds["open"] = time.monotonic() - began
+            job.spans.append(("open", began - job.zero, job.seconds["open"]))
             yield job
         except BaseException as error:
-            meeting.abandon(f"{type(error).__name__}: {error}"[:1000])
+            reason = f"{type(error).__name__}: {error}"[:1000]
+            meeting.abandon(reason)
             if job is not None:
+                job.progress.end("failed", reason)
                 job.installed.put_back()
             raise
 
 
 def _join(options: Options, meeting: Rendezvous, stack: contextlib.ExitStack) -> Job:
     word = meeting.meet("open", _hello(options), decide_open)
+    zero = time.monotonic()
     if word["go"] == "refuse":
         raise SessionError(word["reason"])
     job = Job(
         options=options, meeting=meeting, word=word, identity=Identity(word["factors"]),
         ops=options.ops or known_ops(probe.version()), stamp=probe.stamp(),
         installed=Installed.take_down(), seen=stack.enter_context(observe()), stack=stack,
+        zero=zero,
     )  # fmt: skip
+    is_first = meeting.rank in word["writers"]
+    path = options.settings.progress_file if is_first else None
+    job.progress = ProgressLine(meeting.rank, path=path)
     job.warn(*word["warnings"])
     if word["reason"]:
         job.warn(f"{word['go']}: {word['reason']}")
@@ -209,15 +232,19 @@ def _hello(options: Options) -> Word:
 
 def _place(job: Job) -> None:
     """Find the directory, and hand it to the first rank of each node; without one, memory only."""
-    options, directory = job.options, None
+    options, directory, layers = job.options, None, list[Path]()
     roots: dict[str, Any] = {"argument": options.root, "engine_root": options.engine_root}
+    parts: dict[str, Any] = {
+        "version": probe.version(), "arch": environment.architecture(), "environ": os.environ,
+    }  # fmt: skip
     try:
-        job.placement = resolve(
-            options.settings, job.identity.digest, version=probe.version(),
-            arch=environment.architecture(), environ=os.environ, **roots,
-        )  # fmt: skip
+        job.placement = resolve(options.settings, job.identity.digest, **roots, **parts)
         directory = job.placement.directory
+        layers = [
+            resolve(options.settings, job.identity.digest, argument=root, **parts).directory
+            for root in options.settings.layers
+        ]
     except PlacementError as error:
         job.warn(f"memory only: {error}")
     if job.shares and job.meeting.rank in job.word["writers"]:
-        job.store = Store(directory, options.settings)
+        job.store = Store(directory, options.settings, layers=layers)

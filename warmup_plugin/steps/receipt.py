@@ -13,10 +13,13 @@ import time
 from collections import Counter
 from collections.abc import Collection
 
-from warmup_plugin import __version__
+from warmup_plugin import __version__, metrics
+from warmup_plugin.files import said
+from warmup_plugin.liveness import own_card
 from warmup_plugin.rendezvous import Word
 from warmup_plugin.report import Agreement, WarmupReport
 from warmup_plugin.steps.job import Job, Options
+from warmup_plugin.steps.rows import waited
 from warmup_plugin.steps.share import Shared
 from warmup_plugin.steps.tune import Work
 from warmup_plugin.tuner import probe
@@ -65,14 +68,35 @@ def make_report(
         seconds=dict(job.seconds), timeline=tuple(job.timeline),
         bytes_sent=job.meeting.bytes_sent, bytes_received=job.meeting.bytes_received,
         warnings=tuple(job.warnings), at=time.time(),
+        read=tuple(job.read), adopted_from=_adopted_from(job, work),
+        ranks=tuple(job.rows), winners=tuple(job.winners),
+        waited=(*job.waited, *waited(job.rows)), process=own_card().to_json(),
+        factors=job.identity.factors if job.leads else {},
     )  # fmt: skip
+    job.progress.end("ready")
     if job.leads:
         logger.info(found.line())
+    if (path := options.settings.metrics_file) and job.meeting.rank in job.word["writers"]:
+        try:
+            metrics.write(path, found)
+        except OSError as error:
+            logger.warning("warmup-plugin: no metrics file: %s", said(error, path))
     if job.may_write and job.store is not None:
         name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}_rank{found.rank}.json"
         with job.failing_as_data():  # all ranks serve by now: nothing may end one of them
             job.store.write_report(json.dumps(found.to_json(), indent=1).encode(), name)
     return found
+
+
+def _adopted_from(job: Job, work: Work) -> dict[str, int]:
+    """Return how many of the job's tasks each other table answers; known to rank 0."""
+    held = set(work.plan.held)
+    tasks = {item.id: item.keys for items in work.inventories.values() for item in items}
+    found: Counter[str] = Counter()
+    for name in held & tasks.keys():
+        lenders = [job.lenders[key] for key in tasks[name] if key in job.lenders]
+        found[lenders[0] if lenders else "entries of this table that no manifest vouched for"] += 1
+    return dict(found)
 
 
 def _path(job: Job) -> str:

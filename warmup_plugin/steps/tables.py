@@ -17,7 +17,7 @@ from warmup_plugin.manifest import Manifest, parse_manifest, render_manifest
 from warmup_plugin.merge import Part, merge
 from warmup_plugin.rendezvous import Word, Words
 from warmup_plugin.steps.job import Job
-from warmup_plugin.store import Store
+from warmup_plugin.store import Store, told
 from warmup_plugin.table import Table, digest, parse_table, render_table
 
 _NO_LIMIT = 1 << 40  # these bytes were checked against their limits when they were read
@@ -96,6 +96,7 @@ def read(job: Job) -> Held:
 def _read(job: Job, store: Store) -> Held:
     reading = store.read(job.stamp, identity=job.identity.digest)
     job.logged |= {f"rank {job.meeting.rank}: {text}" for text in reading.warnings}
+    job.read = told(reading)
     warnings = [*reading.warnings, *(f"{p}: {miss.reason}" for p, miss in reading.misses)]
     held = Held(warnings=warnings)
     if reading.parts:
@@ -111,9 +112,12 @@ def _with_borrowed(job: Job, held: Held, own: list[Part]) -> Held:
     for record in (held.manifest.tasks if held.manifest else {}).values():
         claimed.update(key for keys in record.keys for key in keys)
     directory = job.placement.directory if job.placement else None
-    found = borrow(directory, options.others, job.stamp, options.settings).without(claimed)
+    layers = job.store.layers if job.store else ()
+    shelves = [path for path in (directory, *layers) if path is not None]
+    found = borrow(shelves, options.others, job.stamp, options.settings).without(claimed)
     if not found.entries:
         return held
+    job.lenders = found.lenders
     lent = Part(Table(job.stamp, found.entries), None, (0, 0, 0))
     union = Held.union([*own, lent], held.warnings, is_whole=held.is_whole)
     union.borrowed = found
