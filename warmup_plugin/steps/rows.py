@@ -8,19 +8,25 @@ rows can be laid beside each other without comparing clocks. They travel with th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from warmup_plugin.rendezvous import Word
 from warmup_plugin.steps.job import Job
 from warmup_plugin.steps.tune import Work
 from warmup_plugin.tuner.survey import Survey
+from warmup_plugin.tuner.task import Task
 
 #: Shorter waits are not told: every meeting has its last.
 WAIT_S = 0.01
 
 
-def row_of(job: Job, survey: Survey | None, work: Work) -> Word:
+#: From a task to its winner in the table in force, None where it has none.
+EntryOf = Callable[[Task], object]
+
+
+def row_of(job: Job, survey: Survey | None, work: Work, entry_of: EntryOf) -> Word:
     """Return this rank's row, with the winners that it has tuned."""
     return {
         "rank": job.meeting.rank,
@@ -30,6 +36,7 @@ def row_of(job: Job, survey: Survey | None, work: Work) -> Word:
         "inputs_synthesised": job.seen.inputs_synthesised,
         "bytes_sent": job.meeting.bytes_sent,
         "bytes_received": job.meeting.bytes_received,
+        "ops": by_op(what_became(survey, work, entry_of)),
         "winners": winners_of(job, survey, work),
     }
 
@@ -64,6 +71,45 @@ def collect(job: Job, words: Mapping[int, Word]) -> None:
         row = dict(words[rank].get("row", {}))
         job.winners += row.pop("winners", [])
         job.rows.append(row)
+
+
+def what_became(
+    survey: Survey | None, work: Work, entry_of: EntryOf | None
+) -> Counter[tuple[str, str]]:
+    """Return how many of this rank's tasks became what, by op and the report's words."""
+    adopted, tasks = frozenset(work.plan.held), survey.tasks.values() if survey else ()
+    return Counter((task.op, _became(task, work, adopted, entry_of)) for task in tasks)
+
+
+def _became(task: Task, work: Work, adopted: Collection[str], entry_of: EntryOf | None) -> str:
+    """Return what became of one task."""
+    outcome = work.outcomes.get(task.id)
+    if task.state == "unshared" or (outcome is not None and outcome.kind == "unshared"):
+        return "unshared"
+    if task.id in work.dropped:
+        return "default"
+    if outcome is not None:
+        return "tuned" if outcome.kind == "tuned" else "default"
+    if task.id in adopted:
+        return "adopted"
+    if task.state == "known":
+        return "from_cache"
+    return "received" if entry_of is not None and entry_of(task) else "default"
+
+
+def by_op(became: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
+    """Return the counts of each op."""
+    return {op: count(became, op) for op in sorted({op for op, _ in became})}
+
+
+def count(became: Counter[tuple[str, str]], op: str | None = None) -> dict[str, int]:
+    """Return how many tasks became what, of one op or of all."""
+    counts = {"seen": 0, "from_cache": 0, "tuned": 0}
+    for (of_op, word), number in became.items():
+        if op in (None, of_op):
+            counts["seen"] += number
+            counts[word] = counts.get(word, 0) + number
+    return counts
 
 
 def waited(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -208,7 +208,7 @@ def certify(
         deviates += [job.failure] if job.failure else []
         word = {
             "served": served, "deviates": deviates[:8], "published": published,
-            "row": row_of(job, survey, work),
+            "row": row_of(job, survey, work, shared.entry_of),
         }  # fmt: skip
 
         def lead(words: Words) -> Word:
