@@ -48,8 +48,7 @@ def fill(root: Path, number: int) -> None:
     )  # fmt: skip
     receipt = json.dumps(report.to_json())
     for index in range(number):
-        factors = {"model": f"model-{index}", "dtype": "bfloat16", "tp": 8, "stamp": _STAMP}
-        identity = Identity.of(**factors)
+        identity = Identity.of(model=f"model-{index}", dtype="bfloat16", tp=8, stamp=_STAMP)
         version = "0.7.2.post1" if index % 2 else "0.7.0"
         folder = root / LAYOUT / version / "sm100" / identity.digest
         (folder / "reports").mkdir(parents=True)

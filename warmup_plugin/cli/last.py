@@ -131,9 +131,20 @@ def _by_factor(path: Path, report: WarmupReport, roots: list[tree.Root], limit: 
     other = f"The nearest table is {Path(directory).name[:SHORT]}'s"
     many = "one factor differs" if len(found) == 1 else f"{len(found)} factors differ"
     return Verdict(
-        str(path), "factor", (f"There was no table for this identity. {other}: {many}.",),
-        directory, tuple(found),
-    )  # fmt: skip
+        str(path),
+        "factor",
+        (f"{_without_table(report)} {other}: {many}.",),
+        directory,
+        tuple(found),
+    )
+
+
+def _without_table(report: WarmupReport) -> str:
+    """Return what a start without a table of its own did."""
+    tuned = plural(_new(report), "task")
+    lent = sum(report.adopted_from.values())
+    taken = f", {plural(lent, 'task')} taken over from others" if lent else ""
+    return f"There was no table for this identity: {tuned} tuned{taken}."
 
 
 def _identity(report: WarmupReport, path: Path, limit: int) -> Identity | None:

@@ -32,21 +32,25 @@ Without RECEIPT the last one. --html makes one page of it that needs no network.
 EXAMPLES = """\
 examples:
   warmup-plugin report                           the last start
-  warmup-plugin report reports/20261120T091545Z_rank0.json
+  warmup-plugin report --only waits              who waited for whom
+  warmup-plugin report reports/20261120T091545.120Z_rank0.json
   warmup-plugin report --html start.html         needs warmup-plugin[report]
 """
+PARTS = ("steps", "sources", "waits", "gains")
+_MOST_WAITS = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     parser.add_argument("receipt", metavar="RECEIPT", nargs="?", type=Path, help="default: last")
+    parser.add_argument("--only", choices=PARTS, help="print one part")
     parser.add_argument("--html", metavar="FILE", type=Path, help="write a page")
     tree.add_root_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def run(
-    *, receipt: Path | None, html: Path | None, root: Path | None, engine_root: Path | None,
+    *, receipt: Path | None, only: str | None, html: Path | None, root: Path | None, engine_root: Path | None,
     json: bool,
 ) -> int:  # fmt: skip
     """Read and print, or draw."""
@@ -67,7 +71,7 @@ def run(
     elif html is not None:
         output.print_path(output.console(), html)
     else:
-        _print(output.console(), receipt, found, wins)
+        _print(output.console(), receipt, found, wins, only=only)
     return 0
 
 
@@ -85,19 +89,31 @@ def _document(
     }
 
 
-def _print(out: Console, path: Path, report: WarmupReport, wins: list[figures.Win]) -> None:
+def _print(
+    out: Console, path: Path, report: WarmupReport, wins: list[figures.Win], *, only: str | None
+) -> None:
     output.print_path(out, path)
-    out.print(output.words(f"  {report.line()}"))
+    if only is None:
+        out.print(output.words(f"  {report.line()}"))
+    if only in (None, "steps"):
+        _print_steps(out, report)
+    if only in (None, "sources"):
+        _print_sources(out, report)
+    if only in (None, "waits"):
+        _print_waits(out, report)
+    if only in (None, "gains"):
+        _print_gains(out, report, wins)
+
+
+def _print_waits(out: Console, report: WarmupReport) -> None:
     out.print()
-    _print_steps(out, report)
-    _print_sources(out, report)
     waits = sorted(report.waited, key=lambda row: -row["seconds"])
-    output.print_rows(out, [("waited", figures.who_waited(row)) for row in waits[:5]])
-    out.print()
-    _print_gains(out, report, wins)
+    rows = [("waited", figures.who_waited(row)) for row in waits[:_MOST_WAITS]]
+    output.print_rows(out, rows or [("Nobody waited for longer than 0.01 s.",)])
 
 
 def _print_steps(out: Console, report: WarmupReport) -> None:
+    out.print()
     ranks = report.ranks or ({"rank": report.rank, "steps": _own_steps(report)},)
     steps = list(dict.fromkeys(step for row in ranks for step, *_ in row["steps"]))
     header = ("seconds", *(f"rank {row['rank']}" for row in ranks[:8]))
@@ -108,7 +124,6 @@ def _print_steps(out: Console, report: WarmupReport) -> None:
     output.print_rows(out, rows, header=header, right=header[1:])
     if len(ranks) > 8:  # noqa: PLR2004  # so many fit
         out.print(output.words(f"  8 of {len(ranks)} ranks; --json has all", "dim"))
-    out.print()
 
 
 def _own_steps(report: WarmupReport) -> list[tuple[str, float, float]]:
@@ -116,6 +131,7 @@ def _own_steps(report: WarmupReport) -> list[tuple[str, float, float]]:
 
 
 def _print_sources(out: Console, report: WarmupReport) -> None:
+    out.print()
     rows = [(("read" if row.get("entries") else "not used"), _of_file(row)) for row in report.read]
     rows += [("adopted", f"{output.plural(number, 'task')} from {source}")
              for source, number in report.adopted_from.items()]  # fmt: skip
@@ -131,6 +147,7 @@ def _of_file(row: Any) -> str:
 
 
 def _print_gains(out: Console, report: WarmupReport, wins: list[figures.Win]) -> None:
+    out.print()
     if not wins:
         out.print("  No task of this start's table has been timed.")
         return
