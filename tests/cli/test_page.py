@@ -52,7 +52,8 @@ def browse(page: Path, *options: str) -> str:
         pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
     argv = [
         found, "--headless", "--no-sandbox", "--disable-gpu",
-        "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--virtual-time-budget=20000", "--window-size=1150,2300",
+        "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr",
+        "--virtual-time-budget=20000", "--window-size=1150,2300",
         *options, page.as_uri(),
     ]  # fmt: skip
     done = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=90)

@@ -50,7 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(
-    *, receipt: Path | None, only: str | None, html: Path | None, root: Path | None, engine_root: Path | None,
+    *, receipt: Path | None, only: str | None, html: Path | None, root: Path | None,
+    engine_root: Path | None,
     json: bool,
 ) -> int:  # fmt: skip
     """Read and print, or draw."""
