@@ -125,9 +125,13 @@ class _Union:
         loose = frozenset(self.loose)
         manifest = ordered[0].manifest if ordered else None
         if manifest is not None:
+            # What a later version has written stays, whoever writes the file anew.
+            manifests = [part.manifest for part in reversed(ordered) if part.manifest]
+            extra = dict(chain.from_iterable(each.extra.items() for each in manifests))
             manifest = replace(
-                manifest, tasks=Tasks(self.tasks), loose=tuple(sorted(loose)), table_sha256=""
-            )
+                manifest, tasks=Tasks(self.tasks), loose=tuple(sorted(loose)), table_sha256="",
+                extra=extra,
+            )  # fmt: skip
         return Merged(Table(stamp, self.entries, records), manifest, self.conflicts, loose)
 
 

@@ -56,7 +56,8 @@ def test_a_packed_table_serves_in_replay_below_another_root(
     assert done.code == 0, done.err
     before = files_below(there)
     (certificate,) = {rank.report.certificate for rank in two_starts.cold}
-    config = EngineConfig(tp=2, pp=2)
+    # What its collective op keeps for itself is the engine's, and goes where the engine goes.
+    config = EngineConfig(tp=2, pp=2, all_reduce_dir=str(two_starts.root / "all_reduce"))
     places: list[dict[str, Any]] = [
         {"root": there, "env": {"WARMUP_PLUGIN_MODE": "replay"}},
         {"root": there, "env": {"WARMUP_PLUGIN_MODE": "require-complete"}},

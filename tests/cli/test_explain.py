@@ -64,7 +64,7 @@ def test_one_factor_is_named_alone(
     receipt(b, factors=new.factors, tasks={"seen": 3, "tuned": 3}, tactics_timed=30)
     told = cli("explain", "--last", "--root", tmp_path, "--json").document
     assert (told["cause"], [row["factor"] for row in told["factors"]]) == ("factor", [path])
-    said = cli("explain", "--last", "--root", tmp_path).out
+    said = cli("explain", "--last", "--root", tmp_path, width=400).out
     assert "one factor differs" in said
     assert path in said
 

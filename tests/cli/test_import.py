@@ -73,7 +73,8 @@ def test_no_entry_is_lost_and_none_is_tuned_again(
     for path in before:
         assert taken == entries_of(path)
     assert (row["entries"], row["conflicts"], len(row["sources"])) == (62, 0, 2)
-    first = launch(EngineConfig(tp=2, pp=2), root=own)
+    config = EngineConfig(tp=2, pp=2, all_reduce_dir=str(two_starts.root / "all_reduce"))
+    first = launch(config, root=own)
     assert [rank.counts["profile_single_kernel"] for rank in first] == [0, 0, 0, 0]
     assert {rank.report.certificate for rank in first} == {
         rank.report.certificate for rank in two_starts.warm

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,9 +33,7 @@ WIDTH = 100
 
 
 @pytest.fixture
-def machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[dict[str, Path]]:
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     """A root in which an engine has started with 100 tokens, then with 300; as on the page."""
     places = {"/models/cache": tmp_path / "cache", "/models/other": tmp_path / "other"}
     for tokens in (100, 300):
@@ -43,7 +41,7 @@ def machine(
         launch(config, root=places["/models/cache"])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WARMUP_PLUGIN_CACHE_ROOT", str(places["/models/cache"]))
-    yield places
+    return places
 
 
 def answer(cli: Cli, command: str, places: dict[str, Path]) -> str:

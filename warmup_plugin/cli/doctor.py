@@ -21,8 +21,9 @@ from warmup_plugin.settings import Settings
 HELP = "say what is wrong on this machine, and how to put it right"
 DESCRIPTION = """\
 Check settings, engine, FlashInfer, the plugin's hook, directories, permissions,
-locks and clocks, and say how to put right what is wrong. The hook and FlashInfer
-are tried in child processes, which takes a while; --quick leaves them out."""
+locks and clocks, and say how to put right what is wrong. The hook and
+FlashInfer are tried in child processes, which takes a while; --quick leaves
+them out."""
 EXAMPLES = """\
 examples:
   warmup-plugin doctor

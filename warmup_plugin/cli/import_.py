@@ -30,12 +30,13 @@ HELP = "take over what vLLM, SGLang or FlashInfer have tuned by themselves"
 DESCRIPTION = """\
 Take over tables that an engine or FlashInfer has kept itself, so that the next
 start with this package need not tune their entries again. FROM is vllm, sglang
-or flashinfer (their usual places), or a file or folder. Theirs stay as they are."""
+or flashinfer (their usual places), or a file or folder. Theirs stay as they
+are."""
 EXAMPLES = """\
 examples:
-  warmup-plugin import vllm                      $VLLM_CACHE_ROOT or ~/.cache/vllm
+  warmup-plugin import vllm                  $VLLM_CACHE_ROOT or ~/.cache/vllm
   warmup-plugin import sglang --engine-root /models/cache
-  warmup-plugin import flashinfer                its managed store, v2
+  warmup-plugin import flashinfer            its managed store, v2
   warmup-plugin import /backup/autotune --arch sm100 --dry-run
 """
 _STORE: Final = "manifest.json"

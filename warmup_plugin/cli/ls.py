@@ -20,7 +20,7 @@ from warmup_plugin.settings import Settings
 
 HELP = "list all tables on this machine"
 DESCRIPTION = """\
-List the tables below the cache root and the layers, for every FlashInfer version
+List the tables below the cache root and the layers, of every FlashInfer version
 and GPU architecture: one line for each identity, the newest last."""
 EXAMPLES = """\
 examples:

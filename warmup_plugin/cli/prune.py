@@ -27,8 +27,8 @@ from warmup_plugin.settings import Settings
 HELP = "throw tables away by age, size or version, never those in use"
 DESCRIPTION = """\
 Throw tables away: those not used for a time, the least recently used above a
-size, those of a FlashInfer version. An identity goes if one option names it, and
-stays if it is in use. --set-aside clears what starts could not use."""
+size, those of a FlashInfer version. An identity goes if one option names it,
+and stays if it is in use. --set-aside clears what starts could not use."""
 EXAMPLES = """\
 examples:
   warmup-plugin prune --older-than 30d --dry-run

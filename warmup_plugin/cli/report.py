@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 HELP = "say where a start's time went, who waited, and whether tuning paid"
 DESCRIPTION = """\
 Tell from a receipt where a start's time went, by rank and step, who waited for
-whom, what came from where, and what the winners gain over FlashInfer's defaults.
-Without RECEIPT the last one. --html makes one page of it that needs no network."""
+whom, what came from where, and what the winners gain over FlashInfer's
+defaults. Without RECEIPT the last one. --html makes one page of it that needs
+no network."""
 EXAMPLES = """\
 examples:
   warmup-plugin report                           the last start

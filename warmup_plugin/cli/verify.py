@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
 HELP = "check tables against their manifests and identities"
 DESCRIPTION = """\
-Check tables: the JSON, the manifest's sha256, the identity and its directory, the
-environment's stamp, a winner for every task that has one. Checks all that is kept,
-or what is named: a table, a directory, first digits. Exit code 1 if one fails."""
+Check tables: the JSON, the manifest's sha256, the identity and its directory,
+the environment's stamp, a winner for every task that has one. Checks all that
+is kept, or what is named: a table, a directory, first digits. Exit code 1 if
+one fails."""
 EXAMPLES = """\
 examples:
   warmup-plugin verify                            all tables on this machine
