@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import time
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cli.shelves import ARCH, STAMP, VERSION, age, files_below, identity, put, receipt
+from warmup_plugin.cli import checks
 from warmup_plugin.lease import hold
 from warmup_plugin.liveness import own_card
 
@@ -252,3 +254,31 @@ def test_doctor_tries_flashinfer(cli: Cli, tmp_path: Path) -> None:
     (probe,) = (row for row in found if row["what"] == "probe")
     assert probe["state"] == "good", probe
     assert STAMP["flashinfer_version"] in probe["words"]
+
+
+@pytest.mark.parametrize(
+    ("version", "plugins", "points", "expected"),
+    [
+        ("0.33.0", None, True, {"engine": "good", "entry point": "good"}),
+        ("0.33.0+cu130", "a,warmup_plugin", True, {"engine": "good", "entry point": "good"}),
+        ("0.34.0", None, True, {"engine": "bad", "entry point": "good"}),
+        ("0.33.0", "another", True, {"engine": "good", "entry point": "bad"}),
+        ("0.33.0", None, False, {"engine": "good", "entry point": "bad"}),
+        (None, None, True, {"engine": "note"}),
+    ],
+)
+def test_doctor_knows_whether_the_engine_finds_the_plugin(
+    monkeypatch: pytest.MonkeyPatch, version: str | None, plugins: str | None,
+    points: bool, expected: dict[str, str],  # noqa: FBT001  # whether the entry point is there
+) -> None:  # fmt: skip
+    """By version, entry point, and vLLM's own choice of plugins; as installed metadata says it."""
+    point = importlib.metadata.EntryPoint("warmup_plugin", "w:register", "vllm.general_plugins")
+    monkeypatch.setattr(checks, "_version_of", {"vllm": version}.get)
+    monkeypatch.setattr(
+        importlib.metadata, "entry_points",
+        lambda group: [point] if points and group == point.group else [],
+    )  # fmt: skip
+    environ = {} if plugins is None else {"VLLM_PLUGINS": plugins}
+    found = {row.what: row for row in checks.packages(environ) if row.what != "FlashInfer"}
+    assert {what: row.state for what, row in found.items()} == expected
+    assert all(row.fix for row in found.values() if row.state == "bad")

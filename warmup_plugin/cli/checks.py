@@ -27,7 +27,19 @@ from warmup_plugin.settings import Settings
 
 State = Literal["good", "note", "bad"]
 
-GROUP: Final = "vllm.general_plugins"
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine that this package has an adapter for: how it finds plugins, and who chooses."""
+
+    name: str
+    package: str
+    tested: tuple[str, ...]
+    group: str
+    chosen: str
+
+
+ENGINES: Final = (Engine("vLLM", "vllm", VLLM_TESTED, "vllm.general_plugins", "VLLM_PLUGINS"),)
 #: FlashInfer releases the tests run on.
 FLASHINFER_TESTED: Final = (
     "0.6.11.post2", "0.6.12", "0.6.13", "0.6.18.post1", "0.7.0", "0.7.2.post1",
@@ -66,33 +78,34 @@ def packages(environ: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding("FlashInfer", "note", words, fix)
     else:
         yield Finding("FlashInfer", "good", found.value)
-    yield from _engine(environ)
-
-
-def _engine(environ: Mapping[str, str]) -> Iterator[Finding]:
-    version = _version_of("vllm")
-    if version is None:
+    engines = [engine for engine in ENGINES if _version_of(engine.package) is not None]
+    if not engines:
         yield Finding("engine", "note", "no vLLM in this environment: a runner of your own?")
-        return
-    if version.partition("+")[0] not in VLLM_TESTED:
-        words = f"vLLM {version} is not a tested version ({', '.join(VLLM_TESTED)})"
-        fix = "vLLM is left alone, as without the plugin; install a tested version"
+    for engine in engines:
+        yield from _engine(engine, environ)
+
+
+def _engine(engine: Engine, environ: Mapping[str, str]) -> Iterator[Finding]:
+    version = _version_of(engine.package) or ""
+    if version.partition("+")[0] not in engine.tested:
+        words = f"{engine.name} {version} is not a tested version ({', '.join(engine.tested)})"
+        fix = f"{engine.name} is left alone, as without the plugin; install a tested version"
         yield Finding("engine", "bad", words, fix)
     else:
-        yield Finding("engine", "good", f"vLLM {version}")
-    yield _hook(environ)
+        yield Finding("engine", "good", f"{engine.name} {version}")
+    yield _hook(engine, environ)
 
 
-def _hook(environ: Mapping[str, str]) -> Finding:
-    points = importlib.metadata.entry_points(group=GROUP)
+def _hook(engine: Engine, environ: Mapping[str, str]) -> Finding:
+    points = importlib.metadata.entry_points(group=engine.group)
     if not any(point.name == "warmup_plugin" for point in points):
-        fix = "pip install warmup-plugin, in the environment that vLLM runs in"
-        return Finding("entry point", "bad", f"{GROUP} does not name this package", fix)
-    chosen = environ.get("VLLM_PLUGINS")
+        fix = f"pip install warmup-plugin, in the environment that {engine.name} runs in"
+        return Finding("entry point", "bad", f"{engine.group} does not name this package", fix)
+    chosen = environ.get(engine.chosen)
     if chosen is not None and "warmup_plugin" not in chosen.split(","):
-        words = f"VLLM_PLUGINS={chosen} leaves this package out"
-        return Finding("entry point", "bad", words, "add warmup_plugin to VLLM_PLUGINS")
-    return Finding("entry point", "good", f"{GROUP}: warmup_plugin")
+        words = f"{engine.chosen}={chosen} leaves this package out"
+        return Finding("entry point", "bad", words, f"add warmup_plugin to {engine.chosen}")
+    return Finding("entry point", "good", f"{engine.group}: warmup_plugin")
 
 
 def _version_of(package: str) -> str | None:

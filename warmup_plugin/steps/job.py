@@ -169,23 +169,34 @@ def open_job(options: Options) -> Iterator[Job]:
     """
     with contextlib.ExitStack() as stack:
         began = time.monotonic()
+        progress = _progress(options)
         meeting = _meet(options, stack)
         job: Job | None = None
         try:
-            job = _join(options, meeting, stack)
+            job = _join(options, meeting, stack, progress)
             job.seconds["open"] = time.monotonic() - began
             job.spans.append(("open", began - job.zero, job.seconds["open"]))
             yield job
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}"[:1000]
             meeting.abandon(reason)
+            progress.end("failed", reason)
             if job is not None:
-                job.progress.end("failed", reason)
                 job.installed.put_back()
             raise
 
 
-def _join(options: Options, meeting: Rendezvous, stack: contextlib.ExitStack) -> Job:
+def _progress(options: Options) -> ProgressLine:
+    """Return what tells of this job's progress; an old file stops saying that it is ready."""
+    ranks, settings = options.ranks, options.settings
+    progress = ProgressLine(ranks.rank, path=None if ranks.local_rank else settings.progress_file)
+    progress.step("open")
+    return progress
+
+
+def _join(
+    options: Options, meeting: Rendezvous, stack: contextlib.ExitStack, progress: ProgressLine
+) -> Job:
     word = meeting.meet("open", _hello(options), decide_open)
     zero = time.monotonic()
     if word["go"] == "refuse":
@@ -194,11 +205,8 @@ def _join(options: Options, meeting: Rendezvous, stack: contextlib.ExitStack) ->
         options=options, meeting=meeting, word=word, identity=Identity(word["factors"]),
         ops=options.ops or known_ops(probe.version()), stamp=probe.stamp(),
         installed=Installed.take_down(), seen=stack.enter_context(observe()), stack=stack,
-        zero=zero,
+        zero=zero, progress=progress,
     )  # fmt: skip
-    is_first = meeting.rank in word["writers"]
-    path = options.settings.progress_file if is_first else None
-    job.progress = ProgressLine(meeting.rank, path=path)
     job.warn(*word["warnings"])
     if word["reason"]:
         job.warn(f"{word['go']}: {word['reason']}")
