@@ -7,6 +7,7 @@ without this package: tuner/test_flashinfer_alone.py.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -14,15 +15,23 @@ from pathlib import Path
 
 import pytest
 
+from warmup_plugin import metrics
 from warmup_plugin.cli.archive import SCHEMA as ARCHIVE_SCHEMA
 from warmup_plugin.cli.checks import FLASHINFER_TESTED
 from warmup_plugin.engines.embedded import EngineConfig, launch
 from warmup_plugin.engines.vllm.names import TESTED as VLLM_TESTED
 from warmup_plugin.manifest import SCHEMA
+from warmup_plugin.progress import Progress
 from warmup_plugin.report import WarmupReport
 
 CHECKOUT = Path(__file__).parents[1]
 CONFIG = EngineConfig(tp=2)
+#: What every receipt has, and a field of a later version.
+LEAST = {
+    "schema": 1, "engine": "e", "engine_version": "1", "plugin_version": "9",
+    "flashinfer_version": "0.7", "rank": 0, "world_size": 1, "mode": "on",
+    "strategy": "leader", "agreement": "certified", "shiny": 1,
+}  # fmt: skip
 
 
 def only(folder: Path, pattern: str) -> Path:
@@ -75,12 +84,7 @@ def test_a_downgrade_leaves_newer_files_and_serves_without_them(cache_root: Path
 
 def test_a_receipt_of_another_version_is_read() -> None:
     """Missing fields have their defaults, unknown ones are left out."""
-    least = {
-        "schema": 1, "engine": "e", "engine_version": "1", "plugin_version": "9",
-        "flashinfer_version": "0.7", "rank": 0, "world_size": 1, "mode": "on",
-        "strategy": "leader", "agreement": "certified", "shiny": 1,
-    }  # fmt: skip
-    found = WarmupReport.from_json(least)
+    found = WarmupReport.from_json(LEAST)
     assert (found.engine, found.ranks, found.process) == ("e", (), {})
     assert WarmupReport.from_json(found.to_json()) == found
 
@@ -99,3 +103,17 @@ def test_the_support_page_names_what_is_tested() -> None:
     assert schemas == {
         "manifest": str(SCHEMA), "receipt": "1", "archive": str(ARCHIVE_SCHEMA)
     }  # fmt: skip
+
+
+def test_the_receipts_page_names_every_field() -> None:
+    """Of the receipt, of the progress file, of the figures."""
+    page = (CHECKOUT / "docs" / "receipts.md").read_text()
+    names = set(re.findall(r"`(\w+)`", page))
+    assert {row.name for row in dataclasses.fields(WarmupReport)} <= names
+    shown = (CHECKOUT / "docs" / "kubernetes.md").read_text()
+    assert all(f'"{name}"' in shown for name in Progress(1).document())
+    families = re.findall(r"^\| `warmup_plugin_(\w+)` \|", page, re.MULTILINE)
+    rendered = metrics.render(
+        WarmupReport.from_json({**LEAST, "winners": [{"ms": 1.0, "default_ms": 2.0}]})
+    )
+    assert families == re.findall(r"^# TYPE warmup_plugin_(\w+) ", rendered, re.MULTILINE)
