@@ -7,6 +7,7 @@ can have; none replaces code of an engine or of FlashInfer, but for its stamp's 
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import threading
@@ -87,9 +88,10 @@ def _one_less(own: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _out_of_memory(own: Callable[..., Any]) -> Callable[..., Any]:
-    """Fail in FlashInfer's preparation of a measurement, and wherever the widest batch runs."""
+    """Fail in FlashInfer's preparation of a measurement, which it asks for by the signature."""
     import torch
 
+    @functools.wraps(own)
     def forward(self: Any, inputs: Any, *args: Any, **options: Any) -> Any:
         if options.get("do_preparation"):
             raise torch.OutOfMemoryError("planted in a preparation")

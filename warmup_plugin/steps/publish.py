@@ -7,7 +7,6 @@ table that cannot be stored is a warning, never an error: the next start tunes a
 
 from __future__ import annotations
 
-from warmup_plugin.borrow import refusing
 from warmup_plugin.manifest import Manifest
 from warmup_plugin.settle import without
 from warmup_plugin.steps.job import Job
@@ -33,7 +32,6 @@ def publish(job: Job, held: Held, agreed: Agreed, shared: Shared, work: Work) ->
         table, thrown_out = shared.table, _thrown_out(shared, manifest, work)
         if work.dropped:
             table, manifest = without(table, manifest, work.dropped, again=work.plan.held)
-            manifest = refusing(manifest, thrown_out)
         job.meeting.confirm()
         done: Published | NotPublished = NotPublished("")
         with job.failing_as_data():

@@ -11,15 +11,20 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from warmup_plugin.borrow import Borrowed, borrow, refused
+from warmup_plugin.borrow import Borrowed, borrow
 from warmup_plugin.decide import decide_agree, decide_load
 from warmup_plugin.errors import InstallError
 from warmup_plugin.manifest import Manifest, parse_manifest, render_manifest
 from warmup_plugin.merge import Part, give_way, merge
 from warmup_plugin.rendezvous import Word, Words
 from warmup_plugin.steps.job import Job
+<<<<<<< HEAD
 from warmup_plugin.store import Store
 from warmup_plugin.table import Entry, Table, digest, parse_table, render_table
+=======
+from warmup_plugin.store import Store, told
+from warmup_plugin.table import Table, digest, parse_table, render_table
+>>>>>>> main
 
 _NO_LIMIT = 1 << 40  # these bytes were checked against their limits when they were read
 
@@ -98,6 +103,7 @@ def read(job: Job) -> Held:
 def _read(job: Job, store: Store) -> Held:
     reading = store.read(job.stamp, identity=job.identity.digest)
     job.logged |= {f"rank {job.meeting.rank}: {text}" for text in reading.warnings}
+    job.read = told(reading)
     warnings = [*reading.warnings, *(f"{p}: {miss.reason}" for p, miss in reading.misses)]
     held = Held(warnings=warnings)
     if reading.parts:
@@ -116,14 +122,19 @@ def _with_borrowed(job: Job, held: Held, own: list[Part], kept: Mapping[str, Ent
     options, claimed = job.options, set(held.table.entries if held.table else ())
     for record in (held.manifest.tasks if held.manifest else {}).values():
         claimed.update(key for keys in record.keys for key in keys)
+<<<<<<< HEAD
     place = job.placement
     directory, root = (place.directory, place.root) if place else (None, None)
     found = borrow(directory, options.others, job.stamp, options.settings, root=root, kept=kept)
     found = found.without(claimed)
-    if held.manifest is not None:
-        found = found.without(refused(held.manifest, found.entries))
+=======
+    place, layers = job.placement, job.store.layers if job.store else ()
+    shelves, root = ([place.directory, *layers], place.root) if place else (list(layers), None)
+    found = borrow(shelves, options.others, job.stamp, options.settings, root).without(claimed)
+>>>>>>> main
     if not found.entries:
         return held
+    job.lenders = found.lenders
     lent = Part(Table(job.stamp, found.entries), None, (0, 0, 0))
     union = Held.union([*own, lent], held.warnings, is_whole=held.is_whole)
     union.borrowed = found

@@ -65,7 +65,7 @@ def tune(
         probe.clear(tuner)
     ordered = sorted(tasks, key=_is_v2)
     try:
-        with probe.no_process_group():
+        with probe.no_process_group(), probe.no_bars():
             for v2, group in itertools.groupby(ordered, key=_is_v2):
                 with probe.tuning_context(memory_only_v2=v2):
                     for task in group:

@@ -156,12 +156,11 @@ ROWS: tuple[Row, ...] = (
     Row(
         number="xi", fault="a file names a tactic that there is not",
         spoil=last(entries(faults.no_such_tactic)),
-        alone=TUNES, ours=("warm, on defaults", "tunes"), adopted=WARM,
+        alone=TUNES, ours=TUNES, adopted=WARM,
     ),
     Row(
         number="xi-b", fault="all files do", spoil=every(entries(faults.no_such_tactic)),
-        alone=("crash", "crash"), ours=("warm, on defaults", "tunes"),
-        adopted=("warm, on defaults", "tunes"),
+        alone=("crash", "crash"), ours=TUNES, adopted=TUNES,
     ),
     Row(
         number="xi-c", fault="all files name the default, which is slower",
