@@ -103,23 +103,15 @@ def borrow(
 ) -> Borrowed:
     """Return what others have found out in this environment.
 
-<<<<<<< HEAD
-    First what is ``kept`` from an earlier session of the process, then the engine's own tables. No
-    link is followed out of the ``root``, nor out of the folder of an engine's table.
-    """
-    found = Borrowed()
-    found.take_engine(Table(stamp, kept or {}))
-    for path in others:
-        table = _read(path, settings.table_bytes)
-=======
-    In order: the engine's own tables (``others``), those imported, then siblings; ``directories``
-    are this identity's, the writable one first. No link is followed out of that one's ``root``, out
-    of a layer's directory, nor out of the folder of an engine's table.
+    In order: what is ``kept`` from an earlier session of the process, the engine's own tables
+    (``others``), those imported, then siblings; ``directories`` are this identity's, the writable
+    one first. No link is followed out of that one's ``root``, out of a layer's directory, nor out
+    of the folder of an engine's table.
     """
     found, directories = Borrowed(), tuple(directories)
+    found.take_engine(Table(stamp, kept or {}))
     for path in (*others, *(path for each in directories for path in imported(each.parent))):
         table = read_any(path, settings.table_bytes)
->>>>>>> main
         if isinstance(table, Table) and not stamp_conflicts(table.stamp, stamp):
             found.take_engine(table, str(path))
     siblings = [(path, i) for i, each in enumerate(directories) for path in _siblings(each)]
@@ -132,9 +124,6 @@ def borrow(
     return found
 
 
-<<<<<<< HEAD
-def _siblings(directory: Path | None) -> list[Path]:
-=======
 def imported(shelf: Path) -> list[Path]:
     """Return the tables that `warmup-plugin import` has put beside all identities."""
     try:
@@ -144,7 +133,6 @@ def imported(shelf: Path) -> list[Path]:
 
 
 def _siblings(directory: Path) -> list[Path]:
->>>>>>> main
     """Return the directories of other identities beside this one, the latest first."""
     if not _IDENTITY.fullmatch(directory.name):
         return []

@@ -52,16 +52,9 @@ def decide_open(words: Words) -> Word:
 def _how_far(words: Words, *, require_agreement: bool) -> Word:
     if word := next((word for word in words.values() if word["missing"]), None):
         reason = f"FlashInfer {word['version']} has no {', '.join(word['missing'])}"
-<<<<<<< HEAD
-        return {**record, "go": "unguarded", "reason": reason}
-    if reason := cannot_share(words):
-        go = "defaults" if record["require_agreement"] else "per_rank"
-        return {**record, "go": go, "reason": reason}
-=======
         return {"go": "unguarded", "reason": reason}
-    if reason := _cannot_share(words):
+    if reason := cannot_share(words):
         return {"go": "defaults" if require_agreement else "per_rank", "reason": reason}
->>>>>>> main
     if words[0]["strategy"] == "per_rank":
         return {"go": "per_rank", "reason": "strategy per_rank"}
     return {"go": "share", "reason": ""}

@@ -81,7 +81,8 @@ def give_way(part: Part, kept: Mapping[str, Entry]) -> Part:
     entries = {key: entry for key, entry in table.entries.items() if key not in gone}
     tasks = {name: record for name, record in manifest.tasks.items() if name not in names}
     manifest = replace(manifest, tasks=Tasks(tasks), complete=False, table_sha256="")
-    return Part(replace(table, entries=entries), manifest, part.source)
+    table = replace(table, entries=entries)
+    return replace(part, table=table, manifest=manifest, table_bytes=b"", manifest_bytes=b"")
 
 
 def less(part: Part, entries: Mapping[str, Entry]) -> Part:

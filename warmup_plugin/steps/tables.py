@@ -18,13 +18,8 @@ from warmup_plugin.manifest import Manifest, parse_manifest, render_manifest
 from warmup_plugin.merge import Part, give_way, merge
 from warmup_plugin.rendezvous import Word, Words
 from warmup_plugin.steps.job import Job
-<<<<<<< HEAD
-from warmup_plugin.store import Store
-from warmup_plugin.table import Entry, Table, digest, parse_table, render_table
-=======
 from warmup_plugin.store import Store, told
-from warmup_plugin.table import Table, digest, parse_table, render_table
->>>>>>> main
+from warmup_plugin.table import Entry, Table, digest, parse_table, render_table
 
 _NO_LIMIT = 1 << 40  # these bytes were checked against their limits when they were read
 
@@ -122,16 +117,10 @@ def _with_borrowed(job: Job, held: Held, own: list[Part], kept: Mapping[str, Ent
     options, claimed = job.options, set(held.table.entries if held.table else ())
     for record in (held.manifest.tasks if held.manifest else {}).values():
         claimed.update(key for keys in record.keys for key in keys)
-<<<<<<< HEAD
-    place = job.placement
-    directory, root = (place.directory, place.root) if place else (None, None)
-    found = borrow(directory, options.others, job.stamp, options.settings, root=root, kept=kept)
-    found = found.without(claimed)
-=======
     place, layers = job.placement, job.store.layers if job.store else ()
     shelves, root = ([place.directory, *layers], place.root) if place else (list(layers), None)
-    found = borrow(shelves, options.others, job.stamp, options.settings, root).without(claimed)
->>>>>>> main
+    found = borrow(shelves, options.others, job.stamp, options.settings, root=root, kept=kept)
+    found = found.without(claimed)
     if not found.entries:
         return held
     job.lenders = found.lenders
