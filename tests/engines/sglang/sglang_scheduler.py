@@ -6,7 +6,7 @@
 Owns what a CPU needs to come through a GPU's warm-up, all of it around `BaseRunner.warmup`: SGLang
 takes ``--device cpu`` and leaves that function at its first question, which is answered with
 "cuda" in it; its torch-native attention has no CUDA graphs, so no value to fill them with; and no
-op of a small model on a CPU is tuned, so one tunable call stands at the end of the dummy pass. All
+op of a small model on a CPU is tuned, so one tunable call stands before the model's forward. All
 else is SGLang's: process, plugins, arguments, groups, model, memory pools, buffers, dummy pass.
 """
 
@@ -83,11 +83,13 @@ def _stand_in(runner: Any, rank: int) -> None:
     ops = Ops(host_clock.timing("rank_noise", rank))
     weight = host_clock.DeviceParameter(torch.ones(32, 16))
 
-    def tunable_call(_model: Any, _inputs: Any, output: Any) -> Any:
-        ops.gemm(torch.ones(4, 16), weight)
-        return output
+    own = model_runner.model.forward
 
-    model_runner.model.register_forward_hook(tunable_call)
+    def forward(*args: Any, **options: Any) -> Any:
+        ops.gemm(torch.ones(4, 16), weight)
+        return own(*args, **options)
+
+    model_runner.model.forward = forward
 
 
 def main() -> None:
