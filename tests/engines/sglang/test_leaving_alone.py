@@ -103,6 +103,22 @@ def test_other_ways_in(job: Callable[..., Any], options: dict[str, Any]) -> None
 
 @engine
 @multiprocess
+def test_a_start_that_must_be_complete(job: Callable[..., Any]) -> None:
+    """It ends where a task is in no table, and where this package cannot act."""
+    found, must = job(tp=2), {"WARMUP_PLUGIN_MODE": "require-complete"}
+
+    empty = found.start(env=must, may_fail=True)
+    found.start()
+    complete = found.start(env=must)
+    unable = found.start(env={**must, "MEET_S": "1"}, may_fail=True, fault="own_cublas")
+
+    assert sorted(empty.errors) == sorted(unable.errors) == [0, 1]
+    assert complete.timed == [0, 0]
+    assert "cublas_version" in unable.errors[0]
+
+
+@engine
+@multiprocess
 def test_private_names_are_where_they_were(job: Callable[..., Any]) -> None:
     (found,) = job().start(script="private_names").ranks
 

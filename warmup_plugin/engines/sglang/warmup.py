@@ -137,7 +137,11 @@ class Context:
                     self.outcome = stack.enter_context(session(**given))
                 except (SessionError, RankLostError) as error:
                     # No rank has begun its forward: every rank gets here, and nothing was touched.
+                    if self._settings.mode == "require-complete":
+                        raise
                     reason = str(error)
+            if reason and self._settings.mode == "require-complete":
+                raise RuntimeError(f"warmup-plugin: mode require-complete: {reason}")
             if reason:
                 logger.warning("warmup-plugin: SGLang warms up as without this package: %s", reason)
                 stack.enter_context(self._own(self._runner, run_lm_head=self._run_lm_head))
@@ -165,7 +169,8 @@ class Context:
             given["ops"] = known_ops(probe.version()).plus(pass_through=_passed_through)
         if not reuses:  # nothing to read there, and nothing written
             given["root"] = folder
-            settings = replace(settings, mode="read-only") if settings.mode == "on" else settings
+            mode = "read-only" if settings.mode == "on" else settings.mode
+            settings = replace(settings, mode=mode, layers=())
         stack.enter_context(records_kept(self._runner, reuses=reuses))
         scratch = folder / "unused: warmup-plugin keeps the table"
         survey = names.as_survey(self._own, scratch)
