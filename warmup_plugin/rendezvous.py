@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -67,6 +68,10 @@ class Rendezvous(Protocol):
         """Return the body of that sha256, checked."""
         ...
 
+    def take(self, name: str) -> int:
+        """Count one more of something that each is given once; return how many there were."""
+        ...
+
     def note(self, step: str, task: str = "") -> None:
         """Tell the others, through the heartbeat, what this rank is at; find out as `confirm`."""
         ...
@@ -98,6 +103,7 @@ class Alone:
 
     def __init__(self) -> None:
         self._bodies: dict[str, bytes] = {}
+        self._taken: Counter[str] = Counter()
 
     def meet(self, step: str, word: Word, decide: Decide) -> Word:
         """Decide from the only word there is."""
@@ -113,6 +119,11 @@ class Alone:
     def get(self, sha256: str) -> bytes:
         """Return a body put before; raises `KeyError` for another."""
         return self._bodies[sha256]
+
+    def take(self, name: str) -> int:
+        """Count one more; nobody else does."""
+        self._taken[name] += 1
+        return self._taken[name] - 1
 
     def note(self, step: str, task: str = "") -> None:
         """Nobody is listening."""
@@ -285,6 +296,10 @@ class Meeting:
         if digest(body) != sha256:
             raise SessionError(f"body {sha256}: arrived with sha256 {digest(body)}")
         return body
+
+    def take(self, name: str) -> int:
+        """Count one more of something that each is given once; return how many there were."""
+        return self._link.add(f"take/{name}") - 1
 
     def _read(self, key: str) -> bytes:
         body = self._link.get(key)

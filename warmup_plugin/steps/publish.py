@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from warmup_plugin.settle import without
 from warmup_plugin.steps.job import Job
+from warmup_plugin.steps.resume import tidy
 from warmup_plugin.steps.share import Shared
 from warmup_plugin.steps.tables import Agreed, Held, fetch_manifest
 from warmup_plugin.steps.tune import Work
@@ -29,13 +30,15 @@ def publish(job: Job, held: Held, agreed: Agreed, shared: Shared, work: Work) ->
             return []
         table = shared.table
         if work.dropped:
-            table, manifest = without(table, manifest, work.dropped, again=work.plan.held)
+            again = {*work.plan.held} - {*work.plan.resumed}
+            table, manifest = without(table, manifest, work.dropped, again=again)
         job.meeting.confirm()
         done: Published | NotPublished = NotPublished("")
         with job.failing_as_data():
             done = store.publish(job.options.ranks.coordinates, table, manifest, job.identity)
         failure = job.take_failure()
         if isinstance(done, Published):
+            tidy(job, store, manifest)
             return [str(done.path)] if done.written else []
         text = f"the table is not stored: {failure or done.reason}"
         if not failure:

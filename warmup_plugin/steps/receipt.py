@@ -44,7 +44,7 @@ def make_report(
 ) -> WarmupReport:
     """Return this rank's receipt; rank 0 logs its line, the first rank of a node keeps it."""
     work, recorded = work or Work(), list(survey.tasks.values()) if survey else []
-    adopted = frozenset(work.plan.held)
+    adopted = frozenset(work.plan.held) - frozenset(work.plan.resumed)
     became = Counter((task.op, _became(task, work, adopted, shared)) for task in recorded)
     options = job.options
     found = WarmupReport(
@@ -62,7 +62,7 @@ def make_report(
         skipped_ops=tuple(sorted(survey.skipped)) if survey else (),
         unshared={task.label: task.reason for task in recorded if task.state == "unshared"},
         tactics_timed=job.seen.tactics_timed, inputs_synthesised=job.seen.inputs_synthesised,
-        seconds=dict(job.seconds), timeline=tuple(job.timeline),
+        seconds=dict(job.seconds), costs=dict(work.costs), timeline=tuple(job.timeline),
         bytes_sent=job.meeting.bytes_sent, bytes_received=job.meeting.bytes_received,
         warnings=tuple(job.warnings), at=time.time(),
     )  # fmt: skip
@@ -93,17 +93,18 @@ def _agreement(job: Job) -> Agreement:
 def _became(task: Task, work: Work, adopted: Collection[str], shared: Shared | None) -> str:
     """Return what became of one task, in the words of the report."""
     outcome = work.outcomes.get(task.id)
-    if task.state == "unshared" or (outcome is not None and outcome.kind == "unshared"):
-        return "unshared"
-    if task.id in work.dropped:
-        return "default"
-    if outcome is not None:
-        return "tuned" if outcome.kind == "tuned" else "default"
-    if task.id in adopted:
-        return "adopted"
-    if task.state == "known":
-        return "from_cache"
-    return "received" if shared is not None and shared.entry_of(task) else "default"
+    is_tuned = outcome is not None and outcome.kind == "tuned"
+    has_entry = shared is not None and shared.entry_of(task) is not None
+    words = {
+        "unshared": "unshared" in (task.state, outcome.kind if outcome else ""),
+        "default": task.id in work.dropped or (outcome is not None and not is_tuned),
+        "tuned": is_tuned,
+        "adopted": task.id in adopted,
+        "left": task.id in work.left,
+        "from_cache": task.state == "known",
+        "received": has_entry,
+    }
+    return next((word for word, holds in words.items() if holds), "default")
 
 
 def _count(became: Counter[tuple[str, str]], op: str | None = None) -> dict[str, int]:
