@@ -69,7 +69,7 @@ class Rendezvous(Protocol):
         ...
 
     def take(self, name: str) -> int:
-        """Count one more of something that each is given once; return how many there were."""
+        """Count one more of something that is given once; return how many before; as `confirm`."""
         ...
 
     def note(self, step: str, task: str = "") -> None:
@@ -299,6 +299,7 @@ class Meeting:
 
     def take(self, name: str) -> int:
         """Count one more of something that each is given once; return how many there were."""
+        self.confirm()
         return self._link.add(f"take/{name}") - 1
 
     def _read(self, key: str) -> bytes:

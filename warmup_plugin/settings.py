@@ -116,7 +116,7 @@ class Settings:
         ),
     )
     strategy: Strategy = field(
-        default="leader",
+        default="sharded",
         metadata=_row(
             "WARMUP_PLUGIN_STRATEGY",
             _choice(*get_args(Strategy)),

@@ -30,6 +30,7 @@ SURFACE = {
         "--identity", "--factors", "--version", "--arch", "--root", "--engine-root", "--json",
     },
     "show": {"file", "--tasks", "--json"},
+    "retry": {"directory", "--list", "--json"},
 }  # fmt: skip
 
 

@@ -15,12 +15,12 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from warmup_plugin import __version__
-from warmup_plugin.cli import demo, show, where
+from warmup_plugin.cli import demo, retry, show, where
 from warmup_plugin.cli.output import CommandError
 from warmup_plugin.errors import RuleError, SettingError, WarmupError
 
 #: In the order of the help.
-VERBS = (demo, where, show)
+VERBS = (demo, where, show, retry)
 
 _EXAMPLES = """\
 examples:

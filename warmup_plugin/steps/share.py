@@ -9,23 +9,23 @@ taken out by all.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
 from warmup_plugin.decide import decide_certify, decide_ready
 from warmup_plugin.errors import InstallError
 from warmup_plugin.manifest import Manifest, render_manifest
+from warmup_plugin.packing import pack_results, unpack_results
 from warmup_plugin.plan import Plan
 from warmup_plugin.rendezvous import Word, Words
 from warmup_plugin.settle import Result, Settled, settle
 from warmup_plugin.shutdown import Shutdown, TaskLimit
 from warmup_plugin.steps.job import Job
 from warmup_plugin.steps.tables import Agreed
-from warmup_plugin.steps.tune import Work, leave, packed, result_of, tune_own, unpacked
-from warmup_plugin.table import Entry, Table, canonical_tactic, digest, parse_table, render_table
+from warmup_plugin.steps.tune import Work, result_of, tune_own
+from warmup_plugin.table import Entry, Table, digest, parse_table, render_table
 from warmup_plugin.tuner import environment, replay
 from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task import Task
@@ -60,15 +60,15 @@ def share(job: Job, agreed: Agreed, survey: Survey, work: Work) -> Shared:
 
 
 def _exchange(job: Job, agreed: Agreed, work: Work) -> Shared:
-    rows = [asdict(result_of(o, job.meeting.rank)) for o in work.outcomes.values()]
-    body = job.meeting.put(packed(rows)) if rows else ""
-    word = {"results": body, "error": job.failure}
+    results = [result_of(outcome, job.meeting.rank) for outcome in work.outcomes.values()]
+    body = pack_results(results, {task: place for place, task in enumerate(work.plan.tasks)})
+    word = {"results": job.meeting.put(body), "error": job.failure}
 
     def lead(words: Words) -> Word:
-        bodies = {rank: word["results"] for rank, word in words.items() if word["results"]}
-        found = (unpacked(job.meeting.get(body)) for body in bodies.values())
-        results = [_result(row) for rows in found for row in rows]
-        settled = _settle(agreed, work, results)
+        bodies = dict.fromkeys(word["results"] for word in words.values())
+        tasks = list(work.plan.tasks)
+        found = [unpack_results(job.meeting.get(body), tasks) for body in bodies]
+        settled = _settle(agreed, work, [result for some in found for result in some])
         manifest = Manifest(
             identity=job.identity.digest, tasks=settled.tasks, complete=settled.complete,
             generation=agreed.manifest.generation if agreed.manifest else 0,
@@ -131,15 +131,6 @@ def _base(agreed: Agreed, work: Work) -> Table:
     unasked = agreed.borrowed.entries.keys() - asked
     kept = {key: entry for key, entry in agreed.table.entries.items() if key not in unasked}
     return Table(agreed.table.stamp, kept, agreed.table.records)
-
-
-def _result(row: Mapping[str, Any]) -> Result:
-    entry = row["entry"]
-    if entry is not None:
-        runner, tactic, policy = entry
-        policy = None if policy is None else tuple(canonical_tactic(part) for part in policy)
-        entry = Entry(runner, canonical_tactic(tactic), policy)
-    return Result(**{**row, "entry": entry})
 
 
 def _own_keys(survey: Survey) -> set[str]:
@@ -207,7 +198,8 @@ def _build(job: Job, survey: Survey, work: Work, shared: Shared) -> dict[str, st
     limit_s = job.options.settings.task_limit_s
 
     def give_up(task: Task) -> None:
-        leave(job, f"{task.label}: its winner did not return within {limit_s:.0f} s")
+        job.meeting.abandon(f"{task.label}: its winner did not return within {limit_s:.0f} s")
+        job.meeting.close()
 
     # A winner may kill the process that runs it first: what is in hand is marked here as well.
     with TaskLimit(limit_s, give_up) as limit, Shutdown(job.journal.leaves):

@@ -8,19 +8,16 @@ hand.
 
 from __future__ import annotations
 
-import base64
-import json
 import socket
 import time
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from warmup_plugin import queue
 from warmup_plugin.cost import Costs
 from warmup_plugin.history import seconds_by_label
 from warmup_plugin.journal import Death
+from warmup_plugin.packing import pack_items, packed, unpack_items, unpacked
 from warmup_plugin.plan import Item, Lot, Lots, Plan, make_plan
 from warmup_plugin.rendezvous import Word, Words
 from warmup_plugin.settings import Strategy
@@ -34,8 +31,6 @@ from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task import Task
 
 _FOR_EVER = float("inf")
-#: From so many bytes on it pays to compress what crosses ranks.
-_LONG = 1 << 14
 
 
 @dataclass
@@ -76,13 +71,14 @@ def make_work(job: Job, agreed: Agreed, survey: Survey, surveyed: Word) -> Work:
 
         def lead(words: Words) -> Word:
             work.lots = _lots(job, agreed, words)
-            plan = _assign(job, agreed, work.lots)
-            return {"plan": job.meeting.put(packed(plan.to_json()))}
+            work.plan = _assign(job, agreed, work.lots)
+            return {"plan": job.meeting.put(packed(work.plan.to_json()))}
 
         record = job.meeting.meet("plan", {"inventory": own}, lead)
         if budget_s := job.word["budget_s"]:
             work.until = time.monotonic() + budget_s
-        work.plan = Plan.from_json(unpacked(job.meeting.get(record["plan"])))
+        if not job.leads:
+            work.plan = Plan.from_json(unpacked(job.meeting.get(record["plan"])))
         if job.shares:
             survey.unshare(work.plan.local.get(job.meeting.rank, ()))
         return work
@@ -98,22 +94,6 @@ def _tell_deaths(job: Job, deaths: Mapping[str, Death]) -> None:
             job.warn(f"{death.label}: a process has died in it; it is tuned last")
 
 
-def packed(value: object) -> bytes:
-    """Return JSON as it crosses ranks; a long one compressed, as file keys repeat themselves."""
-    body = json.dumps(value, separators=(",", ":")).encode()
-    if len(body) < _LONG:
-        return body
-    return json.dumps({"zlib": base64.b64encode(zlib.compress(body, 1)).decode()}).encode()
-
-
-def unpacked(body: bytes) -> Any:
-    """Return the values of such a body, whose sha256 has been checked."""
-    value = json.loads(body)
-    if isinstance(value, dict) and "zlib" in value:
-        return json.loads(zlib.decompress(base64.b64decode(value["zlib"])))
-    return value
-
-
 def _inventories(job: Job, survey: Survey) -> list[bytes]:
     """Return this rank's tasks in two bodies: those all of its stage have, and those with twins.
 
@@ -122,12 +102,12 @@ def _inventories(job: Job, survey: Survey) -> list[bytes]:
     alike, twins = list[Item](), list[Item]()
     for item in inventory(survey):
         (twins if item.op in job.ops.twin_fields else alike).append(item)
-    return [packed(items) for items in (alike, twins) if items]
+    return [pack_items(items) for items in (alike, twins) if items]
 
 
 def inventory(survey: Survey) -> list[Item]:
-    """Return this rank's tasks as they cross ranks."""
-    tasks = sorted(survey.tasks.values(), key=lambda task: task.id)
+    """Return this rank's tasks, in one order on all ranks."""
+    tasks = sorted(survey.tasks.values(), key=lambda task: (task.op, task.keys, task.id))
     adopted = survey.adopted
     return [Item(t.id, t.op, t.keys, t.state, adopted.get(t.id, ""), t.reason, t.at) for t in tasks]
 
@@ -138,8 +118,8 @@ def _lots(job: Job, agreed: Agreed, words: Words) -> list[Lot]:
         for body in word["inventory"]:
             ranks.setdefault(body, []).append(rank)
     return [
-        Lot(tuple(found), [_judged(Item.from_json(row), agreed) for row in rows])
-        for rows, found in ((unpacked(job.meeting.get(b)), found) for b, found in ranks.items())
+        Lot(tuple(found), [_judged(item, agreed) for item in unpack_items(job.meeting.get(body))])
+        for body, found in ranks.items()
     ]
 
 
@@ -241,9 +221,15 @@ def _tune(
 ) -> Iterator[tuple[Task, replay.Outcome]]:
     """Tune tasks, each drawn when the one before is done. ``margin``: of what is shared."""
     limit_s, in_hand = job.options.settings.task_limit_s, list[tuple[Task, int]]()
+    is_shared = margin is not None
 
     def give_up(task: Task) -> None:
-        leave(job, f"{task.label}: did not return within {limit_s:.0f} s")
+        reason = f"did not return within {limit_s:.0f} s"
+        job.meeting.abandon(f"{task.label}: {reason}")
+        if is_shared:  # no accident, and no start can afford to wait for it again
+            outcome = replay.Outcome(task.id, reason=reason)
+            job.journal.found(task.op, task.keys, result_of(outcome, job.meeting.rank))
+        job.meeting.close()
 
     def drawn() -> Iterator[Task]:
         for task, place in tasks:
@@ -255,10 +241,9 @@ def _tune(
         job.meeting.note("tune", task.label)
         if job.options.progress is not None:
             job.options.progress("tune", task.label, in_hand[0][1], of)
-        if margin is not None:
+        if is_shared:
             job.journal.begins(task.id, task.label)
 
-    is_shared = margin is not None
     with TaskLimit(limit_s, give_up) as limit:
         for outcome in replay.tune(
             drawn(), job.seen, on_task, empty=is_shared, margin=margin or 0.0
@@ -269,18 +254,12 @@ def _tune(
             yield task, outcome
 
 
-def leave(job: Job, reason: str) -> None:
-    """Take leave of the others from another thread: this rank's own is stuck for ever."""
-    job.meeting.abandon(reason)
-    job.meeting.close()
-
-
 def result_of(outcome: replay.Outcome, rank: int) -> Result:
     """Return an outcome with where and when it was found out."""
     return Result(
         task=outcome.task, kind=outcome.kind, winner=outcome.winner, entry=outcome.entry,
         reason=outcome.reason, ms=outcome.ms, default_ms=outcome.default_ms,
-        rank=rank, host=socket.gethostname(), at=time.time(), samples=outcome.samples,
+        rank=rank, host=socket.gethostname(), at=float(int(time.time())), samples=outcome.samples,
         candidates=outcome.candidates, gpu=str(environment.gpu().get("name", "")),
         seconds=outcome.seconds,
     )  # fmt: skip
