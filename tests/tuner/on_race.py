@@ -17,12 +17,16 @@ sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package s
 
 from tests.tuner import child, toys
 
+FORWARD: list[str] = []
+
 
 class Timed(toys.Toy):
     """Tactics with known times; the default's is under -1."""
 
     def run(self, inputs: list[Any], tactic: Any, **_kwargs: Any) -> None:
         del inputs
+        if FORWARD:
+            return
         if (ms := self.times[tactic]) is None:
             raise ValueError("planted")
         toys.let_time_pass(ms)
@@ -43,9 +47,9 @@ def warm(
 
     def forward() -> None:
         for op, runner in runners.items():
-            times, runner.times = runner.times, dict.fromkeys(runner.times, 0.0)
+            FORWARD.append(op)  # there nothing fails
             toys.call(op, [runner], toys.STATIC)
-            runner.times = times
+            FORWARD.clear()
 
     report = child.warm(engine, forward, settings=Settings.from_env(**settings))
     tuner = AutoTuner.get()
