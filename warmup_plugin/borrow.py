@@ -84,16 +84,23 @@ class Borrowed:
 
 
 def borrow(
-    directory: Path | None, others: Iterable[Path], stamp: Mapping[str, str], settings: Settings
+    directory: Path | None,
+    others: Iterable[Path],
+    stamp: Mapping[str, str],
+    settings: Settings,
+    root: Path | None = None,
 ) -> Borrowed:
-    """Return what others have found out in this environment; the engine's own tables come first."""
+    """Return what others have found out in this environment; the engine's own tables come first.
+
+    No link is followed out of the ``root``, nor out of the folder of an engine's table.
+    """
     found = Borrowed()
     for path in others:
         table = _read(path, settings.table_bytes)
         if isinstance(table, Table) and not stamp_conflicts(table.stamp, stamp):
             found.take_engine(table)
     for sibling in _siblings(directory):
-        reading = Store(sibling, replace(settings, mode="read-only")).read(stamp)
+        reading = Store(sibling, replace(settings, mode="read-only"), root=root).read(stamp)
         for part in reading.parts:
             if part.manifest is not None:
                 found.take_sibling(part.table, part.manifest)
@@ -115,7 +122,7 @@ def _siblings(directory: Path | None) -> list[Path]:
 def _read(path: Path, limit: int) -> Table | Miss:
     if path.is_dir():
         return _read_managed(path, limit)
-    content = read_file(path, limit).content
+    content = read_file(path, limit, path.parent).content
     return content if isinstance(content, Miss) else parse_table(content, limit=limit)
 
 
@@ -132,29 +139,29 @@ _STAMP: Final = msgspec.json.Decoder(dict[str, str | None])
 
 def _read_managed(folder: Path, limit: int) -> Table | Miss:
     """Read a managed store as the one document it would be, under the rules for documents."""
-    stamp = _decoded(_STAMP, folder / _MANIFEST, limit)
+    stamp = _decoded(_STAMP, folder / _MANIFEST, limit, folder)
     if isinstance(stamp, Miss):
         return stamp
     stamp.pop(_SCHEMA, None)
     document: dict[str, Any] = {"_metadata": stamp}
-    for row in _rows(folder / "entries", limit):
+    for row in _rows(folder / "entries", limit, folder):
         has_policy = bytes(row.profiling_policy) != b"null"
         policy = [row.profiling_policy] if has_policy else []
         document[row.key] = [row.runner, row.tactic, *policy]
     return parse_table(msgspec.json.encode(document), limit=limit)
 
 
-def _rows(folder: Path, limit: int) -> Iterator[_Row]:
+def _rows(folder: Path, limit: int, root: Path) -> Iterator[_Row]:
     try:
         paths = sorted(folder.glob("*.json"))[:_MOST_FILES]
     except OSError:
         return
     for path in paths:
-        row = _decoded(_ROW, path, limit)
+        row = _decoded(_ROW, path, limit, root)
         if isinstance(row, _Row):
             yield row
 
 
-def _decoded(decoder: msgspec.json.Decoder[Any], path: Path, limit: int) -> Any:
-    content = read_file(path, limit).content
+def _decoded(decoder: msgspec.json.Decoder[Any], path: Path, limit: int, root: Path) -> Any:
+    content = read_file(path, limit, root).content
     return content if isinstance(content, Miss) else decode(decoder, content)

@@ -18,8 +18,8 @@ from warmup_plugin.settings import Strategy
 class Item(NamedTuple):
     """One task of one rank's inventory, as it crosses ranks.
 
-    ``state``: known, default, unstable, missing or unshared. ``adopt``: the key of an old file's
-    entry that answers the task, or an empty string. ``at``: its buckets, as in its label.
+    ``state``: known, default, unstable, missing, refused or unshared. ``adopt``: the key of an old
+    file's entry that answers the task, or an empty string. ``at``: its buckets, as in its label.
     """
 
     id: str
@@ -133,10 +133,12 @@ def make_plan(
             if item.adopt:
                 held[item.id] = None
     unshared = find_unshared(lots)
-    known = {name for name, found in states.items() if "known" in found} - unshared
-    missing = [n for n, found in states.items() if "missing" in found and n not in unshared]
+    refused = find_refused(lots)
+    known = {name for name, found in states.items() if "known" in found} - unshared - refused.keys()
+    lacking = (n for n, found in states.items() if "missing" in found or n in refused)
+    missing = [name for name in lacking if name not in unshared]
     held.update(dict.fromkeys(name for name in missing if name in known or name in answered))
-    for name in unshared:
+    for name in unshared | refused.keys():
         held.pop(name, None)
     if time_nothing:
         return Plan(held=tuple(held))
@@ -169,6 +171,16 @@ def make_queues(
         Queue(ranks, tuple(sorted(names, key=lambda name: -costs[name])))
         for (_, ranks), names in ordered
     )
+
+
+def find_refused(lots: Lots) -> dict[str, str]:
+    """Return the tasks whose entry some rank cannot use, with the reason: no rank uses it then."""
+    found: dict[str, str] = {}
+    for lot in sorted(lots, key=lambda lot: lot.ranks):
+        for item in lot.items:
+            if item.state == "refused":
+                found.setdefault(item.id, f"{item.op}: rank {lot.ranks[0]}: {item.reason}")
+    return found
 
 
 def find_unshared(lots: Lots) -> set[str]:

@@ -14,7 +14,7 @@ from typing import cast
 import msgspec
 
 from warmup_plugin.manifest import DEFAULTS, Manifest, Outcome, TaskRecord
-from warmup_plugin.plan import Item, Lots, find_unshared
+from warmup_plugin.plan import Item, Lots, find_refused, find_unshared
 from warmup_plugin.table import Entry, Table
 
 _COLLISION = "one file key has come to mean two configurations"
@@ -72,11 +72,12 @@ def settle(
     merged = dict(records)
     complete = True
     unshared = find_unshared(lots)
+    unheld = {*suspects, *find_refused(lots)}
     for name, item in items.items():
         result = found.get(name)
         if name in blocked:
             result = Result(name, "default", reason=item.reason)
-        elif result is None and name not in suspects:
+        elif result is None and name not in unheld:
             result = _held(name, item, keys[name], base, records)
         for key in (key for key_list in keys[name] for key in key_list):
             entries.pop(key, None)

@@ -85,6 +85,7 @@ class Job:
     logged: set[str] = field(default_factory=set)
     timeline: list[tuple[str, float, float]] = field(default_factory=list)
     failure: str = ""
+    forward_error: BaseException | None = None
 
     @property
     def leads(self) -> bool:
@@ -122,6 +123,16 @@ class Job:
             yield
         finally:
             self.seconds[step] = self.seconds.get(step, 0.0) + time.monotonic() - began
+
+    @contextlib.contextmanager
+    def in_forward(self) -> Iterator[None]:
+        """Run the engine's forward in the body; what it raises is its own."""
+        with self.meeting.in_forward():
+            try:
+                yield
+            except BaseException as error:
+                self.forward_error = error
+                raise
 
     @contextlib.contextmanager
     def failing_as_data(self) -> Iterator[None]:
@@ -167,7 +178,17 @@ def open_job(options: Options) -> Iterator[Job]:
             meeting.abandon(f"{type(error).__name__}: {error}"[:1000])
             if job is not None:
                 job.installed.put_back()
+                if _is_ours(error, job):
+                    # A word that parses and makes no sense, or a bug: the engine hears of a
+                    # session that failed, on every rank, and of no error that it did not make.
+                    raise SessionError(f"{type(error).__name__}: {error}"[:1000]) from error
             raise
+
+
+def _is_ours(error: BaseException, job: Job) -> bool:
+    """Return whether an error is neither the forward's, nor one that tells of a session's end."""
+    is_expected = isinstance(error, WarmupError) or error is job.forward_error
+    return isinstance(error, Exception) and not is_expected
 
 
 def _join(options: Options, meeting: Rendezvous, stack: contextlib.ExitStack) -> Job:
@@ -214,18 +235,18 @@ def _hello(options: Options) -> Word:
 
 def _place(job: Job) -> None:
     """Find the directory, and hand it to the first rank of each node; without one, memory only."""
-    options, directory = job.options, None
+    options, directory, root = job.options, None, None
     roots: dict[str, Any] = {"argument": options.root, "engine_root": options.engine_root}
     try:
         job.placement = resolve(
             options.settings, job.identity.digest, version=probe.version(),
             arch=environment.architecture(), environ=os.environ, **roots,
         )  # fmt: skip
-        directory = job.placement.directory
+        directory, root = job.placement.directory, job.placement.root
     except PlacementError as error:
         job.warn(f"memory only: {error}")
     if job.shares and job.meeting.rank in job.word["writers"]:
-        job.store = Store(directory, options.settings)
+        job.store = Store(directory, options.settings, root=root)
 
 
 def _open_journal(job: Job) -> None:

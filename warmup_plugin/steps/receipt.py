@@ -45,7 +45,7 @@ def make_report(
     """Return this rank's receipt; rank 0 logs its line, the first rank of a node keeps it."""
     work, recorded = work or Work(), list(survey.tasks.values()) if survey else []
     adopted = frozenset(work.plan.held) - frozenset(work.plan.resumed)
-    became = Counter((task.op, _became(task, work, adopted, shared)) for task in recorded)
+    became = _tally(recorded, work, adopted, shared)
     options = job.options
     found = WarmupReport(
         engine=options.engine[0], engine_version=options.engine[1], plugin_version=__version__,
@@ -88,6 +88,19 @@ def _agreement(job: Job) -> Agreement:
         "share": "certified", "per_rank": "none", "unguarded": "unguarded", "defaults": "defaults",
     }  # fmt: skip
     return found[job.word["go"]]
+
+
+def _tally(
+    recorded: list[Task], work: Work, adopted: Collection[str], shared: Shared | None
+) -> Counter[tuple[str, str]]:
+    """Return how many tasks of which op became what."""
+    if not work.is_new:  # ten thousand known ones are counted by the dozen
+        became: Counter[tuple[str, str]] = Counter()
+        for (op, state), number in Counter((task.op, task.state) for task in recorded).items():
+            word = {"known": "from_cache", "unshared": "unshared"}.get(state, "default")
+            became[op, word] += number
+        return became
+    return Counter((task.op, _became(task, work, adopted, shared)) for task in recorded)
 
 
 def _became(task: Task, work: Work, adopted: Collection[str], shared: Shared | None) -> str:

@@ -80,6 +80,7 @@ class Held:
             "defaults": known_defaults(manifest) if manifest else [],
             "complete": self.is_complete(engine),
             "trusted": manifest is not None and not self.loose and self.is_whole,
+            "vouched": manifest is not None and not self.loose,
             "warnings": self.warnings,
         }
 
@@ -116,8 +117,9 @@ def _with_borrowed(job: Job, held: Held, own: list[Part]) -> Held:
     options, claimed = job.options, set(held.table.entries if held.table else ())
     for record in (held.manifest.tasks if held.manifest else {}).values():
         claimed.update(key for keys in record.keys for key in keys)
-    directory = job.placement.directory if job.placement else None
-    found = borrow(directory, options.others, job.stamp, options.settings).without(claimed)
+    place = job.placement
+    directory, root = (place.directory, place.root) if place else (None, None)
+    found = borrow(directory, options.others, job.stamp, options.settings, root).without(claimed)
     if not found.entries:
         return held
     lent = Part(Table(job.stamp, found.entries), None, (0, 0, 0))
@@ -146,6 +148,11 @@ class Agreed:
     def may_skip(self) -> bool:
         """Return whether this table, complete and ours, may spare the forward."""
         return bool(self.word["go"] == "one" and self.word["complete"] and self.word["trusted"])
+
+    def distrust(self) -> None:
+        """Take all entries for somebody else's: they are tried before they are used."""
+        self.word = {**self.word, "trusted": False, "vouched": False}
+        self.loose = frozenset(self.table.entries)
 
     @property
     def needs_healing(self) -> bool:

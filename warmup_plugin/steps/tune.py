@@ -18,7 +18,7 @@ from warmup_plugin.cost import Costs
 from warmup_plugin.history import seconds_by_label
 from warmup_plugin.journal import Death
 from warmup_plugin.packing import pack_items, packed, unpack_items, unpacked
-from warmup_plugin.plan import Item, Lot, Lots, Plan, make_plan
+from warmup_plugin.plan import Item, Lot, Lots, Plan, find_refused, make_plan
 from warmup_plugin.rendezvous import Word, Words
 from warmup_plugin.settings import Strategy
 from warmup_plugin.settle import Result
@@ -26,11 +26,14 @@ from warmup_plugin.shutdown import Shutdown, TaskLimit
 from warmup_plugin.steps.job import Job
 from warmup_plugin.steps.replica import answered, take_turn
 from warmup_plugin.steps.tables import Agreed
+from warmup_plugin.table import Entry
 from warmup_plugin.tuner import environment, replay
 from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task import Task
 
 _FOR_EVER = float("inf")
+#: Most refusals that a log is told of; the report counts them all.
+_MOST_SAID = 8
 
 
 @dataclass
@@ -39,7 +42,8 @@ class Work:
 
     ``is_new`` is false on a warm start: every task is answered and the plan is empty. Rank 0 keeps
     the ``lots``, every rank's inventory. ``until``: when the budget is used up, on this process's
-    monotonic clock. ``left``: the tasks that nobody has tuned for that.
+    monotonic clock. ``left``: the tasks that nobody has tuned for that. ``fit``: tasks whose stored
+    entry has been tried on this rank.
     """
 
     is_new: bool = False
@@ -49,6 +53,7 @@ class Work:
     dropped: Mapping[str, str] = field(default_factory=dict)
     until: float = _FOR_EVER
     left: frozenset[str] = frozenset()
+    fit: Mapping[str, Entry] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -72,13 +77,16 @@ def make_work(job: Job, agreed: Agreed, survey: Survey, surveyed: Word) -> Work:
         def lead(words: Words) -> Word:
             work.lots = _lots(job, agreed, words)
             work.plan = _assign(job, agreed, work.lots)
-            return {"plan": job.meeting.put(packed(work.plan.to_json()))}
+            body = packed(work.plan.to_json())
+            refused = list(find_refused(work.lots).values())
+            return {"plan": job.meeting.put(body), "refused": refused[:_MOST_SAID]}
 
         record = job.meeting.meet("plan", {"inventory": own}, lead)
         if budget_s := job.word["budget_s"]:
             work.until = time.monotonic() + budget_s
         if not job.leads:
             work.plan = Plan.from_json(unpacked(job.meeting.get(record["plan"])))
+        job.warn(*(f"a stored tactic is refused: {why}" for why in record["refused"]))
         if job.shares:
             survey.unshare(work.plan.local.get(job.meeting.rank, ()))
         return work
@@ -206,11 +214,14 @@ def tune_own(job: Job, survey: Survey, work: Work) -> None:
     names = work.plan.local.get(job.meeting.rank, ())
     if not names or job.word["require_agreement"]:
         return
+    own = [survey.tasks[name] for name in names]
+    for task in (task for task in own if task.call is None):  # answered, and in a quarrel since
+        work.outcomes[task.id] = replay.Outcome(task.id, reason=task.reason)
     with Shutdown(lambda: None) as shutdown:
         tasks = (
-            (survey.tasks[name], place)
-            for place, name in enumerate(names)
-            if not (shutdown.is_requested or work.is_over)
+            (task, place)
+            for place, task in enumerate(own)
+            if task.call is not None and not (shutdown.is_requested or work.is_over)
         )
         for _ in _tune(job, tasks, work, len(names), margin=None):
             pass
@@ -224,12 +235,7 @@ def _tune(
     is_shared = margin is not None
 
     def give_up(task: Task) -> None:
-        reason = f"did not return within {limit_s:.0f} s"
-        job.meeting.abandon(f"{task.label}: {reason}")
-        if is_shared:  # no accident, and no start can afford to wait for it again
-            outcome = replay.Outcome(task.id, reason=reason)
-            job.journal.found(task.op, task.keys, result_of(outcome, job.meeting.rank))
-        job.meeting.close()
+        give_up_on(job, task, f"did not return within {limit_s:.0f} s", is_shared=is_shared)
 
     def drawn() -> Iterator[Task]:
         for task, place in tasks:
@@ -252,6 +258,18 @@ def _tune(
             work.outcomes[outcome.task] = outcome
             job.timeline.append((task.label, outcome.began, outcome.seconds))
             yield task, outcome
+
+
+def give_up_on(job: Job, task: Task, reason: str, *, is_shared: bool = True) -> None:
+    """Take leave of the others from another thread: this rank's own is stuck for ever.
+
+    A task that all share is known as a default from then on: no start can afford to wait again.
+    """
+    job.meeting.abandon(f"{task.label}: {reason}")
+    if is_shared:
+        outcome = replay.Outcome(task.id, reason=reason)
+        job.journal.found(task.op, task.keys, result_of(outcome, job.meeting.rank))
+    job.meeting.close()
 
 
 def result_of(outcome: replay.Outcome, rank: int) -> Result:
