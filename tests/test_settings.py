@@ -16,7 +16,7 @@ from warmup_plugin.settings import Settings, markdown_table
 # A variable that is renamed or removed breaks somebody's deployment: change this list knowingly.
 FROZEN = {
     "mode": ("WARMUP_PLUGIN_MODE", "on"),
-    "strategy": ("WARMUP_PLUGIN_STRATEGY", "leader"),
+    "strategy": ("WARMUP_PLUGIN_STRATEGY", "sharded"),
     "on_hit": ("WARMUP_PLUGIN_ON_HIT", "survey"),
     "require_agreement": ("WARMUP_PLUGIN_REQUIRE_AGREEMENT", False),
     "cache_root": ("WARMUP_PLUGIN_CACHE_ROOT", None),

@@ -38,6 +38,8 @@ def resume(job: Job, store: Store) -> Resumed:
     journals = read_journals(store.directory, job.options.settings.table_bytes)
     if not journals:
         return Resumed()
+    if job.may_write:
+        remove(p for p in journals if p.is_dead and not p.found and p.in_hand is None)
     deaths = deaths_in(journals, environment.driver())
     past = [
         p for p in journals if not p.is_running and not stamp_conflicts(p.opened.stamp, job.stamp)

@@ -105,7 +105,9 @@ def _read(job: Job, store: Store) -> Held:
     held, resumed = Held(warnings=warnings), resume(job, store)
     reading.parts += resumed.parts
     if reading.parts:
-        held = Held.union(reading.parts, warnings, is_whole=not reading.misses)
+        # With a journal beside them the tables are written anew, which takes it away.
+        is_whole = not reading.misses and not resumed.parts
+        held = Held.union(reading.parts, warnings, is_whole=is_whole)
     held.deaths = resumed.deaths
     if not job.leads or held.is_complete(job.options.engine):
         return held
