@@ -29,6 +29,7 @@ FROZEN = {
     "replica_wait_s": ("WARMUP_PLUGIN_REPLICA_WAIT_S", 1800.0),
     "record_bytes": ("WARMUP_PLUGIN_RECORD_BYTES", 1 << 30),
     "table_bytes": ("WARMUP_PLUGIN_TABLE_BYTES", 64 << 20),
+    "require_private": ("WARMUP_PLUGIN_REQUIRE_PRIVATE", False),
     "reports": ("WARMUP_PLUGIN_REPORTS", 8),
     "progress_file": ("WARMUP_PLUGIN_PROGRESS_FILE", None),
     "metrics_file": ("WARMUP_PLUGIN_METRICS_FILE", None),

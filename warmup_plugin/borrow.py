@@ -97,19 +97,23 @@ def borrow(
     others: Iterable[Path],
     stamp: Mapping[str, str],
     settings: Settings,
+    root: Path | None = None,
 ) -> Borrowed:
     """Return what others have found out in this environment.
 
     In order: the engine's own tables (``others``), those imported, then siblings; ``directories``
-    are this identity's, the writable one first.
+    are this identity's, the writable one first. No link is followed out of that one's ``root``, out
+    of a layer's directory, nor out of the folder of an engine's table.
     """
     found, directories = Borrowed(), tuple(directories)
     for path in (*others, *(path for each in directories for path in imported(each.parent))):
         table = read_any(path, settings.table_bytes)
         if isinstance(table, Table) and not stamp_conflicts(table.stamp, stamp):
             found.take_engine(table, str(path))
-    for sibling in (path for each in directories for path in _siblings(each)):
-        reading = Store(sibling, replace(settings, mode="read-only")).read(stamp)
+    siblings = [(path, i) for i, each in enumerate(directories) for path in _siblings(each)]
+    for sibling, index in siblings:
+        within = None if index else root
+        reading = Store(sibling, replace(settings, mode="read-only"), root=within).read(stamp)
         for part in reading.parts:
             if part.manifest is not None:
                 found.take_sibling(part.table, part.manifest, part.path)
@@ -140,7 +144,7 @@ def read_any(path: Path, limit: int) -> Table | Miss:
     """Return a file that FlashInfer can load, or a folder of its managed store, as one table."""
     if path.is_dir():
         return _read_managed(path, limit)
-    content = read_file(path, limit).content
+    content = read_file(path, limit, path.parent).content
     return content if isinstance(content, Miss) else parse_table(content, limit=limit)
 
 
@@ -157,29 +161,29 @@ _STAMP: Final = msgspec.json.Decoder(dict[str, str | None])
 
 def _read_managed(folder: Path, limit: int) -> Table | Miss:
     """Read a managed store as the one document it would be, under the rules for documents."""
-    stamp = _decoded(_STAMP, folder / _MANIFEST, limit)
+    stamp = _decoded(_STAMP, folder / _MANIFEST, limit, folder)
     if isinstance(stamp, Miss):
         return stamp
     stamp.pop(_SCHEMA, None)
     document: dict[str, Any] = {"_metadata": stamp}
-    for row in _rows(folder / "entries", limit):
+    for row in _rows(folder / "entries", limit, folder):
         has_policy = bytes(row.profiling_policy) != b"null"
         policy = [row.profiling_policy] if has_policy else []
         document[row.key] = [row.runner, row.tactic, *policy]
     return parse_table(msgspec.json.encode(document), limit=limit)
 
 
-def _rows(folder: Path, limit: int) -> Iterator[_Row]:
+def _rows(folder: Path, limit: int, root: Path) -> Iterator[_Row]:
     try:
         paths = sorted(folder.glob("*.json"))[:_MOST_FILES]
     except OSError:
         return
     for path in paths:
-        row = _decoded(_ROW, path, limit)
+        row = _decoded(_ROW, path, limit, root)
         if isinstance(row, _Row):
             yield row
 
 
-def _decoded(decoder: msgspec.json.Decoder[Any], path: Path, limit: int) -> Any:
-    content = read_file(path, limit).content
+def _decoded(decoder: msgspec.json.Decoder[Any], path: Path, limit: int, root: Path) -> Any:
+    content = read_file(path, limit, root).content
     return content if isinstance(content, Miss) else decode(decoder, content)

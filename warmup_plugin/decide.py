@@ -155,7 +155,7 @@ def decide_agree(words: Words) -> Word:
 
 
 def _heading(word: Word) -> Word:
-    names = ("table", "manifest", "defaults", "complete", "trusted")
+    names = ("table", "manifest", "defaults", "complete", "trusted", "vouched")
     return {name: word[name] for name in names}
 
 
@@ -172,7 +172,10 @@ def decide_load(words: Words) -> Word:
 
 
 def decide_survey(words: Words) -> Word:
-    """What the forwards have shown. go: warm | plan | rerun (``op`` passed through) | abort.
+    """What the forwards have shown. go: warm | plan | rerun | abort.
+
+    A rerun follows where all ranks failed at one op: without stored tactics in the forward
+    (``distrust``) if it was served one, else with the ``op`` passed through.
 
     ``skipped``: ops that some rank's skip list takes out; they serve their default on all ranks,
     since ranks that differ in a tactic may deadlock. ``overruled``: those that others would tune.
@@ -185,7 +188,8 @@ def decide_survey(words: Words) -> Word:
         rank = min(errors)
         ops = {word["last_answered"] for word in words.values()}
         is_the_op = len(errors) == len(words) and len(ops) == 1 and ops != {""}
-        found = {"go": "rerun", "op": ops.pop()} if is_the_op else {"go": "abort"}
+        found: Word = {"go": "rerun", "op": ops.pop()} if is_the_op else {"go": "abort"}
+        found["distrust"] = any(word.get("stored") for word in words.values())
         return {**found, "rank": rank, "reason": errors[rank], **skips}
     if any(word["missing"] or word["unshared"] or word["heal"] for word in words.values()):
         return {"go": "plan", "reason": "", **skips}

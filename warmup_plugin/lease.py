@@ -43,7 +43,7 @@ def hold(directory: Path) -> Iterator[str]:
     path = directory / JOURNAL / _NAME
     token = secrets.token_hex(8)
     try:
-        make_directory(path.parent)
+        make_directory(path.parent, directory)
         holder = _take(path, token)
     except OSError:
         yield ""  # no lease to be had here; tuning twice is only a waste

@@ -64,6 +64,24 @@ def merge(parts: Sequence[Part]) -> Merged:
     return union.merged(ordered)
 
 
+def less(part: Part, entries: Mapping[str, Entry]) -> Part:
+    """Return a part without these very entries, nor the tasks that they answered."""
+    out = {key for key, entry in entries.items() if part.table.entries.get(key) == entry}
+    if not out:
+        return part
+    kept = {key: entry for key, entry in part.table.entries.items() if key not in out}
+    manifest = part.manifest
+    if manifest is not None:
+        tasks = {
+            task: record
+            for task, record in manifest.tasks.items()
+            if out.isdisjoint(chain.from_iterable(record.keys))
+        }
+        loose = tuple(key for key in manifest.loose if key not in out)
+        manifest = replace(manifest, tasks=Tasks(tasks), loose=loose)
+    return Part(Table(part.table.stamp, kept, part.table.records), manifest, part.source)
+
+
 def _precedence(part: Part) -> tuple[bool, int, Source]:
     generation = part.manifest.generation if part.manifest else 0
     return part.manifest is None, -generation, part.source

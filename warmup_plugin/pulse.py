@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from warmup_plugin import wire
 from warmup_plugin.errors import RankLostError
 from warmup_plugin.liveness import ProcessCard, View, own_card, view
 
@@ -66,7 +67,7 @@ class Watch:
 
     def _state(self, rank: int) -> dict[str, Any] | None:
         body = self._link.get_now(f"beat/{rank}")
-        return None if body is None else dict(json.loads(body))
+        return None if body is None else wire.read(wire.Beat, body, rank, "heartbeat")
 
     def _look(self, rank: int, now: float) -> None:
         state = self._state(rank)
@@ -123,7 +124,7 @@ class Watch:
             body = self._link.get_now(f"card/{rank}")
             if body is None:
                 return None
-            self._cards[rank] = ProcessCard(**json.loads(body))
+            self._cards[rank] = ProcessCard(**wire.read(wire.Card, body, rank, "process card"))
         return self._cards[rank]
 
 
@@ -247,12 +248,20 @@ class ForwardGuard:
         if self._failed is None:
             body = watch._link.get_now(self._key)  # noqa: SLF001  # one file, one concept
             if body is not None:
-                self.fail(*self._culprit(watch, json.loads(body)))
+                self._fail_as_told(watch, body)
             try:
                 watch.look(self._others)
             except RankLostError as error:
                 self.fail(error.rank, error.reason)
         self._maybe_leave()
+
+    def _fail_as_told(self, watch: Watch, body: bytes) -> None:
+        try:
+            found = wire.read(wire.Failed, body, 0, "word of a failed forward")
+        except RankLostError as error:
+            self.fail(error.rank, error.reason)
+        else:
+            self.fail(*self._culprit(watch, found))
 
     def _culprit(self, watch: Watch, word: dict[str, Any]) -> tuple[int, str]:
         """Return the rank at fault: one that has died, rather than one whose collective noticed."""

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+from warmup_plugin import wire
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.pulse import BYE, FAILED, ForwardGuard, Pulse, Watch
 from warmup_plugin.table import digest
@@ -40,6 +41,7 @@ logger = logging.getLogger("warmup_plugin")
 
 _RECORD = "record"
 _LOST = "lost"
+_PARTS = "parts: "  # in place of a body: it is found in so many
 #: Decisions upon which every rank raises by itself.
 _ENDS = ("refuse", "abort")
 #: How often rank 0 says whom it waits for, seconds.
@@ -177,6 +179,8 @@ class Meeting:
         """
         self.note(step)
         body, key = json.dumps(word, sort_keys=True).encode(), f"{step}/{_RECORD}"
+        if len(body) > wire.MOST_WORD_BYTES:
+            raise SessionError(f"word at step {step}: {len(body)} bytes, too large to be sent")
         self.bytes_sent += len(body)
         self._link.set(f"{step}/{self.rank}", body)
         came = time.monotonic()
@@ -189,7 +193,7 @@ class Meeting:
         except RankLostError as error:
             found = self._propose(key, _lost(error))
         self.waits.append((step, came, time.monotonic() - came))
-        record: Word = json.loads(found)
+        record = wire.word(found, 0, f"record of step {step}")
         if "lost" in record:
             self._end(record)
         self.confirm()  # a record of which nobody was left to hear does not count
@@ -201,7 +205,7 @@ class Meeting:
         for rank in range(self.size):
             key = f"{step}/{rank}"
             self._wait([key], waits_for={rank})
-            words[rank] = json.loads(self._read(key))
+            words[rank] = wire.word(self._read(key), rank, f"word at step {step}")
         try:
             return decide(words)
         except RankLostError:
@@ -217,8 +221,8 @@ class Meeting:
 
     def _end(self, record: Word) -> NoReturn:
         """End the session, for ranks at another step too: they find this before they act."""
-        found = json.loads(self._link.compare_set(_LOST, json.dumps(record, sort_keys=True)))
-        raise RankLostError(found["lost"], found["reason"])
+        body = self._link.compare_set(_LOST, json.dumps(record, sort_keys=True))
+        raise _as_error(body)
 
     def abandon(self, reason: str) -> None:
         """Tell the others that this rank leaves without having finished, unless all do."""
@@ -256,8 +260,7 @@ class Meeting:
 
     def _obey(self) -> None:
         if (body := self._link.get_now(_LOST)) is not None:
-            record = json.loads(body)
-            raise RankLostError(record["lost"], record["reason"])
+            raise _as_error(body)
 
     @contextlib.contextmanager
     def in_forward(self) -> Iterator[None]:
@@ -282,7 +285,12 @@ class Meeting:
         name = sha256 or digest(body)
         if self._link.add(f"body/{name}/claim") == 1:
             self.bytes_sent += len(body)
-            self._link.set(f"body/{name}", body)
+            starts = range(0, len(body), wire.PART_BYTES)
+            for index, start in enumerate(starts if len(starts) > 1 else ()):
+                part = body[start : start + wire.PART_BYTES]
+                self._link.set(f"body/{name}/{index}", part)
+            whole = body if len(starts) <= 1 else f"{_PARTS}{len(starts)}".encode()
+            self._link.set(f"body/{name}", whole)
         return name
 
     def get(self, sha256: str) -> bytes:
@@ -296,9 +304,22 @@ class Meeting:
         except RankLostError as error:
             self._end(_lost(error))
         body = self._read(key)
+        if body.startswith(_PARTS.encode()):
+            body = self._in_parts(key, body)
         if digest(body) != sha256:
             raise SessionError(f"body {sha256}: arrived with sha256 {digest(body)}")
         return body
+
+    def _in_parts(self, key: str, told: bytes) -> bytes:
+        """Return a body that is too large for one value of the store."""
+        number = told[len(_PARTS) :]
+        most = wire.MOST_BODY_BYTES // wire.PART_BYTES
+        if not number.isdigit() or len(number) > len(str(most)) or int(number) > most:
+            raise SessionError(f"{key}: {number[:20]!r} parts, {most} at most")
+        parts = [f"{key}/{index}" for index in range(int(number))]
+        if not self._link.has(parts):  # they were there before their number was
+            raise SessionError(f"{key}: a part of it is not there")
+        return b"".join(self._read(part) for part in parts)
 
     def _read(self, key: str) -> bytes:
         body = self._link.get(key)
@@ -371,6 +392,12 @@ class Meeting:
             return not missing or self._link.has([f"{BYE}/{rank}" for rank in sorted(missing)])
 
         wait_until(is_done, look)
+
+
+def _as_error(body: bytes) -> RankLostError:
+    """Return the error by which a session ends."""
+    found = wire.read(wire.Lost, body, 0, "record of the session's end")
+    return RankLostError(found["lost"], found["reason"])
 
 
 def _lost(error: RankLostError) -> Word:

@@ -227,6 +227,14 @@ class Settings:
             "a table or manifest file larger than this is neither read nor written",
         ),
     )
+    require_private: bool = field(
+        default=False,
+        metadata=_row(
+            "WARMUP_PLUGIN_REQUIRE_PRIVATE",
+            _FLAG,
+            "a cache directory into which every user may write is not used, instead of warned of",
+        ),
+    )
     reports: int = field(
         default=8,
         metadata=_row("WARMUP_PLUGIN_REPORTS", _count(0), "reports kept beside the table"),

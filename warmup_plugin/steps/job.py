@@ -83,6 +83,7 @@ class Job:
     logged: set[str] = field(default_factory=set)
     timeline: list[tuple[str, float, float]] = field(default_factory=list)
     failure: str = ""
+    forward_error: BaseException | None = None
     #: For the receipt. ``zero``: when the first meeting was over, on the monotonic clock; ``spans``
     #: of the steps count from there. ``read``: what became of each file. ``lenders``: borrowed
     #: keys, by whom. ``waited``: for other engines. ``rows``, ``winners``: of all ranks, on rank 0.
@@ -136,6 +137,16 @@ class Job:
             self.spans.append((step, began - self.zero, taken))
 
     @contextlib.contextmanager
+    def in_forward(self) -> Iterator[None]:
+        """Run the engine's forward in the body; what it raises is its own."""
+        with self.meeting.in_forward():
+            try:
+                yield
+            except BaseException as error:
+                self.forward_error = error
+                raise
+
+    @contextlib.contextmanager
     def failing_as_data(self) -> Iterator[None]:
         """Make what fails in the body a word for the next meeting, `failure`; no meeting in it."""
         try:
@@ -183,7 +194,17 @@ def open_job(options: Options) -> Iterator[Job]:
             progress.end("failed", reason)
             if job is not None:
                 job.installed.put_back()
+                if _is_ours(error, job):
+                    # A word that parses and makes no sense, or a bug: the engine hears of a
+                    # session that failed, on every rank, and of no error that it did not make.
+                    raise SessionError(f"{type(error).__name__}: {error}"[:1000]) from error
             raise
+
+
+def _is_ours(error: BaseException, job: Job) -> bool:
+    """Return whether an error is neither the forward's, nor one that tells of a session's end."""
+    is_expected = isinstance(error, WarmupError) or error is job.forward_error
+    return isinstance(error, Exception) and not is_expected
 
 
 def _progress(options: Options) -> ProgressLine:
@@ -240,19 +261,19 @@ def _hello(options: Options) -> Word:
 
 def _place(job: Job) -> None:
     """Find the directory, and hand it to the first rank of each node; without one, memory only."""
-    options, directory, layers = job.options, None, list[Path]()
+    options, directory, root, layers = job.options, None, None, list[Path]()
     roots: dict[str, Any] = {"argument": options.root, "engine_root": options.engine_root}
     parts: dict[str, Any] = {
         "version": probe.version(), "arch": environment.architecture(), "environ": os.environ,
     }  # fmt: skip
     try:
         job.placement = resolve(options.settings, job.identity.digest, **roots, **parts)
-        directory = job.placement.directory
+        directory, root = job.placement.directory, job.placement.root
         layers = [
-            resolve(options.settings, job.identity.digest, argument=root, **parts).directory
-            for root in options.settings.layers
+            resolve(options.settings, job.identity.digest, argument=layer, **parts).directory
+            for layer in options.settings.layers
         ]
     except PlacementError as error:
         job.warn(f"memory only: {error}")
     if job.shares and job.meeting.rank in job.word["writers"]:
-        job.store = Store(directory, options.settings, layers=layers)
+        job.store = Store(directory, options.settings, root=root, layers=layers)

@@ -24,9 +24,9 @@ def take_turn(job: Job, agreed: Agreed) -> bool:
 
     Returns whether ``agreed`` has grown by what another engine has published meanwhile.
     """
-    if job.store is None or not job.may_write or job.placement is None:
+    if job.store is None or not job.may_write or job.store.directory is None:
         return False
-    directory = job.placement.directory
+    directory = job.store.directory
 
     holder_was: list[str] = []
 

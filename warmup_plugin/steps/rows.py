@@ -78,6 +78,12 @@ def what_became(
 ) -> Counter[tuple[str, str]]:
     """Return how many of this rank's tasks became what, by op and the report's words."""
     adopted, tasks = frozenset(work.plan.held), survey.tasks.values() if survey else ()
+    if not work.is_new:  # ten thousand known ones are counted by the dozen
+        found: Counter[tuple[str, str]] = Counter()
+        for (op, state), number in Counter((task.op, task.state) for task in tasks).items():
+            word = {"known": "from_cache", "unshared": "unshared"}.get(state, "default")
+            found[op, word] += number
+        return found
     return Counter((task.op, _became(task, work, adopted, entry_of)) for task in tasks)
 
 

@@ -76,6 +76,7 @@ class Held:
             "defaults": list(manifest.known_defaults) if manifest else [],
             "complete": self.is_complete(engine),
             "trusted": manifest is not None and not self.loose and self.is_whole,
+            "vouched": manifest is not None and not self.loose,
             "warnings": self.warnings,
         }
 
@@ -111,10 +112,9 @@ def _with_borrowed(job: Job, held: Held, own: list[Part]) -> Held:
     options, claimed = job.options, set(held.table.entries if held.table else ())
     for record in (held.manifest.tasks if held.manifest else {}).values():
         claimed.update(key for keys in record.keys for key in keys)
-    directory = job.placement.directory if job.placement else None
-    layers = job.store.layers if job.store else ()
-    shelves = [path for path in (directory, *layers) if path is not None]
-    found = borrow(shelves, options.others, job.stamp, options.settings).without(claimed)
+    place, layers = job.placement, job.store.layers if job.store else ()
+    shelves, root = ([place.directory, *layers], place.root) if place else (list(layers), None)
+    found = borrow(shelves, options.others, job.stamp, options.settings, root).without(claimed)
     if not found.entries:
         return held
     job.lenders = found.lenders
@@ -142,6 +142,11 @@ class Agreed:
     def may_skip(self) -> bool:
         """Return whether this table, complete and ours, may spare the forward."""
         return bool(self.word["go"] == "one" and self.word["complete"] and self.word["trusted"])
+
+    def distrust(self) -> None:
+        """Take all entries for somebody else's: they are tried before they are used."""
+        self.word = {**self.word, "trusted": False, "vouched": False}
+        self.loose = frozenset(self.table.entries)
 
     @property
     def needs_healing(self) -> bool:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from warmup_plugin.borrow import Borrowed
 from warmup_plugin.errors import RankLostError
 from warmup_plugin.manifest import Manifest
-from warmup_plugin.plan import Inventory, Item, Plan, make_plan
+from warmup_plugin.plan import Inventory, Item, Plan, find_refused, make_plan
 from warmup_plugin.progress import counted
 from warmup_plugin.rendezvous import Word, Words
 from warmup_plugin.settings import REPLAYS
@@ -28,10 +28,13 @@ from warmup_plugin.steps.job import Job
 from warmup_plugin.steps.replica import answered, take_turn
 from warmup_plugin.steps.tables import Agreed
 from warmup_plugin.store import Store
-from warmup_plugin.table import Table
+from warmup_plugin.table import Entry, Table
 from warmup_plugin.tuner import replay
 from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task import Task
+
+#: Most refusals that a log is told of; the report counts them all.
+_MOST_SAID = 8
 
 
 @dataclass
@@ -39,7 +42,7 @@ class Work:
     """What is to be done in this session and what this rank has done of it.
 
     ``is_new`` is false on a warm start: every task is answered and the plan is empty. Rank 0 keeps
-    the ``inventories``.
+    the ``inventories``. ``fit``: tasks whose stored entry has been tried on this rank.
     """
 
     is_new: bool = False
@@ -47,6 +50,7 @@ class Work:
     inventories: dict[int, Inventory] = field(default_factory=dict)
     outcomes: dict[str, replay.Outcome] = field(default_factory=dict)
     dropped: Mapping[str, str] = field(default_factory=dict)
+    fit: Mapping[str, Entry] = field(default_factory=dict)
 
 
 def make_work(job: Job, agreed: Agreed, survey: Survey, surveyed: Word) -> Work:
@@ -65,12 +69,15 @@ def make_work(job: Job, agreed: Agreed, survey: Survey, surveyed: Word) -> Work:
             items = {name: _items(job.meeting.get(name), agreed) for name in bodies}
             work.inventories = {rank: items[word["inventory"]] for rank, word in words.items()}
             plan = _assign(job, agreed, work.inventories)
+            refused = list(find_refused(work.inventories).values())
+            body = json.dumps(plan.to_json()).encode()
             refusal = complete.judge(job, work.inventories)
-            return {"plan": job.meeting.put(json.dumps(plan.to_json()).encode()), **refusal}
+            return {"plan": job.meeting.put(body), "refused": refused[:_MOST_SAID], **refusal}
 
         record = job.meeting.meet("plan", {"inventory": own}, lead)
         complete.obey(record)
         work.plan = Plan.from_json(json.loads(job.meeting.get(record["plan"])))
+        job.warn(*(f"a stored tactic is refused: {why}" for why in record["refused"]))
         if job.shares:
             survey.unshare(work.plan.local.get(job.meeting.rank, ()))
         _follow(job, work.plan)
@@ -161,8 +168,11 @@ def tune_own(job: Job, survey: Survey, work: Work) -> None:
     names = work.plan.local.get(job.meeting.rank, ())
     if not names or job.word["require_agreement"]:
         return
+    tasks = [survey.tasks[name] for name in names]
+    for task in (task for task in tasks if task.call is None):  # answered, and in a quarrel since
+        work.outcomes[task.id] = replay.Outcome(task.id, reason=task.reason)
     with Shutdown(lambda: None) as shutdown:
-        _tune(job, [survey.tasks[name] for name in names], work, shutdown)
+        _tune(job, [task for task in tasks if task.call is not None], work, shutdown)
 
 
 def _tune(
@@ -224,7 +234,8 @@ def rescue(job: Job, survey: Survey, work: Work) -> None:
         identity=job.identity.digest, tasks=settled.tasks, complete=False,
         engine=job.options.engine[0], engine_version=job.options.engine[1],
     )  # fmt: skip
-    store = job.store or Store(job.placement.directory, job.options.settings)
+    place = job.placement
+    store = job.store or Store(place.directory, job.options.settings, root=place.root)
     store.publish(job.options.ranks.coordinates, settled.table, manifest, job.identity)
 
 
