@@ -40,7 +40,7 @@ SETTINGS_PAGE = { sed '/^<!-- From here on/q' docs/settings.md; echo; $(PY) -m w
 TEST_RELEASES   := $(patsubst %,$(S)/release-%-once,$(call releases,test))
 MATRIX_RELEASES := $(patsubst %,$(S)/release-%-once,$(call releases,matrix))
 
-.PHONY: help demo test retest test-engines test-vllm lint docs settings-page matrix bench soak fuzz \
+.PHONY: help demo test retest test-engines test-vllm lint docs settings-page questions-page matrix bench soak fuzz \
         mutants guarantees clean
 
 help:  ## this list
@@ -81,6 +81,9 @@ docs: $(PACKAGE) $(call stamp,docs)  ## build the pages; fails on a dead link or
 
 settings-page: $(PACKAGE)  ## write the table of docs/settings.md anew from warmup_plugin/settings.py
 	@$(SETTINGS_PAGE) > $(S)/settings.md && mv $(S)/settings.md docs/settings.md
+
+questions-page: $(PACKAGE) $(call stamp,dev)  ## write the outputs of docs/questions.md anew from what the commands print
+	@WARMUP_WRITE_DOCS=1 $(BIN)/pytest tests/cli/test_questions.py -k the_page_says
 
 bench: $(PACKAGE)  ## warm start against its floor, and the cost of the import
 	@$(PY) benchmarks/import_time.py
