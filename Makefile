@@ -85,9 +85,10 @@ settings-page: $(PACKAGE)  ## write the table of docs/settings.md anew from warm
 questions-page: $(PACKAGE) $(call stamp,dev)  ## write the outputs of docs/questions.md anew from what the commands print
 	@WARMUP_WRITE_DOCS=1 $(BIN)/pytest tests/cli/test_questions.py -k the_page_says
 
-bench: $(PACKAGE)  ## warm start against its floor, and the cost of the import
+bench: $(PACKAGE)  ## warm start against its floor, the cost of the import, ten thousand tables
 	@$(PY) benchmarks/import_time.py
 	@$(PY) benchmarks/warm_start.py
+	@$(PY) benchmarks/many_tables.py
 
 # A seed reproduces a run: WARMUP_SOAK_SEED. About an hour on two cores.
 soak: $(PACKAGE) $(call stamp,dev)  ## 10 000 damaged files and messages, 500 schedules of kills and delays
