@@ -126,7 +126,7 @@ MUTANTS = (
     ),
     Mutant(
         "page's text", "cli/page.py",
-        '[[html.escape(row[1]), row[3]] for row in rows]', '[[row[1], row[3]] for row in rows]',
+        "[[html.escape(row[1]), row[3]] for row in rows]", "[[row[1], row[3]] for row in rows]",
         "tests/cli/test_page.py::test_text_from_files_is_escaped",
     ),
 )  # fmt: skip
