@@ -40,7 +40,8 @@ SETTINGS_PAGE = { sed '/^<!-- From here on/q' docs/settings.md; echo; $(PY) -m w
 TEST_RELEASES   := $(patsubst %,$(S)/release-%-once,$(call releases,test))
 MATRIX_RELEASES := $(patsubst %,$(S)/release-%-once,$(call releases,matrix))
 
-.PHONY: help demo test retest test-engines test-vllm lint docs settings-page matrix bench clean
+.PHONY: help demo test retest test-engines test-vllm lint docs settings-page matrix bench soak fuzz \
+        mutants guarantees clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +85,21 @@ settings-page: $(PACKAGE)  ## write the table of docs/settings.md anew from warm
 bench: $(PACKAGE)  ## warm start against its floor, and the cost of the import
 	@$(PY) benchmarks/import_time.py
 	@$(PY) benchmarks/warm_start.py
+
+# A seed reproduces a run: WARMUP_SOAK_SEED. About an hour on two cores.
+soak: $(PACKAGE) $(call stamp,dev)  ## 10 000 damaged files and messages, 500 schedules of kills and delays
+	@$(BIN)/pytest -m soak --timeout 900 -rP tests/faults tests/protocol
+
+fuzz: $(PACKAGE) $(call stamp,dev)  ## property-based tests of every parser, 5 000 examples each
+	@WARMUP_FUZZ_EXAMPLES=5000 $(BIN)/pytest --timeout 1800 tests/test_fuzz.py
+
+mutants: $(PACKAGE) $(call stamp,dev)  ## take each guard out once; the test that is named must fail
+	@$(PY) tools/mutants.py
+
+guarantees: $(PACKAGE) $(call stamp,dev)  ## run the rows of the fault table; write docs/guarantees.md anew
+	@$(BIN)/pytest --junitxml=$(S)/faults.xml tests/faults tests/ranks/test_bad_tables.py \
+	    --deselect tests/faults/test_guarantees.py
+	@$(PY) tests/faults/guarantees.py $(S)/faults.xml
 
 clean:  ## remove all that make built
 	rm -rf $(VENV) .venv-vllm dist site .mypy_cache .pytest_cache .ruff_cache

@@ -29,6 +29,7 @@ import pytest
 from warmup_plugin import files as disk_files
 from warmup_plugin import store as store_module
 from warmup_plugin.identity import Identity
+from warmup_plugin.lease import hold
 from warmup_plugin.manifest import Manifest, TaskRecord
 from warmup_plugin.settings import Settings
 from warmup_plugin.store import NotPublished, Published, Reading, Store
@@ -503,8 +504,8 @@ def test_reading_between_the_two_files_of_a_writer(
     publish(store, a=1)
     read = disk_files.read_file
 
-    def read_slowly(path: Path, limit: int) -> Any:
-        found = read(path, limit)
+    def read_slowly(path: Path, *rest: Any) -> Any:
+        found = read(path, *rest)
         if path.name == NAME:
             monkeypatch.setattr(store_module, "read_file", read)
             publish(Store(directory, SETTINGS), a=2)
@@ -1006,3 +1007,144 @@ def test_ten_thousand_entries(directory: Path) -> None:
     assert isinstance(again, Published)
     assert not again.written
     assert part.manifest.tasks._records is None  # type: ignore[attr-defined]
+
+
+# -- links and open directories -------------------------------------------------------------------
+
+
+def outside(tmp_path: Path) -> Path:
+    """A good table that is somebody else's."""
+    store = Store(tmp_path / "outside", SETTINGS)
+    publish(store, a=5)
+    return tmp_path / "outside"
+
+
+def test_no_link_is_followed_out_of_the_root(store: Store, directory: Path, tmp_path: Path) -> None:
+    """Not to a table, for reading; the link is set aside, its target stays as it was."""
+    theirs = outside(tmp_path)
+    before = files(theirs)
+    publish(store, a=1)
+    (directory / NAME).unlink()
+    (directory / NAME).symlink_to(theirs / NAME)
+    reading = store.read(STAMP)
+    assert reading.parts == []
+    ((path, miss),) = reading.misses
+    assert path == directory / NAME
+    assert "leads out of" in miss.reason
+    assert files(theirs) == before
+    publish(store, a=2)
+    assert tactics(store.read(STAMP)) == {"a": 2}
+    assert files(theirs) == before
+
+
+def test_a_directory_that_leads_out_of_the_root_is_not_used(
+    cache_root: Path, tmp_path: Path
+) -> None:
+    """Whoever may write into the root must not choose where else we write."""
+    theirs = outside(tmp_path)
+    before = files(theirs)
+    (cache_root / IDENTITY.digest).symlink_to(theirs)
+    store = Store(cache_root / IDENTITY.digest, SETTINGS, root=cache_root)
+    reading = store.read(STAMP)
+    assert (reading.parts, reading.writable) == ([], False)
+    assert "leads out of" in reading.warnings[0]
+    assert isinstance(store.publish(RANK, a_table(a=1), a_manifest("a"), IDENTITY), NotPublished)
+    assert files(theirs) == before
+
+
+@pytest.mark.parametrize("name", ["foreign", "reports", "journal"])
+def test_folders_that_lead_out_are_not_written_to(
+    store: Store, directory: Path, tmp_path: Path, name: str
+) -> None:
+    """Nothing is moved, written or removed there."""
+    publish(store, a=1)
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    for number in range(9):
+        (theirs / f"{number}.json").write_text("mine")
+    (directory / name).symlink_to(theirs)
+    (directory / NAME).write_text("broken")
+    store.read(STAMP)
+    store.publish(RANK, a_table(a=2), a_manifest("a"), IDENTITY)
+    store.write_report(b"{}", "r.json")
+    with hold(directory) as holder:
+        assert holder == ""
+    assert files(theirs) == {f"{number}.json": b"mine" for number in range(9)}
+
+
+def test_reports_of_others_are_not_removed(store: Store, directory: Path) -> None:
+    """Nor links, whatever they are called."""
+    (directory / "reports").mkdir(parents=True)
+    (directory / "reports" / "notes.txt").write_text("mine")
+    for number in range(5):
+        store.write_report(b"{}", f"{number}.json")
+    assert (directory / "reports" / "notes.txt").read_text() == "mine"
+    assert len(list((directory / "reports").glob("*.json"))) == SETTINGS.reports
+
+
+def test_another_users_file_by_a_second_name_is_not_read(
+    store: Store, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hard link can be made to any file that its maker sees; ours have one name."""
+    theirs = outside(tmp_path)
+    directory.mkdir(parents=True)
+    os.link(theirs / NAME, directory / NAME)
+    assert tactics(store.read(STAMP)) == {"a": 5}  # our own, as a deduplicated image has them
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to give a file away")
+    os.chown(theirs / NAME, 4711, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: 4712)
+    ((_, miss),) = store.read(STAMP).misses
+    assert "one of 2 names of a file of user 4711" in miss.reason
+
+
+def test_a_directory_open_to_all_is_warned_of_once(
+    cache_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As an emptyDir of Kubernetes is; refused where that is asked for."""
+    cache_root.chmod(0o777)
+    directory = cache_root / IDENTITY.digest
+    store = Store(directory, SETTINGS, root=cache_root)
+    publish(store, a=1)
+    warnings = [store.read(STAMP).warnings for _ in range(2)]
+    assert [len(each) for each in warnings] == [1, 0]
+    assert "every user may write there" in warnings[0][0]
+    assert len(caplog.records) == 1
+    strict = Store(directory, replace(SETTINGS, require_private=True), root=cache_root)
+    reading = strict.read(STAMP)
+    assert (reading.parts, reading.writable) == ([], False)
+    assert "WARMUP_PLUGIN_REQUIRE_PRIVATE" in reading.warnings[0]
+    done = strict.publish(RANK, a_table(a=2), a_manifest("a"), IDENTITY)
+    assert isinstance(done, NotPublished)
+    assert tactics(store.read(STAMP)) == {"a": 1}
+
+
+def test_manifests_disowned_are_set_aside(store: Store, directory: Path) -> None:
+    """The tables stay; their entries are vouched for by nobody."""
+    publish(store, a=1)
+    publish(store, (1, 0, 0), b=1)
+    store.disown("a forward failed")
+    assert set_aside(directory) == [MANIFEST_NAME, "rank_tp1_pp0_dp0.manifest.json"]
+    reading = store.read(STAMP)
+    assert tactics(reading) == {"a": 1, "b": 1}
+    assert [part.manifest for part in reading.parts] == [None, None]
+
+
+def test_a_file_that_changed_since_it_was_read_is_merged_again(
+    store: Store, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no lock keeps another writer out, nothing of his is lost."""
+    publish(store, a=1)
+    write = disk_files.write_files
+
+    def write_late(*arguments: Any) -> Any:
+        monkeypatch.setattr(store_module, "write_files", write)
+        publish(Store(directory, SETTINGS), b=2)
+        return write(*arguments)
+
+    monkeypatch.setattr(store_module, "write_files", write_late)
+    monkeypatch.setattr("fcntl.flock", lambda *_: None)
+    publish(store, c=3)
+    (part,) = store.read(STAMP).parts
+    assert part.manifest is not None
+    assert tactics(store.read(STAMP)) == {"a": 1, "b": 2, "c": 3}

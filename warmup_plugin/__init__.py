@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from warmup_plugin.identity import Identity
     from warmup_plugin.kernel_warmup import session, warm_up
     from warmup_plugin.report import WarmupReport
+    from warmup_plugin.serving import serving_fallbacks
     from warmup_plugin.settings import Settings
     from warmup_plugin.topology import RankInfo
     from warmup_plugin.tuner.known_ops import KnownOps
@@ -42,6 +43,7 @@ __all__ = [
     "Settings",
     "WarmupError",
     "WarmupReport",
+    "serving_fallbacks",
     "session",
     "warm_up",
 ]
@@ -52,6 +54,7 @@ _HOMES = {
     "RankInfo": "topology",
     "Settings": "settings",
     "WarmupReport": "report",
+    "serving_fallbacks": "serving",
     "session": "kernel_warmup",
     "warm_up": "kernel_warmup",
 }

@@ -42,15 +42,22 @@ def decide_open(words: Words) -> Word:
     }
     if refusal := _refusal(words):
         return {**record, "go": "refuse", "reason": refusal}
+    found = _how_far(words, require_agreement=record["require_agreement"])
+    if record["mode"] == "require-complete" and found["go"] != "share":
+        # Nothing would be read from a table, and most of these time.
+        found = {"go": "refuse", "reason": f"mode require-complete: {found['reason']}"}
+    return {**record, **found}
+
+
+def _how_far(words: Words, *, require_agreement: bool) -> Word:
     if word := next((word for word in words.values() if word["missing"]), None):
         reason = f"FlashInfer {word['version']} has no {', '.join(word['missing'])}"
-        return {**record, "go": "unguarded", "reason": reason}
+        return {"go": "unguarded", "reason": reason}
     if reason := _cannot_share(words):
-        go = "defaults" if record["require_agreement"] else "per_rank"
-        return {**record, "go": go, "reason": reason}
+        return {"go": "defaults" if require_agreement else "per_rank", "reason": reason}
     if words[0]["strategy"] == "per_rank":
-        return {**record, "go": "per_rank", "reason": "strategy per_rank"}
-    return {**record, "go": "share", "reason": ""}
+        return {"go": "per_rank", "reason": "strategy per_rank"}
+    return {"go": "share", "reason": ""}
 
 
 def _coordinates(word: Word) -> list[int]:
@@ -148,7 +155,7 @@ def decide_agree(words: Words) -> Word:
 
 
 def _heading(word: Word) -> Word:
-    names = ("table", "manifest", "defaults", "complete", "trusted")
+    names = ("table", "manifest", "defaults", "complete", "trusted", "vouched")
     return {name: word[name] for name in names}
 
 
@@ -165,7 +172,10 @@ def decide_load(words: Words) -> Word:
 
 
 def decide_survey(words: Words) -> Word:
-    """What the forwards have shown. go: warm | plan | rerun (``op`` passed through) | abort.
+    """What the forwards have shown. go: warm | plan | rerun | abort.
+
+    A rerun follows where all ranks failed at one op: without stored tactics in the forward
+    (``distrust``) if it was served one, else with the ``op`` passed through.
 
     ``skipped``: ops that some rank's skip list takes out; they serve their default on all ranks,
     since ranks that differ in a tactic may deadlock. ``overruled``: those that others would tune.
@@ -178,7 +188,8 @@ def decide_survey(words: Words) -> Word:
         rank = min(errors)
         ops = {word["last_answered"] for word in words.values()}
         is_the_op = len(errors) == len(words) and len(ops) == 1 and ops != {""}
-        found = {"go": "rerun", "op": ops.pop()} if is_the_op else {"go": "abort"}
+        found: Word = {"go": "rerun", "op": ops.pop()} if is_the_op else {"go": "abort"}
+        found["distrust"] = any(word.get("stored") for word in words.values())
         return {**found, "rank": rank, "reason": errors[rank], **skips}
     if any(word["missing"] or word["unshared"] or word["heal"] for word in words.values()):
         return {"go": "plan", "reason": "", **skips}

@@ -33,6 +33,7 @@ from warmup_plugin.steps.receipt import make_report, off_report
 from warmup_plugin.steps.share import Shared, certify, prepare, share
 from warmup_plugin.steps.survey import run_survey, surveying
 from warmup_plugin.steps.tables import Agreed, Held, agree, read
+from warmup_plugin.steps.trial import try_stored
 from warmup_plugin.steps.tune import Work, make_work, tune
 
 if TYPE_CHECKING:
@@ -146,7 +147,9 @@ class Session:
 
 def _finish(job: Job, held: Held, agreed: Agreed, survey: Survey, surveyed: Word) -> WarmupReport:
     """Take steps 4 to 9; on a warm start the plan is empty and nothing is written."""
+    fit = try_stored(job, agreed, survey) if surveyed["go"] == "plan" else {}
     work = make_work(job, agreed, survey, surveyed)
+    work.fit = fit
     tune(job, survey, work)
     shared = share(job, agreed, survey, work)
     prepare(job, survey, work, shared)
@@ -165,6 +168,6 @@ def _certify_skipped(job: Job, agreed: Agreed) -> WarmupReport:
 @contextlib.contextmanager
 def _unguarded(job: Job) -> Iterator[None]:
     """Let FlashInfer tune inside the body, as without this package, and meet afterwards."""
-    with job.timed("unguarded"), job.meeting.in_forward(), job.options.tuning_context():
+    with job.timed("unguarded"), job.in_forward(), job.options.tuning_context():
         yield
     job.meeting.meet("unguarded", {}, lambda _words: {"go": "on"})

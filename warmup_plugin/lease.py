@@ -43,7 +43,7 @@ def hold(directory: Path) -> Iterator[str]:
     path = directory / JOURNAL / _NAME
     token = secrets.token_hex(8)
     try:
-        make_directory(path.parent)
+        make_directory(path.parent, directory)
         holder = _take(path, token)
     except OSError:
         yield ""  # no lease to be had here; tuning twice is only a waste
@@ -64,6 +64,13 @@ def hold(directory: Path) -> Iterator[str]:
         with contextlib.suppress(OSError), locked(path.parent):
             if _read(path).get("token") == token:
                 path.unlink()
+
+
+def holder(directory: Path) -> str:
+    """Return who tunes for this directory now, an empty string where nobody does."""
+    path = directory / JOURNAL / _NAME
+    found = _read(path)
+    return _said(found) if _is_alive(path, found) else ""
 
 
 def _take(path: Path, token: str) -> str:

@@ -77,6 +77,11 @@ class Placement:
     directory: Path
     components: tuple[Component, ...]
 
+    @property
+    def root(self) -> Path:
+        """The cache root or override that all of it lies in."""
+        return Path(self.components[0].value)
+
     def table(self, tp: int, pp: int, dp: int) -> Path:
         """Return the path of a rank's table."""
         return self.directory / table_name(tp, pp, dp)

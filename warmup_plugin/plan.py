@@ -17,8 +17,8 @@ from warmup_plugin.settings import Strategy
 class Item(NamedTuple):
     """One task of one rank's inventory, as it crosses ranks.
 
-    ``state``: known, default, unstable, missing or unshared. ``adopt``: the key of an old file's
-    entry that answers the task, or an empty string.
+    ``state``: known, default, unstable, missing, refused or unshared. ``adopt``: the key of an old
+    file's entry that answers the task, or an empty string.
     """
 
     id: str
@@ -92,10 +92,12 @@ def make_plan(
             if item.adopt:
                 held[item.id] = None
     unshared = find_unshared(inventories)
-    known = {name for name, found in states.items() if "known" in found} - unshared
-    missing = [n for n, found in states.items() if "missing" in found and n not in unshared]
+    refused = find_refused(inventories)
+    known = {name for name, found in states.items() if "known" in found} - unshared - refused.keys()
+    lacking = (n for n, found in states.items() if "missing" in found or n in refused)
+    missing = [name for name in lacking if name not in unshared]
     held.update(dict.fromkeys(name for name in missing if name in known or name in answered))
-    for name in unshared:
+    for name in unshared | refused.keys():
         held.pop(name, None)
     if time_nothing:
         return Plan(held=tuple(held))
@@ -103,6 +105,16 @@ def make_plan(
     if strategy == "per_rank":
         return Plan(local=_each_its_own(inventories, {*tuned, *unshared}))
     return Plan(_to_lowest(tuned, holders), _each_its_own(inventories, unshared), tuple(held))
+
+
+def find_refused(inventories: Mapping[int, Inventory]) -> dict[str, str]:
+    """Return the tasks whose entry some rank cannot use, with the reason: no rank uses it then."""
+    found: dict[str, str] = {}
+    for rank in sorted(inventories):
+        for item in inventories[rank]:
+            if item.state == "refused":
+                found.setdefault(item.id, f"{item.op}: rank {rank}: {item.reason}")
+    return found
 
 
 def find_unshared(inventories: Mapping[int, Inventory]) -> set[str]:

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from warmup_plugin import wire
 from warmup_plugin.errors import RankLostError
 from warmup_plugin.liveness import ProcessCard, View, own_card, view
 
@@ -66,7 +67,7 @@ class Watch:
 
     def _state(self, rank: int) -> dict[str, Any] | None:
         body = self._link.get_now(f"beat/{rank}")
-        return None if body is None else dict(json.loads(body))
+        return None if body is None else wire.read(wire.Beat, body, rank, "heartbeat")
 
     def _look(self, rank: int, now: float) -> None:
         state = self._state(rank)
@@ -123,7 +124,7 @@ class Watch:
             body = self._link.get_now(f"card/{rank}")
             if body is None:
                 return None
-            self._cards[rank] = ProcessCard(**json.loads(body))
+            self._cards[rank] = ProcessCard(**wire.read(wire.Card, body, rank, "process card"))
         return self._cards[rank]
 
 
@@ -141,6 +142,8 @@ class Pulse:
         self._last = time.monotonic()
         self._overslept = False
         self._mates: dict[str, View] = {}
+        #: Told every rank's heartbeat, on this thread, after each of this rank's own.
+        self.listener: Callable[[int, dict[str, Any]], None] | None = None
         self._stop = threading.Event()
         link.set(f"card/{link.rank}", json.dumps(own_card().to_json()).encode())
         self._thread = threading.Thread(target=self._run, name="warmup-pulse", daemon=True)
@@ -172,6 +175,7 @@ class Pulse:
         while not self._stop.is_set():
             try:
                 self._beat(beats)
+                self._listen()
                 if (guard := self._guard) is not None:
                     guard.look(self._watch)
             except RankLostError as error:
@@ -197,6 +201,13 @@ class Pulse:
         now = time.monotonic()
         self._overslept |= now - self._last > self._settings.silence_s
         self._last = now
+
+    def _listen(self) -> None:
+        listener = self.listener
+        for rank in range(self._link.size) if listener is not None else ():
+            if rank != self._link.rank and (body := self._link.get_now(f"beat/{rank}")) is not None:
+                assert listener is not None
+                listener(rank, json.loads(body))
 
     def stop(self) -> None:
         """End the thread and its connection."""
@@ -237,12 +248,20 @@ class ForwardGuard:
         if self._failed is None:
             body = watch._link.get_now(self._key)  # noqa: SLF001  # one file, one concept
             if body is not None:
-                self.fail(*self._culprit(watch, json.loads(body)))
+                self._fail_as_told(watch, body)
             try:
                 watch.look(self._others)
             except RankLostError as error:
                 self.fail(error.rank, error.reason)
         self._maybe_leave()
+
+    def _fail_as_told(self, watch: Watch, body: bytes) -> None:
+        try:
+            found = wire.read(wire.Failed, body, 0, "word of a failed forward")
+        except RankLostError as error:
+            self.fail(error.rank, error.reason)
+        else:
+            self.fail(*self._culprit(watch, found))
 
     def _culprit(self, watch: Watch, word: dict[str, Any]) -> tuple[int, str]:
         """Return the rank at fault: one that has died, rather than one whose collective noticed."""

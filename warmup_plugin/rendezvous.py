@@ -18,9 +18,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+from warmup_plugin import wire
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.pulse import BYE, FAILED, ForwardGuard, Pulse, Watch
 from warmup_plugin.table import digest
@@ -39,6 +41,7 @@ logger = logging.getLogger("warmup_plugin")
 
 _RECORD = "record"
 _LOST = "lost"
+_PARTS = "parts: "  # in place of a body: it is found in so many
 #: Decisions upon which every rank raises by itself.
 _ENDS = ("refuse", "abort")
 #: How often rank 0 says whom it waits for, seconds.
@@ -54,6 +57,8 @@ class Rendezvous(Protocol):
     size: int
     bytes_sent: int
     bytes_received: int
+    #: Of each meeting: its name, when this rank came (monotonic), how long until the record.
+    waits: list[tuple[str, float, float]]
 
     def meet(self, step: str, word: Word, decide: Decide) -> Word:
         """Hand in this rank's word, return the one record all ranks act on."""
@@ -73,6 +78,10 @@ class Rendezvous(Protocol):
 
     def confirm(self) -> None:
         """Make sure, before this rank writes or installs, that the others have not gone on."""
+        ...
+
+    def follow(self, listener: Callable[[int, dict[str, Any]], None] | None) -> None:
+        """Have the other ranks' heartbeats told from now on, on another thread; None ends it."""
         ...
 
     def in_forward(self) -> contextlib.AbstractContextManager[None]:
@@ -97,6 +106,7 @@ class Alone:
     bytes_received = 0
 
     def __init__(self) -> None:
+        self.waits: list[tuple[str, float, float]] = []
         self._bodies: dict[str, bytes] = {}
 
     def meet(self, step: str, word: Word, decide: Decide) -> Word:
@@ -119,6 +129,9 @@ class Alone:
 
     def confirm(self) -> None:
         """Nobody else decides."""
+
+    def follow(self, listener: Callable[[int, dict[str, Any]], None] | None) -> None:
+        """There are no others."""
 
     def in_forward(self) -> contextlib.AbstractContextManager[None]:
         """Nobody else waits."""
@@ -150,6 +163,7 @@ class Meeting:
         self.size = link.size
         self.bytes_sent = 0
         self.bytes_received = 0
+        self.waits: list[tuple[str, float, float]] = []
         self._link = link
         self._settings = settings
         self._forwards = 0
@@ -165,8 +179,11 @@ class Meeting:
         """
         self.note(step)
         body, key = json.dumps(word, sort_keys=True).encode(), f"{step}/{_RECORD}"
+        if len(body) > wire.MOST_WORD_BYTES:
+            raise SessionError(f"word at step {step}: {len(body)} bytes, too large to be sent")
         self.bytes_sent += len(body)
         self._link.set(f"{step}/{self.rank}", body)
+        came = time.monotonic()
         try:
             if self.rank == 0:
                 found = self._propose(key, self._lead(step, decide))
@@ -175,7 +192,8 @@ class Meeting:
                 found = self._read(key)
         except RankLostError as error:
             found = self._propose(key, _lost(error))
-        record: Word = json.loads(found)
+        self.waits.append((step, came, time.monotonic() - came))
+        record = wire.word(found, 0, f"record of step {step}")
         if "lost" in record:
             self._end(record)
         self.confirm()  # a record of which nobody was left to hear does not count
@@ -187,7 +205,7 @@ class Meeting:
         for rank in range(self.size):
             key = f"{step}/{rank}"
             self._wait([key], waits_for={rank})
-            words[rank] = json.loads(self._read(key))
+            words[rank] = wire.word(self._read(key), rank, f"word at step {step}")
         try:
             return decide(words)
         except RankLostError:
@@ -203,8 +221,8 @@ class Meeting:
 
     def _end(self, record: Word) -> NoReturn:
         """End the session, for ranks at another step too: they find this before they act."""
-        found = json.loads(self._link.compare_set(_LOST, json.dumps(record, sort_keys=True)))
-        raise RankLostError(found["lost"], found["reason"])
+        body = self._link.compare_set(_LOST, json.dumps(record, sort_keys=True))
+        raise _as_error(body)
 
     def abandon(self, reason: str) -> None:
         """Tell the others that this rank leaves without having finished, unless all do."""
@@ -242,8 +260,7 @@ class Meeting:
 
     def _obey(self) -> None:
         if (body := self._link.get_now(_LOST)) is not None:
-            record = json.loads(body)
-            raise RankLostError(record["lost"], record["reason"])
+            raise _as_error(body)
 
     @contextlib.contextmanager
     def in_forward(self) -> Iterator[None]:
@@ -268,7 +285,12 @@ class Meeting:
         name = sha256 or digest(body)
         if self._link.add(f"body/{name}/claim") == 1:
             self.bytes_sent += len(body)
-            self._link.set(f"body/{name}", body)
+            starts = range(0, len(body), wire.PART_BYTES)
+            for index, start in enumerate(starts if len(starts) > 1 else ()):
+                part = body[start : start + wire.PART_BYTES]
+                self._link.set(f"body/{name}/{index}", part)
+            whole = body if len(starts) <= 1 else f"{_PARTS}{len(starts)}".encode()
+            self._link.set(f"body/{name}", whole)
         return name
 
     def get(self, sha256: str) -> bytes:
@@ -282,9 +304,22 @@ class Meeting:
         except RankLostError as error:
             self._end(_lost(error))
         body = self._read(key)
+        if body.startswith(_PARTS.encode()):
+            body = self._in_parts(key, body)
         if digest(body) != sha256:
             raise SessionError(f"body {sha256}: arrived with sha256 {digest(body)}")
         return body
+
+    def _in_parts(self, key: str, told: bytes) -> bytes:
+        """Return a body that is too large for one value of the store."""
+        number = told[len(_PARTS) :]
+        most = wire.MOST_BODY_BYTES // wire.PART_BYTES
+        if not number.isdigit() or len(number) > len(str(most)) or int(number) > most:
+            raise SessionError(f"{key}: {number[:20]!r} parts, {most} at most")
+        parts = [f"{key}/{index}" for index in range(int(number))]
+        if not self._link.has(parts):  # they were there before their number was
+            raise SessionError(f"{key}: a part of it is not there")
+        return b"".join(self._read(part) for part in parts)
 
     def _read(self, key: str) -> bytes:
         body = self._link.get(key)
@@ -300,6 +335,10 @@ class Meeting:
                 self._watch.look({(self.rank + 1) % self.size} - {self.rank})
             except RankLostError as error:
                 self._end(_lost(error))
+
+    def follow(self, listener: Callable[[int, dict[str, Any]], None] | None) -> None:
+        """Have the other ranks' heartbeats told from now on, on another thread; None ends it."""
+        self._pulse.listener = listener
 
     def _wait(self, keys: list[str], waits_for: set[int]) -> None:
         """Wait until all keys exist: the one place where this package waits for another rank.
@@ -353,6 +392,12 @@ class Meeting:
             return not missing or self._link.has([f"{BYE}/{rank}" for rank in sorted(missing)])
 
         wait_until(is_done, look)
+
+
+def _as_error(body: bytes) -> RankLostError:
+    """Return the error by which a session ends."""
+    found = wire.read(wire.Lost, body, 0, "record of the session's end")
+    return RankLostError(found["lost"], found["reason"])
 
 
 def _lost(error: RankLostError) -> Word:

@@ -14,7 +14,7 @@ from typing import cast
 import msgspec
 
 from warmup_plugin.manifest import DEFAULTS, Manifest, Outcome, TaskRecord
-from warmup_plugin.plan import Inventory, Item, find_unshared
+from warmup_plugin.plan import Inventory, Item, find_refused, find_unshared
 from warmup_plugin.table import Entry, Table
 
 _COLLISION = "one file key has come to mean two configurations"
@@ -67,9 +67,10 @@ def settle(
                 items[item.id] = item
     merged = dict(records)
     complete = True
-    unshared = find_unshared(inventories)
+    unshared, refused = find_unshared(inventories), find_refused(inventories)
     for name, item in items.items():
-        result = found.get(name) or _held(name, item, keys[name], base, records)
+        stored = None if name in refused else _held(name, item, keys[name], base, records)
+        result = found.get(name) or stored
         for key in (key for key_list in keys[name] for key in key_list):
             entries.pop(key, None)
         is_unshared = name in unshared or (result is not None and result.kind == "unshared")

@@ -12,21 +12,26 @@ same directory, fsync, `os.replace`, fsync of the directory. Refuses to overwrit
 publishes the union with what is there now, and a file that cannot be used is moved, never deleted.
 What the disk cannot do is a value (`Miss`, `NotPublished`), never an `OSError`, and is logged once.
 
-Not promised: where the file system has no locks between hosts (some NFS), two that publish one name
-in the same instant keep the later union; what the other found is tuned again by the next start.
+Locks only spare work. A file that has changed since it was read is not replaced, and who has
+written looks again whether that stands: what was lost without a lock is written once more. Not
+promised: what is lost to a process that is stopped between that question and the rename, where the
+file system has no locks between hosts (some NFS); the next start tunes it again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from warmup_plugin.files import (
     Mark,
+    exposed,
+    is_inside,
+    is_marked,
     keep_newest,
     locked,
     make_directory,
@@ -59,18 +64,42 @@ logger = logging.getLogger("warmup_plugin")
 
 REPORTS: Final = "reports"
 
+#: More often than this nobody comes in between.
+_MOST_TRIES: Final = 16
 #: Judged, and of no use to anybody here: these files make room. Others may be fine for somebody.
 _SET_ASIDE: Final = frozenset({"foreign", "too_large", "unreadable"})
 
 
 @dataclass
 class Reading:
-    """What the directory holds for this environment; `misses` says why not the rest of it."""
+    """What the directory holds for this environment; `misses` says why not the rest of it.
+
+    ``parts`` of the layers come after the directory's own; what is amiss in a layer is a warning,
+    since nobody here can heal it.
+    """
 
     parts: list[Part] = field(default_factory=list)
     misses: list[tuple[Path, Miss]] = field(default_factory=list)
     writable: bool = False
     warnings: list[str] = field(default_factory=list)
+
+
+def told(reading: Reading) -> list[dict[str, Any]]:
+    """Return what became of each file, for the receipt."""
+    rows: list[dict[str, Any]] = []
+    for part in reading.parts:
+        generation = part.manifest.generation if part.manifest else None
+        rows.append(
+            {
+                "path": part.path,
+                "entries": len(part.table.entries),
+                "generation": generation,
+                "complete": bool(part.manifest and part.manifest.complete),
+                "reason": "" if part.manifest else "no manifest vouches for it",
+            }
+        )
+    rows += [{"path": str(p), "entries": 0, "reason": miss.reason} for p, miss in reading.misses]
+    return rows
 
 
 @dataclass(frozen=True)
@@ -95,50 +124,97 @@ class _Found(NamedTuple):
     """A table's place: what can be used, what cannot and why, and what should make room."""
 
     part: Part | None
+    mark: Mark | None
     misses: list[tuple[Path, Miss]]
     obstacles: list[tuple[Path, Mark]]
 
 
 class Store:
-    """The files of one identity; without a directory, memory only for the `reason` given."""
+    """The files of one identity; without a directory, memory only for the `reason` given.
+
+    No link is followed out of the `root`, which is the directory itself where none is given.
+    ``layers`` are read-only directories of the same identity: read after it, never written.
+    """
 
     def __init__(
-        self, directory: Path | None, settings: Settings, *, reason: str = "no directory"
+        self,
+        directory: Path | None,
+        settings: Settings,
+        *,
+        root: Path | None = None,
+        layers: Sequence[Path] = (),
+        reason: str = "no directory",
     ) -> None:
         self.directory = directory
+        self._root = root or directory or Path("/")
+        self.layers = tuple(layers)
         self._limit = settings.table_bytes
         self._num_reports = settings.reports
         self._mode = settings.mode
         self._reason = reason
         self._has_warned = False
+        self._warning = ""
+        if directory is not None and (why := self._unsafe(directory, settings)):
+            self.directory, self._reason = None, self._warn(f"{why}; nothing is read or kept there")
+
+    def _unsafe(self, directory: Path, settings: Settings) -> str:
+        """Return why this directory must not be used, or an empty string."""
+        if not is_inside(directory, self._root):
+            return f"{directory}: a link that leads out of {self._root}"
+        place = exposed(directory, self._root)
+        if place is None:
+            return ""
+        if settings.require_private:
+            return f"{place}: every user may write there (WARMUP_PLUGIN_REQUIRE_PRIVATE)"
+        self._warning = f"{place}: every user may write there, and so choose the kernels that run"
+        return ""
 
     def read(self, stamp: Mapping[str, str], *, identity: str | None = None) -> Reading:
         """Read every table made under `stamp`; move what is of no use to `foreign/`.
 
         With `identity`, a manifest of another one is foreign too. Never raises `OSError`.
         """
+        reading = self._read_own(stamp, identity)
+        for layer in self.layers:
+            with contextlib.suppress(OSError):  # a layer that is not there holds nothing
+                for found in self._look(layer, stamp, identity):
+                    reading.parts += [found.part] if found.part else []
+                    reading.warnings += [f"{path}: {m.reason}" for path, m in found.misses]
+        return reading
+
+    def _read_own(self, stamp: Mapping[str, str], identity: str | None) -> Reading:
         if self.directory is None:
             return Reading(warnings=[self._reason])
         try:
-            names = [path.name for path in self.directory.iterdir()]
-        except FileNotFoundError:
-            names = []
+            is_there = self.directory.exists()
+            look = list(self._look(self.directory, stamp, identity)) if is_there else []
         except OSError as error:
             return Reading(
                 warnings=[self._warn(f"{said(error, self.directory)}; nothing is kept on disk")]
             )
         reading = Reading(writable=self._mode == "on" and takes_files(self.directory))
+        if self._warning:
+            reading.warnings.append(self._warning)
+            logger.warning("warmup-plugin: %s", self._warning)
+            self._warning = ""
         if self._mode == "on" and not reading.writable:
             warning = f"{self.directory}: not writable; used as it is, nothing will be added"
             reading.warnings.append(self._warn(warning))
-        for source in sorted(filter(None, map(parse_table_name, names))):
-            found = self._find(self.directory, source, stamp, identity)
+        for found in look:
             reading.parts += [found.part] if found.part else []
             reading.misses += found.misses
             if reading.writable:
                 with contextlib.suppress(OSError):  # ignored where it stands
                     move_aside(self.directory, found.obstacles)
         return reading
+
+    def _look(
+        self, directory: Path, stamp: Mapping[str, str], identity: str | None
+    ) -> Iterator[_Found]:
+        """Read every table of a directory; raises `OSError` where it cannot be listed."""
+        names = [path.name for path in directory.iterdir()]
+        for source in sorted(filter(None, map(parse_table_name, names))):
+            yield self._find(directory, source, stamp, identity)
 
     def publish(
         self,
@@ -161,12 +237,10 @@ class Store:
         if self._mode != "on":
             return NotPublished(f"mode is {self._mode}")
         try:
-            make_directory(self.directory)
-            with locked(self.directory):
-                mine = Part(table, manifest, name)
-                published = self._publish(self.directory, mine, thrown_out or {})
-                if isinstance(published, Published):
-                    _write_once(self.directory / IDENTITY_NAME, identity)
+            make_directory(self.directory, self._root)
+            published = self._publish_until_it_stands(Part(table, manifest, name), thrown_out or {})
+            if isinstance(published, Published):
+                _write_once(self.directory / IDENTITY_NAME, identity)
         except OSError as error:
             return NotPublished(self._warn(f"{said(error, self.directory)}; the table is not kept"))
         return published
@@ -184,12 +258,27 @@ class Store:
             found = [(path, mark_of(path.stat())) for path in paths if path.exists()]
             move_aside(self.directory, found)
 
+    def disown(self, reason: str) -> None:
+        """Move all manifests away: nobody vouches for these tables any more, whoever wrote them.
+
+        Never raises `OSError`; what cannot be moved stays.
+        """
+        if self.directory is None or self._mode != "on":
+            return
+        with contextlib.suppress(OSError):
+            names = filter(None, (parse_table_name(p.name) for p in self.directory.iterdir()))
+            paths = [self.directory / manifest_name(*name) for name in names]
+            found = [(path, mark_of(path.stat())) for path in paths if path.exists()]
+            if found:
+                self._warn(f"{self.directory}: its manifests are set aside: {reason}")
+            move_aside(self.directory, found)
+
     def leave_mark(self, name: str) -> bool:
         """Put an empty file of that name here, for other nodes to see; False where it cannot be."""
         if self.directory is None or self._mode != "on":
             return False
         with contextlib.suppress(OSError):
-            make_directory(self.directory)
+            make_directory(self.directory, self._root)
             write_files({self.directory / f".{name}.mark": b""})
             return True
         return False
@@ -215,7 +304,7 @@ class Store:
             return NotPublished(self._reason if self.directory is None else "no reports are kept")
         folder = self.directory / REPORTS
         try:
-            make_directory(folder)
+            make_directory(folder, self.directory)
             write_files({folder / name: data})
             keep_newest(folder, self._num_reports)
         except OSError as error:
@@ -235,31 +324,61 @@ class Store:
     def _find_once(
         self, directory: Path, source: Source, stamp: Mapping[str, str], identity: str | None
     ) -> _Found:
-        table_file = read_file(directory / table_name(*source), self._limit)
-        manifest_file = read_file(directory / manifest_name(*source), self._limit)
+        root = self._root if directory == self.directory else directory
+        table_file = read_file(directory / table_name(*source), self._limit, root)
+        manifest_file = read_file(directory / manifest_name(*source), self._limit, root)
         table = _judge_table(table_file.content, stamp, self._limit)
         if isinstance(table, Miss):
             obstacles = [*obstacle(table_file), *obstacle(manifest_file)]
             goes = table.kind in _SET_ASIDE
-            return _Found(None, [(table_file.path, table)], obstacles if goes else [])
+            return _Found(None, None, [(table_file.path, table)], obstacles if goes else [])
         assert isinstance(table_file.content, bytes), "only bytes are parsed"
         manifest = _judge_manifest(manifest_file.content, table_file.content, identity, self._limit)
         if isinstance(manifest, Manifest):
             assert isinstance(manifest_file.content, bytes), "only bytes are parsed"
-            part = Part(table, manifest, source, table_file.content, manifest_file.content)
-            return _Found(part, [], [])
+            part = Part(
+                table, manifest, source, table_file.content, manifest_file.content,
+                str(table_file.path),
+            )  # fmt: skip
+            return _Found(part, table_file.mark, [], [])
         obstacles = obstacle(manifest_file) if manifest.kind in _SET_ASIDE else []
         misses = [(manifest_file.path, manifest)]
-        return _Found(Part(table, None, source, table_file.content), misses, obstacles)
+        part = Part(table, None, source, table_file.content, path=str(table_file.path))
+        return _Found(part, table_file.mark, misses, obstacles)
+
+    def _publish_until_it_stands(
+        self, mine: Part, thrown_out: Mapping[str, Entry]
+    ) -> Published | NotPublished:
+        """Publish again where another writer that no lock has kept out came in between."""
+        assert self.directory is not None
+        for _ in range(_MOST_TRIES):
+            with locked(self.directory):
+                published, marks = self._publish(self.directory, mine, thrown_out)
+            if not (isinstance(published, Published) and published.written):
+                return published
+            if marks and self._stands(self.directory, mine, marks):
+                return published
+        return NotPublished(self._warn(f"{self.directory}: others write all the time; not kept"))
+
+    def _stands(self, directory: Path, mine: Part, marks: Mapping[Path, Mark]) -> bool:
+        """Return whether all tasks are in the file, as it is now."""
+        if all(is_marked(path, mark) for path, mark in marks.items()):
+            return True
+        assert mine.manifest is not None
+        found = self._find(directory, mine.source, mine.table.stamp, mine.manifest.identity).part
+        manifest = found.manifest if found else None
+        return manifest is not None and mine.manifest.tasks.keys() <= manifest.tasks.keys()
 
     def _publish(
         self, directory: Path, mine: Part, thrown_out: Mapping[str, Entry]
-    ) -> Published | NotPublished:
+    ) -> tuple[Published | NotPublished, Mapping[Path, Mark]]:
+        """Write the union once; no marks where the file has changed while that was done."""
         assert mine.manifest is not None
         found = self._find(directory, mine.source, mine.table.stamp, mine.manifest.identity)
         for path, miss in found.misses:
             if miss.kind in ("denied", "newer"):  # somebody's, and perhaps in use: leave it alone
-                return NotPublished(self._warn(f"{path}: {miss.reason}; the table is not kept"))
+                reason = f"{path}: {miss.reason}; the table is not kept"
+                return NotPublished(self._warn(reason)), {}
         move_aside(directory, found.obstacles)
         path = directory / table_name(*mine.source)
         theirs = found.part.manifest.generation if found.part and found.part.manifest else 0
@@ -268,11 +387,14 @@ class Store:
         union = merge([newest, less(found.part, thrown_out)] if found.part else [newest])
         assert union.manifest is not None
         standing = _as_it_stands(path, found.part, union)
-        return standing or self._replace(path, mine.source, union.table, union.manifest)
+        if standing is not None:
+            return standing, {}
+        mark = found.mark if found.part else None
+        return self._replace(path, mine.source, union.table, union.manifest, mark)
 
     def _replace(
-        self, path: Path, source: Source, table: Table, manifest: Manifest
-    ) -> Published | NotPublished:
+        self, path: Path, source: Source, table: Table, manifest: Manifest, mark: Mark | None
+    ) -> tuple[Published | NotPublished, Mapping[Path, Mark]]:
         body = render_table(table)
         sha256 = digest(body)
         words = render_manifest(replace(manifest, table_sha256=sha256))
@@ -280,10 +402,12 @@ class Store:
         readable = parse_table(body, limit=self._limit), parse_manifest(words, limit=self._limit)
         for miss in readable:
             if isinstance(miss, Miss):
-                return NotPublished(self._warn(f"{path}: {miss.reason}; the table is not kept"))
+                reason = f"{path}: {miss.reason}; the table is not kept"
+                return NotPublished(self._warn(reason)), {}
         # The table first: to die in between leaves a stale manifest, which vouches for nothing.
-        write_files({path: body, path.with_name(manifest_name(*source)): words})
-        return Published(path, sha256, len(body), manifest.generation, written=True)
+        both = {path: body, path.with_name(manifest_name(*source)): words}
+        marks = write_files(both, lambda: is_marked(path, mark))
+        return Published(path, sha256, len(body), manifest.generation, written=True), marks
 
     def _warn(self, message: str) -> str:
         """Log the first trouble as a warning: the next ones mostly have the same cause."""

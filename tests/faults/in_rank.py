@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import functools
 import itertools
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -28,14 +30,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
+import flashinfer
 import torch
 import torch.distributed as dist
 from flashinfer import autotuner
 
 from warmup_plugin import kernel_warmup, rendezvous, storelink
 from warmup_plugin.engines.embedded import host_clock
+from warmup_plugin.engines.embedded.config import resolve
 from warmup_plugin.engines.embedded.count_calls import count_calls, tuning_functions
-from warmup_plugin.engines.embedded.ops import EXPERT_GEMM
+from warmup_plugin.engines.embedded.ops import BUCKETS, EXPERT_GEMM
 from warmup_plugin.engines.embedded.parallel import ALL_REDUCE, tuning_over
 from warmup_plugin.engines.embedded.runners import BlockedGemmRunner, CpuRunner, ExpertGemmRunner
 from warmup_plugin.engines.embedded.worker import VERSION, Engine
@@ -497,6 +501,152 @@ def idle(here: Here) -> None:
 def tokens(here: Here, number: int) -> None:
     """Warm up with another batch."""
     here.forward = lambda: here.engine.forward(number)
+
+
+def autotune_v2(here: Here, *, nested: bool = False) -> None:
+    """Open FlashInfer's second kind of context in the forward; ``nested``: in another of them."""
+    forward = here.forward
+
+    def in_v2() -> object:
+        with flashinfer.autotune_v2(mode="tune", persistent_cache=False):
+            return forward()
+
+    here.forward = in_v2
+    if nested:
+        here.context = lambda: flashinfer.autotune_v2(mode="tune", persistent_cache=False)
+
+
+def own_cache(here: Here) -> None:
+    """Open in the forward a context with a cache file of the engine's own."""
+    forward = here.forward
+    path = str(Path(tempfile.mkdtemp(prefix="own-cache-"), "cache.json"))
+
+    def with_cache() -> object:
+        with autotuner.autotune(True, cache=path):
+            return forward()
+
+    here.forward = with_cache
+
+
+def capture(here: Here) -> None:
+    """Capture a CUDA graph while ops are called, as far as FlashInfer can tell.
+
+    Not the collective one: it is FlashInfer's to tune in the forward, which it refuses in a graph.
+    """
+    choose = here.engine.ops.choose
+
+    def captured(*args: Any, **kwargs: Any) -> Any:
+        host_clock._clock.capturing = True
+        try:
+            return choose(*args, **kwargs)
+        finally:
+            host_clock._clock.capturing = False
+
+    vars(here.engine.ops).update(choose=captured)
+
+
+def forget_symbol(_here: Here, name: str) -> None:
+    """Have a FlashInfer that has moved a name of its own."""
+    autotuner.AutoTuner.get()  # which imports it itself, once
+    delattr(autotuner, name)
+    probe.probe.cache_clear()
+
+
+def refuse_sizes(_here: Here, op: str = "embedded::gemm") -> None:
+    """Let no tactic but the default take a batch that is no bucket."""
+    run = CpuRunner.forward
+
+    @functools.wraps(run)
+    def forward(self: Any, inputs: Any, *args: Any, **options: Any) -> Any:
+        asked, batch = options.get("tactic", args[0] if args else -1), inputs[0].shape[0]
+        if self.op == op and asked != -1 and batch not in BUCKETS:
+            raise ValueError(f"invalid split for {batch} rows: injected")
+        return run(self, inputs, *args, **options)
+
+    CpuRunner.forward = forward  # type: ignore[method-assign]
+
+
+# -- disks, clocks, wires --------------------------------------------------------------------------
+
+
+def obey_permissions(_here: Here) -> None:
+    """Give up root's right to write where permissions forbid it; others do not have it."""
+    resolve(f"{Path(__file__).parent.parent / 'ranks' / 'on_ranks.py'}:give_up_overrides")()
+
+
+def lose_directory(here: Here, at: str) -> None:
+    """Remove the whole cache root under the running engine."""
+
+    def strike() -> None:
+        here.say("removed")
+        shutil.rmtree(here.engine.root or "", ignore_errors=True)
+
+    _at(here, at, strike)
+
+
+def override(here: Here) -> None:
+    """Find the directory by the override instead of a root."""
+    os.environ["VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR"] = str(here.engine.root)
+    here.engine.root = None
+
+
+def stale_handles(here: Here) -> None:
+    """Let each rename fail as on a network file system whose server has lost the directory."""
+
+    def failing(path: Path, _target: object) -> NoReturn:
+        here.say("failed")
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    Path.replace = failing  # type: ignore[assignment]
+
+
+def stale_listing(here: Here) -> None:
+    """Let this rank see no directory where there is one, as by a cached negative lookup."""
+    listing, root = Path.iterdir, str(here.engine.root)
+
+    def iterdir(path: Path) -> Any:
+        if str(path).startswith(root):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return listing(path)
+
+    Path.iterdir = iterdir  # type: ignore[assignment,method-assign]
+
+
+def jump_clock(here: Here, at: str, seconds: float) -> None:
+    """Let the time of day jump, as when a machine is told the right time."""
+    now = time.time
+
+    def strike() -> None:
+        time.time = lambda: now() + seconds
+
+    _at(here, at, strike)
+
+
+def slow_network(_here: Here, seconds: float) -> None:
+    """Let each question to the session's store take its time."""
+    for name in ("set", "get", "get_now", "has", "add", "compare_set"):
+        setattr(storelink.StoreLink, name, _late(getattr(storelink.StoreLink, name), seconds))
+
+
+def _late(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+    def late(*args: Any) -> Any:
+        time.sleep(seconds)
+        return function(*args)
+
+    return late
+
+
+def say_instead(here: Here, key: str, *, body: str = "", size: int = 0, flip: bool = False) -> None:
+    """Send something else under keys that begin so: a text, so many bytes, or a damaged bit."""
+    send_ = storelink.StoreLink.set
+
+    def sending(link: Any, name: str, value: bytes) -> None:
+        if name.startswith(key) and not name.endswith("/claim"):
+            here.say("lied")
+            value = bytes([value[0] ^ 1]) + value[1:] if flip else body.encode() or b" " * size
+        send_(link, name, value)
+
+    storelink.StoreLink.set = sending  # type: ignore[assignment,method-assign]
 
 
 # -- many sessions ---------------------------------------------------------------------------------

@@ -96,20 +96,9 @@ class Start:
 
     def assert_warm(self) -> None:
         """No rank timed a tactic or made an input; the table answered every task of every rank."""
-        assert self.synthesised == [0] * len(self.ranks)
-        self.assert_answered()
-
-    def assert_answered(self) -> None:
-        """No rank timed a tactic; entries that nobody vouches for were tried out once on each."""
-        assert self.timed == [0] * len(self.ranks)
-        assert self.answered == self.count("seen")
+        assert self.timed == self.synthesised == [0] * len(self.ranks)
+        assert self.count("from_cache") == self.count("seen")
         assert all(self.count("seen"))
-
-    @property
-    def answered(self) -> list[int]:
-        """How many of its tasks the table answered, by rank."""
-        pairs = zip(self.count("from_cache"), self.count("adopted"), strict=True)
-        return [sum(pair) for pair in pairs]
 
 
 @dataclass

@@ -8,6 +8,7 @@ count what a process holds, are processes.
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -230,6 +231,52 @@ def test_an_empty_body_crosses_too() -> None:
     with ranks_of(2) as ranks:
         (name,) = ranks.run(lambda m: m.put(b""), 0)
         assert ranks.run(lambda m: m.get(name)) == [b"", b""]
+
+
+def test_a_body_larger_than_a_value_of_the_store_crosses_in_parts() -> None:
+    """Torch's store drops the connection at 8 MiB."""
+    body = bytes(range(256)) * (9 * 2**12)
+    assert len(body) > 8 * 2**20
+    with ranks_of(2) as ranks:
+        (name,) = ranks.run(lambda m: m.put(body), 0)
+        assert ranks.run(lambda m: m.get(name)) == [body, body]
+        ranks.store.set(f"body/{name}/1", "evil")
+        with pytest.raises(SessionError, match=name):
+            ranks.run(lambda m: m.get(name), 1)
+        ranks.store.set(f"body/{name}", "parts: 999999999")
+        with pytest.raises(SessionError, match="at most"):
+            ranks.run(lambda m: m.get(name), 1)
+
+
+def test_the_first_record_of_a_step_is_the_only_one() -> None:
+    """Whoever proposes later gets that one, and all read it."""
+    with ranks_of(3) as ranks:
+        proposed = [
+            json.loads(ranks.meetings[rank]._propose("step/record", {"go": str(rank)}))
+            for rank in (1, 0, 2)
+        ]
+        assert proposed == [{"go": "1"}] * 3
+        assert json.loads(ranks.store.get("step/record")) == {"go": "1"}
+
+
+@pytest.mark.parametrize("word", [b"", b"[]", b"null", b"\xff", b"[" * 10_000, b'{"a": }'])
+def test_a_word_that_cannot_be_read_names_its_rank(word: bytes) -> None:
+    """On every rank alike."""
+    with ranks_of(2) as ranks:
+        meeting = ranks.meetings[1]
+        write = meeting._link.set
+        meeting._link.set = lambda key, value: write(  # type: ignore[method-assign]
+            key, word if key == "step/1" else value
+        )
+        for call in ranks.start(lambda m: m.meet("step", {}, on)):
+            rank, reason = lost(call.result)
+            assert rank == 1
+            assert "word at step step cannot be read" in reason
+
+
+def test_a_word_that_is_too_large_is_not_sent() -> None:
+    with ranks_of(2) as ranks, pytest.raises(SessionError, match="too large"):
+        ranks.run(lambda m: m.meet("step", {"x": "y" * 2**22}, on), 1)
 
 
 def test_bytes_that_do_not_match_their_sha256_are_refused() -> None:

@@ -17,6 +17,7 @@ from flashinfer.autotuner import AutoTuner, autotune
 
 from warmup_plugin.engines.embedded.parallel import tuning_over
 from warmup_plugin.engines.embedded.worker import Engine
+from warmup_plugin.serving import serving_fallbacks
 from warmup_plugin.tuner.known_ops import KNOWN_OPS
 
 sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package stays the wheel's
@@ -280,6 +281,40 @@ def untouched(engine: Engine) -> Any:
     child.warm(engine, forward)
     seen += [AutoTuner.choose_one is before, tuner.choose_one == before.__get__(tuner)]
     return seen, child.left_behind()
+
+
+class Telling(Toy):
+    """Can tell which tactics it still offers, as few of FlashInfer's runners can."""
+
+    refuses: tuple[Any, ...] = ()
+
+    def validate_tactic(self, inputs: list[Any], tactic: Any) -> bool:
+        if not inputs[0].shape[0]:
+            raise ValueError("no rows")
+        return tactic == -1 or (tactic in self.tactics and tactic not in self.refuses)
+
+
+def telling(engine: Engine, tactics: tuple[Any, ...] = (0, 1, 2), refuse_on: int = -1) -> Any:
+    """An op whose runner offers these; one rank's refuses them all."""
+    refuses = tactics if engine.ranks.rank == refuse_on else ()
+
+    def forward() -> None:
+        call("telling", [Telling("telling", tactics=tactics, refuses=refuses)], FLOOR)
+        toy_call()
+
+    report = child.warm(engine, forward)
+    return report, {key: row[1] for key, row in child.saved().items() if "telling" in key}
+
+
+def serving(engine: Engine) -> Any:
+    """What falls back after the warm-up, counted by op; what is left in the tuner meanwhile."""
+    child.warm(engine, toy_call)
+    before = serving_fallbacks()
+    for _ in range(3):
+        toy_call(batch=4)  # tuned
+        call("toy", [Toy("toy")], FLOOR, torch.zeros(16, toys.WIDTH + 1), WEIGHT)
+        call("toy", [Toy("toy")], FLOOR, torch.zeros(16, toys.WIDTH + 2), WEIGHT)
+    return before, serving_fallbacks(), child.left_behind()
 
 
 def answered(engine: Engine) -> Any:

@@ -102,7 +102,7 @@ def test_records_in_a_table_are_not_spread(children: Children) -> None:
     for report, records in children.ranks("on_install:take_records", tp=2):
         assert records == {}
         assert report.tactics_timed == 0
-        assert report.tasks["from_cache"] == 4
+        assert report.tasks["adopted"] == 4
 
 
 # -- measurement policies ------------------------------------------------------------------------

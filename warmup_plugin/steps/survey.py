@@ -16,6 +16,7 @@ from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.rendezvous import Word
 from warmup_plugin.steps.job import Job
 from warmup_plugin.steps.tables import Agreed
+from warmup_plugin.store import Store
 from warmup_plugin.tuner import probe
 from warmup_plugin.tuner.survey import Survey
 
@@ -39,6 +40,14 @@ def run_survey(job: Job, agreed: Agreed, forward: Callable[[], object]) -> tuple
         record = _compare(job, agreed, survey, error, attempt)
         if record["go"] != "rerun" or attempt == _MOST_RERUNS:
             break
+        if record["distrust"]:
+            agreed.distrust()
+            survey.distrust()
+            job.warn(
+                f"{record['op']} failed in the forward ({record['reason']}): stored tactics are "
+                "tried apart before they are used"
+            )
+            continue
         survey.pass_through(record["op"], f"cannot take a default tactic: {record['reason']}")
         job.warn(f"{record['op']} is passed through: {record['reason']}")
     return survey, _settled(job, survey, record, error)
@@ -65,7 +74,7 @@ def _new_survey(job: Job, agreed: Agreed) -> Survey:
         is_default=frozenset(agreed.word.get("defaults", ())).__contains__,
         restore=job.installed.restore,
         entries=agreed.table.entries,
-        is_vouched=agreed.word["go"] == "none" or bool(agreed.word["trusted"]),
+        is_vouched=agreed.word["go"] == "none" or bool(agreed.word["vouched"]),
     )  # fmt: skip
 
 
@@ -73,7 +82,7 @@ def _new_survey(job: Job, agreed: Agreed) -> Survey:
 def _recording(job: Job, survey: Survey) -> Iterator[None]:
     with (
         job.timed("survey"),
-        job.meeting.in_forward(),
+        job.in_forward(),
         job.options.tuning_context(),
         survey.intercept(),
     ):
@@ -87,7 +96,8 @@ def _compare(
     word = {
         "error": f"{type(error).__name__}: {error}"[:1000] if error else "",
         "last_answered": survey.last_answered,
-        "missing": states.count("missing"),
+        "missing": states.count("missing") + states.count("refused"),
+        "stored": survey.last_was_stored,
         "unshared": states.count("unshared"),
         "skipped": sorted(survey.skipped),
         "ops": sorted({task.op for task in survey.tasks.values()}),
@@ -96,12 +106,23 @@ def _compare(
     try:
         return job.meeting.meet(f"survey{attempt}", word, decide_survey)
     except RankLostError as lost:
+        _distrust_files(job, survey, str(lost))
         if error is not None:
             raise error from lost  # the others are stuck in the forward that this rank has left
         raise
 
 
+def _distrust_files(job: Job, survey: Survey, reason: str) -> None:
+    """Have the next start try stored tactics apart: one of them may have ended this forward."""
+    if survey.has_used_stored and job.word["mode"] == "on" and job.placement is not None:
+        place = job.placement
+        store = job.store or Store(place.directory, job.options.settings, root=place.root)
+        store.disown(f"the forward it was used in failed: {reason}")
+
+
 def _settled(job: Job, survey: Survey, record: Word, error: Exception | None) -> Word:
+    if record["go"] in ("abort", "rerun"):
+        _distrust_files(job, survey, record["reason"])
     if error is not None:
         raise error
     if record["go"] in ("abort", "rerun"):

@@ -17,7 +17,7 @@ from warmup_plugin.manifest import Manifest, parse_manifest, render_manifest
 from warmup_plugin.merge import Part, merge
 from warmup_plugin.rendezvous import Word, Words
 from warmup_plugin.steps.job import Job
-from warmup_plugin.store import Store
+from warmup_plugin.store import Store, told
 from warmup_plugin.table import Table, digest, parse_table, render_table
 
 _NO_LIMIT = 1 << 40  # these bytes were checked against their limits when they were read
@@ -76,6 +76,7 @@ class Held:
             "defaults": list(manifest.known_defaults) if manifest else [],
             "complete": self.is_complete(engine),
             "trusted": manifest is not None and not self.loose and self.is_whole,
+            "vouched": manifest is not None and not self.loose,
             "warnings": self.warnings,
         }
 
@@ -96,6 +97,7 @@ def read(job: Job) -> Held:
 def _read(job: Job, store: Store) -> Held:
     reading = store.read(job.stamp, identity=job.identity.digest)
     job.logged |= {f"rank {job.meeting.rank}: {text}" for text in reading.warnings}
+    job.read = told(reading)
     warnings = [*reading.warnings, *(f"{p}: {miss.reason}" for p, miss in reading.misses)]
     held = Held(warnings=warnings)
     if reading.parts:
@@ -110,10 +112,12 @@ def _with_borrowed(job: Job, held: Held, own: list[Part]) -> Held:
     options, claimed = job.options, set(held.table.entries if held.table else ())
     for record in (held.manifest.tasks if held.manifest else {}).values():
         claimed.update(key for keys in record.keys for key in keys)
-    directory = job.placement.directory if job.placement else None
-    found = borrow(directory, options.others, job.stamp, options.settings).without(claimed)
+    place, layers = job.placement, job.store.layers if job.store else ()
+    shelves, root = ([place.directory, *layers], place.root) if place else (list(layers), None)
+    found = borrow(shelves, options.others, job.stamp, options.settings, root).without(claimed)
     if not found.entries:
         return held
+    job.lenders = found.lenders
     lent = Part(Table(job.stamp, found.entries), None, (0, 0, 0))
     union = Held.union([*own, lent], held.warnings, is_whole=held.is_whole)
     union.borrowed = found
@@ -138,6 +142,11 @@ class Agreed:
     def may_skip(self) -> bool:
         """Return whether this table, complete and ours, may spare the forward."""
         return bool(self.word["go"] == "one" and self.word["complete"] and self.word["trusted"])
+
+    def distrust(self) -> None:
+        """Take all entries for somebody else's: they are tried before they are used."""
+        self.word = {**self.word, "trusted": False, "vouched": False}
+        self.loose = frozenset(self.table.entries)
 
     @property
     def needs_healing(self) -> bool:

@@ -13,8 +13,10 @@ import functools
 import itertools
 import json
 import os
+import sys
 import tempfile
-from collections.abc import Iterator
+import types
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -275,6 +277,20 @@ def look_up(
         tuner.is_tuning_mode = mode
 
 
+def accepts(runner: Any, inputs: list[Any], tactic: Any) -> bool:
+    """Return whether a runner still offers a tactic, where it can tell (`validate_tactic`).
+
+    As FlashInfer asks at a lookup (`_tactic_still_valid`, from 0.7.0 on): raising is a refusal too.
+    """
+    validate = getattr(runner, "validate_tactic", None)
+    if validate is None:
+        return True
+    try:
+        return bool(validate(inputs, tactic))
+    except Exception:  # noqa: BLE001  # whatever a runner raises
+        return False
+
+
 def store_or_policy_in_force(tuner: Any) -> str:
     """Return why winners would not go to the tuner's plain memory, or an empty string."""
     if getattr(tuner, "_active_managed_store", None) is not None:
@@ -302,6 +318,17 @@ def is_tuning(tuner: Any) -> bool:
     return bool(getattr(tuner, "is_tuning_mode", False))
 
 
+def fallbacks(tuner: Any) -> list[str] | None:
+    """Return the op of each shape that has fallen back to the default since the tuner was cleared.
+
+    FlashInfer notes them itself, to warn once of each: outside tuning, where the op has entries but
+    none for the shape. Its public `stats.cache_misses` exists and is never counted up (0.6.11 to
+    0.7.2). None where the release keeps no such note.
+    """
+    noted = getattr(tuner, "_logged_cache_miss_oor", None)
+    return None if noted is None else [op for op, _ in list(noted)]
+
+
 def open_contexts(tuner: Any) -> int:
     """Return how many tuning contexts are open in this process."""
     return int(tuner._active_tuning_contexts)
@@ -315,6 +342,13 @@ def is_empty(tuner: Any) -> bool:
 def loaded(tuner: Any) -> dict[str, Any]:
     """Return a shallow copy of the entries the tuner holds from files."""
     return dict(tuner._file_configs)
+
+
+def loaded_answer(tuner: Any, keys: Iterable[str]) -> tuple[str, Any] | None:
+    """Return what the tuner would serve under these file keys from files: (runner, tactic)."""
+    held = (tuner._file_configs.get(key) for key in keys)  # in the order in which it looks
+    found = next((entry for entry in held if entry is not None), None)
+    return None if found is None else (found[0], found[1])
 
 
 def is_loaded(tuner: Any, entries: dict[str, Any]) -> bool:
@@ -342,6 +376,30 @@ def no_process_group() -> Iterator[None]:
         yield
     finally:
         fi.set_autotune_process_group(group)
+
+
+class _NoBar:
+    """Stands for a progress bar and shows none."""
+
+    def __init__(self, *_args: Any, **_options: Any) -> None: ...
+
+    def __getattr__(self, _name: str) -> Any:
+        return lambda *_args, **_options: None
+
+
+@contextlib.contextmanager
+def no_bars() -> Iterator[None]:
+    """Keep FlashInfer's own progress bars, one for each call, out of the body."""
+    module: Any = sys.modules[fi.AutoTuner.__module__]
+    own = getattr(module, "tqdm", None)
+    if own is None:
+        yield
+        return
+    module.tqdm = types.SimpleNamespace(tqdm=_NoBar)
+    try:
+        yield
+    finally:
+        module.tqdm = own
 
 
 def process_group() -> Any:

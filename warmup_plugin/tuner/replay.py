@@ -63,10 +63,10 @@ def tune(
     assert probe.open_contexts(tuner) == 0, "a tuning context is open in step 5"
     if empty:
         probe.clear(tuner)
-    ordered = sorted(tasks, key=lambda task: task.call.memory_only_v2)
+    ordered = sorted(tasks, key=_is_v2)
     try:
-        with probe.no_process_group():
-            for v2, group in itertools.groupby(ordered, key=lambda task: task.call.memory_only_v2):
+        with probe.no_process_group(), probe.no_bars():
+            for v2, group in itertools.groupby(ordered, key=_is_v2):
                 with probe.tuning_context(memory_only_v2=v2):
                     for task in group:
                         if stop():
@@ -77,12 +77,16 @@ def tune(
         probe.forget_profiles(tuner)
 
 
+def _is_v2(task: Task) -> bool:
+    return task.recorded().memory_only_v2
+
+
 def _tune_one(tuner: Any, task: Task, seen: Observations) -> Outcome:
     assert probe.process_group() is None, "FlashInfer's process group is set in step 5"
     seen.begin_task()
     began, stored = time.monotonic(), len(tuner.profiling_cache)
     error, candidates = "", []
-    for call in (task.call, *task.rivals):
+    for call in (task.recorded(), *task.rivals):
         before = len(seen.times)
         config = narrow(call.config, task.buckets)
         try:
@@ -103,7 +107,7 @@ def _tune_one(tuner: Any, task: Task, seen: Observations) -> Outcome:
 
 def _times(task: Task, seen: Observations) -> tuple[float | None, float | None]:
     """Return the best time of the task and that of FlashInfer's default, where it was raced."""
-    first = type(task.call.runners[0]).__name__
+    first = type(task.recorded().runners[0]).__name__
     finite = [(name, tactic, ms) for name, tactic, ms in seen.times if ms < float("inf")]
     default = [ms for name, tactic, ms in finite if tactic == -1 and name == first]
     return min((ms for _, _, ms in finite), default=None), default[0] if default else None
@@ -128,7 +132,7 @@ def _with_winner(
     # memory while every other rank served its default.
     if winner.runner.startswith("Cudnn") and isinstance(tactic, int) and tactic >= 0:
         return replace(outcome, reason="an integer cuDNN tactic cannot be shared")
-    policy = probe.policy_of(task.call.config)
+    policy = probe.policy_of(task.recorded().config)
     return replace(outcome, kind="tuned", winner=index, entry=Entry(winner.runner, tactic, policy))
 
 
@@ -147,26 +151,59 @@ def narrow(config: Any, buckets: tuple[int, ...]) -> Any:
     return replace(config, dynamic_tensor_specs=specs)
 
 
-def prepare(task: Task, entry: Entry) -> None:
+class RefusedError(ValueError):
+    """A stored tactic that its runner does not offer."""
+
+
+def prepare(task: Task, entry: Entry, *, at_bucket: bool = True) -> None:
     """Run a winner once, untimed, outside tuning mode, so that it is built before it serves.
 
-    Raises whatever the runner raises: that winner cannot be served on this rank.
+    At its bucket, and at the size of the recorded call if that is served by this task, too: a
+    tactic need not take every size between two buckets. Raises `RefusedError` where its runner is
+    not there or refuses the tactic, and whatever it raises: that winner cannot be served here.
     """
-    tuner, call = probe.tuner(), task.call
-    runner = next(r for r in call.runners if type(r).__name__ == entry.runner)
-    profile = probe.profiles(tuner, narrow(call.config, task.buckets), call.inputs)[0]
-    with _as_recorded(call):
-        inputs = probe.synthesise(tuner, profile, call.inputs, call.config)
-        runner(inputs, tactic=entry.tactic, **call.kwargs)
+    tuner, call = probe.tuner(), task.recorded()
+    runner = next((r for r in call.runners if type(r).__name__ == entry.runner), None)
+    if runner is None:
+        raise RefusedError(f"no runner is called {entry.runner!r}")
+    sizes = [task.buckets] if at_bucket else []
+    own = task.recorded_buckets()
+    if own != task.buckets and probe.nearest_profile(
+        _shapes(call.inputs), call.config
+    ) == probe.nearest_profile(task.shapes, call.config):
+        sizes.append(own)
+    for size in sizes:
+        profile = probe.profiles(tuner, narrow(call.config, size), call.inputs)[0]
+        with _as_recorded(call):
+            inputs = probe.synthesise(tuner, profile, call.inputs, call.config)
+            if not probe.accepts(runner, inputs, entry.tactic):
+                raise RefusedError(f"{entry.runner} does not offer tactic {entry.tactic!r}")
+            runner(inputs, tactic=entry.tactic, **call.kwargs)
+
+
+def _shapes(inputs: list[Any]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(x.shape) if isinstance(x, torch.Tensor) else (0,) for x in inputs)
 
 
 def served(task: Task) -> tuple[str, Tactic] | None:
-    """Return what the tuner serves for a task outside tuning: (runner class, tactic), or None."""
-    call = task.call
+    """Return what the tuner serves for a task outside tuning: (runner class, tactic), or None.
+
+    Where no call is kept to ask with: what it has loaded under the task's file keys.
+    """
+    call, tuner = task.call, probe.tuner()
+    if call is None:
+        return probe.loaded_answer(tuner, task.keys)
     with _as_recorded(call):
-        found, index, tactic, _ = probe.tuner().search_cache(
+        found, index, tactic, _ = tuner.search_cache(
             call.op, call.runners, task.shapes, call.config, inputs=call.inputs
         )
+        if not found and any(hasattr(runner, "validate_tactic") for runner in call.runners):
+            # Asked with stand-ins, which are of another size and have no storage.
+            profile = probe.profiles(tuner, narrow(call.config, task.buckets), call.inputs)[0]
+            inputs = probe.synthesise(tuner, profile, call.inputs, call.config)
+            found, index, tactic, _ = tuner.search_cache(
+                call.op, call.runners, task.shapes, call.config, inputs=inputs
+            )
     return (type(call.runners[index]).__name__, canonical_tactic(tactic)) if found else None
 
 

@@ -25,6 +25,7 @@ from warmup_plugin.table import Entry, canonical_tactic
 from warmup_plugin.topology import RankInfo
 from warmup_plugin.tuner import capture, probe
 from warmup_plugin.tuner.known_ops import KnownOps, distribution_aware
+from warmup_plugin.tuner.replay import narrow
 from warmup_plugin.tuner.task import (
     MOST_RIVALS,
     Call,
@@ -76,6 +77,7 @@ class Survey:
         self._restore = restore
         self._entries = entries
         self._is_vouched = is_vouched
+        self.has_used_stored = self.last_was_stored = False
         self._tuner = probe.tuner()
         self._original = type(self._tuner).choose_one
         self._lock = threading.RLock()
@@ -93,6 +95,19 @@ class Survey:
             yield
         finally:
             del self._tuner.choose_one
+
+    @property
+    def is_vouched(self) -> bool:
+        """Return whether stored tactics run in the forward."""
+        return self._is_vouched
+
+    def distrust(self) -> None:
+        """Run no stored tactic in the forward from now on: one of them may have made it fail."""
+        self._is_vouched = self.has_used_stored = self.last_was_stored = False
+        # The next forward records all anew: of what was vouched for nothing need be kept.
+        for noted in (self.tasks, self.adopted, self._seen, self._task_of_key):
+            noted.clear()
+        self._switches_of_key.clear()
 
     def pass_through(self, op: str, reason: str) -> None:
         """Leave an op alone from now on; what was recorded of it is dropped."""
@@ -151,6 +166,8 @@ class Survey:
         found, index, tactic = probe.look_up(
             self._tuner, op, runners, _shapes(inputs), config, inputs=inputs
         )
+        self.last_was_stored = bool(found)
+        self.has_used_stored |= self.last_was_stored
         return (runners[index], tactic) if found else (runners[0], -1)
 
     def _why_not(self, op: str, runners: list[Any], kwargs: Mapping[str, Any]) -> str:
@@ -226,11 +243,14 @@ class Survey:
         task = self.tasks.get(name)
         if task is None:
             keys = tuple(self._keys.file_key(asked.op, n, profile, e.real) for n, e in asked.named)
-            task = Task(name, asked.op, keys, shapes, asked.buckets(shapes), keep(), "missing")
+            shapes = profile if profile == shapes else shapes  # FlashInfer keeps that one anyway
+            task = Task(name, asked.op, keys, shapes, asked.buckets(shapes), None, "missing")
             self.tasks[name] = task
             self._judge(task, asked, profile)
-        else:
-            _keep_also(task, asked, keep)
+            if task.state != "known" or not self._is_vouched:
+                task.call = keep()
+        elif task.call is not None:
+            _keep_also(task, task.call, asked, keep)
         self._compare(task, asked)
 
     def _compare(self, task: Task, asked: _Asked) -> None:
@@ -261,9 +281,16 @@ class Survey:
             self._tuner, task.op, asked.runners, task.shapes, asked.config, inputs=asked.inputs
         )
         held = [entry for key in task.keys if (entry := self._entries.get(key)) is not None]
-        if found and len(held) == 1 and probe.is_measured_as(asked.config, held[0].policy):
+        is_answer = len(held) == 1 and probe.is_measured_as(asked.config, held[0].policy)
+        offers = self._offers(task, asked, profile, held[0]) if is_answer else None
+        if offers is False:
+            task.state = "refused"
+            task.reason = f"{held[0].runner} does not offer tactic {held[0].tactic!r}"
+        elif is_answer and (found or offers):
             task.state = "known"
-            task.served = (asked.named[index][0], canonical_tactic(tactic))
+            # FlashInfer asks a runner that can tell with the inputs at hand, of whatever size.
+            served = (asked.named[index][0], canonical_tactic(tactic))
+            task.served = served if found else held[0][:2]
             task.is_agreed = task.served == held[0][:2]
         elif self._is_default(task.id):
             task.state = "default"
@@ -278,6 +305,18 @@ class Survey:
             ]
             if len(old_keys) == 1:
                 self.adopted[task.id] = old_keys[0]
+
+    def _offers(self, task: Task, asked: _Asked, profile: Any, entry: Entry) -> bool | None:
+        """Return whether an entry's runner still offers its tactic; None where it cannot tell."""
+        able = [r for r in asked.runners if type(r).__name__ == entry.runner]
+        if not able or not hasattr(able[0], "validate_tactic"):
+            return None
+        inputs = asked.inputs
+        if profile != probe.nearest_profile(_shapes(inputs), asked.config):
+            config = narrow(asked.config, task.buckets)
+            sized = probe.profiles(self._tuner, config, inputs)[0]
+            inputs = probe.synthesise(self._tuner, sized, inputs, config)
+        return probe.accepts(able[0], inputs, entry.tactic)
 
     def _may_adopt(self, asked: _Asked) -> bool:
         """Return whether an old file's entry, without extras and policy, can mean this call."""
@@ -338,13 +377,13 @@ class _Asked:
         )
 
 
-def _keep_also(task: Task, asked: _Asked, keep: Callable[[], Call]) -> None:
+def _keep_also(task: Task, kept: Call, asked: _Asked, keep: Callable[[], Call]) -> None:
     """Keep of a further call of the task what its replay needs.
 
     The widest call is the best template: its buffers are large enough. Runners of the same key that
     may have other candidates are kept beside it, to compare.
     """
-    calls = [task.call, *task.rivals]
+    calls = [kept, *task.rivals]
     same = (i for i, call in enumerate(calls) if not may_differ(asked.runners, call.runners))
     index = next(same, None)
     if index is None:

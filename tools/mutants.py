@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Take each guard out of a copy of the package, and see that the test which is named fails.
+
+    python tools/mutants.py [NAME ...]     all of them without a name; 1 if a mutant survives
+
+A guard that no test misses is no guard. The copy comes before the installed package on the path.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+class Mutant(NamedTuple):
+    guard: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+MUTANTS = (
+    Mutant(
+        "sha256 of the wire body", "rendezvous.py",
+        "        if digest(body) != sha256:\n", "        if False:\n",
+        "tests/ranks/test_rendezvous.py::test_bytes_that_do_not_match_their_sha256_are_refused",
+    ),
+    Mutant(
+        "compare-and-set", "storelink.py",
+        'self._ask("compare_set", key, "", value)',
+        '(self._ask("set", key, value), value.encode())[1]',
+        "tests/ranks/test_rendezvous.py::test_the_first_record_of_a_step_is_the_only_one",
+    ),
+    Mutant(
+        "fsync order", "files.py",
+        "        file.flush()\n        os.fsync(file.fileno())\n", "        file.flush()\n",
+        "tests/test_store.py::test_the_file_is_on_disk_before_its_name",
+    ),
+    Mutant(
+        "generation rule", "merge.py",
+        "return part.manifest is None, -generation, part.source",
+        "return part.manifest is None, generation, part.source",
+        "tests/test_merge.py::test_higher_generation_wins",
+    ),
+    Mutant(
+        "foreign check", "store.py",
+        "    if conflicts:\n", "    if False:\n",
+        "tests/test_store.py::test_bad_table_is_set_aside",
+    ),
+    Mutant(
+        "size limit", "files.py",
+        "        if status.st_size > limit:\n", "        if False:\n",
+        "tests/test_store.py::test_bad_table_is_set_aside",
+    ),
+    Mutant(
+        "symlink check", "files.py",
+        "    if not is_inside(place, root):\n", "    if False:\n",
+        "tests/test_store.py::test_no_link_is_followed_out_of_the_root",
+    ),
+    Mutant(
+        "key-unstable check", "tuner/survey.py",
+        "        elif asked.has_unstable_key:\n", "        elif False:\n",
+        "tests/tuner/test_survey.py::test_a_key_with_the_raw_batch_is_unstable",
+    ),
+    Mutant(
+        "pass-through list", "tuner/survey.py",
+        "        if reason := self._ops.pass_through.get(op):\n            return reason\n", "",
+        "tests/tuner/test_survey.py"
+        "::test_listed_ops_and_holders_of_a_process_group_are_passed_through",
+    ),
+    Mutant(
+        "process group unset", "tuner/probe.py",
+        "    fi.set_autotune_process_group(None)\n", "    pass\n",
+        "tests/tuner/test_replay.py::test_one_context_at_a_time_and_no_process_group",
+    ),
+    Mutant(
+        "twin allow-list", "tuner/survey.py",
+        "        fields = self._ops.twin_fields.get(op, {})\n",
+        "        fields = dict(enumerate(['ep_rank'] * 9))\n",
+        "tests/tuner/test_known_ops.py::test_only_listed_fields_make_twins",
+    ),
+    Mutant(
+        "certificate", "decide.py",
+        "    if deviates:\n", "    if False:\n",
+        "tests/test_decide.py::test_ranks_that_deviate_are_named_and_all_serve_defaults",
+    ),
+)  # fmt: skip
+
+
+def survives(mutant: Mutant) -> bool:
+    """Return whether the named test passes without its guard, or cannot be run."""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as place:
+        package = Path(place) / "warmup_plugin"
+        shutil.copytree(CHECKOUT / "warmup_plugin", package)
+        file = package / mutant.file
+        text = file.read_text(encoding="utf-8")
+        if text.count(mutant.old) != 1:
+            print(f"  {mutant.file} has the guard {text.count(mutant.old)} times", flush=True)
+            return True
+        file.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+        path = os.pathsep.join(filter(None, (place, os.environ.get("PYTHONPATH"))))
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
+                   "--no-header", mutant.test]  # fmt: skip
+        done = subprocess.run(
+            command, cwd=CHECKOUT, env={**os.environ, "PYTHONPATH": path},
+            capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+    if done.returncode != 1:  # 1: tests were run, and some failed
+        print(done.stdout[-2000:], flush=True)
+    return done.returncode != 1
+
+
+def main() -> int:
+    wanted = [mutant for mutant in MUTANTS if not sys.argv[1:] or mutant.guard in sys.argv[1:]]
+    alive = []
+    for mutant in wanted:
+        began = time.monotonic()
+        if survives(mutant):
+            alive.append(mutant.guard)
+        word = "SURVIVES" if mutant.guard in alive else "found"
+        print(f"{mutant.guard:25} {word:9} {time.monotonic() - began:5.1f} s  {mutant.test}",
+              flush=True)  # fmt: skip
+    print(f"{len(wanted) - len(alive)} of {len(wanted)} guards are missed when they are gone")
+    return bool(alive)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

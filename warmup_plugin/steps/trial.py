@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Between steps 3 and 4: stored tactics that nobody vouches for are run once, apart, before use.
+
+Owns that trial. Entries that were borrowed, edited by hand, or whose forward has failed, did not
+run in the forward, where one that a runner refuses would leave the other ranks in a collective.
+Each rank runs its own here, in no collective, and says which it cannot use: these are tuned anew on
+all ranks alike. One that never returns ends this process and is known as a default from then on.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from warmup_plugin.shutdown import TaskLimit
+from warmup_plugin.steps.job import Job
+from warmup_plugin.steps.tables import Agreed
+from warmup_plugin.steps.tune import Work, leave, rescue
+from warmup_plugin.table import Entry
+from warmup_plugin.tuner import replay
+from warmup_plugin.tuner.survey import Survey
+from warmup_plugin.tuner.task import Task
+
+
+def try_stored(job: Job, agreed: Agreed, survey: Survey) -> dict[str, Entry]:
+    """Run what no manifest vouches for; return the tasks whose entry is fit, with that entry.
+
+    The others become ``refused``, with the reason.
+    """
+    fit: dict[str, Entry] = {}
+    if survey.is_vouched or not job.shares:
+        return fit
+    limit_s = job.options.settings.task_limit_s
+
+    def give_up(task: Task) -> None:
+        reason = f"a stored tactic did not return within {limit_s:.0f} s"
+        work = Work(outcomes={task.id: replay.Outcome(task.id, reason=reason)})
+        keep = functools.partial(rescue, job, survey, work)
+        leave(job, f"{task.label}: {reason}", keep)
+
+    with job.timed("try"), TaskLimit(limit_s, give_up) as limit:
+        for task in survey.tasks.values():
+            entry = _stored(task, agreed, survey)
+            if entry is None:
+                continue
+            limit.begins(task)
+            job.meeting.note("try", task.label)
+            try:
+                replay.prepare(task, entry)
+            except Exception as error:  # noqa: BLE001  # whatever a runner raises: not this tactic
+                survey.adopted.pop(task.id, None)
+                task.state = "refused"
+                task.reason = f"{type(error).__name__}: {error}"[:400]
+            else:
+                fit[task.id] = entry
+    return fit
+
+
+def _stored(task: Task, agreed: Agreed, survey: Survey) -> Entry | None:
+    """Return the entry that would answer a task."""
+    entries = agreed.table.entries
+    if task.id in survey.adopted:
+        return entries.get(survey.adopted[task.id])
+    held = (entries[key] for key in task.keys if key in entries)
+    return next(held, None) if task.state == "known" else None
