@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +56,7 @@ class Options:
     settings: Settings = field(default_factory=Settings.from_env)
     root: Path | None = None
     engine_root: Path | None = None
-    others: Sequence[Path] = ()
+    others: Iterable[Path] = ()
     ops: KnownOps | None = None
     tuning_context: TuningContext = plain_context
     engine: tuple[str, str] = ("custom", "0")
