@@ -130,7 +130,7 @@ def test_managed_stores(manifest: bytes, entry: bytes) -> None:
         (Path(place) / "entries").mkdir()
         (Path(place) / "manifest.json").write_bytes(manifest)
         (Path(place) / "entries" / "0.json").write_bytes(entry)
-        borrow(None, [Path(place)], {"flashinfer_version": "0.7.2"}, Settings())
+        borrow([], [Path(place)], {"flashinfer_version": "0.7.2"}, Settings())
 
 
 @fuzzed

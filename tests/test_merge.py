@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from warmup_plugin.manifest import Manifest, Outcome, TaskRecord, parse_manifest, render_manifest
-from warmup_plugin.merge import Part, Source, merge
+from warmup_plugin.merge import Part, Source, less, merge
 from warmup_plugin.table import Entry, Table
 
 STAMP = {"flashinfer_version": "0.7.2.post1", "gpu": "NVIDIA H200"}
@@ -205,6 +205,16 @@ def test_stamps_and_records_add_up() -> None:
     table = merge([two, one]).table
     assert table.stamp == {"gpu": "H", "a": "1", "b": "2"}
     assert table.records == {"n": {"x": 1}, "m": {}}
+
+
+def test_what_is_no_good_goes_with_its_task() -> None:
+    """The very entries, and no other rank's newer winner under the same key."""
+    one = part({"A1": 1, "A2": 2}, {**T1, **T2}, loose=("A3",))
+    left = less(one, {"A1": Entry("A", 1), "A2": Entry("A", 3), "A9": Entry("A", 9)})
+    assert left.manifest is not None
+    assert {key: entry.tactic for key, entry in left.table.entries.items()} == {"A2": 2}
+    assert list(left.manifest.tasks) == ["t2"]
+    assert less(one, {"A2": Entry("A", 3)}) is one
 
 
 @pytest.mark.parametrize("number", [2, 3, 4])

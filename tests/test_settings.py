@@ -21,6 +21,7 @@ FROZEN = {
     "require_agreement": ("WARMUP_PLUGIN_REQUIRE_AGREEMENT", False),
     "cache_root": ("WARMUP_PLUGIN_CACHE_ROOT", None),
     "override_dir": ("VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR", None),
+    "layers": ("WARMUP_PLUGIN_LAYERS", ()),
     "silence_s": ("WARMUP_PLUGIN_SILENCE_S", 60.0),
     "task_limit_s": ("WARMUP_PLUGIN_TASK_LIMIT_S", 1800.0),
     "grace_s": ("WARMUP_PLUGIN_GRACE_S", 30.0),
@@ -30,11 +31,14 @@ FROZEN = {
     "table_bytes": ("WARMUP_PLUGIN_TABLE_BYTES", 64 << 20),
     "require_private": ("WARMUP_PLUGIN_REQUIRE_PRIVATE", False),
     "reports": ("WARMUP_PLUGIN_REPORTS", 8),
+    "progress_file": ("WARMUP_PLUGIN_PROGRESS_FILE", None),
+    "metrics_file": ("WARMUP_PLUGIN_METRICS_FILE", None),
     "address": ("WARMUP_PLUGIN_ADDRESS", None),
 }
 
 GOOD = [
     ("mode", "replay", "replay"),
+    ("mode", "require-complete", "require-complete"),
     ("strategy", "per_rank", "per_rank"),
     ("on_hit", "skip", "skip"),
     ("require_agreement", "Yes", True),
@@ -44,6 +48,10 @@ GOOD = [
     ("cache_root", "/var/cache/x", Path("/var/cache/x")),
     ("cache_root", "~/x", Path("~/x").expanduser()),
     ("override_dir", "/o", Path("/o")),
+    ("layers", "/a:/b", (Path("/a"), Path("/b"))),
+    ("layers", ":/a:", (Path("/a"),)),
+    ("progress_file", "/run/warm.json", Path("/run/warm.json")),
+    ("metrics_file", "/run/warm.prom", Path("/run/warm.prom")),
     ("silence_s", "0.5", 0.5),
     ("task_limit_s", "7200", 7200.0),
     ("grace_s", "0", 0.0),
@@ -57,6 +65,9 @@ GOOD = [
 ]
 
 BAD = [
+    ("layers", "/a:b"),
+    ("progress_file", "warm.json"),
+    ("metrics_file", "warm.prom"),
     ("mode", "On"),
     ("mode", "readonly"),
     ("strategy", "sharded-ish"),

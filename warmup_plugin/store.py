@@ -22,10 +22,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from warmup_plugin.files import (
     Mark,
@@ -44,9 +44,17 @@ from warmup_plugin.files import (
     write_files,
 )
 from warmup_plugin.manifest import Manifest, parse_manifest, render_manifest
-from warmup_plugin.merge import Merged, Part, Source, merge
+from warmup_plugin.merge import Merged, Part, Source, less, merge
 from warmup_plugin.paths import IDENTITY_NAME, manifest_name, parse_table_name, table_name
-from warmup_plugin.table import Miss, Table, digest, parse_table, render_table, stamp_conflicts
+from warmup_plugin.table import (
+    Entry,
+    Miss,
+    Table,
+    digest,
+    parse_table,
+    render_table,
+    stamp_conflicts,
+)
 
 if TYPE_CHECKING:
     from warmup_plugin.identity import Identity
@@ -64,12 +72,34 @@ _SET_ASIDE: Final = frozenset({"foreign", "too_large", "unreadable"})
 
 @dataclass
 class Reading:
-    """What the directory holds for this environment; `misses` says why not the rest of it."""
+    """What the directory holds for this environment; `misses` says why not the rest of it.
+
+    ``parts`` of the layers come after the directory's own; what is amiss in a layer is a warning,
+    since nobody here can heal it.
+    """
 
     parts: list[Part] = field(default_factory=list)
     misses: list[tuple[Path, Miss]] = field(default_factory=list)
     writable: bool = False
     warnings: list[str] = field(default_factory=list)
+
+
+def told(reading: Reading) -> list[dict[str, Any]]:
+    """Return what became of each file, for the receipt."""
+    rows: list[dict[str, Any]] = []
+    for part in reading.parts:
+        generation = part.manifest.generation if part.manifest else None
+        rows.append(
+            {
+                "path": part.path,
+                "entries": len(part.table.entries),
+                "generation": generation,
+                "complete": bool(part.manifest and part.manifest.complete),
+                "reason": "" if part.manifest else "no manifest vouches for it",
+            }
+        )
+    rows += [{"path": str(p), "entries": 0, "reason": miss.reason} for p, miss in reading.misses]
+    return rows
 
 
 @dataclass(frozen=True)
@@ -103,6 +133,7 @@ class Store:
     """The files of one identity; without a directory, memory only for the `reason` given.
 
     No link is followed out of the `root`, which is the directory itself where none is given.
+    ``layers`` are read-only directories of the same identity: read after it, never written.
     """
 
     def __init__(
@@ -111,10 +142,12 @@ class Store:
         settings: Settings,
         *,
         root: Path | None = None,
+        layers: Sequence[Path] = (),
         reason: str = "no directory",
     ) -> None:
         self.directory = directory
         self._root = root or directory or Path("/")
+        self.layers = tuple(layers)
         self._limit = settings.table_bytes
         self._num_reports = settings.reports
         self._mode = settings.mode
@@ -141,12 +174,20 @@ class Store:
 
         With `identity`, a manifest of another one is foreign too. Never raises `OSError`.
         """
+        reading = self._read_own(stamp, identity)
+        for layer in self.layers:
+            with contextlib.suppress(OSError):  # a layer that is not there holds nothing
+                for found in self._look(layer, stamp, identity):
+                    reading.parts += [found.part] if found.part else []
+                    reading.warnings += [f"{path}: {m.reason}" for path, m in found.misses]
+        return reading
+
+    def _read_own(self, stamp: Mapping[str, str], identity: str | None) -> Reading:
         if self.directory is None:
             return Reading(warnings=[self._reason])
         try:
-            names = [path.name for path in self.directory.iterdir()]
-        except FileNotFoundError:
-            names = []
+            is_there = self.directory.exists()
+            look = list(self._look(self.directory, stamp, identity)) if is_there else []
         except OSError as error:
             return Reading(
                 warnings=[self._warn(f"{said(error, self.directory)}; nothing is kept on disk")]
@@ -159,8 +200,7 @@ class Store:
         if self._mode == "on" and not reading.writable:
             warning = f"{self.directory}: not writable; used as it is, nothing will be added"
             reading.warnings.append(self._warn(warning))
-        for source in sorted(filter(None, map(parse_table_name, names))):
-            found = self._find(self.directory, source, stamp, identity)
+        for found in look:
             reading.parts += [found.part] if found.part else []
             reading.misses += found.misses
             if reading.writable:
@@ -168,13 +208,28 @@ class Store:
                     move_aside(self.directory, found.obstacles)
         return reading
 
+    def _look(
+        self, directory: Path, stamp: Mapping[str, str], identity: str | None
+    ) -> Iterator[_Found]:
+        """Read every table of a directory; raises `OSError` where it cannot be listed."""
+        names = [path.name for path in directory.iterdir()]
+        for source in sorted(filter(None, map(parse_table_name, names))):
+            yield self._find(directory, source, stamp, identity)
+
     def publish(
-        self, name: Source, table: Table, manifest: Manifest, identity: Identity | bytes
+        self,
+        name: Source,
+        table: Table,
+        manifest: Manifest,
+        identity: Identity | bytes,
+        *,
+        thrown_out: Mapping[str, Entry] | None = None,
     ) -> Published | NotPublished:
         """Write the union of `table` and the file of that (tp, pp, dp), with its manifest.
 
         `table` wins where both have a task. `manifest.generation` is the highest one known; the
-        union's is one more. Where the file says all of it already, nothing is written.
+        union's is one more. Where the file says all of it already, nothing is written. Entries
+        `thrown_out` are no good: where the file has the very same ones, they go.
         Never raises `OSError`.
         """
         if self.directory is None:
@@ -183,7 +238,7 @@ class Store:
             return NotPublished(f"mode is {self._mode}")
         try:
             make_directory(self.directory, self._root)
-            published = self._publish_until_it_stands(Part(table, manifest, name))
+            published = self._publish_until_it_stands(Part(table, manifest, name), thrown_out or {})
             if isinstance(published, Published):
                 _write_once(self.directory / IDENTITY_NAME, identity)
         except OSError as error:
@@ -269,8 +324,9 @@ class Store:
     def _find_once(
         self, directory: Path, source: Source, stamp: Mapping[str, str], identity: str | None
     ) -> _Found:
-        table_file = read_file(directory / table_name(*source), self._limit, self._root)
-        manifest_file = read_file(directory / manifest_name(*source), self._limit, self._root)
+        root = self._root if directory == self.directory else directory
+        table_file = read_file(directory / table_name(*source), self._limit, root)
+        manifest_file = read_file(directory / manifest_name(*source), self._limit, root)
         table = _judge_table(table_file.content, stamp, self._limit)
         if isinstance(table, Miss):
             obstacles = [*obstacle(table_file), *obstacle(manifest_file)]
@@ -280,19 +336,24 @@ class Store:
         manifest = _judge_manifest(manifest_file.content, table_file.content, identity, self._limit)
         if isinstance(manifest, Manifest):
             assert isinstance(manifest_file.content, bytes), "only bytes are parsed"
-            part = Part(table, manifest, source, table_file.content, manifest_file.content)
+            part = Part(
+                table, manifest, source, table_file.content, manifest_file.content,
+                str(table_file.path),
+            )  # fmt: skip
             return _Found(part, table_file.mark, [], [])
         obstacles = obstacle(manifest_file) if manifest.kind in _SET_ASIDE else []
         misses = [(manifest_file.path, manifest)]
-        part = Part(table, None, source, table_file.content)
+        part = Part(table, None, source, table_file.content, path=str(table_file.path))
         return _Found(part, table_file.mark, misses, obstacles)
 
-    def _publish_until_it_stands(self, mine: Part) -> Published | NotPublished:
+    def _publish_until_it_stands(
+        self, mine: Part, thrown_out: Mapping[str, Entry]
+    ) -> Published | NotPublished:
         """Publish again where another writer that no lock has kept out came in between."""
         assert self.directory is not None
         for _ in range(_MOST_TRIES):
             with locked(self.directory):
-                published, marks = self._publish(self.directory, mine)
+                published, marks = self._publish(self.directory, mine, thrown_out)
             if not (isinstance(published, Published) and published.written):
                 return published
             if marks and self._stands(self.directory, mine, marks):
@@ -309,7 +370,7 @@ class Store:
         return manifest is not None and mine.manifest.tasks.keys() <= manifest.tasks.keys()
 
     def _publish(
-        self, directory: Path, mine: Part
+        self, directory: Path, mine: Part, thrown_out: Mapping[str, Entry]
     ) -> tuple[Published | NotPublished, Mapping[Path, Mark]]:
         """Write the union once; no marks where the file has changed while that was done."""
         assert mine.manifest is not None
@@ -323,7 +384,7 @@ class Store:
         theirs = found.part.manifest.generation if found.part and found.part.manifest else 0
         generation = max(mine.manifest.generation, theirs) + 1
         newest = replace(mine, manifest=replace(mine.manifest, generation=generation))
-        union = merge([newest, found.part] if found.part else [newest])
+        union = merge([newest, less(found.part, thrown_out)] if found.part else [newest])
         assert union.manifest is not None
         standing = _as_it_stands(path, found.part, union)
         if standing is not None:

@@ -96,7 +96,7 @@ def parse_table(data: bytes, *, limit: int) -> Table | Miss:
     stamp, records = document.pop(_STAMP, None), document.pop(_RECORDS, {})
     document.pop(_GENERATION, None)
     for key, entry in document.items():
-        if type(entry) is not Entry or key.startswith("_"):
+        if type(entry) is not Entry or key[:1] == "_":
             return _unreadable(key, "an entry [runner, tactic] or [runner, tactic, policy]")
     if not isinstance(records, dict) or _is_deeper(records, MAX_DEPTH):
         return _unreadable(_RECORDS, f"an object nested at most {MAX_DEPTH} deep")
@@ -112,17 +112,24 @@ def _decode_members(data: bytes) -> dict[str, Any] | Miss:
     members = decode(_MEMBERS, data)
     if isinstance(members, Miss):
         return members
-    document: dict[str, Any] = {}
-    known: dict[bytes, _Member] = {}
-    for key, raw in members.items():
-        value = bytes(raw)
-        if value not in known:
-            member = decode(_MEMBER, value)
-            if isinstance(member, Miss):
-                return Miss(f"{key}: {member.reason}", member.kind)
-            known[value] = member
-        document[key] = known[value]
+    known = _Known()
+    document: dict[str, Any] = {key: known[bytes(raw)] for key, raw in members.items()}
+    for key, member in document.items() if known.has_miss else ():
+        if isinstance(member, Miss):
+            return Miss(f"{key}: {member.reason}", member.kind)
     return document
+
+
+class _Known(dict[bytes, "_Member | Miss"]):
+    """Members decoded so far, by their bytes; ``has_miss`` once one of them could not be."""
+
+    has_miss = False
+
+    def __missing__(self, value: bytes) -> _Member | Miss:
+        member: _Member | Miss = decode(_MEMBER, value)
+        self.has_miss |= isinstance(member, Miss)
+        self[value] = member
+        return member
 
 
 def decode(decoder: msgspec.json.Decoder[Any], data: bytes) -> Any:

@@ -7,12 +7,14 @@ table that cannot be stored is a warning, never an error: the next start tunes a
 
 from __future__ import annotations
 
+from warmup_plugin.manifest import Manifest
 from warmup_plugin.settle import without
 from warmup_plugin.steps.job import Job
 from warmup_plugin.steps.share import Shared
 from warmup_plugin.steps.tables import Agreed, Held, fetch_manifest
 from warmup_plugin.steps.tune import Work
 from warmup_plugin.store import NotPublished, Published
+from warmup_plugin.table import Entry
 
 
 def publish(job: Job, held: Held, agreed: Agreed, shared: Shared, work: Work) -> list[str]:
@@ -27,13 +29,15 @@ def publish(job: Job, held: Held, agreed: Agreed, shared: Shared, work: Work) ->
         manifest = fetch_manifest(job, shared.manifest)
         if manifest is None:
             return []
-        table = shared.table
+        table, thrown_out = shared.table, _thrown_out(shared, manifest, work)
         if work.dropped:
             table, manifest = without(table, manifest, work.dropped, again=work.plan.held)
         job.meeting.confirm()
         done: Published | NotPublished = NotPublished("")
         with job.failing_as_data():
-            done = store.publish(job.options.ranks.coordinates, table, manifest, job.identity)
+            done = store.publish(
+                job.options.ranks.coordinates, table, manifest, job.identity, thrown_out=thrown_out
+            )
         failure = job.take_failure()
         if isinstance(done, Published):
             return [str(done.path)] if done.written else []
@@ -42,3 +46,10 @@ def publish(job: Job, held: Held, agreed: Agreed, shared: Shared, work: Work) ->
             job.logged.add(text)  # by the store, unless an earlier trouble has been
         job.warn(text)
         return []
+
+
+def _thrown_out(shared: Shared, manifest: Manifest, work: Work) -> dict[str, Entry]:
+    """Return the entries that nobody vouched for and that are no good: the file may hold them."""
+    dropped = work.dropped.keys() & {*work.plan.held}
+    keys = {key for name in dropped for keys in manifest.tasks[name].keys for key in keys}
+    return {key: shared.table.entries[key] for key in keys & shared.table.entries.keys()}

@@ -23,6 +23,7 @@ from warmup_plugin.rendezvous import Word, Words
 from warmup_plugin.settle import Result, settle
 from warmup_plugin.shutdown import TaskLimit
 from warmup_plugin.steps.job import Job
+from warmup_plugin.steps.rows import collect, row_of
 from warmup_plugin.steps.tables import Agreed
 from warmup_plugin.steps.tune import Work, leave, result_of, tune_own
 from warmup_plugin.table import Entry, Table, canonical_tactic, digest, parse_table, render_table
@@ -179,6 +180,8 @@ def _build(job: Job, survey: Survey, work: Work, shared: Shared) -> dict[str, st
             entry = shared.entry_of(task) if task is not None else None
             if task is None or entry is None or work.fit.get(name) == entry:
                 continue
+            if task.call is None:  # a table that is vouched for answers it here
+                continue
             limit.begins(task)
             job.meeting.note("prepare", task.label)
             try:
@@ -206,8 +209,16 @@ def certify(
             elif job.shares:
                 served, deviates = _ask(job, survey, work, shared)
         deviates += [job.failure] if job.failure else []
-        word = {"served": served, "deviates": deviates[:8], "published": published}
-        record = job.meeting.meet("certify", word, decide_certify)
+        word = {
+            "served": served, "deviates": deviates[:8], "published": published,
+            "row": row_of(job, survey, work, shared.entry_of),
+        }  # fmt: skip
+
+        def lead(words: Words) -> Word:
+            collect(job, words)
+            return decide_certify(words)
+
+        record = job.meeting.meet("certify", word, lead)
         if record["go"] == "defaults" and job.shares:
             job.serve_defaults(record["reason"])
             if job.store is not None:
@@ -221,7 +232,8 @@ def _ask(job: Job, survey: Survey, work: Work, shared: Shared) -> tuple[str, lis
     On a warm start the tuner was asked during the survey and holds exactly what it held then.
     """
     asked_already = not work.is_new and job.installed.is_intact()
-    answers, deviates = {}, []
+    answers: dict[object, list[str]] = {}
+    deviates = []
     for task in survey.tasks.values():
         if task.state == "unshared":
             continue
@@ -233,5 +245,8 @@ def _ask(job: Job, survey: Survey, work: Work, shared: Shared) -> tuple[str, lis
             is_agreed = answer == (entry[:2] if entry else None)
         if not is_agreed:
             deviates.append(task.label)
-        answers[task.id] = answer
-    return digest(msgspec.json.encode(answers, order="sorted")), deviates
+        # To a dictionary `True` and 1 are one tactic.
+        is_plain = answer is None or type(answer[1]) is int
+        answers.setdefault(answer if is_plain else repr(answer), []).append(task.id)
+    told = sorted([str(answer), *sorted(ids)] for answer, ids in answers.items())
+    return digest(msgspec.json.encode(told)), deviates

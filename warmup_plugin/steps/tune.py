@@ -18,9 +18,12 @@ from warmup_plugin.borrow import Borrowed
 from warmup_plugin.errors import RankLostError
 from warmup_plugin.manifest import Manifest
 from warmup_plugin.plan import Inventory, Item, Plan, find_refused, make_plan
+from warmup_plugin.progress import counted
 from warmup_plugin.rendezvous import Word, Words
+from warmup_plugin.settings import REPLAYS
 from warmup_plugin.settle import Result, settle
 from warmup_plugin.shutdown import Shutdown, TaskLimit
+from warmup_plugin.steps import complete
 from warmup_plugin.steps.job import Job
 from warmup_plugin.steps.replica import answered, take_turn
 from warmup_plugin.steps.tables import Agreed
@@ -68,21 +71,34 @@ def make_work(job: Job, agreed: Agreed, survey: Survey, surveyed: Word) -> Work:
             plan = _assign(job, agreed, work.inventories)
             refused = list(find_refused(work.inventories).values())
             body = json.dumps(plan.to_json()).encode()
-            return {"plan": job.meeting.put(body), "refused": refused[:_MOST_SAID]}
+            refusal = complete.judge(job, work.inventories)
+            return {"plan": job.meeting.put(body), "refused": refused[:_MOST_SAID], **refusal}
 
         record = job.meeting.meet("plan", {"inventory": own}, lead)
+        complete.obey(record)
         work.plan = Plan.from_json(json.loads(job.meeting.get(record["plan"])))
         job.warn(*(f"a stored tactic is refused: {why}" for why in record["refused"]))
         if job.shares:
             survey.unshare(work.plan.local.get(job.meeting.rank, ()))
+        _follow(job, work.plan)
         return work
+
+
+def _follow(job: Job, plan: Plan) -> None:
+    """Tell how far all ranks are, until the session ends."""
+    ranks = plan.shared.keys() | plan.local.keys()
+    totals = {r: len(plan.shared.get(r, ())) + len(plan.local.get(r, ())) for r in ranks}
+    job.progress.plan(totals)
+    if totals and job.progress.listens:
+        job.meeting.follow(job.progress.heard)
+        job.stack.callback(job.meeting.follow, None)
 
 
 def _assign(job: Job, agreed: Agreed, inventories: dict[int, Inventory]) -> Plan:
     plan = make_plan(
         inventories,
         "leader" if job.shares else "per_rank",
-        time_nothing=job.word["mode"] == "replay" or job.word["go"] == "defaults",
+        time_nothing=job.word["mode"] in REPLAYS or job.word["go"] == "defaults",
     )
     if plan.shared and take_turn(job, agreed):
         plan = make_plan(inventories, "leader", answered=answered(agreed, inventories))
@@ -152,8 +168,11 @@ def tune_own(job: Job, survey: Survey, work: Work) -> None:
     names = work.plan.local.get(job.meeting.rank, ())
     if not names or job.word["require_agreement"]:
         return
+    tasks = [survey.tasks[name] for name in names]
+    for task in (task for task in tasks if task.call is None):  # answered, and in a quarrel since
+        work.outcomes[task.id] = replay.Outcome(task.id, reason=task.reason)
     with Shutdown(lambda: None) as shutdown:
-        _tune(job, [survey.tasks[name] for name in names], work, shutdown)
+        _tune(job, [task for task in tasks if task.call is not None], work, shutdown)
 
 
 def _tune(
@@ -174,7 +193,9 @@ def _tune(
     def on_task(task: Task) -> None:
         nonlocal done
         limit.begins(task)
-        job.meeting.note("tune", task.label)
+        before = len(work.outcomes) if keep is None else done  # its own come after the shared ones
+        job.progress.task(task.label, before)
+        job.meeting.note("tune", counted(task.label, done + 1, len(tasks)))
         if job.options.progress is not None:
             job.options.progress("tune", task.label, done, len(tasks))
         done += 1
@@ -184,6 +205,7 @@ def _tune(
     with TaskLimit(limit_s, give_up) as limit:
         for outcome in replay.tune(tasks, job.seen, on_task, empty=keep is not None, stop=stop):
             work.outcomes[outcome.task] = outcome
+            job.progress.tuned(outcome.ms, outcome.default_ms)
             job.timeline.append((labels[outcome.task], outcome.began, outcome.seconds))
 
 

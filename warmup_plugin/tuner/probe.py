@@ -13,8 +13,10 @@ import functools
 import itertools
 import json
 import os
+import sys
 import tempfile
-from collections.abc import Iterator
+import types
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -342,6 +344,13 @@ def loaded(tuner: Any) -> dict[str, Any]:
     return dict(tuner._file_configs)
 
 
+def loaded_answer(tuner: Any, keys: Iterable[str]) -> tuple[str, Any] | None:
+    """Return what the tuner would serve under these file keys from files: (runner, tactic)."""
+    held = (tuner._file_configs.get(key) for key in keys)  # in the order in which it looks
+    found = next((entry for entry in held if entry is not None), None)
+    return None if found is None else (found[0], found[1])
+
+
 def is_loaded(tuner: Any, entries: dict[str, Any]) -> bool:
     """Return whether the tuner holds exactly these entries from files."""
     return bool(tuner._file_configs == entries)
@@ -367,6 +376,30 @@ def no_process_group() -> Iterator[None]:
         yield
     finally:
         fi.set_autotune_process_group(group)
+
+
+class _NoBar:
+    """Stands for a progress bar and shows none."""
+
+    def __init__(self, *_args: Any, **_options: Any) -> None: ...
+
+    def __getattr__(self, _name: str) -> Any:
+        return lambda *_args, **_options: None
+
+
+@contextlib.contextmanager
+def no_bars() -> Iterator[None]:
+    """Keep FlashInfer's own progress bars, one for each call, out of the body."""
+    module: Any = sys.modules[fi.AutoTuner.__module__]
+    own = getattr(module, "tqdm", None)
+    if own is None:
+        yield
+        return
+    module.tqdm = types.SimpleNamespace(tqdm=_NoBar)
+    try:
+        yield
+    finally:
+        module.tqdm = own
 
 
 def process_group() -> Any:

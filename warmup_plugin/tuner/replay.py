@@ -63,10 +63,10 @@ def tune(
     assert probe.open_contexts(tuner) == 0, "a tuning context is open in step 5"
     if empty:
         probe.clear(tuner)
-    ordered = sorted(tasks, key=lambda task: task.call.memory_only_v2)
+    ordered = sorted(tasks, key=_is_v2)
     try:
-        with probe.no_process_group():
-            for v2, group in itertools.groupby(ordered, key=lambda task: task.call.memory_only_v2):
+        with probe.no_process_group(), probe.no_bars():
+            for v2, group in itertools.groupby(ordered, key=_is_v2):
                 with probe.tuning_context(memory_only_v2=v2):
                     for task in group:
                         if stop():
@@ -77,12 +77,16 @@ def tune(
         probe.forget_profiles(tuner)
 
 
+def _is_v2(task: Task) -> bool:
+    return task.recorded().memory_only_v2
+
+
 def _tune_one(tuner: Any, task: Task, seen: Observations) -> Outcome:
     assert probe.process_group() is None, "FlashInfer's process group is set in step 5"
     seen.begin_task()
     began, stored = time.monotonic(), len(tuner.profiling_cache)
     error, candidates = "", []
-    for call in (task.call, *task.rivals):
+    for call in (task.recorded(), *task.rivals):
         before = len(seen.times)
         config = narrow(call.config, task.buckets)
         try:
@@ -103,7 +107,7 @@ def _tune_one(tuner: Any, task: Task, seen: Observations) -> Outcome:
 
 def _times(task: Task, seen: Observations) -> tuple[float | None, float | None]:
     """Return the best time of the task and that of FlashInfer's default, where it was raced."""
-    first = type(task.call.runners[0]).__name__
+    first = type(task.recorded().runners[0]).__name__
     finite = [(name, tactic, ms) for name, tactic, ms in seen.times if ms < float("inf")]
     default = [ms for name, tactic, ms in finite if tactic == -1 and name == first]
     return min((ms for _, _, ms in finite), default=None), default[0] if default else None
@@ -128,7 +132,7 @@ def _with_winner(
     # memory while every other rank served its default.
     if winner.runner.startswith("Cudnn") and isinstance(tactic, int) and tactic >= 0:
         return replace(outcome, reason="an integer cuDNN tactic cannot be shared")
-    policy = probe.policy_of(task.call.config)
+    policy = probe.policy_of(task.recorded().config)
     return replace(outcome, kind="tuned", winner=index, entry=Entry(winner.runner, tactic, policy))
 
 
@@ -158,7 +162,7 @@ def prepare(task: Task, entry: Entry, *, at_bucket: bool = True) -> None:
     tactic need not take every size between two buckets. Raises `RefusedError` where its runner is
     not there or refuses the tactic, and whatever it raises: that winner cannot be served here.
     """
-    tuner, call = probe.tuner(), task.call
+    tuner, call = probe.tuner(), task.recorded()
     runner = next((r for r in call.runners if type(r).__name__ == entry.runner), None)
     if runner is None:
         raise RefusedError(f"no runner is called {entry.runner!r}")
@@ -182,8 +186,13 @@ def _shapes(inputs: list[Any]) -> tuple[tuple[int, ...], ...]:
 
 
 def served(task: Task) -> tuple[str, Tactic] | None:
-    """Return what the tuner serves for a task outside tuning: (runner class, tactic), or None."""
+    """Return what the tuner serves for a task outside tuning: (runner class, tactic), or None.
+
+    Where no call is kept to ask with: what it has loaded under the task's file keys.
+    """
     call, tuner = task.call, probe.tuner()
+    if call is None:
+        return probe.loaded_answer(tuner, task.keys)
     with _as_recorded(call):
         found, index, tactic, _ = tuner.search_cache(
             call.op, call.runners, task.shapes, call.config, inputs=call.inputs

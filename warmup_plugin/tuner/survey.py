@@ -243,11 +243,14 @@ class Survey:
         task = self.tasks.get(name)
         if task is None:
             keys = tuple(self._keys.file_key(asked.op, n, profile, e.real) for n, e in asked.named)
-            task = Task(name, asked.op, keys, shapes, asked.buckets(shapes), keep(), "missing")
+            shapes = profile if profile == shapes else shapes  # FlashInfer keeps that one anyway
+            task = Task(name, asked.op, keys, shapes, asked.buckets(shapes), None, "missing")
             self.tasks[name] = task
             self._judge(task, asked, profile)
-        else:
-            _keep_also(task, asked, keep)
+            if task.state != "known" or not self._is_vouched:
+                task.call = keep()
+        elif task.call is not None:
+            _keep_also(task, task.call, asked, keep)
         self._compare(task, asked)
 
     def _compare(self, task: Task, asked: _Asked) -> None:
@@ -374,13 +377,13 @@ class _Asked:
         )
 
 
-def _keep_also(task: Task, asked: _Asked, keep: Callable[[], Call]) -> None:
+def _keep_also(task: Task, kept: Call, asked: _Asked, keep: Callable[[], Call]) -> None:
     """Keep of a further call of the task what its replay needs.
 
     The widest call is the best template: its buffers are large enough. Runners of the same key that
     may have other candidates are kept beside it, to compare.
     """
-    calls = [task.call, *task.rivals]
+    calls = [kept, *task.rivals]
     same = (i for i, call in enumerate(calls) if not may_differ(asked.runners, call.runners))
     index = next(same, None)
     if index is None:

@@ -3,72 +3,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
+from vllm_jobs import launch
 
 pytestmark = [pytest.mark.engine, pytest.mark.multiprocess]
-
-HERE = Path(__file__).parent
-LIMIT_S = 240.0
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What became of one launch; ``code`` None: it was still running after the limit."""
-
-    code: int | None
-    ranks: list[Any]
-    log: str
-    seconds: float
-
-    @property
-    def lines(self) -> list[str]:
-        """Our lines in vLLM's log."""
-        return [line for line in self.log.splitlines() if "warmup-plugin 0" in line]
-
-
-def launch(job: Any, *, limit_s: float = LIMIT_S, **env: str) -> Launch:
-    """Start an engine with two workers and stop it; nothing of it outlives the call."""
-    out, log = job.root / "out.json", job.root / "log.txt"
-    out.unlink(missing_ok=True)
-    arguments = {
-        "model": str(job.model), "tensor_parallel_size": 2, "skip_tokenizer_init": True,
-        "load_format": "dummy", "enforce_eager": True, "max_model_len": 64, "max_num_seqs": 8,
-        "max_num_batched_tokens": 64, "distributed_executor_backend": "mp",
-        "disable_log_stats": True, "enable_prefix_caching": False,
-        "kernel_config": {"enable_flashinfer_autotune": True},
-    }  # fmt: skip
-    command = [sys.executable, str(HERE / "vllm_worker.py"), json.dumps(arguments), str(out)]
-    environ = {
-        **os.environ, "VLLM_CACHE_ROOT": str(job.root), "PYTHONPATH": str(HERE),
-        "VLLM_LOGGING_LEVEL": "INFO", "VLLM_WORKER_MULTIPROC_METHOD": "spawn", **env,
-    }  # fmt: skip
-    began = time.monotonic()
-    with log.open("wb") as sink:
-        process = subprocess.Popen(
-            command, env=environ, stdout=sink, stderr=sink, start_new_session=True
-        )
-        try:
-            code: int | None = process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    ranks = json.loads(out.read_text())["ranks"] if out.exists() else []
-    return Launch(code, ranks, log.read_text(errors="replace"), time.monotonic() - began)
 
 
 def test_a_whole_engine_starts_warm(job: Callable[..., Any]) -> None:
@@ -90,11 +31,46 @@ def test_a_whole_engine_starts_warm(job: Callable[..., Any]) -> None:
     assert "0 tactics timed" in warm.lines[0]
 
 
-def test_a_forward_that_fails_on_rank_1_ends_the_engine(job: Callable[..., Any]) -> None:
-    # vLLM alone hangs here: it waits for rank 0's answer first, which waits for rank 1.
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        # vLLM alone hangs: it waits for rank 0's answer first, which waits for rank 1.
+        pytest.param("dummy_run@1", "planted in dummy_run", id="rank 1's forward raises"),
+        pytest.param("dummy_run@0", "planted in dummy_run", id="rank 0's forward raises"),
+        pytest.param("kill@1", "died unexpectedly", id="SIGKILL of rank 1 while tuning"),
+    ],
+)
+def test_a_rank_that_fails_ends_the_engine(job: Callable[..., Any], fault: str, said: str) -> None:
     engine = job()
+    bound = {"WARMUP_PLUGIN_GRACE_S": "2", "WARMUP_PLUGIN_SILENCE_S": "5"}
 
-    failed = launch(engine, PLANTED_FAULT="dummy_run@1", WARMUP_PLUGIN_GRACE_S="2")
+    failed = launch(engine, limit_s=120.0, PLANTED_FAULT=fault, **bound)
 
     assert failed.code not in (0, None), failed.log[-4000:]
-    assert "planted in dummy_run" in failed.log
+    assert said in failed.log
+
+
+def test_a_tactic_that_raises_on_rank_1(job: Callable[..., Any]) -> None:
+    engine = job()
+
+    start = launch(engine, PLANTED_FAULT="tactic@1")
+
+    assert start.code == 0, start.log[-4000:]
+    assert start.ranks[0]["served"] == start.ranks[1]["served"]
+    assert [rank["report"]["agreement"] for rank in start.ranks] == ["certified"] * 2
+
+
+def test_vllms_file_of_rank_1_is_no_table(job: Callable[..., Any]) -> None:
+    # vLLM alone hangs at every start.
+    engine = job()
+    alone = launch(engine, WARMUP_PLUGIN_MODE="off")
+    assert alone.code == 0, alone.log[-4000:]
+    (theirs,) = engine.root.glob("flashinfer_autotune_cache/**/*rank1.json")
+    theirs.write_text("[]")
+
+    start = launch(engine)
+
+    assert start.code == 0, start.log[-4000:]
+    assert start.ranks[0]["served"] == start.ranks[1]["served"]
+    assert [rank["report"]["agreement"] for rank in start.ranks] == ["certified"] * 2
+    assert theirs.read_text() == "[]"

@@ -14,10 +14,14 @@ import os
 import sys
 import time
 import traceback
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from types import SimpleNamespace
 from typing import Any
+
+from vllm_faults import is_planted, plant
 
 PRELOAD = [
     "vllm.engine.arg_utils",
@@ -49,7 +53,10 @@ TARGET = "vllm.model_executor.warmup.kernel_warmup"
 
 @dataclass(frozen=True)
 class Spec:
-    """One rank of one start. ``port``: where the ranks of this start meet."""
+    """One rank of one start. ``port``: where the ranks of this start meet.
+
+    ``fault``: `vllm_faults.py`. ``noise``: a seed; other starts then choose otherwise.
+    """
 
     rank: int
     port: int
@@ -62,6 +69,8 @@ class Spec:
     extra: dict[str, Any] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
     fault: str = ""
+    save_after_s: float = 0.0
+    noise: int | None = None
     timing: str = "rank_noise"
     script: str = "warm_up"
 
@@ -129,6 +138,7 @@ def warm_up(spec: Spec) -> dict[str, Any]:
         base.MEET_S = float(limit)
     host_clock.install(simulated=True)
     runner = Runner(spec, config)
+    plant(spec)
     counts: dict[str, int] = {}
     began = time.perf_counter()
     if spec.timing == "clock":
@@ -147,7 +157,8 @@ def warm_up(spec: Spec) -> dict[str, Any]:
         "is_patched": hasattr(kernel_warmup.flashinfer_autotune, "warmup_plugin"),
         "report": report and report.to_json(), "line": report and report.line(),
         "timed": counts.get("profile_single_kernel"), "counts": counts, "passes": runner.passes,
-        "served": runner.ops.served(), "lines": lines, "seconds": seconds,
+        "serving": runner.serve(), "served": runner.ops.served(), "lines": lines,
+        "seconds": seconds,
     }  # fmt: skip
 
 
@@ -192,7 +203,7 @@ class Runner:
         self.passes = 0
         self._spec = spec
         self._model = torch.nn.Linear(1, 1)
-        self.ops = Ops(host_clock.timing("rank_noise", spec.rank))
+        self.ops = Ops(_timing(spec))
         weight = host_clock.DeviceParameter
         torch.manual_seed(0)
         self._weights = [weight(torch.randn(32, 16)), weight(torch.randn(48, 16))]
@@ -206,20 +217,46 @@ class Runner:
         from vllm.distributed import parallel_state as state
 
         self.passes += 1
-        self._fail("dummy_run")
-        x = torch.randn(num_tokens, 16)
-        self.ops.gemm(x, self._weights[0])
-        self.ops.lm_head(x, self._weights[1])
-        self.ops.moe(x, *self._experts)
-        moe_with_device_index(self.ops, x, self._weights[0], self.device.index)
+        if is_planted(self._spec, "dummy_run"):
+            raise RuntimeError("planted in dummy_run")
+        for call in self._calls(num_tokens):
+            call()
         state.get_tp_group().all_reduce(torch.ones(4))
         if self._spec.dp > 1:  # experts over data-parallel ranks meet across them
             torch.distributed.all_reduce(torch.ones(4), group=state.get_world_group().cpu_group)
 
-    def _fail(self, where: str) -> None:
-        fault, _, rank = self._spec.fault.partition("@")
-        if fault.split("+")[0] == where and (not rank or int(rank) == self._spec.rank):
-            raise RuntimeError(f"planted in {where}")
+    def serve(self) -> str:
+        """Make each call as in serving, no collective in it; return what failed."""
+        failed = []
+        for call in self._calls(self.max_num_tokens):
+            try:
+                call()
+            except Exception as error:  # noqa: BLE001  # told to the parent
+                failed.append(f"{type(error).__name__}: {error}")
+        return "; ".join(failed)
+
+    def _calls(self, num_tokens: int) -> list[Callable[[], Any]]:
+        import torch
+
+        x, ops = torch.randn(num_tokens, 16), self.ops
+        return [
+            lambda: ops.gemm(x, self._weights[0]),
+            lambda: ops.lm_head(x, self._weights[1]),
+            lambda: ops.moe(x, *self._experts),
+            lambda: moe_with_device_index(ops, x, self._weights[0], self.device.index),
+        ]
+
+
+def _timing(spec: Spec) -> Any:
+    from warmup_plugin.engines.embedded import host_clock
+
+    if spec.noise is None:
+        return host_clock.timing("rank_noise", spec.rank)
+
+    def milliseconds(*call: Any) -> float:
+        return 1.0 + zlib.crc32(repr((spec.noise, spec.rank, *call)).encode()) / 2**32
+
+    return milliseconds
 
 
 def moe_with_device_index(ops: Any, x: Any, weight: Any, device_index: int) -> None:

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
+from vllm_faults import plant
 from vllm_on_ranks import Runner, Spec
 
 #: Of the other warm-ups, each for one kind of GPU or model.
@@ -40,6 +41,7 @@ class Worker(WorkerBase):
         tokens = self.vllm_config.scheduler_config.max_num_batched_tokens
         fault = os.environ.get("PLANTED_FAULT", "")
         spec = Spec(rank=self.rank, port=0, model="", tp=tp, tokens=tokens, fault=fault)
+        plant(spec)
         self.model_runner = Runner(spec, self.vllm_config)
         self.model_runner.__dict__.update(is_pooling_model=True, attn_groups=[])
 

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts of vLLM's own package, each in new processes: rank by rank, or the whole engine.
+
+Owns the environment that lets vLLM's CUDA build run without a GPU, `Job` (one cache root, one
+process per rank, from a fork server that has vLLM loaded) and `launch` (`LLM(...)` with two
+workers). Every wait is bounded and no process outlives a start. For tests and benchmarks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from vllm_on_ranks import LLAMA, MIXTRAL, PRELOAD, Spec, serve
+
+HERE = Path(__file__).parent
+LIMIT_S = 240.0
+#: Makes the CUDA build of vLLM run on a machine without a GPU; all of them vLLM's own switches.
+ENVIRONMENT = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "FLASHINFER_AUTOTUNE_TIMER": "cuda_event",
+    "FLASHINFER_LOGGING_LEVEL": "error",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "TQDM_DISABLE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_HAS_FLASHINFER_CUBIN": "1",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_TARGET_DEVICE": "cpu",
+}
+
+CONTEXT = multiprocessing.get_context("forkserver")
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the ranks of one start came to; ``errors`` and ``hung`` by rank, where expected."""
+
+    ranks: list[Any]
+    errors: dict[int, str]
+    hung: list[int]
+    seconds: float
+
+    @property
+    def timed(self) -> list[int]:
+        """Tactics timed by each rank, counted inside FlashInfer."""
+        return [rank["timed"] for rank in self.ranks]
+
+    @property
+    def certificate(self) -> str:
+        """The one certificate of all ranks."""
+        reports = [rank["report"] for rank in self.ranks]
+        assert {report["agreement"] for report in reports} == {"certified"}
+        (found,) = {report["certificate"] for report in reports}
+        assert len(found) == 64
+        return str(found)
+
+    @property
+    def lines(self) -> list[str]:
+        """Our lines in vLLM's log, of all ranks."""
+        return [
+            line
+            for rank in self.ranks
+            for line in rank["lines"]
+            if line.startswith("warmup-plugin ")
+        ]
+
+    @property
+    def disputed(self) -> set[str]:
+        """Calls that two ranks of one stage serve differently."""
+        found: set[str] = set()
+        for rank in self.ranks:
+            first = next(r["served"] for r in self.ranks if r["stage"] == rank["stage"])
+            found |= {call for call, answer in rank["served"].items() if answer != first.get(call)}
+        return found
+
+
+@dataclass
+class Job:
+    """One engine with one cache root."""
+
+    root: Path
+    model: Path
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def start(
+        self,
+        *,
+        env: dict[str, str] | None = None,
+        limit_s: float = 120.0,
+        per_rank: Callable[[int], dict[str, Any]] = lambda _rank: {},
+        may_fail: bool = False,
+        **options: Any,
+    ) -> Start:
+        """Start all ranks anew; ``per_rank`` gives a rank fields of its own."""
+        options = {"model": str(self.model), **self.options, **options}
+        size = options.get("tp", 1) * options.get("pp", 1) * options.get("dp", 1)
+        port = free_port()
+        env = {"VLLM_CACHE_ROOT": str(self.root), **(env or {})}
+        env.setdefault("FLASHINFER_AUTOTUNE_CACHE_DIR", str(self.root / "managed"))
+        specs = [
+            Spec(
+                rank=r, port=port, env={**env, **own.pop("env", {})}, **{**options, **own}
+            )
+            for r in range(size)
+            for own in [dict(per_rank(r))]
+        ]  # fmt: skip
+        began = time.monotonic()
+        ranks, errors, hung = run(specs, limit_s)
+        if not may_fail:
+            assert not errors, "\n".join(errors.values())
+            assert not hung, f"ranks {hung} did not end within {limit_s} s"
+        return Start(ranks, errors, hung, time.monotonic() - began)
+
+    def tables(self) -> list[Path]:
+        """Our tables."""
+        found = self.root.glob("flashinfer_autotune/*/*/*/rank_*.json")
+        return sorted(p for p in found if not p.name.endswith(".manifest.json"))
+
+    def own_files(self) -> dict[str, bytes]:
+        """Return vLLM's own tables, by path."""
+        kept = [*self.root.glob("flashinfer_autotune_cache/**/*"), *self.root.glob("managed/**/*")]
+        return {str(path): path.read_bytes() for path in kept if path.is_file()}
+
+
+def run(specs: list[Spec], limit_s: float) -> tuple[list[Any], dict[int, str], list[int]]:
+    running: dict[Any, tuple[Spec, Any]] = {}
+    for spec in specs:
+        ours, theirs = CONTEXT.Pipe()
+        process = CONTEXT.Process(target=serve, args=(spec, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        running[ours] = spec, process
+    processes = [process for _, process in running.values()]
+    results: dict[int, Any] = {}
+    errors: dict[int, str] = {}
+    deadline = time.monotonic() + limit_s
+    try:
+        while running and (left := deadline - time.monotonic()) > 0:
+            for connection in wait(list(running), timeout=left):
+                spec, process = running.pop(connection)
+                body: Any
+                try:
+                    kind, body = connection.recv()  # type: ignore[union-attr, call-arg]  # of a pipe
+                except EOFError:
+                    process.join(5)
+                    kind, body = "error", f"rank {spec.rank} ended with {process.exitcode}"
+                (results if kind == "result" else errors)[spec.rank] = body
+    finally:
+        for process in processes:
+            process.kill()
+            process.join(5)
+    hung = [spec.rank for spec, _ in running.values()]
+    return [results[rank] for rank in sorted(results)], errors, hung
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What became of one launch; ``code`` None: it was still running after the limit."""
+
+    code: int | None
+    ranks: list[Any]
+    log: str
+    seconds: float
+
+    @property
+    def lines(self) -> list[str]:
+        """Our lines in vLLM's log."""
+        return [line for line in self.log.splitlines() if "warmup-plugin 0" in line]
+
+
+def launch(job: Any, *, limit_s: float = LIMIT_S, **env: str) -> Launch:
+    """Start an engine with two workers and stop it; nothing of it outlives the call."""
+    out, log = job.root / "out.json", job.root / "log.txt"
+    out.unlink(missing_ok=True)
+    arguments = {
+        "model": str(job.model), "tensor_parallel_size": 2, "skip_tokenizer_init": True,
+        "load_format": "dummy", "enforce_eager": True, "max_model_len": 64, "max_num_seqs": 8,
+        "max_num_batched_tokens": 64, "distributed_executor_backend": "mp",
+        "disable_log_stats": True, "enable_prefix_caching": False,
+        "kernel_config": {"enable_flashinfer_autotune": True},
+    }  # fmt: skip
+    command = [sys.executable, str(HERE / "vllm_worker.py"), json.dumps(arguments), str(out)]
+    environ = {
+        **os.environ, "VLLM_CACHE_ROOT": str(job.root), "PYTHONPATH": str(HERE),
+        "VLLM_LOGGING_LEVEL": "INFO", "VLLM_WORKER_MULTIPROC_METHOD": "spawn", **env,
+    }  # fmt: skip
+    began = time.monotonic()
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            command, env=environ, stdout=sink, stderr=sink, start_new_session=True
+        )
+        try:
+            code: int | None = process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    ranks = json.loads(out.read_text())["ranks"] if out.exists() else []
+    return Launch(code, ranks, log.read_text(errors="replace"), time.monotonic() - began)
+
+
+def inspect(root: Path) -> Path:
+    """Return what vLLM finds out about the models' classes in 15 s, to be copied to cache roots.
+
+    The fork server starts with the first rank, so its environment and modules are set here.
+    """
+    os.environ.update(ENVIRONMENT, VLLM_CACHE_ROOT=str(root))
+    CONTEXT.set_forkserver_preload(PRELOAD)
+    for config in (LLAMA, MIXTRAL):
+        (root / "config.json").write_text(json.dumps(config))
+        _, errors, hung = run([Spec(0, 0, str(root), script="identity")], 240)
+        assert not errors, errors[0]
+        assert not hung, "vLLM does not build a config"
+    return root / "modelinfos"
+
+
+def make_job(
+    folder: Path, inspected: Path, config: dict[str, Any] | None = None, **options: Any
+) -> Job:
+    """Return a job with an empty cache root; ``config`` changes the model's."""
+    root, model = folder / "root", folder / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(config or LLAMA))
+    shutil.copytree(inspected, root / "modelinfos")
+    return Job(root, model, options)

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mode ``require-complete``: a start whose table lacks something ends before it has tuned anything.
+
+Owns what counts as missing, the words for it, and that every rank raises the same `SessionError`.
+Tasks that are tuned by each rank for itself at every start are no table's, and do not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from warmup_plugin.errors import SessionError
+from warmup_plugin.filekey import shapes_of
+from warmup_plugin.plan import Inventory, make_plan
+from warmup_plugin.rendezvous import Word
+from warmup_plugin.steps.job import Job
+
+MODE: Final = "require-complete"
+_MOST: Final = 10
+
+
+def judge(job: Job, inventories: Mapping[int, Inventory]) -> Word:
+    """Return what the record of the plan says about it: nothing where nothing is missing."""
+    if job.word["mode"] != MODE:
+        return {}
+    missing = {n for names in make_plan(inventories, "leader").shared.values() for n in names}
+    if not missing:
+        return {}
+    items = {item.id: item for each in inventories.values() for item in each}
+    named = sorted(f"{i.op} {shapes_of(i.keys[0])}" for n, i in items.items() if n in missing)
+    more = f"; and {len(named) - _MOST} more" if len(named) > _MOST else ""
+    where = job.placement.directory if job.placement else "no directory"
+    reason = (
+        f"mode {MODE}: {len(missing)} of {len(items)} tasks are in no table at {where} nor in a "
+        f"layer: {'; '.join(named[:_MOST])}{more}"
+    )
+    return {"go": "refuse", "reason": reason}
+
+
+def obey(record: Word) -> None:
+    """Raise on every rank where the record refuses."""
+    if record.get("go") == "refuse":
+        raise SessionError(record["reason"])
