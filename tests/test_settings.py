@@ -91,6 +91,7 @@ BAD = [
     ("record_bytes", "-1"),
     ("record_bytes", "1GiB"),
     ("table_bytes", "0"),
+    ("require_private", "perhaps"),
     ("reports", "-1"),
     ("reports", "eight"),
     ("address", "http://node"),

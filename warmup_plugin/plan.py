@@ -87,7 +87,8 @@ def make_plan(
     held: dict[str, None] = {}
     for rank in sorted(inventories):
         for item in inventories[rank]:
-            holders.setdefault(item.id, []).append(rank)
+            if item.state != "known":  # of what an entry answers, no call is kept to be tuned
+                holders.setdefault(item.id, []).append(rank)
             states.setdefault(item.id, set()).add(item.state)
             if item.adopt:
                 held[item.id] = None
