@@ -44,7 +44,7 @@ def test_a_sibling_answers_the_task_it_was_tuned_for(tmp_path: Path) -> None:
     _sibling(tmp_path / THEIRS, {"t1": ("A", "B")}, {"A": Entry("R", 3)})
     before = _contents(tmp_path)
 
-    found = borrow(tmp_path / OURS, (), STAMP, SETTINGS)
+    found = borrow([tmp_path / OURS], (), STAMP, SETTINGS)
 
     assert found.entries == {"A": Entry("R", 3)}
     assert found.answers("t1", ("A", "B"))
@@ -58,7 +58,7 @@ def test_a_task_is_taken_from_one_sibling_only(tmp_path: Path) -> None:
     _sibling(tmp_path / THEIRS, {"t1": ("A", "B")}, {"A": Entry("R", 3)})
     _sibling(tmp_path / OTHERS, {"t1": ("A", "B")}, {"B": Entry("S", 1)})
 
-    assert len(borrow(tmp_path / OURS, (), STAMP, SETTINGS).entries) == 1
+    assert len(borrow([tmp_path / OURS], (), STAMP, SETTINGS).entries) == 1
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_task_is_taken_from_one_sibling_only(tmp_path: Path) -> None:
 def test_not_borrowed(tmp_path: Path, name: str, stamp: dict[str, str]) -> None:
     _sibling(tmp_path / name, {"t1": ("A",)}, {"A": Entry("R", 3)}, **stamp)
 
-    assert borrow(tmp_path / OURS, (), STAMP, SETTINGS).entries == {}
+    assert borrow([tmp_path / OURS], (), STAMP, SETTINGS).entries == {}
 
 
 def test_an_engines_table_answers_any_task_and_comes_first(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_an_engines_table_answers_any_task_and_comes_first(tmp_path: Path) -> No
     engine = tmp_path / "autotune_configs_dp0_rank0.json"
     engine.write_bytes(render_table(Table(STAMP, {"A": Entry("R", 5)})))
 
-    found = borrow(tmp_path / OURS, [engine], STAMP, SETTINGS)
+    found = borrow([tmp_path / OURS], [engine], STAMP, SETTINGS)
 
     assert found.entries == {"A": Entry("R", 5)}
     assert found.answers("t1", ("A",))
@@ -105,7 +105,7 @@ def test_a_managed_store_is_read_entry_by_entry(tmp_path: Path) -> None:
     ]
     store = _managed(tmp_path / "v2" / "env", rows)
 
-    found = borrow(None, [store, tmp_path / "absent"], STAMP, SETTINGS)
+    found = borrow([], [store, tmp_path / "absent"], STAMP, SETTINGS)
 
     assert found.entries == {"A": Entry("R", (1, 2)), "B": Entry("S", 0, ("l2", "cold"))}
 
@@ -114,7 +114,7 @@ def test_a_managed_store_of_another_environment_is_not_read(tmp_path: Path) -> N
     row = {"key": "A", "runner": "R", "tactic": 1}
     store = _managed(tmp_path / "v2" / "env", [row], cuda_version="12.8")
 
-    assert borrow(None, [store], STAMP, SETTINGS).entries == {}
+    assert borrow([], [store], STAMP, SETTINGS).entries == {}
 
 
 def test_where_two_keys_answer_the_first_read_wins() -> None:

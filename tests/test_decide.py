@@ -165,6 +165,7 @@ def test_the_first_rank_of_each_node_writes() -> None:
 def table(sha256: str = "", manifest: str = "", **more: Any) -> Word:
     return {
         "table": sha256, "manifest": manifest, "defaults": [], "complete": False, "trusted": False,
+        "vouched": False,
         "warnings": [], "mark": "", **more,
     }  # fmt: skip
 

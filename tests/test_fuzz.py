@@ -68,7 +68,7 @@ tactics = st.recursive(
 )
 entries = st.dictionaries(
     st.text(max_size=20).filter(lambda key: not key.startswith("_")),
-    st.builds(Entry, st.text(max_size=8), tactics),
+    st.builds(Entry, st.text(max_size=8), tactics, st.none() | st.tuples(tactics)),
     max_size=6,
 )
 data = st.binary(max_size=200) | documents
@@ -130,7 +130,7 @@ def test_managed_stores(manifest: bytes, entry: bytes) -> None:
         (Path(place) / "entries").mkdir()
         (Path(place) / "manifest.json").write_bytes(manifest)
         (Path(place) / "entries" / "0.json").write_bytes(entry)
-        borrow(None, [Path(place)], {"flashinfer_version": "0.7.2"}, Settings())
+        borrow([], [Path(place)], {"flashinfer_version": "0.7.2"}, Settings())
 
 
 @fuzzed

@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from warmup_plugin.plan import Inventory, Item, Lot, Plan, Queue, find_unshared, make_plan
+from warmup_plugin.plan import (
+    Inventory,
+    Item,
+    Lot,
+    Plan,
+    Queue,
+    find_refused,
+    find_unshared,
+    make_plan,
+)  # fmt: skip
 
 Inventories = Mapping[int, Inventory]
 
@@ -179,3 +188,14 @@ def test_plans_cross_ranks_as_json(_inventories: Inventories, plan: Plan) -> Non
 def test_items_cross_ranks_as_json() -> None:
     one = Item("id", "op", ("key 1", "key 2"), "missing", "old key", "reason")
     assert Item.from_json(json.loads(json.dumps(one))) == one
+
+
+def test_what_one_rank_refuses_is_tuned_by_it_for_all() -> None:
+    """The others have kept no call of what an entry answers."""
+    known, refused = Item("t", "op", ("k",), "known"), Item("t", "op", ("k",), "refused", "", "why")
+    found = lots({0: [known], 1: [refused], 2: [refused]})
+    plan = make_plan(found, "leader")
+    assert plan.shared == by({1: ("t",)})
+    assert plan.held == ()
+    assert make_plan(found, "sharded").shared == (Queue((1, 2), ("t",)),)
+    assert find_refused(found) == {"t": "op: rank 1: why"}

@@ -21,6 +21,7 @@ FROZEN = {
     "require_agreement": ("WARMUP_PLUGIN_REQUIRE_AGREEMENT", False),
     "cache_root": ("WARMUP_PLUGIN_CACHE_ROOT", None),
     "override_dir": ("VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR", None),
+    "layers": ("WARMUP_PLUGIN_LAYERS", ()),
     "silence_s": ("WARMUP_PLUGIN_SILENCE_S", 60.0),
     "task_limit_s": ("WARMUP_PLUGIN_TASK_LIMIT_S", 1800.0),
     "budget_s": ("WARMUP_PLUGIN_BUDGET_S", None),
@@ -32,11 +33,14 @@ FROZEN = {
     "table_bytes": ("WARMUP_PLUGIN_TABLE_BYTES", 64 << 20),
     "require_private": ("WARMUP_PLUGIN_REQUIRE_PRIVATE", False),
     "reports": ("WARMUP_PLUGIN_REPORTS", 8),
+    "progress_file": ("WARMUP_PLUGIN_PROGRESS_FILE", None),
+    "metrics_file": ("WARMUP_PLUGIN_METRICS_FILE", None),
     "address": ("WARMUP_PLUGIN_ADDRESS", None),
 }
 
 GOOD = [
     ("mode", "replay", "replay"),
+    ("mode", "require-complete", "require-complete"),
     ("strategy", "per_rank", "per_rank"),
     ("strategy", "sharded", "sharded"),
     ("on_hit", "skip", "skip"),
@@ -50,6 +54,10 @@ GOOD = [
     ("cache_root", "/var/cache/x", Path("/var/cache/x")),
     ("cache_root", "~/x", Path("~/x").expanduser()),
     ("override_dir", "/o", Path("/o")),
+    ("layers", "/a:/b", (Path("/a"), Path("/b"))),
+    ("layers", ":/a:", (Path("/a"),)),
+    ("progress_file", "/run/warm.json", Path("/run/warm.json")),
+    ("metrics_file", "/run/warm.prom", Path("/run/warm.prom")),
     ("silence_s", "0.5", 0.5),
     ("task_limit_s", "7200", 7200.0),
     ("grace_s", "0", 0.0),
@@ -63,6 +71,9 @@ GOOD = [
 ]
 
 BAD = [
+    ("layers", "/a:b"),
+    ("progress_file", "warm.json"),
+    ("metrics_file", "warm.prom"),
     ("mode", "On"),
     ("mode", "readonly"),
     ("strategy", "sharded-ish"),
@@ -91,6 +102,7 @@ BAD = [
     ("record_bytes", "-1"),
     ("record_bytes", "1GiB"),
     ("table_bytes", "0"),
+    ("require_private", "perhaps"),
     ("reports", "-1"),
     ("reports", "eight"),
     ("address", "http://node"),

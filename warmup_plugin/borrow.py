@@ -4,6 +4,7 @@
     <sha256 of another identity>/     beside ours: same FlashInfer, same architecture
     <an engine's table>.json          a document that FlashInfer can load
     <root>/v2/<environment>/          FlashInfer's managed store: one file per entry
+    imported/<sha256>.json            beside ours: such tables, put there by `warmup-plugin import`
 
 Owns what may be borrowed: entries of this very environment, by exact key, and from a sibling only
 for the very task that it was tuned for (a key is shared by tasks with other runner lists). Reads
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 #: The most recent siblings are asked, no more: a directory may have seen hundreds of configs.
 MOST_SIBLINGS: Final = 16
+IMPORTED: Final = "imported"
 _MOST_FILES: Final = 20_000
 _IDENTITY: Final = re.compile("[0-9a-f]{64}")
 _MANIFEST: Final = "manifest.json"
@@ -38,12 +40,16 @@ _SCHEMA: Final = "cache_schema"  # of the store, beside the environment's fields
 
 @dataclass
 class Borrowed:
-    """Entries by key. ``owners``: the tasks a key's entry may answer; none named is any task."""
+    """Entries by key. ``owners``: the tasks a key's entry may answer; none named is any task.
+
+    ``lenders``: the file or folder that a key's entry is from.
+    """
 
     entries: dict[str, Entry] = field(default_factory=dict)
     owners: dict[str, frozenset[str]] = field(default_factory=dict)
+    lenders: dict[str, str] = field(default_factory=dict)
 
-    def take_sibling(self, table: Table, manifest: Manifest) -> None:
+    def take_sibling(self, table: Table, manifest: Manifest, lender: str = "") -> None:
         """Take the winners of tasks that are not here yet."""
         known = frozenset().union(*self.owners.values())
         for task, record in manifest.tasks.items():
@@ -52,17 +58,20 @@ class Borrowed:
                 continue
             for key in keys & table.entries.keys():
                 self.entries[key], self.owners[key] = table.entries[key], frozenset({task})
+                self.lenders[key] = lender
 
-    def take_engine(self, table: Table) -> None:
+    def take_engine(self, table: Table, lender: str = "") -> None:
         """Take an engine's entries: of the same calls, without a word about whose they are."""
         for key, entry in table.entries.items():
             if key not in self.entries:
                 self.entries[key], self.owners[key] = entry, frozenset()
+                self.lenders[key] = lender
 
     def without(self, keys: Collection[str]) -> Borrowed:
         """Return what is not under these keys."""
         kept = [key for key in self.entries if key not in keys]
-        return Borrowed({k: self.entries[k] for k in kept}, {k: self.owners[k] for k in kept})
+        held: tuple[dict[str, Any], ...] = (self.entries, self.owners, self.lenders)
+        return Borrowed(*({key: each[key] for key in kept if key in each} for each in held))
 
     def answers(self, task: str, keys: Iterable[str]) -> bool:
         """Return whether a task is answered from here and may be."""
@@ -84,32 +93,44 @@ class Borrowed:
 
 
 def borrow(
-    directory: Path | None,
+    directories: Iterable[Path],
     others: Iterable[Path],
     stamp: Mapping[str, str],
     settings: Settings,
     root: Path | None = None,
 ) -> Borrowed:
-    """Return what others have found out in this environment; the engine's own tables come first.
+    """Return what others have found out in this environment.
 
-    No link is followed out of the ``root``, nor out of the folder of an engine's table.
+    In order: the engine's own tables (``others``), those imported, then siblings; ``directories``
+    are this identity's, the writable one first. No link is followed out of that one's ``root``, out
+    of a layer's directory, nor out of the folder of an engine's table.
     """
-    found = Borrowed()
-    for path in others:
-        table = _read(path, settings.table_bytes)
+    found, directories = Borrowed(), tuple(directories)
+    for path in (*others, *(path for each in directories for path in imported(each.parent))):
+        table = read_any(path, settings.table_bytes)
         if isinstance(table, Table) and not stamp_conflicts(table.stamp, stamp):
-            found.take_engine(table)
-    for sibling in _siblings(directory):
-        reading = Store(sibling, replace(settings, mode="read-only"), root=root).read(stamp)
+            found.take_engine(table, str(path))
+    siblings = [(path, i) for i, each in enumerate(directories) for path in _siblings(each)]
+    for sibling, index in siblings:
+        within = None if index else root
+        reading = Store(sibling, replace(settings, mode="read-only"), root=within).read(stamp)
         for part in reading.parts:
             if part.manifest is not None:
-                found.take_sibling(part.table, part.manifest)
+                found.take_sibling(part.table, part.manifest, part.path)
     return found
 
 
-def _siblings(directory: Path | None) -> list[Path]:
+def imported(shelf: Path) -> list[Path]:
+    """Return the tables that `warmup-plugin import` has put beside all identities."""
+    try:
+        return sorted((shelf / IMPORTED).glob("*.json"))
+    except OSError:
+        return []
+
+
+def _siblings(directory: Path) -> list[Path]:
     """Return the directories of other identities beside this one, the latest first."""
-    if directory is None or not _IDENTITY.fullmatch(directory.name):
+    if not _IDENTITY.fullmatch(directory.name):
         return []
     try:
         beside = [p for p in directory.parent.iterdir() if _IDENTITY.fullmatch(p.name)]
@@ -119,7 +140,8 @@ def _siblings(directory: Path | None) -> list[Path]:
     return sorted(ages, key=lambda path: ages[path], reverse=True)[:MOST_SIBLINGS]
 
 
-def _read(path: Path, limit: int) -> Table | Miss:
+def read_any(path: Path, limit: int) -> Table | Miss:
+    """Return a file that FlashInfer can load, or a folder of its managed store, as one table."""
     if path.is_dir():
         return _read_managed(path, limit)
     content = read_file(path, limit, path.parent).content

@@ -42,15 +42,22 @@ def decide_open(words: Words) -> Word:
     }
     if refusal := _refusal(words):
         return {**record, "go": "refuse", "reason": refusal}
+    found = _how_far(words, require_agreement=record["require_agreement"])
+    if record["mode"] == "require-complete" and found["go"] != "share":
+        # Nothing would be read from a table, and most of these time.
+        found = {"go": "refuse", "reason": f"mode require-complete: {found['reason']}"}
+    return {**record, **found}
+
+
+def _how_far(words: Words, *, require_agreement: bool) -> Word:
     if word := next((word for word in words.values() if word["missing"]), None):
         reason = f"FlashInfer {word['version']} has no {', '.join(word['missing'])}"
-        return {**record, "go": "unguarded", "reason": reason}
+        return {"go": "unguarded", "reason": reason}
     if reason := _cannot_share(words):
-        go = "defaults" if record["require_agreement"] else "per_rank"
-        return {**record, "go": go, "reason": reason}
+        return {"go": "defaults" if require_agreement else "per_rank", "reason": reason}
     if words[0]["strategy"] == "per_rank":
-        return {**record, "go": "per_rank", "reason": "strategy per_rank"}
-    return {**record, "go": "share", "reason": ""}
+        return {"go": "per_rank", "reason": "strategy per_rank"}
+    return {"go": "share", "reason": ""}
 
 
 def _coordinates(word: Word) -> list[int]:

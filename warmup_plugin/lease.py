@@ -66,6 +66,13 @@ def hold(directory: Path) -> Iterator[str]:
                 path.unlink()
 
 
+def holder(directory: Path) -> str:
+    """Return who tunes for this directory now, an empty string where nobody does."""
+    path = directory / JOURNAL / _NAME
+    found = _read(path)
+    return _said(found) if _is_alive(path, found) else ""
+
+
 def _take(path: Path, token: str) -> str:
     """Write the lease unless a living process holds it; return the holder then."""
     with locked(path.parent):  # else two could take a dead holder's place, each after the other

@@ -23,7 +23,8 @@ Source = tuple[int, int, int]
 class Part:
     """One table, its manifest if a valid one is with it, and the (tp, pp, dp) of its name.
 
-    The bytes are those both were read from, empty where they are not from a file.
+    The bytes are those both were read from, empty where they are not from a file; ``path`` is the
+    table's file.
     """
 
     table: Table
@@ -31,6 +32,7 @@ class Part:
     source: Source
     table_bytes: bytes = field(default=b"", compare=False, repr=False)
     manifest_bytes: bytes = field(default=b"", compare=False, repr=False)
+    path: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -142,9 +144,13 @@ class _Union:
         loose = frozenset(self.loose)
         manifest = ordered[0].manifest if ordered else None
         if manifest is not None:
+            # What a later version has written stays, whoever writes the file anew.
+            manifests = [part.manifest for part in reversed(ordered) if part.manifest]
+            extra = dict(chain.from_iterable(each.extra.items() for each in manifests))
             manifest = replace(
-                manifest, tasks=Tasks(self.tasks), loose=tuple(sorted(loose)), table_sha256=""
-            )
+                manifest, tasks=Tasks(self.tasks), loose=tuple(sorted(loose)), table_sha256="",
+                extra=extra,
+            )  # fmt: skip
         return Merged(Table(stamp, self.entries, records), manifest, self.conflicts, loose)
 
 

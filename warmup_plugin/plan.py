@@ -128,7 +128,8 @@ def make_plan(
     for ranks, inventory in sorted(lots, key=lambda lot: lot.ranks):
         for item in inventory:
             items.setdefault(item.id, item)
-            holders.setdefault(item.id, set()).update(ranks)
+            if item.state != "known":  # of what an entry answers, no call is kept to be tuned
+                holders.setdefault(item.id, set()).update(ranks)
             states.setdefault(item.id, set()).add(item.state)
             if item.adopt:
                 held[item.id] = None

@@ -142,6 +142,8 @@ class Pulse:
         self._last = time.monotonic()
         self._overslept = False
         self._mates: dict[str, View] = {}
+        #: Told every rank's heartbeat, on this thread, after each of this rank's own.
+        self.listener: Callable[[int, dict[str, Any]], None] | None = None
         self._stop = threading.Event()
         link.set(f"card/{link.rank}", json.dumps(own_card().to_json()).encode())
         self._thread = threading.Thread(target=self._run, name="warmup-pulse", daemon=True)
@@ -173,6 +175,7 @@ class Pulse:
         while not self._stop.is_set():
             try:
                 self._beat(beats)
+                self._listen()
                 if (guard := self._guard) is not None:
                     guard.look(self._watch)
             except RankLostError as error:
@@ -198,6 +201,13 @@ class Pulse:
         now = time.monotonic()
         self._overslept |= now - self._last > self._settings.silence_s
         self._last = now
+
+    def _listen(self) -> None:
+        listener = self.listener
+        for rank in range(self._link.size) if listener is not None else ():
+            if rank != self._link.rank and (body := self._link.get_now(f"beat/{rank}")) is not None:
+                assert listener is not None
+                listener(rank, json.loads(body))
 
     def stop(self) -> None:
         """End the thread and its connection."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -57,6 +58,8 @@ class Rendezvous(Protocol):
     size: int
     bytes_sent: int
     bytes_received: int
+    #: Of each meeting: its name, when this rank came (monotonic), how long until the record.
+    waits: list[tuple[str, float, float]]
 
     def meet(self, step: str, word: Word, decide: Decide) -> Word:
         """Hand in this rank's word, return the one record all ranks act on."""
@@ -82,6 +85,10 @@ class Rendezvous(Protocol):
         """Make sure, before this rank writes or installs, that the others have not gone on."""
         ...
 
+    def follow(self, listener: Callable[[int, dict[str, Any]], None] | None) -> None:
+        """Have the other ranks' heartbeats told from now on, on another thread; None ends it."""
+        ...
+
     def in_forward(self) -> contextlib.AbstractContextManager[None]:
         """Look after the engine's forward in the body, and tell the others if it raises."""
         ...
@@ -104,6 +111,7 @@ class Alone:
     bytes_received = 0
 
     def __init__(self) -> None:
+        self.waits: list[tuple[str, float, float]] = []
         self._bodies: dict[str, bytes] = {}
         self._taken: Counter[str] = Counter()
 
@@ -132,6 +140,9 @@ class Alone:
 
     def confirm(self) -> None:
         """Nobody else decides."""
+
+    def follow(self, listener: Callable[[int, dict[str, Any]], None] | None) -> None:
+        """There are no others."""
 
     def in_forward(self) -> contextlib.AbstractContextManager[None]:
         """Nobody else waits."""
@@ -163,6 +174,7 @@ class Meeting:
         self.size = link.size
         self.bytes_sent = 0
         self.bytes_received = 0
+        self.waits: list[tuple[str, float, float]] = []
         self._link = link
         self._settings = settings
         self._forwards = 0
@@ -182,6 +194,7 @@ class Meeting:
             raise SessionError(f"word at step {step}: {len(body)} bytes, too large to be sent")
         self.bytes_sent += len(body)
         self._link.set(f"{step}/{self.rank}", body)
+        came = time.monotonic()
         try:
             if self.rank == 0:
                 found = self._propose(key, self._lead(step, decide))
@@ -190,6 +203,7 @@ class Meeting:
                 found = self._read(key)
         except RankLostError as error:
             found = self._propose(key, _lost(error))
+        self.waits.append((step, came, time.monotonic() - came))
         record = wire.word(found, 0, f"record of step {step}")
         if "lost" in record:
             self._end(record)
@@ -337,6 +351,10 @@ class Meeting:
                 self._watch.look({(self.rank + 1) % self.size} - {self.rank})
             except RankLostError as error:
                 self._end(_lost(error))
+
+    def follow(self, listener: Callable[[int, dict[str, Any]], None] | None) -> None:
+        """Have the other ranks' heartbeats told from now on, on another thread; None ends it."""
+        self._pulse.listener = listener
 
     def _wait(self, keys: list[str], waits_for: set[int]) -> None:
         """Wait until all keys exist: the one place where this package waits for another rank.

@@ -25,7 +25,12 @@ class WarmupReport:
     left (to the next start). ``seconds`` is by step, ``ops`` by custom op. ``timeline`` has a row
     for each task tuned here: [label, began, seconds] on the machine's monotonic clock. ``costs``,
     on rank 0: seconds by label of every task the job has tuned. ``at`` is the time of day, unix
-    seconds.
+    seconds. ``read``: what became of each file of this node; ``adopted_from``: tasks that another
+    table answers, by that table; ``process``: what tells this process from others on its machine.
+
+    On rank 0 alone, about all ranks: ``ranks`` has a row for each (steps, waits, counts; times in
+    seconds since the first meeting was over), ``winners`` one for each task that was tuned, and
+    ``waited`` says who waited for whom, at which meeting.
     """
 
     engine: str
@@ -56,6 +61,13 @@ class WarmupReport:
     bytes_received: int = 0
     warnings: tuple[str, ...] = ()
     at: float = 0.0
+    read: tuple[Mapping[str, Any], ...] = ()
+    adopted_from: Mapping[str, int] = field(default_factory=dict)
+    ranks: tuple[Mapping[str, Any], ...] = ()
+    winners: tuple[Mapping[str, Any], ...] = ()
+    waited: tuple[Mapping[str, Any], ...] = ()
+    process: Mapping[str, Any] = field(default_factory=dict)
+    factors: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the receipt as JSON values, its schema's number first."""
@@ -66,7 +78,7 @@ class WarmupReport:
         """Return the receipt of JSON values; fields of a newer schema are left out."""
         known = {row.name for row in fields(cls)}
         values = {name: value for name, value in data.items() if name in known}
-        for name in ("published", "skipped_ops", "warnings"):
+        for name in ("published", "skipped_ops", "warnings", "read", "ranks", "winners", "waited"):
             values[name] = tuple(values.get(name, ()))
         values["timeline"] = tuple((n, b, s) for n, b, s in values.get("timeline", ()))
         return cls(**values)

@@ -15,12 +15,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Any, Final, Literal, NamedTuple, Self, get_args
 
 from warmup_plugin.errors import SettingError
 
-Mode = Literal["on", "read-only", "replay", "off"]
+Mode = Literal["on", "read-only", "replay", "require-complete", "off"]
 Strategy = Literal["leader", "sharded", "per_rank"]
+#: Modes in which no tactic is timed.
+REPLAYS: Final = ("replay", "require-complete")
 OnHit = Literal["survey", "skip"]
 ForwardFailure = Literal["end", "wait"]
 
@@ -91,6 +93,17 @@ _PATH = _Kind(
     lambda value: isinstance(value, Path) and value.is_absolute(),
     "an absolute path",
 )
+
+
+def _parse_paths(text: str) -> tuple[Path, ...]:
+    return tuple(_parse_path(part) for part in text.split(os.pathsep) if part)
+
+
+_PATHS = _Kind(
+    _parse_paths,
+    lambda value: isinstance(value, tuple) and all(map(_PATH.accepts, value)),
+    "absolute paths, with : between them",
+)
 _HOST = _Kind(
     str,
     lambda value: isinstance(value, str) and bool(re.fullmatch(r"[A-Za-z0-9_.:%-]+", value)),
@@ -112,7 +125,8 @@ class Settings:
             "WARMUP_PLUGIN_MODE",
             _choice(*get_args(Mode)),
             "`on` tunes what is missing and stores it; `read-only` tunes too, but writes nothing; "
-            "`replay` serves what is stored and times nothing; `off` leaves the engine alone",
+            "`replay` serves what is stored and times nothing; `require-complete` does so too, and "
+            "refuses to start where something is missing; `off` leaves the engine alone",
         ),
     )
     strategy: Strategy = field(
@@ -154,6 +168,15 @@ class Settings:
             "VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR",
             _PATH,
             "tables lie in `<this>/<identity>/`, in any engine; no part of the identity",
+        ),
+    )
+    layers: tuple[Path, ...] = field(
+        default=(),
+        metadata=_row(
+            "WARMUP_PLUGIN_LAYERS",
+            _PATHS,
+            "further cache roots, read after the writable one and never written: a baked image's, "
+            "an administrator's",
         ),
     )
     silence_s: float = field(
@@ -243,6 +266,22 @@ class Settings:
         default=8,
         metadata=_row("WARMUP_PLUGIN_REPORTS", _count(0), "reports kept beside the table"),
     )
+    progress_file: Path | None = field(
+        default=None,
+        metadata=_row(
+            "WARMUP_PLUGIN_PROGRESS_FILE",
+            _PATH,
+            "a small JSON file, kept up to date by the first rank of a node, for a readiness probe",
+        ),
+    )
+    metrics_file: Path | None = field(
+        default=None,
+        metadata=_row(
+            "WARMUP_PLUGIN_METRICS_FILE",
+            _PATH,
+            "figures of the last start for the node exporter's textfile collector; ends in .prom",
+        ),
+    )
     address: str | None = field(
         default=None,
         metadata=_row(
@@ -291,7 +330,7 @@ def markdown_table() -> str:
     lines = ["| variable | field | default | must be | meaning |", "|---|---|---|---|---|"]
     for row in fields(Settings):
         about = row.metadata
-        default = "unset" if row.default is None else f"`{row.default}`"
+        default = "unset" if row.default in (None, ()) else f"`{row.default}`"
         cells = (
             f"`{about['variable']}`",
             f"`{row.name}`",

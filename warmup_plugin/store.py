@@ -22,10 +22,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from warmup_plugin.files import (
     Mark,
@@ -72,12 +72,34 @@ _SET_ASIDE: Final = frozenset({"foreign", "too_large", "unreadable"})
 
 @dataclass
 class Reading:
-    """What the directory holds for this environment; `misses` says why not the rest of it."""
+    """What the directory holds for this environment; `misses` says why not the rest of it.
+
+    ``parts`` of the layers come after the directory's own; what is amiss in a layer is a warning,
+    since nobody here can heal it.
+    """
 
     parts: list[Part] = field(default_factory=list)
     misses: list[tuple[Path, Miss]] = field(default_factory=list)
     writable: bool = False
     warnings: list[str] = field(default_factory=list)
+
+
+def told(reading: Reading) -> list[dict[str, Any]]:
+    """Return what became of each file, for the receipt."""
+    rows: list[dict[str, Any]] = []
+    for part in reading.parts:
+        generation = part.manifest.generation if part.manifest else None
+        rows.append(
+            {
+                "path": part.path,
+                "entries": len(part.table.entries),
+                "generation": generation,
+                "complete": bool(part.manifest and part.manifest.complete),
+                "reason": "" if part.manifest else "no manifest vouches for it",
+            }
+        )
+    rows += [{"path": str(p), "entries": 0, "reason": miss.reason} for p, miss in reading.misses]
+    return rows
 
 
 @dataclass(frozen=True)
@@ -111,6 +133,7 @@ class Store:
     """The files of one identity; without a directory, memory only for the `reason` given.
 
     No link is followed out of the `root`, which is the directory itself where none is given.
+    ``layers`` are read-only directories of the same identity: read after it, never written.
     """
 
     def __init__(
@@ -119,10 +142,12 @@ class Store:
         settings: Settings,
         *,
         root: Path | None = None,
+        layers: Sequence[Path] = (),
         reason: str = "no directory",
     ) -> None:
         self.directory = directory
         self._root = root or directory or Path("/")
+        self.layers = tuple(layers)
         self._limit = settings.table_bytes
         self._num_reports = settings.reports
         self._mode = settings.mode
@@ -149,12 +174,20 @@ class Store:
 
         With `identity`, a manifest of another one is foreign too. Never raises `OSError`.
         """
+        reading = self._read_own(stamp, identity)
+        for layer in self.layers:
+            with contextlib.suppress(OSError):  # a layer that is not there holds nothing
+                for found in self._look(layer, stamp, identity):
+                    reading.parts += [found.part] if found.part else []
+                    reading.warnings += [f"{path}: {m.reason}" for path, m in found.misses]
+        return reading
+
+    def _read_own(self, stamp: Mapping[str, str], identity: str | None) -> Reading:
         if self.directory is None:
             return Reading(warnings=[self._reason])
         try:
-            names = [path.name for path in self.directory.iterdir()]
-        except FileNotFoundError:
-            names = []
+            is_there = self.directory.exists()
+            look = list(self._look(self.directory, stamp, identity)) if is_there else []
         except OSError as error:
             return Reading(
                 warnings=[self._warn(f"{said(error, self.directory)}; nothing is kept on disk")]
@@ -167,14 +200,21 @@ class Store:
         if self._mode == "on" and not reading.writable:
             warning = f"{self.directory}: not writable; used as it is, nothing will be added"
             reading.warnings.append(self._warn(warning))
-        for source in sorted(filter(None, map(parse_table_name, names))):
-            found = self._find(self.directory, source, stamp, identity)
+        for found in look:
             reading.parts += [found.part] if found.part else []
             reading.misses += found.misses
             if reading.writable:
                 with contextlib.suppress(OSError):  # ignored where it stands
                     move_aside(self.directory, found.obstacles)
         return reading
+
+    def _look(
+        self, directory: Path, stamp: Mapping[str, str], identity: str | None
+    ) -> Iterator[_Found]:
+        """Read every table of a directory; raises `OSError` where it cannot be listed."""
+        names = [path.name for path in directory.iterdir()]
+        for source in sorted(filter(None, map(parse_table_name, names))):
+            yield self._find(directory, source, stamp, identity)
 
     def publish(
         self,
@@ -284,8 +324,9 @@ class Store:
     def _find_once(
         self, directory: Path, source: Source, stamp: Mapping[str, str], identity: str | None
     ) -> _Found:
-        table_file = read_file(directory / table_name(*source), self._limit, self._root)
-        manifest_file = read_file(directory / manifest_name(*source), self._limit, self._root)
+        root = self._root if directory == self.directory else directory
+        table_file = read_file(directory / table_name(*source), self._limit, root)
+        manifest_file = read_file(directory / manifest_name(*source), self._limit, root)
         table = _judge_table(table_file.content, stamp, self._limit)
         if isinstance(table, Miss):
             obstacles = [*obstacle(table_file), *obstacle(manifest_file)]
@@ -295,12 +336,35 @@ class Store:
         manifest = _judge_manifest(manifest_file.content, table_file.content, identity, self._limit)
         if isinstance(manifest, Manifest):
             assert isinstance(manifest_file.content, bytes), "only bytes are parsed"
-            part = Part(table, manifest, source, table_file.content, manifest_file.content)
+            part = Part(
+                table, manifest, source, table_file.content, manifest_file.content,
+                str(table_file.path),
+            )  # fmt: skip
+            return _Found(part, table_file.mark, [], [])
+        if found := self._left_behind(directory, source, table_file.content, identity):
+            part = Part(table, found[0], source, table_file.content, found[1], str(table_file.path))
             return _Found(part, table_file.mark, [], [])
         obstacles = obstacle(manifest_file) if manifest.kind in _SET_ASIDE else []
         misses = [(manifest_file.path, manifest)]
-        part = Part(table, None, source, table_file.content)
+        part = Part(table, None, source, table_file.content, path=str(table_file.path))
         return _Found(part, table_file.mark, misses, obstacles)
+
+    def _left_behind(
+        self, directory: Path, source: Source, table: bytes, identity: str | None
+    ) -> tuple[Manifest, bytes] | None:
+        """Return the manifest of this very table that its writer did not come to put in place.
+
+        It was whole on the disk before the table was: a writer that died between its two files, or
+        has not come to the second yet.
+        """
+        with contextlib.suppress(OSError):
+            for path in sorted(directory.glob(f".{manifest_name(*source)}.*.tmp")):
+                content = read_file(path, self._limit, self._root).content
+                manifest = _judge_manifest(content, table, identity, self._limit)
+                if isinstance(manifest, Manifest):
+                    assert isinstance(content, bytes), "only bytes are parsed"
+                    return manifest, content
+        return None
 
     def _publish_until_it_stands(
         self, mine: Part, thrown_out: Mapping[str, Entry]

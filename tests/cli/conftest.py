@@ -2,17 +2,21 @@
 """The command line in this process: what it prints and its exit code; one run of the demo for all.
 
 Owns the fixtures `cli` and `two_starts`. Real processes are started where they are the point:
-test_exit_codes.py, test_surface.py.
+test_exit_codes.py, test_surface.py. `shelves.py` makes tables by hand; test folders are no
+packages, so it is loaded by its path.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,8 +24,13 @@ from warmup_plugin.cli import main
 from warmup_plugin.cli.two_starts import TwoStarts, start_twice
 from warmup_plugin.engines.embedded import EngineConfig
 
-if TYPE_CHECKING:
-    from pathlib import Path
+_spec = importlib.util.spec_from_file_location(
+    "tests.cli.shelves", Path(__file__).with_name("shelves.py")
+)
+assert _spec is not None
+assert _spec.loader is not None
+sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(sys.modules[_spec.name])
 
 Watched = list[tuple[str, int, str]]
 

@@ -25,12 +25,31 @@ Cli = Callable[..., "Ran"]
 
 COMMON = {"--debug", "--help", "-h"}
 SURFACE = {
-    "demo": {"--tp", "--pp", "--dp", "--ep", "--strategy", "--root", "--keep", "--json"},
+    "demo": {
+        "--tp", "--pp", "--dp", "--ep", "--strategy", "--root", "--race-default", "--keep",
+        "--json",
+    },
+    "doctor": {"--quick", "--root", "--engine-root", "--json"},
     "where": {
         "--identity", "--factors", "--version", "--arch", "--root", "--engine-root", "--json",
     },
+    "ls": {"--root", "--engine-root", "--json"},
     "show": {"file", "--tasks", "--json"},
     "retry": {"directory", "--list", "--json"},
+    "explain": {"a", "b", "--last", "--root", "--engine-root", "--json"},
+    "report": {"receipt", "--only", "--html", "--root", "--engine-root", "--json"},
+    "verify": {"what", "--root", "--engine-root", "--json"},
+    "pack": {
+        "identity", "-o", "--output", "--version", "--arch", "--root", "--engine-root", "--json",
+    },
+    "unpack": {"file", "--digest", "--dry-run", "--root", "--engine-root", "--json"},
+    "import": {
+        "source", "--version", "--arch", "--dry-run", "--root", "--engine-root", "--json",
+    },
+    "prune": {
+        "--older-than", "--max-size", "--version", "--other-versions", "--set-aside", "--dry-run",
+        "--root", "--engine-root", "--json",
+    },
 }  # fmt: skip
 
 
@@ -111,10 +130,22 @@ print(json.dumps(found))
 @pytest.mark.multiprocess
 def test_no_verb_imports_torch(two_starts: TwoStarts, tmp_path: Path) -> None:
     """Not even the demo: its ranks do, in processes of their own."""
+    place = ["--root", str(two_starts.root)]
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "copy.json").write_bytes(two_starts.table.path.read_bytes())
     commands = [
         ["--help"],
         ["where", "--root", str(two_starts.root)],
         ["show", str(two_starts.table.path)],
+        ["ls", *place],
+        ["explain", "--last", *place],
+        ["report", *place],
+        ["verify", *place],
+        ["pack", "-o", str(tmp_path / "t.tar"), *place],
+        ["unpack", str(tmp_path / "t.tar"), "--root", str(tmp_path / "there")],
+        ["import", str(tmp_path / "there" / "copy.json"), *place, "--dry-run"],
+        ["prune", "--older-than", "1d", "--dry-run", *place],
+        ["doctor", *place],
         ["demo", "--tp", "2", "--root", str(tmp_path)],
     ]
     done = subprocess.run(

@@ -49,6 +49,8 @@ ALLOWED = {
     "the time-out of the group it is given",
     ("storelink.py", "_addresses", "probe.connect"): "of a datagram socket: sends nothing",
     ("steps/job.py", "_meet", "connect"): "storelink's, above",
+    ("cli/checks.py", "_tried", "fcntl.flock"): "asks with LOCK_NB, of a file of its own",
+    ("cli/live.py", "_answer", "subprocess.run"): "a time-out is given",
     ("cli/machine.py", "_compute_capabilities", "subprocess.run"): "a time-out is given",
 }
 

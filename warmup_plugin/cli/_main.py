@@ -15,17 +15,35 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from warmup_plugin import __version__
-from warmup_plugin.cli import demo, retry, show, where
+from warmup_plugin.cli import (
+    demo,
+    doctor,
+    explain,
+    import_,
+    ls,
+    pack,
+    prune,
+    report,
+    retry,
+    show,
+    unpack,
+    verify,
+    where,
+)
 from warmup_plugin.cli.output import CommandError
 from warmup_plugin.errors import RuleError, SettingError, WarmupError
 
 #: In the order of the help.
-VERBS = (demo, where, show, retry)
+VERBS = (
+    demo, doctor, where, ls, show, explain, report, verify, pack, unpack, import_, prune, retry,
+)  # fmt: skip
 
 _EXAMPLES = """\
 examples:
   warmup-plugin demo                 see it work: no GPU needed
-  warmup-plugin where                the tables on this machine
+  warmup-plugin ls                   the tables on this machine
+  warmup-plugin explain --last       why did this start tune?
+  warmup-plugin doctor               what is wrong here, and how to put it right
   warmup-plugin demo --help          each verb has its own options and examples
 """
 _INTERRUPTED, _BROKEN_PIPE, _UNEXPECTED = 130, 141, 3
@@ -59,7 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
     for module in VERBS:
         verb = verbs.add_parser(
-            module.__name__.rpartition(".")[2],
+            module.__name__.rpartition(".")[2].rstrip("_"),
             help=module.HELP,
             description=module.DESCRIPTION,
             epilog=module.EXAMPLES,

@@ -7,17 +7,17 @@ is in it by op, then the few tasks that people look for. Takes what `reading` fo
 
 from __future__ import annotations
 
-import ast
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from warmup_plugin.cli import output
 from warmup_plugin.cli.output import print_rows
 from warmup_plugin.cli.reading import TableFile, factors_in_words
+from warmup_plugin.filekey import fields_of, shapes_of
 from warmup_plugin.identity import Identity
 from warmup_plugin.manifest import Manifest, Outcome, TaskRecord
 from warmup_plugin.paths import IDENTITY_NAME
@@ -147,7 +147,7 @@ def _print_tasks(out: Console, table: Table, tasks: Mapping[str, TaskRecord], *,
 def _task_row(table: Table, task: TaskRecord) -> tuple[str, ...]:
     keys = [key for each in task.keys for key in each]
     winner = next((table.entries[key] for key in keys if key in table.entries), None)
-    shapes = _shapes(keys[0]) if keys else "?"
+    shapes = shapes_of(keys[0]) if keys else "?"
     ms, default_ms = ("-" if t is None else f"{t:.3g}" for t in (task.ms, task.default_ms))
     rank = "-" if task.rank is None else str(task.rank)
     return f"{task.op} {shapes}", ms, default_ms, rank, _winner(task, winner)
@@ -197,21 +197,5 @@ def _value(value: object) -> str:
 
 
 def ops_of(table: Table) -> dict[str, int]:
-    counts = Counter(str(_key(key)[0]) for key in table.entries)
+    counts = Counter(str(fields_of(key)[0]) for key in table.entries)
     return dict(sorted(counts.items()))
-
-
-def _key(key: str) -> tuple[Any, ...]:
-    """Return the fields of a file key; an unknown form is one field."""
-    try:
-        fields = ast.literal_eval(key)
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        fields = None
-    return fields if isinstance(fields, tuple) and fields else (key,)
-
-
-def _shapes(key: str) -> str:
-    fields = _key(key)
-    if len(fields) < 3 or not isinstance(fields[2], tuple):  # noqa: PLR2004  # op, runner, profile
-        return "?"
-    return " ".join("x".join(map(str, shape)) for shape in fields[2] if shape != (0,))

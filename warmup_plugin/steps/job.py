@@ -12,7 +12,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from warmup_plugin.errors import PlacementError, RankLostError, SessionError, Wa
 from warmup_plugin.identity import Identity
 from warmup_plugin.journal import Journal
 from warmup_plugin.paths import Placement, resolve
+from warmup_plugin.progress import Progress as ProgressLine
 from warmup_plugin.rendezvous import Alone, Meeting, Rendezvous, Word
 from warmup_plugin.settings import Settings
 from warmup_plugin.store import Store
@@ -57,7 +58,7 @@ class Options:
     settings: Settings = field(default_factory=Settings.from_env)
     root: Path | None = None
     engine_root: Path | None = None
-    others: Sequence[Path] = ()
+    others: Iterable[Path] = ()
     ops: KnownOps | None = None
     tuning_context: TuningContext = plain_context
     engine: tuple[str, str] = ("custom", "0")
@@ -86,6 +87,17 @@ class Job:
     timeline: list[tuple[str, float, float]] = field(default_factory=list)
     failure: str = ""
     forward_error: BaseException | None = None
+    #: For the receipt. ``zero``: when the first meeting was over, on the monotonic clock; ``spans``
+    #: of the steps count from there. ``read``: what became of each file. ``lenders``: borrowed
+    #: keys, by whom. ``waited``: for other engines. ``rows``, ``winners``: of all ranks, on rank 0.
+    zero: float = 0.0
+    spans: list[tuple[str, float, float]] = field(default_factory=list)
+    read: list[dict[str, Any]] = field(default_factory=list)
+    lenders: Mapping[str, str] = field(default_factory=dict)
+    waited: list[dict[str, Any]] = field(default_factory=list)
+    progress: ProgressLine = field(default_factory=lambda: ProgressLine(1))
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    winners: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def leads(self) -> bool:
@@ -118,11 +130,14 @@ class Job:
     def timed(self, step: str) -> Iterator[None]:
         """Add the body's time to a step, and tell the others that this rank is at it."""
         self.meeting.note(step)
+        self.progress.step(step)
         began = time.monotonic()
         try:
             yield
         finally:
-            self.seconds[step] = self.seconds.get(step, 0.0) + time.monotonic() - began
+            taken = time.monotonic() - began
+            self.seconds[step] = self.seconds.get(step, 0.0) + taken
+            self.spans.append((step, began - self.zero, taken))
 
     @contextlib.contextmanager
     def in_forward(self) -> Iterator[None]:
@@ -168,14 +183,18 @@ def open_job(options: Options) -> Iterator[Job]:
     """
     with contextlib.ExitStack() as stack:
         began = time.monotonic()
+        progress = _progress(options)
         meeting = _meet(options, stack)
         job: Job | None = None
         try:
-            job = _join(options, meeting, stack)
+            job = _join(options, meeting, stack, progress)
             job.seconds["open"] = time.monotonic() - began
+            job.spans.append(("open", began - job.zero, job.seconds["open"]))
             yield job
         except BaseException as error:
-            meeting.abandon(f"{type(error).__name__}: {error}"[:1000])
+            reason = f"{type(error).__name__}: {error}"[:1000]
+            meeting.abandon(reason)
+            progress.end("failed", reason)
             if job is not None:
                 job.installed.put_back()
                 if _is_ours(error, job):
@@ -191,14 +210,26 @@ def _is_ours(error: BaseException, job: Job) -> bool:
     return isinstance(error, Exception) and not is_expected
 
 
-def _join(options: Options, meeting: Rendezvous, stack: contextlib.ExitStack) -> Job:
+def _progress(options: Options) -> ProgressLine:
+    """Return what tells of this job's progress; an old file stops saying that it is ready."""
+    ranks, settings = options.ranks, options.settings
+    progress = ProgressLine(ranks.rank, path=None if ranks.local_rank else settings.progress_file)
+    progress.step("open")
+    return progress
+
+
+def _join(
+    options: Options, meeting: Rendezvous, stack: contextlib.ExitStack, progress: ProgressLine
+) -> Job:
     word = meeting.meet("open", _hello(options), decide_open)
+    zero = time.monotonic()
     if word["go"] == "refuse":
         raise SessionError(word["reason"])
     job = Job(
         options=options, meeting=meeting, word=word, identity=Identity(word["factors"]),
         ops=options.ops or known_ops(probe.version()), stamp=probe.stamp(),
         installed=Installed.take_down(), seen=stack.enter_context(observe()), stack=stack,
+        zero=zero, progress=progress,
     )  # fmt: skip
     job.warn(*word["warnings"])
     if word["reason"]:
@@ -235,18 +266,22 @@ def _hello(options: Options) -> Word:
 
 def _place(job: Job) -> None:
     """Find the directory, and hand it to the first rank of each node; without one, memory only."""
-    options, directory, root = job.options, None, None
+    options, directory, root, layers = job.options, None, None, list[Path]()
     roots: dict[str, Any] = {"argument": options.root, "engine_root": options.engine_root}
+    parts: dict[str, Any] = {
+        "version": probe.version(), "arch": environment.architecture(), "environ": os.environ,
+    }  # fmt: skip
     try:
-        job.placement = resolve(
-            options.settings, job.identity.digest, version=probe.version(),
-            arch=environment.architecture(), environ=os.environ, **roots,
-        )  # fmt: skip
+        job.placement = resolve(options.settings, job.identity.digest, **roots, **parts)
         directory, root = job.placement.directory, job.placement.root
+        layers = [
+            resolve(options.settings, job.identity.digest, argument=layer, **parts).directory
+            for layer in options.settings.layers
+        ]
     except PlacementError as error:
         job.warn(f"memory only: {error}")
     if job.shares and job.meeting.rank in job.word["writers"]:
-        job.store = Store(directory, options.settings, root=root)
+        job.store = Store(directory, options.settings, root=root, layers=layers)
 
 
 def _open_journal(job: Job) -> None:

@@ -11,17 +11,18 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection
 
-from warmup_plugin import __version__
+from warmup_plugin import __version__, metrics
+from warmup_plugin.files import said
+from warmup_plugin.liveness import own_card
 from warmup_plugin.rendezvous import Word
 from warmup_plugin.report import Agreement, WarmupReport
 from warmup_plugin.steps.job import Job, Options
+from warmup_plugin.steps.rows import by_op, count, waited, what_became
 from warmup_plugin.steps.share import Shared
 from warmup_plugin.steps.tune import Work
 from warmup_plugin.tuner import probe
 from warmup_plugin.tuner.survey import Survey
-from warmup_plugin.tuner.task import Task
 
 logger = logging.getLogger("warmup_plugin")
 
@@ -44,8 +45,7 @@ def make_report(
 ) -> WarmupReport:
     """Return this rank's receipt; rank 0 logs its line, the first rank of a node keeps it."""
     work, recorded = work or Work(), list(survey.tasks.values()) if survey else []
-    adopted = frozenset(work.plan.held) - frozenset(work.plan.resumed)
-    became = _tally(recorded, work, adopted, shared)
+    became = what_became(survey, work, shared.entry_of if shared else None)
     options = job.options
     found = WarmupReport(
         engine=options.engine[0], engine_version=options.engine[1], plugin_version=__version__,
@@ -56,8 +56,7 @@ def make_report(
         identity=job.identity.digest,
         path=_path(job),
         published=tuple((certified or {}).get("published", ())),
-        tasks=_count(became),
-        ops={op: _count(became, op) for op in sorted({op for op, _ in became})},
+        tasks=count(became), ops=by_op(became),
         passed_through=dict(survey.passed) if survey else {},
         skipped_ops=tuple(sorted(survey.skipped)) if survey else (),
         unshared={task.label: task.reason for task in recorded if task.state == "unshared"},
@@ -65,14 +64,41 @@ def make_report(
         seconds=dict(job.seconds), costs=dict(work.costs), timeline=tuple(job.timeline),
         bytes_sent=job.meeting.bytes_sent, bytes_received=job.meeting.bytes_received,
         warnings=tuple(job.warnings), at=time.time(),
+        read=tuple(job.read), adopted_from=_adopted_from(job, work),
+        ranks=tuple(job.rows), winners=tuple(job.winners),
+        waited=(*job.waited, *waited(job.rows)), process=own_card().to_json(),
+        factors=job.identity.factors if job.leads else {},
     )  # fmt: skip
+    job.progress.end("ready")
     if job.leads:
         logger.info(found.line())
+    if (path := options.settings.metrics_file) and job.meeting.rank in job.word["writers"]:
+        try:
+            metrics.write(path, found)
+        except OSError as error:
+            logger.warning("warmup-plugin: no metrics file: %s", said(error, path))
     if job.may_write and job.store is not None:
-        name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}_rank{found.rank}.json"
+        name = f"{_stamp(found.at)}_rank{found.rank}.json"
         with job.failing_as_data():  # all ranks serve by now: nothing may end one of them
             job.store.write_report(json.dumps(found.to_json(), indent=1).encode(), name)
     return found
+
+
+def _stamp(at: float) -> str:
+    """Return a time of day for a file's name; two starts within a second have two names."""
+    thousandths = int(at * 1000) % 1000
+    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(at))}.{thousandths:03d}Z"
+
+
+def _adopted_from(job: Job, work: Work) -> dict[str, int]:
+    """Return how many of the job's tasks each other table answers; known to rank 0."""
+    held = set(work.plan.held)
+    tasks = {item.id: item.keys for lot in work.lots for item in lot.items}
+    found: Counter[str] = Counter()
+    for name in held & tasks.keys():
+        lenders = [job.lenders[key] for key in tasks[name] if key in job.lenders]
+        found[lenders[0] if lenders else "entries of this table that no manifest vouched for"] += 1
+    return dict(found)
 
 
 def _path(job: Job) -> str:
@@ -88,43 +114,3 @@ def _agreement(job: Job) -> Agreement:
         "share": "certified", "per_rank": "none", "unguarded": "unguarded", "defaults": "defaults",
     }  # fmt: skip
     return found[job.word["go"]]
-
-
-def _tally(
-    recorded: list[Task], work: Work, adopted: Collection[str], shared: Shared | None
-) -> Counter[tuple[str, str]]:
-    """Return how many tasks of which op became what."""
-    if not work.is_new:  # ten thousand known ones are counted by the dozen
-        became: Counter[tuple[str, str]] = Counter()
-        for (op, state), number in Counter((task.op, task.state) for task in recorded).items():
-            word = {"known": "from_cache", "unshared": "unshared"}.get(state, "default")
-            became[op, word] += number
-        return became
-    return Counter((task.op, _became(task, work, adopted, shared)) for task in recorded)
-
-
-def _became(task: Task, work: Work, adopted: Collection[str], shared: Shared | None) -> str:
-    """Return what became of one task, in the words of the report."""
-    outcome = work.outcomes.get(task.id)
-    is_tuned = outcome is not None and outcome.kind == "tuned"
-    has_entry = shared is not None and shared.entry_of(task) is not None
-    words = {
-        "unshared": "unshared" in (task.state, outcome.kind if outcome else ""),
-        "default": task.id in work.dropped or (outcome is not None and not is_tuned),
-        "tuned": is_tuned,
-        "adopted": task.id in adopted,
-        "left": task.id in work.left,
-        "from_cache": task.state == "known",
-        "received": has_entry,
-    }
-    return next((word for word, holds in words.items() if holds), "default")
-
-
-def _count(became: Counter[tuple[str, str]], op: str | None = None) -> dict[str, int]:
-    """Return how many tasks became what, of one op or of all."""
-    counts = {"seen": 0, "from_cache": 0, "tuned": 0}
-    for (of_op, word), number in became.items():
-        if op in (None, of_op):
-            counts["seen"] += number
-            counts[word] = counts.get(word, 0) + number
-    return counts

@@ -8,6 +8,7 @@ or is gone, and after ``replica_wait_s`` in any case; then this engine tunes wha
 from __future__ import annotations
 
 import contextlib
+import time
 from dataclasses import replace
 
 from warmup_plugin.lease import hold
@@ -27,19 +28,25 @@ def take_turn(job: Job, agreed: Agreed) -> bool:
         return False
     directory = job.store.directory
 
+    holder_was: list[str] = []
+
     def is_ours() -> bool:
         with contextlib.ExitStack() as turn:
             if holder := turn.enter_context(hold(directory)):
                 job.meeting.note("plan", f"waiting for {holder} to tune the same tasks")
+                holder_was.append(holder)
                 return False
             job.stack.push(turn.pop_all())  # ours until the session ends
             return True
 
-    limit_s = job.options.settings.replica_wait_s
+    limit_s, began = job.options.settings.replica_wait_s, time.monotonic()
     try:
         wait_until(is_ours, within(limit_s))
     except TimeoutError:
         job.warn(f"another engine has tuned here for over {limit_s:.0f} s; not waiting any longer")
+    if holder_was:
+        seconds = round(time.monotonic() - began, 4)
+        job.waited.append({"at": "plan", "ranks": [0], "for": holder_was[-1], "seconds": seconds})
     return _grow(job, agreed)
 
 

@@ -23,6 +23,7 @@ from warmup_plugin.rendezvous import Word, Words
 from warmup_plugin.settle import Result, Settled, settle
 from warmup_plugin.shutdown import Shutdown, TaskLimit
 from warmup_plugin.steps.job import Job
+from warmup_plugin.steps.rows import collect, row_of
 from warmup_plugin.steps.tables import Agreed
 from warmup_plugin.steps.tune import Work, give_up_on, result_of, tune_own
 from warmup_plugin.table import Entry, Table, digest, parse_table, render_table
@@ -239,8 +240,16 @@ def certify(
             elif job.shares:
                 served, deviates = _ask(job, survey, work, shared)
         deviates += [job.failure] if job.failure else []
-        word = {"served": served, "deviates": deviates[:8], "published": published}
-        record = job.meeting.meet("certify", word, decide_certify)
+        word = {
+            "served": served, "deviates": deviates[:8], "published": published,
+            "row": row_of(job, survey, work, shared.entry_of),
+        }  # fmt: skip
+
+        def lead(words: Words) -> Word:
+            collect(job, words)
+            return decide_certify(words)
+
+        record = job.meeting.meet("certify", word, lead)
         if record["go"] == "defaults" and job.shares:
             job.serve_defaults(record["reason"])
             if job.store is not None:

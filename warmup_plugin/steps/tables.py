@@ -20,7 +20,7 @@ from warmup_plugin.merge import Part, merge
 from warmup_plugin.rendezvous import Word, Words
 from warmup_plugin.steps.job import Job
 from warmup_plugin.steps.resume import known_defaults, resume
-from warmup_plugin.store import Store
+from warmup_plugin.store import Store, told
 from warmup_plugin.table import Table, digest, parse_table, render_table
 
 _NO_LIMIT = 1 << 40  # these bytes were checked against their limits when they were read
@@ -101,6 +101,7 @@ def read(job: Job) -> Held:
 def _read(job: Job, store: Store) -> Held:
     reading = store.read(job.stamp, identity=job.identity.digest)
     job.logged |= {f"rank {job.meeting.rank}: {text}" for text in reading.warnings}
+    job.read = told(reading)
     warnings = [*reading.warnings, *(f"{p}: {miss.reason}" for p, miss in reading.misses)]
     held, resumed = Held(warnings=warnings), resume(job, store)
     reading.parts += resumed.parts
@@ -119,11 +120,12 @@ def _with_borrowed(job: Job, held: Held, own: list[Part]) -> Held:
     options, claimed = job.options, set(held.table.entries if held.table else ())
     for record in (held.manifest.tasks if held.manifest else {}).values():
         claimed.update(key for keys in record.keys for key in keys)
-    place = job.placement
-    directory, root = (place.directory, place.root) if place else (None, None)
-    found = borrow(directory, options.others, job.stamp, options.settings, root).without(claimed)
+    place, layers = job.placement, job.store.layers if job.store else ()
+    shelves, root = ([place.directory, *layers], place.root) if place else (list(layers), None)
+    found = borrow(shelves, options.others, job.stamp, options.settings, root).without(claimed)
     if not found.entries:
         return held
+    job.lenders = found.lenders
     lent = Part(Table(job.stamp, found.entries), None, (0, 0, 0))
     union = Held.union([*own, lent], held.warnings, is_whole=held.is_whole)
     union.borrowed, union.deaths = found, held.deaths

@@ -19,10 +19,12 @@ from warmup_plugin.history import seconds_by_label
 from warmup_plugin.journal import Death
 from warmup_plugin.packing import pack_items, packed, unpack_items, unpacked
 from warmup_plugin.plan import Item, Lot, Lots, Plan, find_refused, make_plan
+from warmup_plugin.progress import counted
 from warmup_plugin.rendezvous import Word, Words
-from warmup_plugin.settings import Strategy
+from warmup_plugin.settings import REPLAYS, Strategy
 from warmup_plugin.settle import Result
 from warmup_plugin.shutdown import Shutdown, TaskLimit
+from warmup_plugin.steps import complete
 from warmup_plugin.steps.job import Job
 from warmup_plugin.steps.replica import answered, take_turn
 from warmup_plugin.steps.tables import Agreed
@@ -79,9 +81,11 @@ def make_work(job: Job, agreed: Agreed, survey: Survey, surveyed: Word) -> Work:
             work.plan = _assign(job, agreed, work.lots)
             body = packed(work.plan.to_json())
             refused = list(find_refused(work.lots).values())
-            return {"plan": job.meeting.put(body), "refused": refused[:_MOST_SAID]}
+            refusal = complete.judge(job, work.lots)
+            return {"plan": job.meeting.put(body), "refused": refused[:_MOST_SAID], **refusal}
 
         record = job.meeting.meet("plan", {"inventory": own}, lead)
+        complete.obey(record)
         if budget_s := job.word["budget_s"]:
             work.until = time.monotonic() + budget_s
         if not job.leads:
@@ -89,6 +93,7 @@ def make_work(job: Job, agreed: Agreed, survey: Survey, surveyed: Word) -> Work:
         job.warn(*(f"a stored tactic is refused: {why}" for why in record["refused"]))
         if job.shares:
             survey.unshare(work.plan.local.get(job.meeting.rank, ()))
+        _follow(job, work.plan)
         return work
 
 
@@ -100,6 +105,17 @@ def _tell_deaths(job: Job, deaths: Mapping[str, Death]) -> None:
             job.warn(f"{died}; it serves its default until `warmup-plugin retry` lifts that")
         else:
             job.warn(f"{death.label}: a process has died in it; it is tuned last")
+
+
+def _follow(job: Job, plan: Plan) -> None:
+    """Tell how far all ranks are, until the session ends; whose a shared task is, is a guess."""
+    totals = queue.shares(plan.shared)
+    for rank, names in plan.local.items():
+        totals[rank] = totals.get(rank, 0) + len(names)
+    job.progress.plan(totals)
+    if totals and job.progress.listens:
+        job.meeting.follow(job.progress.heard)
+        job.stack.callback(job.meeting.follow, None)
 
 
 def _inventories(job: Job, survey: Survey) -> list[bytes]:
@@ -153,7 +169,7 @@ def _assign(job: Job, agreed: Agreed, lots: Lots) -> Plan:
     strategy: Strategy = job.word["strategy"] if job.shares else "per_rank"
     plan = make_plan(
         lots, strategy, cost=_costs(job, agreed), last=agreed.deaths, one_rank=job.ops.one_rank,
-        time_nothing=job.word["mode"] == "replay" or job.word["go"] == "defaults",
+        time_nothing=job.word["mode"] in REPLAYS or job.word["go"] == "defaults",
     )  # fmt: skip
     if plan.shared and take_turn(job, agreed):
         plan = make_plan(
@@ -244,7 +260,9 @@ def _tune(
 
     def on_task(task: Task) -> None:
         limit.begins(task)
-        job.meeting.note("tune", task.label)
+        done = len(work.outcomes)
+        job.progress.task(task.label, done)
+        job.meeting.note("tune", counted(task.label, done + 1, max(done + 1, of)))
         if job.options.progress is not None:
             job.options.progress("tune", task.label, in_hand[0][1], of)
         if is_shared:
@@ -256,6 +274,7 @@ def _tune(
         ):
             task = in_hand[0][0]
             work.outcomes[outcome.task] = outcome
+            job.progress.tuned(outcome.ms, outcome.default_ms)
             job.timeline.append((task.label, outcome.began, outcome.seconds))
             yield task, outcome
 

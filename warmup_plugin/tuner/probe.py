@@ -13,7 +13,9 @@ import functools
 import itertools
 import json
 import os
+import sys
 import tempfile
+import types
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -381,6 +383,30 @@ def no_process_group() -> Iterator[None]:
         yield
     finally:
         fi.set_autotune_process_group(group)
+
+
+class _NoBar:
+    """Stands for a progress bar and shows none."""
+
+    def __init__(self, *_args: Any, **_options: Any) -> None: ...
+
+    def __getattr__(self, _name: str) -> Any:
+        return lambda *_args, **_options: None
+
+
+@contextlib.contextmanager
+def no_bars() -> Iterator[None]:
+    """Keep FlashInfer's own progress bars, one for each call, out of the body."""
+    module: Any = sys.modules[fi.AutoTuner.__module__]
+    own = getattr(module, "tqdm", None)
+    if own is None:
+        yield
+        return
+    module.tqdm = types.SimpleNamespace(tqdm=_NoBar)
+    try:
+        yield
+    finally:
+        module.tqdm = own
 
 
 def process_group() -> Any:

@@ -70,7 +70,7 @@ def tune(
     if empty:
         probe.clear(tuner)
     try:
-        with probe.no_process_group():
+        with probe.no_process_group(), probe.no_bars():
             for v2, group in itertools.groupby(tasks, key=_is_v2):
                 with probe.tuning_context(memory_only_v2=v2):
                     for task in group:
@@ -186,7 +186,7 @@ def prepare(task: Task, entry: Entry, *, at_bucket: bool = True) -> None:
     runner = next((r for r in call.runners if type(r).__name__ == entry.runner), None)
     if runner is None:
         raise RefusedError(f"no runner is called {entry.runner!r}")
-    sizes = [task.buckets] if at_bucket else []
+    sizes = [task.buckets] if at_bucket or hasattr(runner, "validate_tactic") else []
     own = task.recorded_buckets()
     if own != task.buckets and probe.nearest_profile(
         _shapes(call.inputs), call.config

@@ -69,6 +69,8 @@ def _warm_up(own: FunctionType, settings: Settings, runner: Any, *, skip_attn: b
         store = _default_store()
         session = str(next(_sessions))
         reason = base.all_ready(store, session, world.rank_in_group, world.world_size, reason)
+    if reason and settings.mode == "require-complete":
+        raise RuntimeError(f"warmup-plugin: mode require-complete: {reason}")
     if reason:
         logger.warning("warmup-plugin: vLLM warms up as without this package: %s", reason)
         own(runner, skip_attn=skip_attn)
@@ -80,7 +82,7 @@ def _warm_up(own: FunctionType, settings: Settings, runner: Any, *, skip_attn: b
     try:
         last_report = warm_up(pass_, tuning_context=contextlib.nullcontext, **given)
     except (SessionError, RankLostError) as error:
-        if pass_.has_begun:
+        if pass_.has_begun or settings.mode == "require-complete":
             raise
         # No rank has begun its forward: every rank gets here, and none has touched a thing.
         logger.warning("warmup-plugin: vLLM warms up as without this package: %s", error)

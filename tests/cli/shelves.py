@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small tables made by hand, for the verbs that look at what is kept. Written as the store does."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from warmup_plugin.identity import Identity
+from warmup_plugin.manifest import Manifest, TaskRecord
+from warmup_plugin.paths import LAYOUT
+from warmup_plugin.report import WarmupReport
+from warmup_plugin.settings import Settings
+from warmup_plugin.store import Published, Store
+from warmup_plugin.table import Entry, Table
+
+VERSION, ARCH = "0.7.2.post1", "sm100"
+STAMP = {"flashinfer_version": VERSION, "gpu": "NVIDIA B200"}
+KEYS = [f"('op::gemm', 'Runner', (({size}, 64), (64, 64)), ())" for size in (1, 2, 4)]
+
+
+def identity(**changed: Any) -> Identity:
+    """The identity of these tests, with some factors changed."""
+    base: dict[str, Any] = {"model": "m", "dtype": "bfloat16", "tp": 2, "stamp": STAMP}
+    return Identity.of(**{**base, **changed})
+
+
+def put(
+    root: Path, who: Identity | None = None, *, version: str = VERSION, keys: int = 3,
+    source: tuple[int, int, int] = (0, 0, 0), tactic: int = 7,
+) -> Path:  # fmt: skip
+    """Publish a complete table below a root; return its directory."""
+    who = who or identity()
+    directory = root / LAYOUT / version / ARCH / who.digest
+    entries = {key: Entry("Runner", tactic) for key in KEYS[:keys]}
+    tasks = {f"{i:032x}": TaskRecord("op::gemm", ((key,),), "tuned", ms=0.5, default_ms=1.0)
+             for i, key in enumerate(entries)}  # fmt: skip
+    manifest = Manifest(
+        identity=who.digest, tasks=tasks, complete=True, engine="vllm", engine_version="0.33.0"
+    )
+    done = Store(directory, Settings()).publish(source, Table(STAMP, entries), manifest, who)
+    assert isinstance(done, Published)
+    return directory
+
+
+def receipt(directory: Path, **changed: Any) -> Path:
+    """Write a receipt beside a table, as of now unless told otherwise."""
+    values: dict[str, Any] = {
+        "engine": "vllm", "engine_version": "0.33.0", "plugin_version": "0.1.0",
+        "flashinfer_version": VERSION, "rank": 0, "world_size": 2, "mode": "on",
+        "strategy": "leader", "agreement": "certified", "at": time.time(),
+        "tasks": {"seen": 3, "from_cache": 3, "tuned": 0}, "identity": directory.name,
+    }  # fmt: skip
+    report = WarmupReport(**{**values, **changed})
+    folder = directory / "reports"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"20261120T000000.{len(list(folder.iterdir())):03d}Z_rank0.json"
+    path.write_text(json.dumps(report.to_json()))
+    return path
+
+
+def age(directory: Path, days: float) -> None:
+    """Make all that is there so old."""
+    then = time.time() - days * 86_400
+    for path in (*directory.rglob("*"), directory):
+        os.utime(path, (then, then))
+
+
+def files_below(root: Path) -> dict[str, bytes]:
+    """Every file with its content."""
+    found = (path for path in sorted(root.rglob("*")) if path.is_file())
+    return {str(path.relative_to(root)): path.read_bytes() for path in found}

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a job is at while it warms up: one line for people, one small file for a readiness probe.
+
+    {"state": "warming", "step": "tune", "task": ..., "done": 12, "total": 62, "left_s": 31.0, ...}
+
+Owns both. The line is rank 0's: it moves on a terminal, else it is logged every 30 s. The file is
+written by the first rank of each node where a setting names it. Counts are the job's: what other
+ranks are at is heard from their heartbeats. Never raises: a file that cannot be written is logged
+once, and nobody waits for any of this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, TextIO
+
+logger = logging.getLogger("warmup_plugin")
+
+State = Literal["warming", "ready", "failed"]
+
+#: Not oftener than this, seconds: a line of the log, a line that moves, the file.
+LOG_S: Final = 30.0
+MOVE_S: Final = 0.1
+FILE_S: Final = 1.0
+_COUNT: Final = re.compile(r"(.*) \((\d+) of (\d+)\)")
+
+
+def counted(label: str, number: int, total: int) -> str:
+    """Return a task's label as it stands in the heartbeat: its number among this rank's tasks."""
+    return f"{label} ({number} of {total})"
+
+
+class Progress:
+    """One rank's view of the job. Called from its main thread and from its heartbeat's."""
+
+    def __init__(
+        self,
+        rank: int,
+        *,
+        path: Path | None = None,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._rank, self._path, self._clock = rank, path, clock
+        self._stream = stream if stream is not None else sys.stderr
+        self._moves = rank == 0 and self._stream.isatty()
+        self._lock = threading.Lock()
+        self._began = self._told = self._moved = clock()
+        self._filed = -math.inf
+        self._has_warned = self._has_line = False
+        self._step, self._task, self._reason = "open", "", ""
+        self._state: State = "warming"
+        self._totals: dict[int, int] = {}
+        self._done: dict[int, int] = {}
+        self._gains: list[float] = []
+        self._tune_began: float | None = None
+
+    @property
+    def listens(self) -> bool:
+        """Return whether what the other ranks are at is of interest here."""
+        return self._rank == 0 or self._path is not None
+
+    def step(self, step: str) -> None:
+        """This rank begins a step."""
+        with self._lock:
+            self._step, self._task = step, ""
+        self._tell(at_once=True)
+
+    def plan(self, totals: Mapping[int, int]) -> None:
+        """So many tasks are to be tuned by each rank."""
+        with self._lock:
+            self._totals = {rank: total for rank, total in totals.items() if total}
+            self._tune_began = self._clock()
+
+    def task(self, label: str, done: int) -> None:
+        """This rank begins a task and has ``done`` so many before."""
+        with self._lock:
+            self._task, self._done[self._rank] = label, done
+        self._tell()
+
+    def tuned(self, ms: float | None, default_ms: float | None) -> None:
+        """A task is tuned: its winner's time and FlashInfer's default's, where both are known."""
+        if ms and default_ms:
+            with self._lock:
+                self._gains.append(default_ms / ms)
+
+    def heard(self, rank: int, beat: Mapping[str, Any]) -> None:
+        """Another rank's heartbeat has come."""
+        if rank not in self._totals:
+            return
+        match = _COUNT.fullmatch(beat.get("task", ""))
+        with self._lock:
+            if match and beat.get("step") == "tune":
+                self._done[rank] = int(match[2]) - 1
+            elif beat.get("step") not in ("open", "read", "agree", "survey", "plan", "tune"):
+                self._done[rank] = self._totals[rank]
+        self._tell()
+
+    def end(self, state: State, reason: str = "") -> None:
+        """The warm-up is over."""
+        with self._lock:
+            self._state, self._reason, self._task = state, reason, ""
+            if state == "ready":
+                self._done = dict(self._totals)
+            if self._has_line:
+                self._say("")
+                self._moves = False
+        self._tell(at_once=True)
+
+    def document(self) -> dict[str, Any]:
+        """Return what the file says."""
+        done, total = self._counts()
+        return {
+            "schema": 1,
+            "state": self._state,
+            "step": self._step,
+            "task": self._task,
+            "done": done,
+            "total": total,
+            "left_s": self._left_s(),
+            "over_default": self._over_default(),
+            "seconds": round(self._clock() - self._began, 3),
+            "reason": self._reason,
+            "rank": self._rank,
+            "pid": os.getpid(),
+            "at": round(time.time(), 3),
+        }
+
+    def line(self) -> str:
+        """Return the line for people."""
+        done, total = self._counts()
+        if self._step != "tune" and not (total and done < total):
+            return f"warmup-plugin: step {self._step}"
+        task = f": {self._task}" if self._task else ""
+        left, gain = self._left_s(), self._over_default()
+        words = [f"{done} of {total} tasks"]
+        words += [f"about {_duration(left)} left"] if left is not None else []
+        words += [f"{gain:.2f} x the default's speed so far"] if gain else []
+        return f"warmup-plugin: tuning{task}; {', '.join(words)}"
+
+    def _counts(self) -> tuple[int, int]:
+        return sum(self._done.get(rank, 0) for rank in self._totals), sum(self._totals.values())
+
+    def _left_s(self) -> float | None:
+        """Return how long the slowest rank will take at its own pace; None before it has one."""
+        if self._tune_began is None or self._state != "warming":
+            return None
+        spent = self._clock() - self._tune_began
+        paces = [
+            spent / self._done[rank] * (total - self._done[rank])
+            for rank, total in self._totals.items()
+            if self._done.get(rank)
+        ]
+        return round(max(paces), 1) if paces else None
+
+    def _over_default(self) -> float | None:
+        """Return the geometric mean of default over winner, of this rank's tasks."""
+        if not self._gains:
+            return None
+        return round(math.exp(sum(map(math.log, self._gains)) / len(self._gains)), 3)
+
+    def _tell(self, *, at_once: bool = False) -> None:
+        with self._lock:
+            now = self._clock()
+            if self._path is not None and (at_once or now - self._filed >= FILE_S):
+                self._filed = now
+                self._write(self._path)
+            if self._rank or self._state != "warming":
+                return
+            if self._moves and self._totals and now - self._moved >= MOVE_S:
+                self._moved, self._has_line = now, True
+                self._say(self.line())
+            elif not self._moves and now - self._told >= LOG_S:
+                self._told = now
+                logger.info("%s", self.line())
+
+    def _say(self, text: str) -> None:
+        """Replace the line on the terminal."""
+        with contextlib.suppress(OSError, ValueError):  # closed: this also runs in the heartbeat
+            self._stream.write(f"\r\x1b[2K{text}")
+            self._stream.flush()
+
+    def _write(self, path: Path) -> None:
+        """Put the file in place, whole. It is not synchronised: it is of use to the living only."""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(json.dumps(self.document()) + "\n", encoding="ascii")
+            temporary.replace(path)
+        except OSError as error:
+            if not self._has_warned:
+                logger.warning("warmup-plugin: no progress file: %s: %s", path, error.strerror)
+            self._has_warned = True
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
