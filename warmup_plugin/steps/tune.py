@@ -86,10 +86,9 @@ def make_work(job: Job, agreed: Agreed, survey: Survey, surveyed: Word) -> Work:
 
 def _follow(job: Job, plan: Plan) -> None:
     """Tell how far all ranks are, until the session ends."""
-    ranks = plan.shared.keys() | plan.local.keys()
-    totals = {r: len(plan.shared.get(r, ())) + len(plan.local.get(r, ())) for r in ranks}
-    job.progress.plan(totals)
-    if totals and job.progress.listens:
+    total = sum(len(names) for names in (*plan.shared.values(), *plan.local.values()))
+    job.progress.plan(total)
+    if total and job.progress.listens:
         job.meeting.follow(job.progress.heard)
         job.stack.callback(job.meeting.follow, None)
 
@@ -193,9 +192,8 @@ def _tune(
     def on_task(task: Task) -> None:
         nonlocal done
         limit.begins(task)
-        before = len(work.outcomes) if keep is None else done  # its own come after the shared ones
-        job.progress.task(task.label, before)
-        job.meeting.note("tune", counted(task.label, done + 1, len(tasks)))
+        job.progress.task(task.label, len(work.outcomes))
+        job.meeting.note("tune", counted(task.label, len(work.outcomes)))
         if job.options.progress is not None:
             job.options.progress("tune", task.label, done, len(tasks))
         done += 1
