@@ -52,8 +52,8 @@ def test_reuse_switched_off(job: Callable[..., Any]) -> None:
     starts = [engine.start(env=off) for _ in range(3)]
 
     assert sorted(path for path in engine.root.rglob("*") if path.is_file()) == before
-    assert {start.timed[0] for start in starts} == {starts[0].timed[0]}
-    assert starts[0].timed[0] > 0
+    assert len({sum(start.timed) for start in starts}) == 1
+    assert sum(starts[0].timed) > 0
     assert all(start.certificate for start in starts)
     for number in (1, 2):
         engine.start(env=off, plugin=False)
@@ -86,7 +86,7 @@ def test_keys_that_hold_the_rank_are_warm(job: Callable[..., Any]) -> None:
 
     cold, warm = engine.start(), engine.start()
 
-    assert cold.timed[0] > 0
+    assert sum(cold.timed) > 0
     assert warm.timed == [0, 0]
     assert cold.certificate == warm.certificate
 
@@ -143,4 +143,4 @@ def test_doubling_the_tokens_times_the_new_bucket_only(job: Callable[..., Any]) 
     _, extend = (report["timeline"] for report in large.ranks[0]["reports"])
     assert extend
     assert all(label.endswith(" @ 128") for label, *_ in extend)
-    assert large.ranks[0]["reports"][0]["tasks"]["tuned"] == 0
+    assert [rank["reports"][0]["tasks"]["tuned"] for rank in large.ranks] == [0, 0]

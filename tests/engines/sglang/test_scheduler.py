@@ -56,7 +56,7 @@ def test_a_scheduler_starts_warm(job: Callable[..., Any], tp: int) -> None:
         for reports in receipts:
             assert [report["agreement"] for report in reports] == ["certified"]
             assert reports[0]["certificate"] == cold[1][0][0]["certificate"]
-    assert cold[1][0][0]["tactics_timed"] > 0
+    assert sum(reports[0]["tactics_timed"] for reports in cold[1]) > 0
     assert [reports[0]["tactics_timed"] for reports in warm[1]] == [0] * tp
     (line,) = [line for line in warm[2].splitlines() if "warmup-plugin 0" in line]
     assert f"[sglang 0.5.23, FlashInfer 0.7.2, {tp} rank(s)]" in line
