@@ -85,15 +85,15 @@ def test_progress_is_told_by_every_rank(two_starts: TwoStarts, watched: Watched)
     told = [(start, rank, parse(line)) for start, rank, line in watched]
     steps = {(start, rank, line.step) for start, rank, line in told if line}
     assert {(start, rank, "survey") for start in ("cold", "warm") for rank in range(4)} <= steps
+    reports = [result.report for result in two_starts.cold]
     assert {found for found in steps if found[2] == "tune"} == {
-        ("cold", 0, "tune"),
-        ("cold", 2, "tune"),
+        ("cold", report.rank, "tune") for report in reports if report.tasks["tuned"]
     }
     first = next(
         line for start, rank, line in told if (start, rank) == ("cold", 0) and line and line.total
     )
-    assert first.done == 0
-    assert first.total == two_starts.cold[0].report.tasks["tuned"]
+    # Which of a stage's tasks it gets is as it happens.
+    assert first.done < first.total == two_starts.cold[0].report.tasks["seen"]
     assert first.task.startswith("embedded::")
 
 

@@ -29,7 +29,9 @@ TELL = {"do": "tell_tasks", "on": BOTH}
 LIMIT = 1 << 30
 #: An op with one task for each bucket.
 HEAD = "embedded::lm_head"
-KILLS, JOBS = 5, 4
+KILLS, JOBS = 4, 5
+#: So slow that there is work left for each start: a rank's death is noticed a silence later.
+SLOW = {"do": "slow_tasks", "on": BOTH, "seconds": 0.3}
 
 
 def begun(found: Start) -> int:
@@ -53,7 +55,7 @@ def test_random_kills_lose_one_task_each(start: StartJobs, make_job: MakeJob) ->
     for _ in range(KILLS):
         for job in jobs:
             rank, place = rng.choice(BOTH), rng.randrange(1, 25)
-            job.faults = [TELL, {"do": "kill", "on": [rank], "at": f"profile:{place}"}]
+            job.faults = [TELL, SLOW, {"do": "kill", "on": [rank], "at": f"profile:{place}"}]
         for number, found in enumerate(start(jobs, tp=2, timing="deterministic")):
             found.assert_nobody_waits()
             (dead,) = [rank for rank in found.ranks if rank.status == -9]

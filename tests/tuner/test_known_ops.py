@@ -202,9 +202,9 @@ def test_only_listed_fields_make_twins() -> None:
 def test_twins_are_tuned_once_and_stored_under_each_key(
     children: Children, tp: int, field: str
 ) -> None:
-    """Keys that hold each rank's own number: rank 0 tunes. Another number there makes no twin."""
+    """Keys that hold each rank's own number: one rank tunes. Another number makes no twin."""
     cold = children.ranks("on_survey:twins", tp=tp, field=field)
-    assert [report.ops["twin"].get("tuned", 0) for report, _ in cold] == [4] + [0] * (tp - 1)
+    assert sum(report.ops["twin"].get("tuned", 0) for report, _ in cold) == 4
     served = [answers for _, answers in cold]
     assert served == [served[0]] * tp
     assert all(tactic != -1 for _, tactic in served[0])

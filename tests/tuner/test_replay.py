@@ -116,7 +116,8 @@ def test_one_context_at_a_time_and_no_process_group(children: Children) -> None:
 
     Calls recorded under two kinds of context are replayed under their own kind.
     """
-    results = children.ranks("on_replay:watched", tp=2)
+    one_tunes = {"WARMUP_PLUGIN_STRATEGY": "leader"}
+    results = children.ranks("on_replay:watched", tp=2, env=one_tunes)
     for result in results:
         assert result["restored"]
         assert result["left open"] == (0, False)

@@ -277,7 +277,7 @@ def test_a_tactic_that_its_runner_does_not_offer_any_more_is_tuned_anew(
         assert report.tactics_timed == 0
         assert len(held) == 4
     results = children.ranks("on_survey:telling", tp=tp, tactics=(7, 8))
-    assert results[0][0].ops["telling"]["tuned"] == 4
+    assert sum(report.ops["telling"].get("tuned", 0) for report, _ in results) == 4
     for report, held in results:
         assert report.agreement == "certified"
         assert set(held.values()) <= {7, 8}

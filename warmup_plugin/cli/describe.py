@@ -157,7 +157,8 @@ def _winner(task: TaskRecord, winner: Entry | None) -> str:
     tactic = "default" if winner and winner.tactic == -1 else winner and winner.tactic
     what = f"{winner.runner} {tactic}" if winner else "none"
     how = "" if task.outcome == "tuned" else f" ({task.outcome})"
-    why = f": {task.reason}" if task.reason else ""
+    # Of a default that nothing beats the two times say why.
+    why = f": {task.reason}" if task.reason and tactic != "default" else ""
     return f"{what}{how}{why}"
 
 

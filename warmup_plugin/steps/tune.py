@@ -124,8 +124,14 @@ def _inventories(job: Job, survey: Survey) -> list[bytes]:
     """
     alike, twins = list[Item](), list[Item]()
     for item in inventory(survey):
-        (twins if item.op in job.ops.twin_fields else alike).append(item)
+        (twins if _has_twins(job, item.op) else alike).append(item)
     return [pack_items(items) for items in (alike, twins) if items]
+
+
+def _has_twins(job: Job, op: str) -> bool:
+    """Return whether keys of an op may differ by rank; not along an axis of one rank."""
+    axes = (name.removesuffix("_rank") for name in job.ops.twin_fields.get(op, {}).values())
+    return any(getattr(job.options.ranks, f"{axis}_size", 2) > 1 for axis in axes)
 
 
 def inventory(survey: Survey) -> list[Item]:
