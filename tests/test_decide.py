@@ -46,6 +46,9 @@ def hello(rank: int = 0, size: int = 1, node: str = "n0", **more: Any) -> Word:
         "mode": "on",
         "strategy": "leader",
         "on_hit": "survey",
+        "budget_s": None,
+        "margin": 0.03,
+        "session": "s",
         **more,
     }
 
@@ -162,6 +165,7 @@ def test_the_first_rank_of_each_node_writes() -> None:
 def table(sha256: str = "", manifest: str = "", **more: Any) -> Word:
     return {
         "table": sha256, "manifest": manifest, "defaults": [], "complete": False, "trusted": False,
+        "vouched": False,
         "warnings": [], "mark": "", **more,
     }  # fmt: skip
 

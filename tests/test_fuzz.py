@@ -68,7 +68,7 @@ tactics = st.recursive(
 )
 entries = st.dictionaries(
     st.text(max_size=20).filter(lambda key: not key.startswith("_")),
-    st.builds(Entry, st.text(max_size=8), tactics),
+    st.builds(Entry, st.text(max_size=8), tactics, st.none() | st.tuples(tactics)),
     max_size=6,
 )
 data = st.binary(max_size=200) | documents

@@ -1148,3 +1148,30 @@ def test_a_file_that_changed_since_it_was_read_is_merged_again(
     (part,) = store.read(STAMP).parts
     assert part.manifest is not None
     assert tactics(store.read(STAMP)) == {"a": 1, "b": 2, "c": 3}
+
+
+def test_a_writer_that_dies_between_its_two_files_loses_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest was whole on the disk before the table was put in place; it is found there."""
+    publish(store, a=1)
+    rename, unlink = Path.replace, Path.unlink
+
+    def die_at_the_second(path: Path, target: Path) -> Path:
+        if target.name == MANIFEST_NAME:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", die_at_the_second)
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)  # a dead process cleans nothing up
+    with pytest.raises(KeyboardInterrupt):
+        publish(store, b=2)
+    monkeypatch.setattr(Path, "replace", rename)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    (part,) = store.read(STAMP, identity=IDENTITY.digest).parts
+    assert part.manifest is not None
+    assert set(part.manifest.tasks) == {"task-a", "task-b"}
+    publish(store, c=3)
+    (part,) = store.read(STAMP, identity=IDENTITY.digest).parts
+    assert part.manifest is not None
+    assert set(part.manifest.tasks) == {"task-a", "task-b", "task-c"}

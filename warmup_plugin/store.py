@@ -341,10 +341,30 @@ class Store:
                 str(table_file.path),
             )  # fmt: skip
             return _Found(part, table_file.mark, [], [])
+        if found := self._left_behind(directory, source, table_file.content, identity):
+            part = Part(table, found[0], source, table_file.content, found[1], str(table_file.path))
+            return _Found(part, table_file.mark, [], [])
         obstacles = obstacle(manifest_file) if manifest.kind in _SET_ASIDE else []
         misses = [(manifest_file.path, manifest)]
         part = Part(table, None, source, table_file.content, path=str(table_file.path))
         return _Found(part, table_file.mark, misses, obstacles)
+
+    def _left_behind(
+        self, directory: Path, source: Source, table: bytes, identity: str | None
+    ) -> tuple[Manifest, bytes] | None:
+        """Return the manifest of this very table that its writer did not come to put in place.
+
+        It was whole on the disk before the table was: a writer that died between its two files, or
+        has not come to the second yet.
+        """
+        with contextlib.suppress(OSError):
+            for path in sorted(directory.glob(f".{manifest_name(*source)}.*.tmp")):
+                content = read_file(path, self._limit, self._root).content
+                manifest = _judge_manifest(content, table, identity, self._limit)
+                if isinstance(manifest, Manifest):
+                    assert isinstance(content, bytes), "only bytes are parsed"
+                    return manifest, content
+        return None
 
     def _publish_until_it_stands(
         self, mine: Part, thrown_out: Mapping[str, Entry]

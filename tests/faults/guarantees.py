@@ -2,7 +2,7 @@
 """Writes docs/guarantees.md: every row, what engines do by themselves, how the last run came out.
 
     pytest tests/faults tests/ranks/test_bad_tables.py --junitxml=run.xml
-    python tests/faults/guarantees.py run.xml
+    python tests/faults/guarantees.py run.xml [MORE.xml ...]
 
 `make guarantees` does both. The page's own words stay, down to the marker. What engines do is in
 `engines.md`, what happens with this package in `test_rows.py`.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -40,18 +41,18 @@ def load_rows() -> Any:
     return module
 
 
-def outcomes(path: Path) -> tuple[str, dict[str, list[str]]]:
-    """Return the day of a run and, by name of the test function, how its cases came out."""
-    tree = ET.parse(path)  # noqa: S314  # pytest has just written it
+def outcomes(paths: Sequence[Path]) -> tuple[str, dict[str, list[str]]]:
+    """Return the last day of a run, and by name of the test function how its cases came out."""
+    trees = [ET.parse(path) for path in paths]  # noqa: S314  # pytest has just written them
     found: dict[str, list[str]] = {}
-    for case in tree.iter("testcase"):
+    for case in (case for tree in trees for case in tree.iter("testcase")):
         word = next(
             (kind for kind in ("failure", "error", "skipped") if case.find(kind) is not None),
             "passed",
         )
         found.setdefault(case.get("name", ""), []).append(word)
-    day = next(tree.iter("testsuite")).get("timestamp", "")[:10]
-    return day, found
+    days = (next(tree.iter("testsuite")).get("timestamp", "")[:10] for tree in trees)
+    return max(days), found
 
 
 def came_out(row: Any, index: int, found: dict[str, list[str]]) -> str:
@@ -71,9 +72,9 @@ def came_out(row: Any, index: int, found: dict[str, list[str]]) -> str:
     return f"held, {words['passed']} x" if words["passed"] > 1 else "held"
 
 
-def page(path: Path) -> str:
+def page(paths: Sequence[Path]) -> str:
     """Return the whole page."""
-    rows, (day, found) = load_rows().ROWS, outcomes(path)
+    rows, (day, found) = load_rows().ROWS, outcomes(paths)
     lines = [
         "| row | fault | vLLM 0.33.0 | SGLang 0.5.23 | with warmup-plugin | last run |",
         "|---|---|---|---|---|---|",
@@ -90,4 +91,4 @@ def page(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(Path(sys.argv[1])), encoding="utf-8")
+    PAGE.write_text(page([Path(name) for name in sys.argv[1:]]), encoding="utf-8")
