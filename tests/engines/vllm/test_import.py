@@ -53,8 +53,7 @@ def test_no_usable_entry_is_lost(
     assert theirs
 
     place = engine.root / "managed" if source == "managed" else "vllm"
-    roots = ("--engine-root", engine.root, "--root", engine.root)
-    done = run("import", place, *roots, "--arch", "sm100")
+    done = run("import", place, "--engine-root", engine.root, "--root", engine.root)
     (row,) = done["tables"]
     document = json.loads(Path(row["path"]).read_bytes())
     taken = {key: entry[:2] for key, entry in document.items() if not key.startswith("_")}
