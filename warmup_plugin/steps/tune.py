@@ -109,8 +109,7 @@ def _tell_deaths(job: Job, deaths: Mapping[str, Death]) -> None:
 
 def _follow(job: Job, plan: Plan) -> None:
     """Tell how far all ranks are, until the session ends."""
-    local = sum(len(names) for names in plan.local.values())
-    total = local + sum(queue.shares(plan.shared).values())
+    total = sum(1 for _ in plan.tasks) + sum(map(len, plan.local.values()))
     job.progress.plan(total)
     if total and job.progress.listens:
         job.meeting.follow(job.progress.heard)
