@@ -82,10 +82,10 @@ def on_a_full_disk(engine: Engine, size: int, **fields: str) -> tuple[Any, list[
     """Warm up where no file may grow beyond this size while a table is published."""
     publish, (_, hard) = Store.publish, resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def publish_little(*args: Any) -> Any:
+    def publish_little(*args: Any, **options: Any) -> Any:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
         try:
-            return publish(*args)
+            return publish(*args, **options)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
