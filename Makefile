@@ -40,7 +40,7 @@ SETTINGS_PAGE = { sed '/^<!-- From here on/q' docs/settings.md; echo; $(PY) -m w
 TEST_RELEASES   := $(patsubst %,$(S)/release-%-once,$(call releases,test))
 MATRIX_RELEASES := $(patsubst %,$(S)/release-%-once,$(call releases,matrix))
 
-.PHONY: help demo test retest test-engines test-vllm lint docs settings-page matrix bench soak fuzz \
+.PHONY: help demo test retest test-engines test-vllm lint docs settings-page questions-page matrix bench soak fuzz \
         mutants guarantees clean
 
 help:  ## this list
@@ -82,9 +82,13 @@ docs: $(PACKAGE) $(call stamp,docs)  ## build the pages; fails on a dead link or
 settings-page: $(PACKAGE)  ## write the table of docs/settings.md anew from warmup_plugin/settings.py
 	@$(SETTINGS_PAGE) > $(S)/settings.md && mv $(S)/settings.md docs/settings.md
 
-bench: $(PACKAGE)  ## warm start against its floor, and the cost of the import
+questions-page: $(PACKAGE) $(call stamp,dev)  ## write the outputs of docs/questions.md anew from what the commands print
+	@WARMUP_WRITE_DOCS=1 $(BIN)/pytest tests/cli/test_questions.py -k the_page_says
+
+bench: $(PACKAGE)  ## warm start against its floor, the cost of the import, ten thousand tables
 	@$(PY) benchmarks/import_time.py
 	@$(PY) benchmarks/warm_start.py
+	@$(PY) benchmarks/many_tables.py
 
 # A seed reproduces a run: WARMUP_SOAK_SEED. About an hour on two cores.
 soak: $(PACKAGE) $(call stamp,dev)  ## 10 000 damaged files and messages, 500 schedules of kills and delays

@@ -46,6 +46,9 @@ def hello(rank: int = 0, size: int = 1, node: str = "n0", **more: Any) -> Word:
         "mode": "on",
         "strategy": "leader",
         "on_hit": "survey",
+        "budget_s": None,
+        "margin": 0.03,
+        "session": "s",
         **more,
     }
 

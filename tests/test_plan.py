@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from warmup_plugin.plan import Inventory, Item, Plan, find_refused, find_unshared, make_plan
+from warmup_plugin.plan import (
+    Inventory,
+    Item,
+    Lot,
+    Plan,
+    Queue,
+    find_refused,
+    find_unshared,
+    make_plan,
+)  # fmt: skip
 
 Inventories = Mapping[int, Inventory]
 
@@ -17,6 +26,16 @@ Inventories = Mapping[int, Inventory]
 def item(name: str, state: str = "missing", *keys: str, adopt: str = "") -> Item:
     """A task whose one key is its own name's, unless keys are given."""
     return Item(name, "op", keys or (f"key of {name}",), state, adopt)
+
+
+def lots(inventories: Inventories) -> list[Lot]:
+    """What each rank has for itself."""
+    return [Lot((rank,), inventory) for rank, inventory in inventories.items()]
+
+
+def by(ranks: Mapping[int, tuple[str, ...]]) -> tuple[Queue, ...]:
+    """One queue for each rank."""
+    return tuple(Queue((rank,), names) for rank, names in ranks.items())
 
 
 def items(names: str, state: str = "missing") -> list[Item]:
@@ -29,27 +48,27 @@ LEADER: dict[str, tuple[Inventories, Plan]] = {
     "all known": ({0: items("a b", "known"), 1: items("a b", "known")}, Plan()),
     "rank 0 tunes what all have": (
         {0: items("a b"), 1: items("a b"), 2: items("a b")},
-        Plan(shared={0: ("a", "b")}),
+        Plan(shared=by({0: ("a", "b")})),
     ),
     "the order of other ranks does not matter": (
         {0: items("a b c"), 1: items("c a b")},
-        Plan(shared={0: ("a", "b", "c")}),
+        Plan(shared=by({0: ("a", "b", "c")})),
     ),
     "the order of the mapping does not matter": (
         {1: items("a b"), 0: items("b a")},
-        Plan(shared={0: ("b", "a")}),
+        Plan(shared=by({0: ("b", "a")})),
     ),
     "stages with disjoint tasks: the lowest rank that has it": (
         {0: items("a b"), 1: items("a b"), 2: items("c"), 3: items("c d")},
-        Plan(shared={0: ("a", "b"), 2: ("c",), 3: ("d",)}),
+        Plan(shared=by({0: ("a", "b"), 2: ("c",), 3: ("d",)})),
     ),
     "what is known is not tuned": (
         {0: [*items("a", "known"), *items("b")], 1: [*items("a", "known"), *items("b")]},
-        Plan(shared={0: ("b",)}),
+        Plan(shared=by({0: ("b",)})),
     ),
     "defaults and unstable keys are known": (
         {0: [*items("a", "default"), *items("b", "unstable"), *items("c")]},
-        Plan(shared={0: ("c",)}),
+        Plan(shared=by({0: ("c",)})),
     ),
     "a twin whose key is stored answers the other's": (
         {0: [item("t", "known", "k0")], 1: [item("t", "missing", "k1")]},
@@ -57,15 +76,15 @@ LEADER: dict[str, tuple[Inventories, Plan]] = {
     ),
     "twins without an entry are tuned once": (
         {0: [item("t", "missing", "k0")], 1: [item("t", "missing", "k1")]},
-        Plan(shared={0: ("t",)}),
+        Plan(shared=by({0: ("t",)})),
     ),
     "an old file's entry answers": (
         {0: [item("a", adopt="old key"), item("b")], 1: [item("a"), item("b")]},
-        Plan(shared={0: ("b",)}, held=("a",)),
+        Plan(shared=by({0: ("b",)}), held=("a",)),
     ),
     "unshared on one rank: each rank its own": (
         {0: items("a b"), 1: [item("a", "unshared"), item("b")], 2: items("b")},
-        Plan(shared={0: ("b",)}, local={0: ("a",), 1: ("a",)}),
+        Plan(shared=by({0: ("b",)}), local={0: ("a",), 1: ("a",)}),
     ),
     "unshared although an entry is stored": (
         {0: [item("a", "unshared", adopt="old")], 1: items("a", "known")},
@@ -73,7 +92,7 @@ LEADER: dict[str, tuple[Inventories, Plan]] = {
     ),
     "one key in two tasks of two ranks": (
         {0: [item("a", "missing", "A", "B"), item("c")], 1: [item("b", "missing", "B"), item("c")]},
-        Plan(shared={0: ("c",)}, local={0: ("a",), 1: ("b",)}),
+        Plan(shared=by({0: ("c",)}), local={0: ("a",), 1: ("b",)}),
     ),
     "one key in two tasks, one of them known": (
         {0: [item("a", "known", "A", "B")], 1: [item("b", "missing", "B")]},
@@ -85,13 +104,13 @@ LEADER: dict[str, tuple[Inventories, Plan]] = {
 @pytest.mark.parametrize(("inventories", "expected"), LEADER.values(), ids=LEADER)
 def test_leader(inventories: Inventories, expected: Plan) -> None:
     """Every task that no entry answers is tuned by exactly one rank that has it."""
-    assert make_plan(inventories, "leader") == expected
+    assert make_plan(lots(inventories), "leader") == expected
 
 
 @pytest.mark.parametrize(("inventories", "expected"), LEADER.values(), ids=LEADER)
 def test_every_task_is_answered_once(inventories: Inventories, expected: Plan) -> None:
     """Known, held, tuned by one rank for all, or by each of its ranks; nothing twice."""
-    shared = [name for names in expected.shared.values() for name in names]
+    shared = list(expected.tasks)
     assert len(shared) == len(set(shared))
     for rank, inventory in inventories.items():
         for one in inventory:
@@ -100,7 +119,7 @@ def test_every_task_is_answered_once(inventories: Inventories, expected: Plan) -
             assert sum(ways) == (
                 0 if one.state in ("known", "default", "unstable") and not any(ways) else 1
             )
-    for rank, names in expected.shared.items():
+    for (rank,), names in expected.shared:
         assert set(names) <= {one.id for one in inventories[rank]}
 
 
@@ -121,24 +140,24 @@ PER_RANK: dict[str, tuple[Inventories, Plan]] = {
 @pytest.mark.parametrize(("inventories", "expected"), PER_RANK.values(), ids=PER_RANK)
 def test_per_rank(inventories: Inventories, expected: Plan) -> None:
     """Nothing is shared: no rank waits for another's winner."""
-    assert make_plan(inventories, "per_rank") == expected
+    assert make_plan(lots(inventories), "per_rank") == expected
 
 
 @pytest.mark.parametrize("strategy", ["leader", "per_rank"])
 @pytest.mark.parametrize(("inventories", "_plan"), LEADER.values(), ids=LEADER)
 def test_replay_times_nothing(inventories: Inventories, _plan: Plan, strategy: Any) -> None:
     """What is missing serves the default; what an entry answers is still held."""
-    plan = make_plan(inventories, strategy, time_nothing=True)
-    assert (plan.shared, plan.local) == ({}, {})
+    plan = make_plan(lots(inventories), strategy, time_nothing=True)
+    assert (plan.shared, plan.local) == ((), {})
     if strategy == "leader":
-        assert plan.held == make_plan(inventories, "leader").held
+        assert plan.held == make_plan(lots(inventories), "leader").held
 
 
 def test_what_another_engine_has_tuned_meanwhile_is_held() -> None:
     """Tasks that came to be answered since the survey; unshared ones stay unshared."""
     inventories = {0: [*items("a b"), item("u", "unshared")], 1: items("a b c")}
-    plan = make_plan(inventories, "leader", answered={"a", "c", "u", "elsewhere"})
-    assert plan == Plan(shared={0: ("b",)}, local={0: ("u",)}, held=("a", "c"))
+    plan = make_plan(lots(inventories), "leader", answered={"a", "c", "u", "elsewhere"})
+    assert plan == Plan(shared=by({0: ("b",)}), local={0: ("u",)}, held=("a", "c"))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +177,7 @@ def test_what_another_engine_has_tuned_meanwhile_is_held() -> None:
 )  # fmt: skip
 def test_tasks_that_must_not_be_shared(inventories: Inventories, expected: set[str]) -> None:
     """One file key in two tasks: whichever winner were stored, the other task would serve it."""
-    assert find_unshared(inventories) == expected
+    assert find_unshared(lots(inventories)) == expected
 
 
 @pytest.mark.parametrize(("_inventories", "plan"), LEADER.values(), ids=LEADER)
@@ -174,7 +193,9 @@ def test_items_cross_ranks_as_json() -> None:
 def test_what_one_rank_refuses_is_tuned_by_it_for_all() -> None:
     """The others have kept no call of what an entry answers."""
     known, refused = Item("t", "op", ("k",), "known"), Item("t", "op", ("k",), "refused", "", "why")
-    plan = make_plan({0: [known], 1: [refused], 2: [refused]}, "leader")
-    assert plan.shared == {1: ("t",)}
+    found = lots({0: [known], 1: [refused], 2: [refused]})
+    plan = make_plan(found, "leader")
+    assert plan.shared == by({1: ("t",)})
     assert plan.held == ()
-    assert find_refused({0: [known], 1: [refused]}) == {"t": "op: rank 1: why"}
+    assert make_plan(found, "sharded").shared == (Queue((1, 2), ("t",)),)
+    assert find_refused(found) == {"t": "op: rank 1: why"}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from warmup_plugin.manifest import Manifest, Outcome, TaskRecord
-from warmup_plugin.plan import Inventory, Item
+from warmup_plugin.plan import Inventory, Item, Lot
 from warmup_plugin.settle import Result, Settled, settle, without
 from warmup_plugin.table import Entry, Table
 
@@ -38,7 +38,8 @@ def settled(
     base: Mapping[str, Entry] | None = None,
     records: Mapping[str, TaskRecord] | None = None,
 ) -> Settled:
-    found = settle(Table(STAMP, base or {}), records or {}, inventories, results)
+    lots = [Lot((rank,), inventory) for rank, inventory in inventories.items()]
+    found = settle(Table(STAMP, base or {}), records or {}, lots, results)
     assert found.table.stamp == STAMP
     assert found.table.records == {}
     return found

@@ -93,6 +93,42 @@ MUTANTS = (
         "    if deviates:\n", "    if False:\n",
         "tests/test_decide.py::test_ranks_that_deviate_are_named_and_all_serve_defaults",
     ),
+    Mutant(
+        "archive's file types", "cli/archive.py",
+        "    if member.type != tarfile.REGTYPE or member.issparse():\n", "    if False:\n",
+        "tests/cli/test_carrying.py::test_a_hostile_archive_writes_nothing",
+    ),
+    Mutant(
+        "archive's names", "cli/archive.py",
+        "        if match is None:\n", "        if match is None and not row.path:\n",
+        "tests/cli/test_carrying.py::test_a_hostile_archive_writes_nothing",
+    ),
+    Mutant(
+        "archive's sha256", "cli/archive.py",
+        "        if len(data) != row.bytes or _sha256(data) != row.sha256:\n",
+        "        if False:\n",
+        "tests/cli/test_carrying.py::test_another_listing_another_digest_another_size",
+    ),
+    Mutant(
+        "unpack's links", "cli/unpack.py",
+        "            if not is_inside(home, target.path):\n", "            if False:\n",
+        "tests/cli/test_carrying.py::test_no_link_is_followed_out_of_the_root",
+    ),
+    Mutant(
+        "prune's tables in use", "cli/usage.py",
+        '    if seen in ("runs", "stopped"):\n', "    if False:\n",
+        "tests/cli/test_keeping.py::test_prune_never_takes_what_is_in_use",
+    ),
+    Mutant(
+        "require-complete", "steps/complete.py",
+        "    if not missing:\n", "    if missing or not missing:\n",
+        "tests/ranks/test_modes.py::test_a_start_without_a_table_is_refused_on_every_rank",
+    ),
+    Mutant(
+        "page's text", "cli/page.py",
+        "[[html.escape(row[1]), row[3]] for row in rows]", "[[row[1], row[3]] for row in rows]",
+        "tests/cli/test_page.py::test_text_from_files_is_escaped",
+    ),
 )  # fmt: skip
 
 

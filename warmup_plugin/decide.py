@@ -17,6 +17,8 @@ from warmup_plugin.table import INDETERMINATE
 Word = dict[str, Any]
 Words = Mapping[int, Word]
 
+#: Settings of which rank 0's are used by all.
+RANK_0S_SETTINGS = ("mode", "strategy", "on_hit", "budget_s", "margin")
 #: Factors that say which tactics there are: ranks that differ in one cannot exchange theirs.
 _ENVIRONMENT = ("stamp", "gpu", "switches")
 
@@ -35,9 +37,7 @@ def decide_open(words: Words) -> Word:
         "coordinates": [_coordinates(words[ranks[0]]) for ranks in nodes.values()],
         "require_agreement": any(word["require_agreement"] for word in words.values()),
         "factors": _common_factors(words),
-        "mode": words[0]["mode"],
-        "strategy": words[0]["strategy"],
-        "on_hit": words[0]["on_hit"],
+        **{name: words[0][name] for name in ("session", *RANK_0S_SETTINGS)},
         "warnings": _other_settings(words),
     }
     if refusal := _refusal(words):
@@ -122,11 +122,10 @@ def _known_first(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, 
 
 def _other_settings(words: Words) -> list[str]:
     """Return what ranks were told differently; file keys are exact, so they share all the same."""
-    names = ("mode", "strategy", "on_hit")
     said = [
         f"rank {rank} has {name}={word[name]}, rank 0's {words[0][name]} is used"
         for rank, word in words.items()
-        for name in names
+        for name in RANK_0S_SETTINGS
         if word[name] != words[0][name]
     ]
     return said + [_say(rank, found) for rank, found in _differences(words).items()]
@@ -136,8 +135,24 @@ def decide_agree(words: Words) -> Word:
     """Which tables there are and whose bodies are needed.
 
     go: one (all nodes that have a table have this one, ranks ``held_by``) | merge (``want``: ranks
-    whose tables to merge) | none (memory only or cold).
+    whose tables to merge) | none (memory only or cold). ``deaths``, where there are any: task id ->
+    its label and the journals of the processes that died in it, each named once.
     """
+    deaths = _deaths(words)
+    return {**_tables(words), "deaths": deaths} if deaths else _tables(words)
+
+
+def _deaths(words: Words) -> dict[str, Any]:
+    """Return the union of what the nodes have read; they may have one disk or several."""
+    found: dict[str, Any] = {}
+    for word in words.values():
+        for task, (label, journals) in word.get("deaths", {}).items():
+            before = found[task][1] if task in found else []
+            found[task] = [label, sorted({*before, *journals})]
+    return found
+
+
+def _tables(words: Words) -> Word:
     held = {rank: word["table"] for rank, word in words.items() if word["table"]}
     warnings = [f"rank {rank}: {text}" for rank, word in words.items() for text in word["warnings"]]
     mark = words[0]["mark"]

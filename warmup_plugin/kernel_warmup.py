@@ -22,7 +22,7 @@ on its rank, `RankLostError`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ def warm_up(
     settings: Settings | None = None,
     root: Path | None = None,
     engine_root: Path | None = None,
-    others: Sequence[Path] | None = None,
+    others: Iterable[Path] | None = None,
     ops: KnownOps | None = None,
     tuning_context: TuningContext | None = None,
     engine: tuple[str, str] = ("custom", "0"),
@@ -77,8 +77,8 @@ def warm_up(
         root: CACHE_ROOT, before every other source.
         engine_root: the engine's own CACHE_ROOT; `paths.resolve` has the order.
         others: tables that an engine keeps itself: files FlashInfer can load, folders of its
-            managed store. Read where there is no complete table yet, for the same environment;
-            never written.
+            managed store. Iterated where there is no complete table yet, and read for the same
+            environment; never written.
         ops: what is known about single ops; `known_ops` of the installed release without it.
         tuning_context: makes the context the forward runs in, ``autotune(True)`` without it;
             `contextlib.nullcontext` for a forward that opens its own.

@@ -42,12 +42,19 @@ class TaskRecord(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown
     default_ms: float | None = None
     rank: int | None = None
     host: str = ""
+    gpu: str = ""
     at: float = 0.0
+    samples: int | None = None
+    candidates: int | None = None
+    blocked: str | None = None
     extra: dict[str, Any] = {}
 
     def answer(self) -> TaskRecord:
         """Return the record without the circumstances: equal where the job was told the same."""
-        return msgspec.structs.replace(self, ms=None, default_ms=None, rank=None, host="", at=0.0)
+        return msgspec.structs.replace(
+            self, ms=None, default_ms=None, rank=None, host="", gpu="", at=0.0, samples=None,
+            candidates=None,
+        )  # fmt: skip
 
 
 class Tasks(Mapping[str, TaskRecord]):
@@ -57,12 +64,17 @@ class Tasks(Mapping[str, TaskRecord]):
         self._records: Mapping[str, TaskRecord] | Miss | None = records
         self._raw: bytes | msgspec.Raw = b""
         self.defaults = tuple(sorted(i for i, r in records.items() if r.outcome in DEFAULTS))
+        blocked = {i: r.blocked for i, r in records.items() if r.blocked is not None}
+        self.blocked = dict(sorted(blocked.items()))
 
     @classmethod
-    def undecoded(cls, raw: msgspec.Raw, defaults: tuple[str, ...]) -> Tasks:
-        """Return the tasks of a file; `defaults` are the ids that its header has for them."""
+    def undecoded(
+        cls, raw: msgspec.Raw, defaults: tuple[str, ...], blocked: dict[str, str]
+    ) -> Tasks:
+        """Return the tasks of a file; `defaults` and `blocked` are what its header says of them."""
         tasks = cls({})
-        tasks._records, tasks._raw, tasks.defaults = None, raw, defaults
+        tasks._records, tasks._raw = None, raw
+        tasks.defaults, tasks.blocked = defaults, blocked
         return tasks
 
     @property
@@ -134,6 +146,11 @@ class Manifest:
         return self._tasks.defaults
 
     @property
+    def blocked(self) -> Mapping[str, str]:
+        """Task id -> driver, of the tasks in which processes have died; from the header, too."""
+        return self._tasks.blocked
+
+    @property
     def tasks_miss(self) -> Miss | None:
         """Why `tasks` is empty although the file has some; decodes them."""
         return self._tasks.miss
@@ -165,6 +182,7 @@ class _Header(msgspec.Struct, omit_defaults=True):
     engine_version: str
     inventory: str
     known_defaults: tuple[str, ...] = ()
+    blocked: dict[str, str] = {}
     loose: tuple[str, ...] = ()
 
 
@@ -193,8 +211,8 @@ def parse_manifest(data: bytes, *, limit: int) -> Manifest | Miss:
         return Miss(f"schema {header.schema}, this version reads from {SCHEMA - 1}", "unreadable")
     extra = {name: decode(_ANYTHING, bytes(value)) for name, value in fields.items()}
     values = msgspec.structs.asdict(header)
-    defaults = values.pop("known_defaults")
-    return Manifest(**values, tasks=Tasks.undecoded(tasks, defaults), extra=extra)
+    undecoded = Tasks.undecoded(tasks, values.pop("known_defaults"), values.pop("blocked"))
+    return Manifest(**values, tasks=undecoded, extra=extra)
 
 
 def _decode_tasks(raw: bytes) -> dict[str, TaskRecord] | Miss:

@@ -119,6 +119,7 @@ class _Union:
             self.tasks[task] = record
             self.entries.update((k, e) for k, e in found.items() if k not in self.claimed)
             self.claimed |= keys
+            self.loose |= found.keys() & _loose_keys(part)
 
     def add_rest(self, part: Part, *, vouched: bool) -> None:
         """Take entries under keys that are no task's: the vouched ones first, then the loose."""

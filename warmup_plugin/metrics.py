@@ -30,7 +30,7 @@ def render(report: WarmupReport) -> str:
     lines: list[str] = []
     for name, meaning, rows in _families(report):
         lines += [f"# HELP warmup_plugin_{name} {meaning}", f"# TYPE warmup_plugin_{name} gauge"]
-        lines += [f"warmup_plugin_{name}{_labels(labels)} {value}" for labels, value in rows]
+        lines += [f"warmup_plugin_{name}{_labels(labels)} {value:.15g}" for labels, value in rows]
     return "\n".join(lines) + "\n"
 
 

@@ -7,7 +7,8 @@ stages, layer types and idle ranks make that order differ.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ class Item(NamedTuple):
     """One task of one rank's inventory, as it crosses ranks.
 
     ``state``: known, default, unstable, missing, refused or unshared. ``adopt``: the key of an old
-    file's entry that answers the task, or an empty string.
+    file's entry that answers the task, or an empty string. ``at``: its buckets, as in its label.
     """
 
     id: str
@@ -27,73 +28,113 @@ class Item(NamedTuple):
     state: str
     adopt: str = ""
     reason: str = ""
+    at: str = ""
 
     @classmethod
     def from_json(cls, row: Sequence[Any]) -> Item:
         """Return the item of a JSON row."""
-        name, op, keys, state, adopt, reason = row
-        return cls(name, op, tuple(keys), state, adopt, reason)
+        name, op, keys, *rest = row
+        return cls(name, op, tuple(keys), *rest)
+
+    @property
+    def label(self) -> str:
+        """Return a short name for people, as `Task.label`."""
+        return f"{self.op} @ {self.at}"
 
 
 Inventory = Sequence[Item]
+
+
+class Lot(NamedTuple):
+    """Tasks that several ranks have alike: what a thousand ranks say equally is looked at once."""
+
+    ranks: tuple[int, ...]
+    items: Inventory
+
+
+Lots = Sequence[Lot]
+#: How long a task may take, in any unit: it orders, and never decides.
+Cost = Callable[[Item], float]
+
+
+class Queue(NamedTuple):
+    """Tasks that any of these ranks can tune, in the order in which they are taken."""
+
+    ranks: tuple[int, ...]
+    tasks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Plan:
     """Who does what.
 
-    ``shared``: rank -> tasks it tunes for all. ``local``: rank -> tasks it tunes for itself, not
-    stored. ``held``: tasks that need no tuning because an entry answers them: of a twin on another
-    rank, or of an old file.
+    ``shared``: the tasks that one rank tunes for all, in queues; a rank takes from those it is in,
+    one after the other. ``local``: rank -> tasks it tunes for itself, not stored. ``held``: tasks
+    that need no tuning because an entry answers them: of a twin on another rank, of an old file, or
+    (``resumed``, among them) of a start that did not finish.
     """
 
-    shared: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    shared: tuple[Queue, ...] = ()
     local: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     held: tuple[str, ...] = ()
+    resumed: tuple[str, ...] = ()
+
+    @property
+    def tasks(self) -> Iterator[str]:
+        """The tasks that one rank tunes for all."""
+        return (name for queue in self.shared for name in queue.tasks)
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
         return {
-            "shared": {str(rank): list(ids) for rank, ids in self.shared.items()},
+            "shared": [[list(queue.ranks), list(queue.tasks)] for queue in self.shared],
             "local": {str(rank): list(ids) for rank, ids in self.local.items()},
             "held": list(self.held),
+            "resumed": list(self.resumed),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
         """Return the plan of JSON values."""
         return cls(
-            {int(rank): tuple(ids) for rank, ids in data["shared"].items()},
+            tuple(Queue(tuple(ranks), tuple(tasks)) for ranks, tasks in data["shared"]),
             {int(rank): tuple(ids) for rank, ids in data["local"].items()},
             tuple(data["held"]),
+            tuple(data["resumed"]),
         )
 
 
 def make_plan(
-    inventories: Mapping[int, Inventory],
+    lots: Lots,
     strategy: Strategy,
     *,
     answered: Collection[str] = (),
     time_nothing: bool = False,
+    cost: Cost = lambda _item: 0.0,
+    last: Collection[str] = (),
+    one_rank: Collection[str] = (),
 ) -> Plan:
     """Assign every task that no entry answers.
 
-    ``inventories``: rank -> its tasks. ``answered``: tasks that an entry has come to answer since
-    they were surveyed. With ``time_nothing`` (mode replay) nothing is assigned and
-    what is missing serves FlashInfer's default.
+    ``answered``: tasks that an entry has come to answer since they were surveyed. With
+    ``time_nothing`` (mode replay) nothing is assigned and what is missing serves FlashInfer's
+    default. ``last``: tasks in which a process has died, tuned after all others. ``one_rank``: ops
+    that strategy `sharded` leaves to the lowest rank that has them.
     """
-    holders: dict[str, list[int]] = {}
+    holders: dict[str, set[int]] = {}
     states: dict[str, set[str]] = {}
+    items: dict[str, Item] = {}
     held: dict[str, None] = {}
-    for rank in sorted(inventories):
-        for item in inventories[rank]:
+    for ranks, inventory in sorted(lots, key=lambda lot: lot.ranks):
+        for item in inventory:
+            items.setdefault(item.id, item)
             if item.state != "known":  # of what an entry answers, no call is kept to be tuned
-                holders.setdefault(item.id, []).append(rank)
+                holders.setdefault(item.id, set()).update(ranks)
             states.setdefault(item.id, set()).add(item.state)
             if item.adopt:
                 held[item.id] = None
-    unshared = find_unshared(inventories)
-    refused = find_refused(inventories)
+    unshared = find_unshared(lots)
+    refused = find_refused(lots)
     known = {name for name, found in states.items() if "known" in found} - unshared - refused.keys()
     lacking = (n for n, found in states.items() if "missing" in found or n in refused)
     missing = [name for name in lacking if name not in unshared]
@@ -104,51 +145,67 @@ def make_plan(
         return Plan(held=tuple(held))
     tuned = [name for name in missing if name not in held]
     if strategy == "per_rank":
-        return Plan(local=_each_its_own(inventories, {*tuned, *unshared}))
-    return Plan(_to_lowest(tuned, holders), _each_its_own(inventories, unshared), tuple(held))
+        return Plan(local=_each_its_own(lots, {*tuned, *unshared}))
+
+    def ranks_of(name: str) -> tuple[int, ...]:
+        is_one = strategy == "leader" or items[name].op in one_rank
+        return (min(holders[name]),) if is_one else ranks_in_order(frozenset(holders[name]))
+
+    ranks_in_order = functools.cache(lambda ranks: tuple(sorted(ranks)))
+    costs = {name: cost(items[name]) for name in tuned}
+    queues = make_queues({name: ranks_of(name) for name in tuned}, costs, last)
+    return Plan(queues, _each_its_own(lots, unshared), tuple(held))
 
 
-def find_refused(inventories: Mapping[int, Inventory]) -> dict[str, str]:
+def make_queues(
+    holders: Mapping[str, tuple[int, ...]], costs: Mapping[str, float], last: Collection[str]
+) -> tuple[Queue, ...]:
+    """Return one queue for each set of ranks, costliest task first; those of ``last`` follow.
+
+    Tasks of few ranks stand before those of many: the many can wait for any of theirs.
+    """
+    found: dict[tuple[bool, tuple[int, ...]], list[str]] = {}
+    for name, ranks in holders.items():
+        found.setdefault((name in last, ranks), []).append(name)
+    ordered = sorted(found.items(), key=lambda row: (row[0][0], len(row[0][1]), row[0][1]))
+    return tuple(
+        Queue(ranks, tuple(sorted(names, key=lambda name: -costs[name])))
+        for (_, ranks), names in ordered
+    )
+
+
+def find_refused(lots: Lots) -> dict[str, str]:
     """Return the tasks whose entry some rank cannot use, with the reason: no rank uses it then."""
     found: dict[str, str] = {}
-    for rank in sorted(inventories):
-        for item in inventories[rank]:
+    for lot in sorted(lots, key=lambda lot: lot.ranks):
+        for item in lot.items:
             if item.state == "refused":
-                found.setdefault(item.id, f"{item.op}: rank {rank}: {item.reason}")
+                found.setdefault(item.id, f"{item.op}: rank {lot.ranks[0]}: {item.reason}")
     return found
 
 
-def find_unshared(inventories: Mapping[int, Inventory]) -> set[str]:
+def find_unshared(lots: Lots) -> set[str]:
     """Return the tasks that must not be shared: a rank says so, or a key is another task's too.
 
     Stages may use one key with two runner lists without any rank seeing both.
     """
-    items = [item for inventory in inventories.values() for item in inventory]
-    found = {item.id for item in items if item.state == "unshared"}
+    found: set[str] = set()
     owners: dict[str, str] = {}
-    for item in items:
-        for key in item.keys:
-            owner = owners.setdefault(key, item.id)
-            if owner != item.id:
-                found |= {owner, item.id}
+    for lot in lots:
+        for item in lot.items:
+            if item.state == "unshared":
+                found.add(item.id)
+            for key in item.keys:
+                owner = owners.setdefault(key, item.id)
+                if owner != item.id:
+                    found |= {owner, item.id}
     return found
 
 
-def _to_lowest(
-    names: Sequence[str], holders: Mapping[str, list[int]]
-) -> dict[int, tuple[str, ...]]:
-    """Give each task to the lowest rank that has it: rank 0 unless it is another stage's."""
-    found: dict[int, list[str]] = {}
-    for name in names:
-        found.setdefault(holders[name][0], []).append(name)
-    return {rank: tuple(ids) for rank, ids in found.items()}
-
-
-def _each_its_own(
-    inventories: Mapping[int, Inventory], names: set[str]
-) -> dict[int, tuple[str, ...]]:
-    own = {
-        rank: tuple(item.id for item in items if item.id in names)
-        for rank, items in inventories.items()
-    }
-    return {rank: ids for rank, ids in own.items() if ids}
+def _each_its_own(lots: Lots, names: set[str]) -> dict[int, tuple[str, ...]]:
+    found: dict[int, tuple[str, ...]] = {}
+    for ranks, items in lots:
+        ids = tuple(item.id for item in items if item.id in names)
+        for rank in ranks if ids else ():
+            found[rank] = (*found.get(rank, ()), *ids)
+    return dict(sorted(found.items()))

@@ -19,6 +19,7 @@ import contextlib
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -72,6 +73,10 @@ class Rendezvous(Protocol):
         """Return the body of that sha256, checked."""
         ...
 
+    def take(self, name: str) -> int:
+        """Count one more of something that is given once; return how many before; as `confirm`."""
+        ...
+
     def note(self, step: str, task: str = "") -> None:
         """Tell the others, through the heartbeat, what this rank is at; find out as `confirm`."""
         ...
@@ -108,6 +113,7 @@ class Alone:
     def __init__(self) -> None:
         self.waits: list[tuple[str, float, float]] = []
         self._bodies: dict[str, bytes] = {}
+        self._taken: Counter[str] = Counter()
 
     def meet(self, step: str, word: Word, decide: Decide) -> Word:
         """Decide from the only word there is."""
@@ -123,6 +129,11 @@ class Alone:
     def get(self, sha256: str) -> bytes:
         """Return a body put before; raises `KeyError` for another."""
         return self._bodies[sha256]
+
+    def take(self, name: str) -> int:
+        """Count one more; nobody else does."""
+        self._taken[name] += 1
+        return self._taken[name] - 1
 
     def note(self, step: str, task: str = "") -> None:
         """Nobody is listening."""
@@ -309,6 +320,11 @@ class Meeting:
         if digest(body) != sha256:
             raise SessionError(f"body {sha256}: arrived with sha256 {digest(body)}")
         return body
+
+    def take(self, name: str) -> int:
+        """Count one more of something that each is given once; return how many there were."""
+        self.confirm()
+        return self._link.add(f"take/{name}") - 1
 
     def _in_parts(self, key: str, told: bytes) -> bytes:
         """Return a body that is too large for one value of the store."""

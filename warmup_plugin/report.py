@@ -21,9 +21,10 @@ class WarmupReport:
     """One rank's receipt of one session.
 
     ``tasks`` counts this rank's tasks by what became of them: seen, from_cache, tuned (here),
-    received (from the rank that tuned it), adopted (another's entry answers), default, unshared.
-    ``seconds`` is by step, ``ops`` by custom op. ``timeline`` has a row for each task tuned here:
-    [label, began, seconds] on the machine's monotonic clock. ``at`` is the time of day, unix
+    received (from the rank that tuned it), adopted (another's entry answers), default, unshared,
+    left (to the next start). ``seconds`` is by step, ``ops`` by custom op. ``timeline`` has a row
+    for each task tuned here: [label, began, seconds] on the machine's monotonic clock. ``costs``,
+    on rank 0: seconds by label of every task the job has tuned. ``at`` is the time of day, unix
     seconds. ``read``: what became of each file of this node; ``adopted_from``: tasks that another
     table answers, by that table; ``process``: what tells this process from others on its machine.
 
@@ -55,6 +56,7 @@ class WarmupReport:
     inputs_synthesised: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     timeline: tuple[tuple[str, float, float], ...] = ()
+    costs: Mapping[str, float] = field(default_factory=dict)
     bytes_sent: int = 0
     bytes_received: int = 0
     warnings: tuple[str, ...] = ()
@@ -93,7 +95,7 @@ class WarmupReport:
             f"{counts.get('from_cache', 0)} of {counts.get('seen', 0)} tasks from cache",
             *(
                 f"{counts[name]} {name}"
-                for name in ("tuned", "received", "adopted", "default", "unshared")
+                for name in ("tuned", "received", "adopted", "default", "unshared", "left")
                 if counts.get(name)
             ),
             f"{self.tactics_timed} tactics timed",

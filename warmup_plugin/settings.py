@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, NamedTuple, Self, get_args
 from warmup_plugin.errors import SettingError
 
 Mode = Literal["on", "read-only", "replay", "require-complete", "off"]
-Strategy = Literal["leader", "per_rank"]
+Strategy = Literal["leader", "sharded", "per_rank"]
 #: Modes in which no tactic is timed.
 REPLAYS: Final = ("replay", "require-complete")
 OnHit = Literal["survey", "skip"]
@@ -51,6 +51,14 @@ def _seconds(*, zero: bool) -> _Kind:
     return _Kind(
         float, accepts, f"a finite number of seconds, {'0 or more' if zero else 'above 0'}"
     )
+
+
+def _is_share(value: object) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and 0 <= value < 1  # type: ignore[operator]  # mypy forgets what it is
+
+
+_SHARE = _Kind(float, _is_share, "a share, from 0 to less than 1")
 
 
 def _count(least: int) -> _Kind:
@@ -122,11 +130,12 @@ class Settings:
         ),
     )
     strategy: Strategy = field(
-        default="leader",
+        default="sharded",
         metadata=_row(
             "WARMUP_PLUGIN_STRATEGY",
             _choice(*get_args(Strategy)),
-            "which ranks tune: `leader` tunes on rank 0 and shares, `per_rank` shares nothing",
+            "which ranks tune: `leader` tunes on rank 0 and shares, `sharded` splits the tasks "
+            "over the ranks that have them and shares, `per_rank` shares nothing",
         ),
     )
     on_hit: OnHit = field(
@@ -184,6 +193,24 @@ class Settings:
             "WARMUP_PLUGIN_TASK_LIMIT_S",
             _seconds(zero=False),
             "longest that one task may tune before its rank is taken for stuck",
+        ),
+    )
+    budget_s: float | None = field(
+        default=None,
+        metadata=_row(
+            "WARMUP_PLUGIN_BUDGET_S",
+            _seconds(zero=False),
+            "longest that one start tunes, beyond the task in hand; what is known by then is "
+            "served and stored, and the next start goes on from there",
+        ),
+    )
+    margin: float = field(
+        default=0.03,
+        metadata=_row(
+            "WARMUP_PLUGIN_MARGIN",
+            _SHARE,
+            "a winner must be faster than FlashInfer's default by more than this share of the "
+            "default's time, or the default serves; 0 takes FlashInfer's own choice",
         ),
     )
     grace_s: float = field(

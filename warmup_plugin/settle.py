@@ -14,7 +14,7 @@ from typing import cast
 import msgspec
 
 from warmup_plugin.manifest import DEFAULTS, Manifest, Outcome, TaskRecord
-from warmup_plugin.plan import Inventory, Item, find_refused, find_unshared
+from warmup_plugin.plan import Item, Lots, find_refused, find_unshared
 from warmup_plugin.table import Entry, Table
 
 _COLLISION = "one file key has come to mean two configurations"
@@ -34,6 +34,10 @@ class Result:
     rank: int = 0
     host: str = ""
     at: float = 0.0
+    samples: int | None = None
+    candidates: int | None = None
+    gpu: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -48,29 +52,33 @@ class Settled:
 def settle(
     base: Table,
     records: Mapping[str, TaskRecord],
-    inventories: Mapping[int, Inventory],
+    lots: Lots,
     results: Iterable[Result],
+    *,
+    suspects: Collection[str] = (),
+    blocked: Mapping[str, str] | None = None,
 ) -> Settled:
     """Merge results into the agreed table.
 
     ``records`` are the task records of the agreed table; tasks of it that this job does not have
-    keep entry and record (another model or phase may share the file).
+    keep entry and record (another model or phase may share the file). ``suspects``: tasks in which
+    a process has died, which no older entry answers. ``blocked``: those that serve their default
+    for it, with the driver under which that was found.
     """
+    blocked = blocked or {}
     entries: dict[str, Entry] = dict(base.entries)
     found = {result.task: result for result in results}
-    keys: dict[str, dict[tuple[str, ...], None]] = {}
-    items: dict[str, Item] = {}
-    for inventory in inventories.values():
-        for item in inventory:
-            keys.setdefault(item.id, {})[item.keys] = None
-            if item.id not in items or item.adopt:
-                items[item.id] = item
+    items, keys = _by_task(lots)
     merged = dict(records)
     complete = True
-    unshared, refused = find_unshared(inventories), find_refused(inventories)
+    unshared = find_unshared(lots)
+    unheld = {*suspects, *find_refused(lots)}
     for name, item in items.items():
-        stored = None if name in refused else _held(name, item, keys[name], base, records)
-        result = found.get(name) or stored
+        result = found.get(name)
+        if name in blocked:
+            result = Result(name, "default", reason=item.reason)
+        elif result is None and name not in unheld:
+            result = _held(name, item, keys[name], base, records)
         for key in (key for key_list in keys[name] for key in key_list):
             entries.pop(key, None)
         is_unshared = name in unshared or (result is not None and result.kind == "unshared")
@@ -81,11 +89,29 @@ def settle(
             complete = complete and is_unshared
             merged.pop(name, None)
             continue
-        if result.entry is not None and result.winner is not None:
-            for key_list in keys[name]:
-                entries[key_list[result.winner]] = result.entry
-        merged[name] = _record(item.op, keys[name], result, records.get(name))
+        entries.update(_under_each_key(result, keys[name]))
+        record = _record(item.op, keys[name], result, records.get(name))
+        merged[name] = msgspec.structs.replace(record, blocked=blocked.get(name))
     return Settled(Table(base.stamp, entries, {}), merged, complete)
+
+
+def _by_task(lots: Lots) -> tuple[dict[str, Item], dict[str, dict[tuple[str, ...], None]]]:
+    """Return by task an item, one that adopts if there is one, and all lists of keys it has."""
+    items: dict[str, Item] = {}
+    keys: dict[str, dict[tuple[str, ...], None]] = {}
+    for lot in lots:
+        for item in lot.items:
+            keys.setdefault(item.id, {})[item.keys] = None
+            if item.id not in items or item.adopt:
+                items[item.id] = item
+    return items, keys
+
+
+def _under_each_key(result: Result, key_lists: Iterable[tuple[str, ...]]) -> dict[str, Entry]:
+    """Return the winner's entry under the winning runner's key of every rank; none without one."""
+    if result.entry is None or result.winner is None:
+        return {}
+    return {key_list[result.winner]: result.entry for key_list in key_lists}
 
 
 def _held(
@@ -117,6 +143,11 @@ def _index_of(runner: str, keys: tuple[str, ...]) -> int:
     return next((i for i, key in enumerate(keys) if f", {runner!r}, " in key), 0)
 
 
+def record_of(op: str, keys: tuple[str, ...], result: Result) -> TaskRecord:
+    """Return the record of a task that one rank has tuned."""
+    return _record(op, [keys], result, None)
+
+
 def _record(
     op: str, keys: Iterable[tuple[str, ...]], result: Result, before: TaskRecord | None
 ) -> TaskRecord:
@@ -131,7 +162,10 @@ def _record(
         default_ms=result.default_ms,
         rank=result.rank,
         host=result.host,
+        gpu=result.gpu,
         at=result.at,
+        samples=result.samples,
+        candidates=result.candidates,
     )
 
 

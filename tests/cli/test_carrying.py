@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -209,6 +210,21 @@ def test_a_hostile_archive_writes_nothing(
     assert ran.code == 1, ran.out
     assert ran.err.count("\n") == 1
     assert not files_below(there) if there.exists() else True
+
+
+def test_no_link_is_followed_out_of_the_root(cli: Cli, packed: Path, tmp_path: Path) -> None:
+    """Somebody has put one where an identity's directory would be, or above it."""
+    there, elsewhere = tmp_path / "there", tmp_path / "elsewhere"
+    home = there / "flashinfer_autotune" / "0.7.2.post1" / "sm100" / identity().digest
+    for link in (home, home.parent):
+        elsewhere.mkdir()
+        link.parent.mkdir(parents=True)
+        link.symlink_to(elsewhere)
+        ran = cli("unpack", packed, "--root", there)
+        assert (ran.code, "a link that leads out of" in ran.err) == (1, True)
+        assert list(elsewhere.iterdir()) == []
+        shutil.rmtree(there)
+        elsewhere.rmdir()
 
 
 @pytest.mark.parametrize("cut", [0, 511, 512, 1024, 3000, -1], ids=str)

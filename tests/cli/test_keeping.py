@@ -212,6 +212,18 @@ def test_prune_leaves_layers_alone_and_wants_to_be_told(cli: Cli, tmp_path: Path
     assert cli("prune", "--older-than", "soon", "--root", tmp_path).code == 2
 
 
+def test_prune_follows_no_link(cli: Cli, tmp_path: Path) -> None:
+    """A link in an identity's place stays, with what it leads to; the command says so."""
+    theirs = put(tmp_path / "theirs", version="0.6.13")
+    shelf = tmp_path / "ours" / "flashinfer_autotune" / "0.6.13" / "sm100"
+    shelf.mkdir(parents=True)
+    (shelf / theirs.name).symlink_to(theirs)
+    ran = cli("prune", "--version", "0.6.13", "--set-aside", "--root", tmp_path / "ours")
+    assert (ran.code, "a link; not followed" in ran.out) == (1, True)
+    assert (theirs / "identity.json").exists()
+    assert (shelf / theirs.name).is_symlink()
+
+
 # -- doctor ----------------------------------------------------------------------------------------
 
 

@@ -35,6 +35,7 @@ SURFACE = {
     },
     "ls": {"--root", "--engine-root", "--json"},
     "show": {"file", "--tasks", "--json"},
+    "retry": {"directory", "--list", "--json"},
     "explain": {"a", "b", "--last", "--root", "--engine-root", "--json"},
     "report": {"receipt", "--only", "--html", "--root", "--engine-root", "--json"},
     "verify": {"what", "--root", "--engine-root", "--json"},

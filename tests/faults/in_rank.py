@@ -200,7 +200,8 @@ def _at(here: Here, point: str, strike: Callable[[], None]) -> None:
     elif point == "build":
         _patch(replay, "prepare", strike)
     elif kind == "tune" and which:
-        here.on_task.append(lambda number: strike() if number == int(which) else None)
+        begun = itertools.count()  # on this rank: the number it is told is the job's
+        here.on_task.append(lambda _number: strike() if next(begun) == int(which) else None)
     else:
         _patch(kernel_warmup, STEPS[point], strike)
 
@@ -390,6 +391,44 @@ def _later(seconds: float, function: Callable[..., object], *arguments: Any) -> 
 def slow_tasks(here: Here, seconds: float) -> None:
     """Take long for each task."""
     here.on_task.append(lambda _number: time.sleep(seconds))
+
+
+def tell_tasks(here: Here) -> None:
+    """Tell the launcher of each task as it begins, under its place in the job's queues."""
+    here.on_task.append(lambda number: here.say(f"task {number}"))
+
+
+def die_in_tactic(here: Here, op: str, tactic: int, batch: int) -> None:
+    """End this process in one tactic of one task, as an illegal access does."""
+    _on_run(here, op, batch, lambda asked: bool(autotuner.AutoTuner.get().is_tuning_mode)
+            and asked == tactic)  # fmt: skip
+
+
+def die_when_built(here: Here, op: str, batch: int) -> None:
+    """End this process in the winner of one task, when it is built apart from the forward."""
+    prepare = replay.prepare
+
+    def prepared(task: Any, entry: Any, *, at_bucket: bool = True) -> None:
+        if task.op == op and task.buckets == (batch,):
+            here.say("killed")
+            os.kill(os.getpid(), signal.SIGKILL)
+        prepare(task, entry, at_bucket=at_bucket)
+
+    replay.prepare = prepared
+
+
+def _on_run(here: Here, op: str, batch: int, is_it: Callable[[Any], bool]) -> None:
+    run = CpuRunner.forward
+
+    @functools.wraps(run)  # FlashInfer looks at the names of its arguments
+    def forward(self: Any, inputs: Any, *args: Any, **options: Any) -> Any:
+        asked = options.get("tactic", args[0] if args else -1)
+        if self.op == op and inputs[0].shape[0] == batch and is_it(asked):
+            here.say("killed")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return run(self, inputs, *args, **options)
+
+    CpuRunner.forward = forward  # type: ignore[method-assign]
 
 
 def own_handler(_here: Here) -> None:

@@ -35,13 +35,14 @@ def test_the_other_takes_over_from_one_that_died(
     """The one that tunes is killed: its lease is void, and nobody waits it out."""
     dying, waiting = make_job("same"), make_job("same")
     dying.faults = [
-        {"do": "kill", "on": [0], "at": "tune:30"},
+        {"do": "kill", "on": [0], "at": "tune:10"},
         {"do": "slow_tasks", "on": [0], "seconds": 0.05},
     ]
     waiting.faults = [{"do": "sleep", "on": [0], "at": "plan", "seconds": 1.0}]
     died, took_over = start([dying, waiting], tp=2)
     assert died[0].status == -9
     took_over.assert_whole()
+    # It was surveyed before the other one had found out anything.
     assert took_over.tasks_tuned() == len(waiting.tasks())
     assert waiting.litter() == []
 

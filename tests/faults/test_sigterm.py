@@ -34,7 +34,11 @@ CASES: dict[str, dict[str, Any]] = {
     "KeyboardInterrupt": {
         "faults": [{"do": "fail_at", "on": [0], "at": MIDDLE, "error": "KeyboardInterrupt"}]
     },
-    "SIGTERM of the other rank": sent(1, "share", SLOW),
+    "SIGTERM of the other rank": {
+        **sent(1, "share", SLOW),
+        "env": {"WARMUP_PLUGIN_STRATEGY": "leader"},
+    },
+    "SIGTERM of another rank that tunes": sent(1, "tune:3", SLOW),
     "SIGTERM when all is tuned": sent(0, "prepare"),
     "SIGTERM before anything is": sent(0, "plan"),
 }
@@ -62,9 +66,14 @@ def test_results_are_kept(name: str, ran: Callable[..., Ran]) -> None:
     assert again.tasks_tuned() == again[0].task_count("seen") - kept > 0
 
 
-def test_another_rank_s_end_is_noticed_while_this_one_tunes(ran: Callable[..., Ran]) -> None:
+@pytest.mark.parametrize(
+    "name", ["SIGTERM of the other rank", "SIGTERM of another rank that tunes"]
+)
+def test_another_rank_s_end_is_noticed_while_this_one_tunes(
+    name: str, ran: Callable[..., Ran]
+) -> None:
     """The rank that tunes does not go on for hours; what it has tuned is kept."""
-    case = ran(CASES, "SIGTERM of the other rank", tp=2)
+    case = ran(CASES, name, tp=2)
     start, again = case.start, case.again
     assert start[1].status == -15
     start[0].assert_gave_up(1)

@@ -78,7 +78,9 @@ def planning(seat: Seat) -> None:
             meeting.get(name)
         return {"plan": meeting.put(b"plan")}
 
-    meeting.get(seat.meet("plan", own, lead)["plan"])
+    plan = seat.meet("plan", own, lead)["plan"]
+    if seat.rank:
+        meeting.get(plan)
 
 
 def tuning(seat: Seat) -> None:

@@ -33,6 +33,8 @@ WAITING = {
 ALLOWED = {
     ("waiting.py", "wait_until", "time.sleep"): "the pause between two looks",
     ("files.py", "_try_lock", "fcntl.flock"): "asks with LOCK_NB; the wait is around it",
+    ("journal.py", "Journal._open", "fcntl.flock"): "asks with LOCK_NB",
+    ("journal.py", "_is_free", "fcntl.flock"): "asks with LOCK_NB",
     ("pulse.py", "Pulse._run", "self._stop.wait"): "the heartbeat's pause, ended by `stop`",
     ("pulse.py", "Pulse.stop", "self._thread.join"): "five seconds; the thread is a daemon",
     ("lease.py", "_touch", "stop.wait"): "the pause between two touches, ended by the holder",
@@ -47,6 +49,8 @@ ALLOWED = {
     "the time-out of the group it is given",
     ("storelink.py", "_addresses", "probe.connect"): "of a datagram socket: sends nothing",
     ("steps/job.py", "_meet", "connect"): "storelink's, above",
+    ("cli/checks.py", "_tried", "fcntl.flock"): "asks with LOCK_NB, of a file of its own",
+    ("cli/live.py", "_answer", "subprocess.run"): "a time-out is given",
     ("cli/machine.py", "_compute_capabilities", "subprocess.run"): "a time-out is given",
 }
 

@@ -50,6 +50,11 @@ class Start:
         return counted
 
     @property
+    def timed_in_all(self) -> int:
+        """Tactics timed in the job, whoever has taken which task."""
+        return sum(self.timed)
+
+    @property
     def synthesised(self) -> list[int]:
         """Profiling inputs synthesised by each rank, counted and compared alike."""
         counted = [result.counts["prepare_input_tensors"] for result in self.ranks]

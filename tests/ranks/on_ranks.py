@@ -210,7 +210,10 @@ def warm_up_with(engine: Engine, runners: list[Any]) -> tuple[Any, None]:
 
 
 def watching_the_wire(engine: Engine) -> tuple[Any, dict[str, Any]]:
-    """Warm up; see the files opened under the root, the tables FlashInfer loads, the messages."""
+    """Warm up; see the files opened under the root, the tables FlashInfer loads, the messages.
+
+    Not the journals: every rank has its own.
+    """
     opened: list[str] = []
     loaded: list[str] = []
     sent: list[tuple[str, bytes]] = []
@@ -221,7 +224,8 @@ def watching_the_wire(engine: Engine) -> tuple[Any, dict[str, Any]]:
         if event in ("open", "os.listdir", "os.scandir", "os.rename", "os.mkdir", "os.remove"):
             # Python 3.11 tells `open` of Path.open, os.open, and everything that ends there.
             names = [os.fspath(a) for a in arguments if isinstance(a, (str, bytes, os.PathLike))]
-            opened.extend(name for name in map(str, names) if name.startswith(root))
+            found = (name for name in map(str, names) if name.startswith(root))
+            opened.extend(name for name in found if "/journal" not in name)
 
     def load(tuner: Any, path: str) -> Any:
         loaded.append(hashlib.sha256(Path(path).read_bytes()).hexdigest())

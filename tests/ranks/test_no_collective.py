@@ -86,7 +86,8 @@ def test_tuning_inside_a_forward_is_found_out(deploy: Callable[..., Deployment])
 def test_long_tuning_trips_no_group_timeout(deploy: Callable[..., Deployment]) -> None:
     """Rank 0 tunes for more than twice the default group's timeout; nobody notices."""
     job = deploy(tp=2, layers=2, timing=SLOW, group_timeout_s=TIMEOUT_S)
-    cold = job.start("recording", env={"TEST_SLEEP_S": "0.03"})
+    one_tunes = {"WARMUP_PLUGIN_STRATEGY": "leader"}
+    cold = job.start("recording", env={"TEST_SLEEP_S": "0.03", **one_tunes})
     assert cold.reports[0].seconds["tune"] > 2 * TIMEOUT_S
     assert overlaps(cold.seen) == []
     warm = job.start(env={"TEST_SLEEP_S": "0"})

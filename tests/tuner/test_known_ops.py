@@ -123,10 +123,13 @@ def test_plus_adds_and_replaces_rows() -> None:
     more = first.plus(
         pass_through={"a": "2", "b": "3"},
         key_unstable={"u": "4"},
+        one_rank={"o": "6"},
         self_tuning={"s": "5"},
         twin_fields={"t": {1: "ep_rank"}},
     )
-    assert more == KnownOps({"a": "2", "b": "3"}, {"u": "4"}, {"s": "5"}, {"t": {1: "ep_rank"}})
+    assert more == KnownOps(
+        {"a": "2", "b": "3"}, {"u": "4"}, {"o": "6"}, {"s": "5"}, {"t": {1: "ep_rank"}}
+    )
     assert first == KnownOps(pass_through={"a": "1"}, twin_fields={"t": {0: "tp_rank"}})
     assert first.plus() == first
 

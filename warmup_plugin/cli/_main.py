@@ -24,6 +24,7 @@ from warmup_plugin.cli import (
     pack,
     prune,
     report,
+    retry,
     show,
     unpack,
     verify,
@@ -34,7 +35,7 @@ from warmup_plugin.errors import RuleError, SettingError, WarmupError
 
 #: In the order of the help.
 VERBS = (
-    demo, doctor, where, ls, show, explain, report, verify, pack, unpack, import_, prune,
+    demo, doctor, where, ls, show, explain, report, verify, pack, unpack, import_, prune, retry,
 )  # fmt: skip
 
 _EXAMPLES = """\

@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for axis, meaning in _AXES.items():
         parser.add_argument(f"--{axis}", type=int, metavar="N", help=f"{meaning} (default: 1)")
     parser.add_argument(
-        "--strategy", choices=get_args(Strategy), help="who tunes what (default: leader)"
+        "--strategy", choices=get_args(Strategy), help="who tunes what (default: sharded)"
     )
     parser.add_argument(
         "--root", type=Path, metavar="DIR", help="cache root to use (default: a temporary one)"

@@ -137,7 +137,8 @@ def _print_tasks(out: Console, table: Table, tasks: Mapping[str, TaskRecord], *,
     ordered = sorted(tasks.values(), key=lambda t: (t.outcome == "tuned", -(t.ms or 0.0), t.op))
     rows = [_task_row(table, task) for task in ordered[:most]]
     out.print()
-    print_rows(out, rows, header=("task", "ms", "rank", "winner"), right=("ms", "rank"))
+    header = ("task", "ms", "default", "rank", "winner")
+    print_rows(out, rows, header=header, right=("ms", "default", "rank"))
     if len(ordered) > most:
         rest = f"  {most} of {len(ordered)} tasks, the slowest; --tasks shows all"
         out.print(rest, style="dim")
@@ -147,13 +148,14 @@ def _task_row(table: Table, task: TaskRecord) -> tuple[str, ...]:
     keys = [key for each in task.keys for key in each]
     winner = next((table.entries[key] for key in keys if key in table.entries), None)
     shapes = shapes_of(keys[0]) if keys else "?"
-    ms = "-" if task.ms is None else f"{task.ms:.3g}"
+    ms, default_ms = ("-" if t is None else f"{t:.3g}" for t in (task.ms, task.default_ms))
     rank = "-" if task.rank is None else str(task.rank)
-    return f"{task.op} {shapes}", ms, rank, _winner(task, winner)
+    return f"{task.op} {shapes}", ms, default_ms, rank, _winner(task, winner)
 
 
 def _winner(task: TaskRecord, winner: Entry | None) -> str:
-    what = f"{winner.runner} {winner.tactic}" if winner else "none"
+    tactic = "default" if winner and winner.tactic == -1 else winner and winner.tactic
+    what = f"{winner.runner} {tactic}" if winner else "none"
     how = "" if task.outcome == "tuned" else f" ({task.outcome})"
     why = f": {task.reason}" if task.reason else ""
     return f"{what}{how}{why}"

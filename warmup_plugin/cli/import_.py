@@ -22,6 +22,7 @@ from warmup_plugin.borrow import IMPORTED, read_any
 from warmup_plugin.cli import machine, output, tree
 from warmup_plugin.cli.archive import write_whole
 from warmup_plugin.cli.output import CommandError
+from warmup_plugin.files import is_inside
 from warmup_plugin.paths import IDENTITY_NAME, LAYOUT
 from warmup_plugin.settings import Settings
 from warmup_plugin.table import INDETERMINATE, Entry, Miss, Table, digest, render_table
@@ -162,6 +163,8 @@ def _put(
     folder = _shelf(found, target, version, arch) / IMPORTED
     path = folder / f"{digest(data)}.json"
     is_new = not path.exists()
+    if not is_inside(folder, target.path):
+        raise CommandError(f"{folder}: a link that leads out of {target.path}")
     if is_new and not dry_run:
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ once more, then deleted. Layers are never touched.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import secrets
@@ -21,7 +22,7 @@ from typing import Any
 from warmup_plugin.cli import machine, output, tree
 from warmup_plugin.cli.output import CommandError
 from warmup_plugin.cli.usage import last_used, user_of
-from warmup_plugin.files import FOREIGN, locked
+from warmup_plugin.files import FOREIGN, is_inside, locked
 from warmup_plugin.settings import Settings
 
 HELP = "throw tables away by age, size or version, never those in use"
@@ -158,17 +159,26 @@ def _throw_away(going: list[Candidate], aside: list[tree.Kept], limit: int) -> l
     failed = []
     for each in going:
         try:
+            _refuse_links(each.kept)
             _delete(each.kept, limit)
         except OSError as error:
             failed.append(f"{error.filename or each.kept.directory}: {error.strerror}")
     for kept in aside:
         try:
+            _refuse_links(kept)
             shutil.rmtree(Path(kept.directory, FOREIGN))
         except FileNotFoundError:
             pass  # gone with its identity
         except OSError as error:
             failed.append(f"{error.filename or kept.directory}: {error.strerror}")
     return failed
+
+
+def _refuse_links(kept: tree.Kept) -> None:
+    """Raise `OSError` where a link leads to other people's files."""
+    directory = Path(kept.directory)
+    if directory.is_symlink() or not is_inside(directory, kept.root.path):
+        raise OSError(errno.EPERM, "a link; not followed", kept.directory)
 
 
 def _delete(kept: tree.Kept, limit: int) -> None:

@@ -130,5 +130,5 @@ def _part(found: TableFile | Table | Manifest | Identity | WarmupReport | Miss) 
 
 _MANIFEST_FIELDS = (
     "schema", "identity", "table_sha256", "generation", "complete", "engine", "engine_version",
-    "inventory", "loose",
+    "inventory", "loose", "blocked",
 )  # fmt: skip

@@ -20,7 +20,7 @@ from typing import Literal
 
 from warmup_plugin.cli import archive, output, tree, verify
 from warmup_plugin.cli.output import CommandError
-from warmup_plugin.files import locked, write_files
+from warmup_plugin.files import is_inside, locked, write_files
 from warmup_plugin.manifest import Manifest, parse_manifest
 from warmup_plugin.paths import IDENTITY_NAME, LAYOUT, manifest_name, parse_table_name
 from warmup_plugin.settings import Settings
@@ -102,6 +102,9 @@ def unpack(
             path.write_bytes(file.data)
         _check(stage, files, settings.table_bytes)
         homes = {Path(file.path).parent: _home(target, file) for file in files}
+        for home in homes.values():
+            if not is_inside(home, target.path):
+                raise CommandError(f"{home}: a link that leads out of {target.path}")
         return [
             Placed(home.name, str(home), _place(stage / staged, home, settings, dry_run=dry_run))
             for staged, home in sorted(homes.items())

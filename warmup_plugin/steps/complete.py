@@ -7,12 +7,11 @@ Tasks that are tuned by each rank for itself at every start are no table's, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
 from warmup_plugin.errors import SessionError
 from warmup_plugin.filekey import shapes_of
-from warmup_plugin.plan import Inventory, make_plan
+from warmup_plugin.plan import Lots, make_plan
 from warmup_plugin.rendezvous import Word
 from warmup_plugin.steps.job import Job
 
@@ -20,14 +19,14 @@ MODE: Final = "require-complete"
 _MOST: Final = 10
 
 
-def judge(job: Job, inventories: Mapping[int, Inventory]) -> Word:
+def judge(job: Job, lots: Lots) -> Word:
     """Return what the record of the plan says about it: nothing where nothing is missing."""
     if job.word["mode"] != MODE:
         return {}
-    missing = {n for names in make_plan(inventories, "leader").shared.values() for n in names}
+    missing = set(make_plan(lots, "leader").tasks)
     if not missing:
         return {}
-    items = {item.id: item for each in inventories.values() for item in each}
+    items = {item.id: item for lot in lots for item in lot.items}
     named = sorted(f"{i.op} {shapes_of(i.keys[0])}" for n, i in items.items() if n in missing)
     more = f"; and {len(named) - _MOST} more" if len(named) > _MOST else ""
     where = job.placement.directory if job.placement else "no directory"

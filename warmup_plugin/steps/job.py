@@ -10,15 +10,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from warmup_plugin.decide import decide_open
+from warmup_plugin.decide import RANK_0S_SETTINGS, decide_open
 from warmup_plugin.errors import PlacementError, RankLostError, SessionError, WarmupError
 from warmup_plugin.identity import Identity
+from warmup_plugin.journal import Journal
 from warmup_plugin.paths import Placement, resolve
 from warmup_plugin.progress import Progress as ProgressLine
 from warmup_plugin.rendezvous import Alone, Meeting, Rendezvous, Word
@@ -56,7 +58,7 @@ class Options:
     settings: Settings = field(default_factory=Settings.from_env)
     root: Path | None = None
     engine_root: Path | None = None
-    others: Sequence[Path] = ()
+    others: Iterable[Path] = ()
     ops: KnownOps | None = None
     tuning_context: TuningContext = plain_context
     engine: tuple[str, str] = ("custom", "0")
@@ -78,6 +80,7 @@ class Job:
     stack: contextlib.ExitStack
     placement: Placement | None = None
     store: Store | None = None
+    journal: Journal = field(default_factory=lambda: Journal(None, "", driver="", stamp={}))
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     logged: set[str] = field(default_factory=set)
@@ -232,6 +235,7 @@ def _join(
     if word["reason"]:
         job.warn(f"{word['go']}: {word['reason']}")
     _place(job)
+    _open_journal(job)
     return job
 
 
@@ -255,7 +259,8 @@ def _hello(options: Options) -> Word:
         "keys_tell_options_apart": capabilities.keys_tell_options_apart,
         "factors": options.identity.with_factors(**environment.factors()).factors,
         "require_agreement": settings.require_agreement,
-        **{name: getattr(settings, name) for name in ("mode", "strategy", "on_hit")},
+        "session": secrets.token_hex(4),
+        **{name: getattr(settings, name) for name in RANK_0S_SETTINGS},
     }
 
 
@@ -277,3 +282,13 @@ def _place(job: Job) -> None:
         job.warn(f"memory only: {error}")
     if job.shares and job.meeting.rank in job.word["writers"]:
         job.store = Store(directory, options.settings, root=root, layers=layers)
+
+
+def _open_journal(job: Job) -> None:
+    """Let this rank keep what it finds out, whichever rank writes the table in the end."""
+    if job.shares and job.word["mode"] == "on" and job.placement is not None:
+        job.journal = Journal(
+            job.placement.directory, f"{job.word['session']}.{job.meeting.rank}",
+            driver=environment.driver(), stamp=job.stamp,
+        )  # fmt: skip
+        job.stack.callback(job.journal.close)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from warmup_plugin.manifest import Manifest
 from warmup_plugin.settle import without
 from warmup_plugin.steps.job import Job
+from warmup_plugin.steps.resume import tidy
 from warmup_plugin.steps.share import Shared
 from warmup_plugin.steps.tables import Agreed, Held, fetch_manifest
 from warmup_plugin.steps.tune import Work
@@ -31,7 +32,8 @@ def publish(job: Job, held: Held, agreed: Agreed, shared: Shared, work: Work) ->
             return []
         table, thrown_out = shared.table, _thrown_out(shared, manifest, work)
         if work.dropped:
-            table, manifest = without(table, manifest, work.dropped, again=work.plan.held)
+            again = {*work.plan.held} - {*work.plan.resumed}
+            table, manifest = without(table, manifest, work.dropped, again=again)
         job.meeting.confirm()
         done: Published | NotPublished = NotPublished("")
         with job.failing_as_data():
@@ -40,6 +42,7 @@ def publish(job: Job, held: Held, agreed: Agreed, shared: Shared, work: Work) ->
             )
         failure = job.take_failure()
         if isinstance(done, Published):
+            tidy(job, store, manifest)
             return [str(done.path)] if done.written else []
         text = f"the table is not stored: {failure or done.reason}"
         if not failure:

@@ -61,7 +61,7 @@ def make_report(
         skipped_ops=tuple(sorted(survey.skipped)) if survey else (),
         unshared={task.label: task.reason for task in recorded if task.state == "unshared"},
         tactics_timed=job.seen.tactics_timed, inputs_synthesised=job.seen.inputs_synthesised,
-        seconds=dict(job.seconds), timeline=tuple(job.timeline),
+        seconds=dict(job.seconds), costs=dict(work.costs), timeline=tuple(job.timeline),
         bytes_sent=job.meeting.bytes_sent, bytes_received=job.meeting.bytes_received,
         warnings=tuple(job.warnings), at=time.time(),
         read=tuple(job.read), adopted_from=_adopted_from(job, work),
@@ -93,7 +93,7 @@ def _stamp(at: float) -> str:
 def _adopted_from(job: Job, work: Work) -> dict[str, int]:
     """Return how many of the job's tasks each other table answers; known to rank 0."""
     held = set(work.plan.held)
-    tasks = {item.id: item.keys for items in work.inventories.values() for item in items}
+    tasks = {item.id: item.keys for lot in work.lots for item in lot.items}
     found: Counter[str] = Counter()
     for name in held & tasks.keys():
         lenders = [job.lenders[key] for key in tasks[name] if key in job.lenders]

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from warmup_plugin.lease import hold
 from warmup_plugin.merge import Part, merge
-from warmup_plugin.plan import Inventory
+from warmup_plugin.plan import Lots
 from warmup_plugin.steps.job import Job
 from warmup_plugin.steps.tables import Agreed
 from warmup_plugin.waiting import wait_until, within
@@ -64,13 +64,13 @@ def _grow(job: Job, agreed: Agreed) -> bool:
     return True
 
 
-def answered(agreed: Agreed, inventories: dict[int, Inventory]) -> set[str]:
+def answered(agreed: Agreed, lots: Lots) -> set[str]:
     """Return the tasks of all ranks that the agreed table answers now, with one entry each."""
     entries = agreed.table.entries
     held = {
         item.id: sum(key in entries for key in item.keys)
-        for items in inventories.values()
-        for item in items
+        for lot in lots
+        for item in lot.items
         if item.state == "missing"
     }
     return {name for name, count in held.items() if count == 1}

@@ -77,7 +77,8 @@ def what_became(
     survey: Survey | None, work: Work, entry_of: EntryOf | None
 ) -> Counter[tuple[str, str]]:
     """Return how many of this rank's tasks became what, by op and the report's words."""
-    adopted, tasks = frozenset(work.plan.held), survey.tasks.values() if survey else ()
+    adopted = frozenset(work.plan.held) - frozenset(work.plan.resumed)
+    tasks = survey.tasks.values() if survey else ()
     if not work.is_new:  # ten thousand known ones are counted by the dozen
         found: Counter[tuple[str, str]] = Counter()
         for (op, state), number in Counter((task.op, task.state) for task in tasks).items():
@@ -90,17 +91,17 @@ def what_became(
 def _became(task: Task, work: Work, adopted: Collection[str], entry_of: EntryOf | None) -> str:
     """Return what became of one task."""
     outcome = work.outcomes.get(task.id)
-    if task.state == "unshared" or (outcome is not None and outcome.kind == "unshared"):
-        return "unshared"
-    if task.id in work.dropped:
-        return "default"
-    if outcome is not None:
-        return "tuned" if outcome.kind == "tuned" else "default"
-    if task.id in adopted:
-        return "adopted"
-    if task.state == "known":
-        return "from_cache"
-    return "received" if entry_of is not None and entry_of(task) else "default"
+    is_tuned = outcome is not None and outcome.kind == "tuned"
+    words = {
+        "unshared": "unshared" in (task.state, outcome.kind if outcome else ""),
+        "default": task.id in work.dropped or (outcome is not None and not is_tuned),
+        "tuned": is_tuned,
+        "adopted": task.id in adopted,
+        "left": task.id in work.left,
+        "from_cache": task.state == "known",
+    }
+    found = next((word for word, holds in words.items() if holds), "")
+    return found or ("received" if entry_of is not None and entry_of(task) else "default")
 
 
 def by_op(became: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:

@@ -9,25 +9,25 @@ taken out by all.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
 from warmup_plugin.decide import decide_certify, decide_ready
 from warmup_plugin.errors import InstallError
 from warmup_plugin.manifest import Manifest, render_manifest
+from warmup_plugin.packing import pack_results, unpack_results
+from warmup_plugin.plan import Plan
 from warmup_plugin.rendezvous import Word, Words
-from warmup_plugin.settle import Result, settle
-from warmup_plugin.shutdown import TaskLimit
+from warmup_plugin.settle import Result, Settled, settle
+from warmup_plugin.shutdown import Shutdown, TaskLimit
 from warmup_plugin.steps.job import Job
 from warmup_plugin.steps.rows import collect, row_of
 from warmup_plugin.steps.tables import Agreed
-from warmup_plugin.steps.tune import Work, leave, result_of, tune_own
-from warmup_plugin.table import Entry, Table, canonical_tactic, digest, parse_table, render_table
-from warmup_plugin.tuner import replay
+from warmup_plugin.steps.tune import Work, give_up_on, result_of, tune_own
+from warmup_plugin.table import Entry, Table, digest, parse_table, render_table
+from warmup_plugin.tuner import environment, replay
 from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task import Task
 
@@ -61,14 +61,15 @@ def share(job: Job, agreed: Agreed, survey: Survey, work: Work) -> Shared:
 
 
 def _exchange(job: Job, agreed: Agreed, work: Work) -> Shared:
-    rows = [asdict(result_of(o, job.meeting.rank)) for o in work.outcomes.values()]
-    word = {"results": job.meeting.put(json.dumps(rows).encode()), "error": job.failure}
+    results = [result_of(outcome, job.meeting.rank) for outcome in work.outcomes.values()]
+    body = pack_results(results, {task: place for place, task in enumerate(work.plan.tasks)})
+    word = {"results": job.meeting.put(body), "error": job.failure}
 
     def lead(words: Words) -> Word:
-        bodies = [job.meeting.get(word["results"]) for word in words.values()]
-        results = [_result(row) for body in bodies for row in json.loads(body)]
-        records = dict(agreed.manifest.tasks) if agreed.manifest else {}
-        settled = settle(_base(agreed, work), records, work.inventories, results)
+        bodies = dict.fromkeys(word["results"] for word in words.values())
+        tasks = list(work.plan.tasks)
+        found = [unpack_results(job.meeting.get(body), tasks) for body in bodies]
+        settled = _settle(agreed, work, [result for some in found for result in some])
         manifest = Manifest(
             identity=job.identity.digest, tasks=settled.tasks, complete=settled.complete,
             generation=agreed.manifest.generation if agreed.manifest else 0,
@@ -78,33 +79,59 @@ def _exchange(job: Job, agreed: Agreed, work: Work) -> Shared:
         return {
             "table": job.meeting.put(render_table(settled.table)),
             "manifest": job.meeting.put(render_manifest(manifest)),
+            "left": _spans(work.plan.tasks, settled.tasks),
             "errors": {str(rank): word["error"] for rank, word in words.items() if word["error"]},
         }
 
     record = job.meeting.meet("share", word, lead)
     job.warn(*(f"rank {rank} did not tune: {error}" for rank, error in record["errors"].items()))
     job.failure = ""
+    work.left = _left(work.plan, record["left"])
+    if work.left:
+        done = f"{len(work.left)} of {len(list(work.plan.tasks))} tasks are left to the next start"
+        job.warn(done + (f": budget of {job.word['budget_s']:g} s" if work.is_over else ""))
     table = parse_table(job.meeting.get(record["table"]), limit=_NO_LIMIT)
     if not isinstance(table, Table):
         raise InstallError(f"the shared table cannot be read: {table.reason}")
     return Shared(table, record["manifest"])
 
 
+def _settle(agreed: Agreed, work: Work, results: list[Result]) -> Settled:
+    records = dict(agreed.manifest.tasks) if agreed.manifest else {}
+    labels = {item.id: item.label for lot in work.lots for item in lot.items}
+    work.costs = {labels[r.task]: round(r.seconds, 6) for r in results if r.task in labels}
+    driver = environment.driver()
+    blocked = {task: driver for task, death in agreed.deaths.items() if death.is_blocked}
+    blocked |= {t: d for t, d in (agreed.manifest.blocked if agreed.manifest else {}).items()
+                if d == driver}  # fmt: skip
+    return settle(
+        _base(agreed, work), records, work.lots, results, suspects=agreed.deaths, blocked=blocked
+    )
+
+
+def _spans(tasks: Iterable[str], settled: Collection[str]) -> list[list[int]]:
+    """Return the tasks that are not settled as few spans of places: they lie at queues' ends."""
+    spans: list[list[int]] = []
+    for place, task in enumerate(tasks):
+        if task not in settled:
+            if spans and spans[-1][1] == place:
+                spans[-1][1] += 1
+            else:
+                spans.append([place, place + 1])
+    return spans
+
+
+def _left(plan: Plan, spans: Sequence[Sequence[int]]) -> frozenset[str]:
+    tasks = list(plan.tasks) if spans else []
+    return frozenset(task for begin, end in spans for task in tasks[begin:end])
+
+
 def _base(agreed: Agreed, work: Work) -> Table:
     """Return the agreed table without what was borrowed and answers nothing here."""
-    asked = {key for items in work.inventories.values() for item in items for key in item.keys}
+    asked = {key for lot in work.lots for item in lot.items for key in item.keys}
     unasked = agreed.borrowed.entries.keys() - asked
     kept = {key: entry for key, entry in agreed.table.entries.items() if key not in unasked}
     return Table(agreed.table.stamp, kept, agreed.table.records)
-
-
-def _result(row: Mapping[str, Any]) -> Result:
-    entry = row["entry"]
-    if entry is not None:
-        runner, tactic, policy = entry
-        policy = None if policy is None else tuple(canonical_tactic(part) for part in policy)
-        entry = Entry(runner, canonical_tactic(tactic), policy)
-    return Result(**{**row, "entry": entry})
 
 
 def _own_keys(survey: Survey) -> set[str]:
@@ -167,14 +194,16 @@ def _label(survey: Survey, name: str) -> str:
 
 def _build(job: Job, survey: Survey, work: Work, shared: Shared) -> dict[str, str]:
     """Run once every new winner of this rank as it will serve; return those that fail."""
-    new = {name for names in work.plan.shared.values() for name in names} | set(work.plan.held)
+    new = {*work.plan.tasks, *work.plan.held}
     failed: dict[str, str] = {}
     limit_s = job.options.settings.task_limit_s
 
     def give_up(task: Task) -> None:
-        leave(job, f"{task.label}: its winner did not return within {limit_s:.0f} s")
+        reason = f"its winner did not return within {limit_s:.0f} s"
+        give_up_on(job, task, reason, is_shared=False)  # it may be this rank: the next start tunes
 
-    with TaskLimit(limit_s, give_up) as limit:
+    # A winner may kill the process that runs it first: what is in hand is marked here as well.
+    with TaskLimit(limit_s, give_up) as limit, Shutdown(job.journal.leaves):
         for name in sorted(new):
             task = survey.tasks.get(name)
             entry = shared.entry_of(task) if task is not None else None
@@ -184,11 +213,13 @@ def _build(job: Job, survey: Survey, work: Work, shared: Shared) -> dict[str, st
                 continue
             limit.begins(task)
             job.meeting.note("prepare", task.label)
+            job.journal.begins(task.id, task.label, synced=False)
             try:
                 # What was timed here ran at its bucket, not yet at the size that was asked for.
                 replay.prepare(task, entry, at_bucket=name not in work.outcomes)
             except Exception as error:  # noqa: BLE001  # whatever a runner raises: this winner is out
                 failed[name] = f"{type(error).__name__}: {error}"[:400]
+        job.journal.leaves()
     return failed
 
 

@@ -8,15 +8,18 @@ a body crosses once, and all ranks install the same bytes or all start without.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from warmup_plugin.borrow import Borrowed, borrow
 from warmup_plugin.decide import decide_agree, decide_load
 from warmup_plugin.errors import InstallError
+from warmup_plugin.journal import Death
 from warmup_plugin.manifest import Manifest, parse_manifest, render_manifest
 from warmup_plugin.merge import Part, merge
 from warmup_plugin.rendezvous import Word, Words
 from warmup_plugin.steps.job import Job
+from warmup_plugin.steps.resume import known_defaults, resume
 from warmup_plugin.store import Store, told
 from warmup_plugin.table import Table, digest, parse_table, render_table
 
@@ -39,6 +42,7 @@ class Held:
     table_sha256: str = ""
     manifest_bytes: bytes = b""
     borrowed: Borrowed = field(default_factory=Borrowed)
+    deaths: Mapping[str, Death] = field(default_factory=dict)
 
     @classmethod
     def union(cls, parts: list[Part], warnings: list[str], *, is_whole: bool) -> Held:
@@ -73,7 +77,7 @@ class Held:
         return {
             "table": self.table_sha256,
             "manifest": digest(self.manifest_bytes) if manifest and is_named else "",
-            "defaults": list(manifest.known_defaults) if manifest else [],
+            "defaults": known_defaults(manifest) if manifest else [],
             "complete": self.is_complete(engine),
             "trusted": manifest is not None and not self.loose and self.is_whole,
             "vouched": manifest is not None and not self.loose,
@@ -99,9 +103,13 @@ def _read(job: Job, store: Store) -> Held:
     job.logged |= {f"rank {job.meeting.rank}: {text}" for text in reading.warnings}
     job.read = told(reading)
     warnings = [*reading.warnings, *(f"{p}: {miss.reason}" for p, miss in reading.misses)]
-    held = Held(warnings=warnings)
+    held, resumed = Held(warnings=warnings), resume(job, store)
+    reading.parts += resumed.parts
     if reading.parts:
-        held = Held.union(reading.parts, warnings, is_whole=not reading.misses)
+        # With a journal beside them the tables are written anew, which takes it away.
+        is_whole = not reading.misses and not resumed.parts
+        held = Held.union(reading.parts, warnings, is_whole=is_whole)
+    held.deaths = resumed.deaths
     if not job.leads or held.is_complete(job.options.engine):
         return held
     return _with_borrowed(job, held, reading.parts)
@@ -120,7 +128,7 @@ def _with_borrowed(job: Job, held: Held, own: list[Part]) -> Held:
     job.lenders = found.lenders
     lent = Part(Table(job.stamp, found.entries), None, (0, 0, 0))
     union = Held.union([*own, lent], held.warnings, is_whole=held.is_whole)
-    union.borrowed = found
+    union.borrowed, union.deaths = found, held.deaths
     return union
 
 
@@ -129,12 +137,14 @@ class Agreed:
     """The table all ranks start from. ``word`` is the record of the meeting about it.
 
     On rank 0 alone, ``borrowed``: which of its entries are others'; ``loose``: the keys for which
-    no manifest vouches, borrowed ones included.
+    no manifest vouches, borrowed ones included. ``deaths``, on all ranks: tasks in which processes
+    have died.
     """
 
     table: Table
     manifest: Manifest | None
     word: Word
+    deaths: Mapping[str, Death] = field(default_factory=dict)
     borrowed: Borrowed = field(default_factory=Borrowed)
     loose: frozenset[str] = frozenset()
 
@@ -157,9 +167,10 @@ class Agreed:
 def agree(job: Job, held: Held) -> Agreed:
     """Step 2: one table for all ranks, installed on all of them; without one, an empty one."""
     with job.timed("agree"):
-        own = {**held.word(job), "mark": _leave_mark(job)}
+        deaths = {task: [death.label, death.journals] for task, death in held.deaths.items()}
+        own = {**held.word(job), "mark": _leave_mark(job), "deaths": deaths}
         word = job.meeting.meet("agree", own, decide_agree)
-        mark = word["mark"]
+        mark, found = word["mark"], word.get("deaths", {})
         job.warn(*word["warnings"])
         if word["go"] == "merge":
             held, word = _merge(job, held, word)
@@ -178,6 +189,7 @@ def agree(job: Job, held: Held) -> Agreed:
             job.installed.load(render_table(agreed.table), job.stamp, job.ops.pass_through)
         elif job.leads:
             agreed.borrowed, agreed.loose = held.borrowed, held.loose
+        agreed.deaths = {task: Death(label, tuple(names)) for task, (label, names) in found.items()}
         return agreed
 
 

@@ -4,17 +4,16 @@
 Owns that trial. Entries that were borrowed, edited by hand, or whose forward has failed, did not
 run in the forward, where one that a runner refuses would leave the other ranks in a collective.
 Each rank runs its own here, in no collective, and says which it cannot use: these are tuned anew on
-all ranks alike. One that never returns ends this process and is known as a default from then on.
+all ranks alike. One that never returns ends this process and is known as a default from then on;
+what is in hand is marked in the journal, since a tactic may end the process by itself.
 """
 
 from __future__ import annotations
 
-import functools
-
-from warmup_plugin.shutdown import TaskLimit
+from warmup_plugin.shutdown import Shutdown, TaskLimit
 from warmup_plugin.steps.job import Job
 from warmup_plugin.steps.tables import Agreed
-from warmup_plugin.steps.tune import Work, leave, rescue
+from warmup_plugin.steps.tune import give_up_on
 from warmup_plugin.table import Entry
 from warmup_plugin.tuner import replay
 from warmup_plugin.tuner.survey import Survey
@@ -32,18 +31,17 @@ def try_stored(job: Job, agreed: Agreed, survey: Survey) -> dict[str, Entry]:
     limit_s = job.options.settings.task_limit_s
 
     def give_up(task: Task) -> None:
-        reason = f"a stored tactic did not return within {limit_s:.0f} s"
-        work = Work(outcomes={task.id: replay.Outcome(task.id, reason=reason)})
-        keep = functools.partial(rescue, job, survey, work)
-        leave(job, f"{task.label}: {reason}", keep)
+        give_up_on(job, task, f"a stored tactic did not return within {limit_s:.0f} s")
 
-    with job.timed("try"), TaskLimit(limit_s, give_up) as limit:
+    guard = Shutdown(job.journal.leaves)
+    with job.timed("try"), TaskLimit(limit_s, give_up) as limit, guard:
         for task in survey.tasks.values():
             entry = _stored(task, agreed, survey)
-            if entry is None:
+            if entry is None or task.id in agreed.deaths:
                 continue
             limit.begins(task)
             job.meeting.note("try", task.label)
+            job.journal.begins(task.id, task.label, synced=False)
             try:
                 replay.prepare(task, entry)
             except Exception as error:  # noqa: BLE001  # whatever a runner raises: not this tactic
@@ -52,6 +50,7 @@ def try_stored(job: Job, agreed: Agreed, survey: Survey) -> dict[str, Entry]:
                 task.reason = f"{type(error).__name__}: {error}"[:400]
             else:
                 fit[task.id] = entry
+        job.journal.leaves()
     return fit
 
 

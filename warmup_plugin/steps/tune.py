@@ -1,38 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """Steps 4 and 5: the plan, and this rank's part of it.
 
-Owns how inventories reach rank 0 and the plan comes back. While `tune` runs nothing crosses ranks;
-the others watch the heartbeat, which names the task in hand.
+Owns how inventories reach rank 0 and the plan comes back. While `tune` runs no rank waits for
+another: each asks the store for the number of its next task, and the heartbeat names the task in
+hand.
 """
 
 from __future__ import annotations
 
-import functools
-import json
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from warmup_plugin.borrow import Borrowed
-from warmup_plugin.errors import RankLostError
-from warmup_plugin.manifest import Manifest
-from warmup_plugin.plan import Inventory, Item, Plan, find_refused, make_plan
+from warmup_plugin import queue
+from warmup_plugin.cost import Costs
+from warmup_plugin.history import seconds_by_label
+from warmup_plugin.journal import Death
+from warmup_plugin.packing import pack_items, packed, unpack_items, unpacked
+from warmup_plugin.plan import Item, Lot, Lots, Plan, find_refused, make_plan
 from warmup_plugin.progress import counted
 from warmup_plugin.rendezvous import Word, Words
-from warmup_plugin.settings import REPLAYS
-from warmup_plugin.settle import Result, settle
+from warmup_plugin.settings import REPLAYS, Strategy
+from warmup_plugin.settle import Result
 from warmup_plugin.shutdown import Shutdown, TaskLimit
 from warmup_plugin.steps import complete
 from warmup_plugin.steps.job import Job
 from warmup_plugin.steps.replica import answered, take_turn
 from warmup_plugin.steps.tables import Agreed
-from warmup_plugin.store import Store
-from warmup_plugin.table import Entry, Table
-from warmup_plugin.tuner import replay
+from warmup_plugin.table import Entry
+from warmup_plugin.tuner import environment, replay
 from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task import Task
 
+_FOR_EVER = float("inf")
 #: Most refusals that a log is told of; the report counts them all.
 _MOST_SAID = 8
 
@@ -42,15 +43,25 @@ class Work:
     """What is to be done in this session and what this rank has done of it.
 
     ``is_new`` is false on a warm start: every task is answered and the plan is empty. Rank 0 keeps
-    the ``inventories``. ``fit``: tasks whose stored entry has been tried on this rank.
+    the ``lots``, every rank's inventory. ``until``: when the budget is used up, on this process's
+    monotonic clock. ``left``: the tasks that nobody has tuned for that. ``fit``: tasks whose stored
+    entry has been tried on this rank.
     """
 
     is_new: bool = False
     plan: Plan = field(default_factory=Plan)
-    inventories: dict[int, Inventory] = field(default_factory=dict)
+    lots: Lots = ()
     outcomes: dict[str, replay.Outcome] = field(default_factory=dict)
     dropped: Mapping[str, str] = field(default_factory=dict)
+    until: float = _FOR_EVER
+    left: frozenset[str] = frozenset()
     fit: Mapping[str, Entry] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether the budget is used up."""
+        return time.monotonic() >= self.until
 
 
 def make_work(job: Job, agreed: Agreed, survey: Survey, surveyed: Word) -> Work:
@@ -58,25 +69,27 @@ def make_work(job: Job, agreed: Agreed, survey: Survey, surveyed: Word) -> Work:
 
     Where another engine tunes the same on this directory, rank 0 waits for it and adopts.
     """
+    _tell_deaths(job, agreed.deaths)
     if surveyed["go"] == "warm":
         return Work()
     with job.timed("plan"):
         work = Work(is_new=True)
-        own = job.meeting.put(json.dumps(inventory(survey)).encode())
+        own = [job.meeting.put(body) for body in _inventories(job, survey)]
 
         def lead(words: Words) -> Word:
-            bodies = {word["inventory"] for word in words.values()}
-            items = {name: _items(job.meeting.get(name), agreed) for name in bodies}
-            work.inventories = {rank: items[word["inventory"]] for rank, word in words.items()}
-            plan = _assign(job, agreed, work.inventories)
-            refused = list(find_refused(work.inventories).values())
-            body = json.dumps(plan.to_json()).encode()
-            refusal = complete.judge(job, work.inventories)
+            work.lots = _lots(job, agreed, words)
+            work.plan = _assign(job, agreed, work.lots)
+            body = packed(work.plan.to_json())
+            refused = list(find_refused(work.lots).values())
+            refusal = complete.judge(job, work.lots)
             return {"plan": job.meeting.put(body), "refused": refused[:_MOST_SAID], **refusal}
 
         record = job.meeting.meet("plan", {"inventory": own}, lead)
         complete.obey(record)
-        work.plan = Plan.from_json(json.loads(job.meeting.get(record["plan"])))
+        if budget_s := job.word["budget_s"]:
+            work.until = time.monotonic() + budget_s
+        if not job.leads:
+            work.plan = Plan.from_json(unpacked(job.meeting.get(record["plan"])))
         job.warn(*(f"a stored tactic is refused: {why}" for why in record["refused"]))
         if job.shares:
             survey.unshare(work.plan.local.get(job.meeting.rank, ()))
@@ -84,46 +97,67 @@ def make_work(job: Job, agreed: Agreed, survey: Survey, surveyed: Word) -> Work:
         return work
 
 
+def _tell_deaths(job: Job, deaths: Mapping[str, Death]) -> None:
+    """Say which tasks have cost processes, at every start that finds it so."""
+    for death in deaths.values():
+        if death.is_blocked:
+            died = f"{death.label}: {len(death.journals)} processes have died in it"
+            job.warn(f"{died}; it serves its default until `warmup-plugin retry` lifts that")
+        else:
+            job.warn(f"{death.label}: a process has died in it; it is tuned last")
+
+
 def _follow(job: Job, plan: Plan) -> None:
-    """Tell how far all ranks are, until the session ends."""
-    ranks = plan.shared.keys() | plan.local.keys()
-    totals = {r: len(plan.shared.get(r, ())) + len(plan.local.get(r, ())) for r in ranks}
+    """Tell how far all ranks are, until the session ends; whose a shared task is, is a guess."""
+    totals = queue.shares(plan.shared)
+    for rank, names in plan.local.items():
+        totals[rank] = totals.get(rank, 0) + len(names)
     job.progress.plan(totals)
     if totals and job.progress.listens:
         job.meeting.follow(job.progress.heard)
         job.stack.callback(job.meeting.follow, None)
 
 
-def _assign(job: Job, agreed: Agreed, inventories: dict[int, Inventory]) -> Plan:
-    plan = make_plan(
-        inventories,
-        "leader" if job.shares else "per_rank",
-        time_nothing=job.word["mode"] in REPLAYS or job.word["go"] == "defaults",
-    )
-    if plan.shared and take_turn(job, agreed):
-        plan = make_plan(inventories, "leader", answered=answered(agreed, inventories))
-    return replace(plan, held=(*plan.held, *_unvouched(agreed, inventories)))
+def _inventories(job: Job, survey: Survey) -> list[bytes]:
+    """Return this rank's tasks in two bodies: those all of its stage have, and those with twins.
 
-
-def _unvouched(agreed: Agreed, inventories: dict[int, Inventory]) -> set[str]:
-    """Return the tasks that entries answer that no manifest vouches for: all ranks try them."""
-    items = (item for found in inventories.values() for item in found if item.state == "known")
-    return {item.id for item in items if not agreed.loose.isdisjoint(item.keys)}
+    The keys of twins differ by rank; apart from them a thousand ranks have one body in common.
+    """
+    alike, twins = list[Item](), list[Item]()
+    for item in inventory(survey):
+        (twins if item.op in job.ops.twin_fields else alike).append(item)
+    return [pack_items(items) for items in (alike, twins) if items]
 
 
 def inventory(survey: Survey) -> list[Item]:
-    """Return this rank's tasks as they cross ranks."""
-    tasks = sorted(survey.tasks.values(), key=lambda task: task.id)
+    """Return this rank's tasks, in one order on all ranks."""
+    tasks = sorted(survey.tasks.values(), key=lambda task: (task.op, task.keys, task.id))
     adopted = survey.adopted
-    return [Item(t.id, t.op, t.keys, t.state, adopted.get(t.id, ""), t.reason) for t in tasks]
+    return [Item(t.id, t.op, t.keys, t.state, adopted.get(t.id, ""), t.reason, t.at) for t in tasks]
 
 
-def _items(body: bytes, agreed: Agreed) -> list[Item]:
-    """Return an inventory; a borrowed entry answers the task it was tuned for and no other."""
-    return [_judged(Item.from_json(row), agreed.borrowed) for row in json.loads(body)]
+def _lots(job: Job, agreed: Agreed, words: Words) -> list[Lot]:
+    ranks: dict[str, list[int]] = {}
+    for rank, word in words.items():
+        for body in word["inventory"]:
+            ranks.setdefault(body, []).append(rank)
+    return [
+        Lot(tuple(found), [_judged(item, agreed) for item in unpack_items(job.meeting.get(body))])
+        for body, found in ranks.items()
+    ]
 
 
-def _judged(item: Item, borrowed: Borrowed) -> Item:
+def _judged(item: Item, agreed: Agreed) -> Item:
+    """Return an item by what rank 0 knows besides.
+
+    A borrowed entry answers the task it was tuned for and no other; nothing answers a task in which
+    a process has died.
+    """
+    death, borrowed = agreed.deaths.get(item.id), agreed.borrowed
+    if death is not None and item.state != "unshared":
+        state = "default" if death.is_blocked else "missing"
+        reason = f"{len(death.journals)} processes have died in it" if death.is_blocked else ""
+        return item._replace(state=state, adopt="", reason=reason)
     if item.state == "known" and borrowed.misleads(item.id, item.keys):
         return item._replace(state="missing")
     if item.state == "missing" and not item.adopt:
@@ -131,36 +165,64 @@ def _judged(item: Item, borrowed: Borrowed) -> Item:
     return item
 
 
-def tune(job: Job, survey: Survey, work: Work) -> None:
-    """Step 5: time the tasks this rank tunes for all.
+def _assign(job: Job, agreed: Agreed, lots: Lots) -> Plan:
+    strategy: Strategy = job.word["strategy"] if job.shares else "per_rank"
+    plan = make_plan(
+        lots, strategy, cost=_costs(job, agreed), last=agreed.deaths, one_rank=job.ops.one_rank,
+        time_nothing=job.word["mode"] in REPLAYS or job.word["go"] == "defaults",
+    )  # fmt: skip
+    if plan.shared and take_turn(job, agreed):
+        plan = make_plan(
+            lots, strategy, cost=_costs(job, agreed), last=agreed.deaths,
+            one_rank=job.ops.one_rank, answered=answered(agreed, lots) - agreed.deaths.keys(),
+        )  # fmt: skip
+    loose = _unvouched(agreed, lots)
+    resumed = loose & agreed.manifest.tasks.keys() if loose and agreed.manifest else ()
+    return replace(plan, held=(*plan.held, *loose), resumed=tuple(resumed))
 
-    A shutdown signal ends it after the task in hand; what is tuned by then is kept. So it is by
-    whatever else ends this session before it has a table.
+
+def _costs(job: Job, agreed: Agreed) -> Costs:
+    """Gather what is known of how long tasks take, here and in sibling identities."""
+    if job.placement is None:
+        return Costs()
+    candidates: dict[str, int] = {}
+    for record in agreed.manifest.tasks.values() if agreed.manifest else ():
+        candidates[record.op] = max(record.candidates or 0, candidates.get(record.op, 0))
+    limit = job.options.settings.table_bytes
+    known = {op: count for op, count in candidates.items() if count}
+    return Costs(seconds_by_label(job.placement.directory, limit), known)
+
+
+def _unvouched(agreed: Agreed, lots: Lots) -> set[str]:
+    """Return the tasks that entries answer that no manifest vouches for: all ranks try them."""
+    items = (item for lot in lots for item in lot.items if item.state == "known")
+    return {item.id for item in items if not agreed.loose.isdisjoint(item.keys)}
+
+
+def tune(job: Job, survey: Survey, work: Work) -> None:
+    """Step 5: time tasks for all, as long as this rank finds one that nobody has taken.
+
+    Each result is journalled as soon as it is known, so whatever ends this process loses the task
+    in hand at most. A shutdown signal ends it after that task; so does the budget.
     """
-    names = work.plan.shared.get(job.meeting.rank, ())
-    if not names:
+    reach = queue.reach(work.plan.shared, job.meeting.rank)
+    if not reach:
         return
-    keep = functools.partial(rescue, job, survey, work)
-    job.stack.push(functools.partial(_keep_if_ended, job, keep))
-    shutdown = job.stack.enter_context(Shutdown(keep))
-    with job.timed("tune"), job.failing_as_data():
-        _tune(job, [survey.tasks[name] for name in names], work, shutdown, keep)
+    shutdown = job.stack.enter_context(Shutdown(job.journal.leaves))
+    drawn = queue.draw(
+        work.plan.shared, job.meeting.rank, job.meeting.take,
+        lambda: shutdown.is_requested or work.is_over,
+    )  # fmt: skip
+    tasks = ((survey.tasks[task], place) for task, place in drawn)
+    try:
+        with job.timed("tune"), job.failing_as_data():
+            for task, outcome in _tune(job, tasks, work, reach, margin=job.word["margin"]):
+                if outcome.kind != "unshared":
+                    job.journal.found(task.op, task.keys, result_of(outcome, job.meeting.rank))
+    finally:
+        job.journal.leaves()
     if shutdown.is_requested:
         shutdown.leave()
-
-
-def _keep_if_ended(
-    job: Job, keep: Callable[[], None], _kind: object, error: BaseException | None, _trace: object
-) -> None:
-    """Keep what is tuned if the user or the loss of another rank ends the session.
-
-    Not once its winners have been run on the other ranks: one of them may be what killed a rank.
-    Nor if rank 0 is lost: this rank cannot know then whether it has been given up itself.
-    """
-    is_loss = isinstance(error, RankLostError) and error.rank not in (0, job.meeting.rank)
-    is_interrupt = error is not None and not isinstance(error, Exception)
-    if (is_loss or is_interrupt) and "prepare" not in job.seconds:
-        keep()
 
 
 def tune_own(job: Job, survey: Survey, work: Work) -> None:
@@ -168,75 +230,65 @@ def tune_own(job: Job, survey: Survey, work: Work) -> None:
     names = work.plan.local.get(job.meeting.rank, ())
     if not names or job.word["require_agreement"]:
         return
-    tasks = [survey.tasks[name] for name in names]
-    for task in (task for task in tasks if task.call is None):  # answered, and in a quarrel since
+    own = [survey.tasks[name] for name in names]
+    for task in (task for task in own if task.call is None):  # answered, and in a quarrel since
         work.outcomes[task.id] = replay.Outcome(task.id, reason=task.reason)
     with Shutdown(lambda: None) as shutdown:
-        _tune(job, [task for task in tasks if task.call is not None], work, shutdown)
+        tasks = (
+            (task, place)
+            for place, task in enumerate(own)
+            if task.call is not None and not (shutdown.is_requested or work.is_over)
+        )
+        for _ in _tune(job, tasks, work, len(names), margin=None):
+            pass
 
 
 def _tune(
-    job: Job,
-    tasks: Sequence[Task],
-    work: Work,
-    shutdown: Shutdown,
-    keep: Callable[[], None] | None = None,
-) -> None:
-    """Time the tasks, for all ranks where there is something to ``keep``, else for this one."""
-    done, limit_s = 0, job.options.settings.task_limit_s
+    job: Job, tasks: Iterator[tuple[Task, int]], work: Work, of: int, *, margin: float | None
+) -> Iterator[tuple[Task, replay.Outcome]]:
+    """Tune tasks, each drawn when the one before is done. ``margin``: of what is shared."""
+    limit_s, in_hand = job.options.settings.task_limit_s, list[tuple[Task, int]]()
+    is_shared = margin is not None
 
     def give_up(task: Task) -> None:
-        reason = f"did not return within {limit_s:.0f} s"
-        work.outcomes[task.id] = replay.Outcome(task.id, reason=reason)
-        leave(job, f"{task.label} {reason}", keep)
+        give_up_on(job, task, f"did not return within {limit_s:.0f} s", is_shared=is_shared)
+
+    def drawn() -> Iterator[Task]:
+        for task, place in tasks:
+            in_hand[:] = [(task, place)]
+            yield task
 
     def on_task(task: Task) -> None:
-        nonlocal done
         limit.begins(task)
-        before = len(work.outcomes) if keep is None else done  # its own come after the shared ones
-        job.progress.task(task.label, before)
-        job.meeting.note("tune", counted(task.label, done + 1, len(tasks)))
+        done = len(work.outcomes)
+        job.progress.task(task.label, done)
+        job.meeting.note("tune", counted(task.label, done + 1, max(done + 1, of)))
         if job.options.progress is not None:
-            job.options.progress("tune", task.label, done, len(tasks))
-        done += 1
+            job.options.progress("tune", task.label, in_hand[0][1], of)
+        if is_shared:
+            job.journal.begins(task.id, task.label)
 
-    labels = {task.id: task.label for task in tasks}
-    stop = lambda: shutdown.is_requested  # noqa: E731  # the name says it
     with TaskLimit(limit_s, give_up) as limit:
-        for outcome in replay.tune(tasks, job.seen, on_task, empty=keep is not None, stop=stop):
+        for outcome in replay.tune(
+            drawn(), job.seen, on_task, empty=is_shared, margin=margin or 0.0
+        ):
+            task = in_hand[0][0]
             work.outcomes[outcome.task] = outcome
             job.progress.tuned(outcome.ms, outcome.default_ms)
-            job.timeline.append((labels[outcome.task], outcome.began, outcome.seconds))
+            job.timeline.append((task.label, outcome.began, outcome.seconds))
+            yield task, outcome
 
 
-def leave(job: Job, reason: str, keep: Callable[[], None] | None = None) -> None:
-    """Take leave of the others from another thread: this rank's own is stuck for ever."""
-    job.meeting.abandon(reason)
-    if keep is not None:
-        keep()
-    job.meeting.close()
+def give_up_on(job: Job, task: Task, reason: str, *, is_shared: bool = True) -> None:
+    """Take leave of the others from another thread: this rank's own is stuck for ever.
 
-
-def rescue(job: Job, survey: Survey, work: Work) -> None:
-    """Write what this rank has tuned so far, under its own name, before its process leaves.
-
-    The next start finds it and tunes the rest. Nothing is asked of the other ranks, which may be
-    gone already.
+    A task that all share is known as a default from then on: no start can afford to wait again.
     """
-    outcomes = list(work.outcomes.values())
-    if not outcomes or not job.shares or job.word["mode"] != "on" or job.placement is None:
-        return
-    done = {outcome.task for outcome in outcomes}
-    items = [item for item in inventory(survey) if item.id in done]
-    results = [result_of(outcome, job.meeting.rank) for outcome in outcomes]
-    settled = settle(Table(job.stamp, {}), {}, {job.meeting.rank: items}, results)
-    manifest = Manifest(
-        identity=job.identity.digest, tasks=settled.tasks, complete=False,
-        engine=job.options.engine[0], engine_version=job.options.engine[1],
-    )  # fmt: skip
-    place = job.placement
-    store = job.store or Store(place.directory, job.options.settings, root=place.root)
-    store.publish(job.options.ranks.coordinates, settled.table, manifest, job.identity)
+    job.meeting.abandon(f"{task.label}: {reason}")
+    if is_shared:
+        outcome = replay.Outcome(task.id, reason=reason)
+        job.journal.found(task.op, task.keys, result_of(outcome, job.meeting.rank))
+    job.meeting.close()
 
 
 def result_of(outcome: replay.Outcome, rank: int) -> Result:
@@ -244,5 +296,7 @@ def result_of(outcome: replay.Outcome, rank: int) -> Result:
     return Result(
         task=outcome.task, kind=outcome.kind, winner=outcome.winner, entry=outcome.entry,
         reason=outcome.reason, ms=outcome.ms, default_ms=outcome.default_ms,
-        rank=rank, host=socket.gethostname(), at=time.time(),
+        rank=rank, host=socket.gethostname(), at=float(int(time.time())), samples=outcome.samples,
+        candidates=outcome.candidates, gpu=str(environment.gpu().get("name", "")),
+        seconds=outcome.seconds,
     )  # fmt: skip

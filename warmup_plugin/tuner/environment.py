@@ -58,6 +58,14 @@ def gpu() -> dict[str, Any]:
     }
 
 
+def driver() -> str:
+    """Return the version of the GPU driver; empty without one."""
+    try:
+        return Path("/sys/module/nvidia/version").read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
 def switches() -> dict[str, str]:
     """Return the switches that are set, and the digest of the blocklist in force."""
     found = {name: os.environ[name] for name in SWITCHES if os.environ.get(name)}

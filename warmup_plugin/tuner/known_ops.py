@@ -19,13 +19,16 @@ class KnownOps:
 
     ``pass_through``: called as they are on every rank, never recorded. ``key_unstable``: the key
     under which a winner is stored is not the key under which it is looked up; never shared, never
-    missing. ``self_tuning``: tune without ``choose_one``, so no session sees them. ``twin_fields``:
-    op -> index in the runner's cache key extras -> name of the `RankInfo` field that stands there;
-    keys that differ in nothing else are twins.
+    missing. ``one_rank``: tuning them leaves something behind on the rank that does it, so strategy
+    `sharded` leaves all tasks of such an op to the lowest rank that has them. ``self_tuning``: tune
+    without ``choose_one``, so no session sees them. ``twin_fields``: op -> index in the runner's
+    cache key extras -> name of the `RankInfo` field that stands there; keys that differ in nothing
+    else are twins.
     """
 
     pass_through: Mapping[str, str] = field(default_factory=dict)
     key_unstable: Mapping[str, str] = field(default_factory=dict)
+    one_rank: Mapping[str, str] = field(default_factory=dict)
     self_tuning: Mapping[str, str] = field(default_factory=dict)
     twin_fields: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
@@ -34,6 +37,7 @@ class KnownOps:
         *,
         pass_through: Mapping[str, str] | None = None,
         key_unstable: Mapping[str, str] | None = None,
+        one_rank: Mapping[str, str] | None = None,
         self_tuning: Mapping[str, str] | None = None,
         twin_fields: Mapping[str, Mapping[int, str]] | None = None,
     ) -> KnownOps:
@@ -42,6 +46,7 @@ class KnownOps:
             self,
             pass_through={**self.pass_through, **(pass_through or {})},
             key_unstable={**self.key_unstable, **(key_unstable or {})},
+            one_rank={**self.one_rank, **(one_rank or {})},
             self_tuning={**self.self_tuning, **(self_tuning or {})},
             twin_fields={**self.twin_fields, **(twin_fields or {})},
         )

@@ -16,6 +16,8 @@ import torch
 
 from warmup_plugin.tuner import probe
 
+#: Runner class, tactic, milliseconds; infinity for a tactic that failed.
+Time = tuple[str, Any, float]
 #: What FlashInfer answers by giving the whole call up.
 _OUT_OF_MEMORY = (torch.cuda.OutOfMemoryError, MemoryError)
 
@@ -30,7 +32,7 @@ class Observations:
 
     tactics_timed: int = 0
     inputs_synthesised: int = 0
-    times: list[tuple[str, Any, float]] = field(default_factory=list)
+    times: list[Time] = field(default_factory=list)
     out_of_memory: bool = False
 
     def begin_task(self) -> None:

@@ -252,6 +252,13 @@ def policy_of(config: Any) -> Any:
     return None if policy is None else policy(config)
 
 
+def samples_of(tuner: Any, config: Any) -> int | None:
+    """Return how many measurements FlashInfer averages for each tactic, where it says so."""
+    ask = getattr(tuner, "_get_profiling_repeat", None)  # from 0.7 on an op may have its own
+    repeat = getattr(tuner, "repeat", None) if ask is None else ask(config)
+    return repeat if isinstance(repeat, int) else None
+
+
 def is_measured_as(config: Any, policy: Any) -> bool:
     """Return whether an entry of this measurement policy was measured in the way the config asks.
 

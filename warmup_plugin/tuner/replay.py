@@ -22,6 +22,7 @@ import torch
 from warmup_plugin.table import Entry, Tactic, canonical_tactic
 from warmup_plugin.tuner import probe
 from warmup_plugin.tuner.observe import Observations
+from warmup_plugin.tuner.race import DEFAULT, beats_default, is_alone, racing_default, times_of
 from warmup_plugin.tuner.task import Call, Task
 
 logger = logging.getLogger("warmup_plugin")
@@ -32,7 +33,8 @@ class Outcome:
     """What tuning one task gave.
 
     ``winner`` is the index of the winning runner, ``entry`` its table entry; both None without a
-    winner, ``reason`` says why then. Times in milliseconds, None where not measured.
+    winner, ``reason`` says why then. ``ms`` is the fastest tactic's time and ``default_ms`` that of
+    FlashInfer's default, None where not measured: each the mean of ``samples``.
     """
 
     task: str
@@ -42,6 +44,8 @@ class Outcome:
     reason: str = ""
     ms: float | None = None
     default_ms: float | None = None
+    samples: int | None = None
+    candidates: int = 0
     began: float = 0.0
     seconds: float = 0.0
 
@@ -52,27 +56,26 @@ def tune(
     on_task: Callable[[Task], None],
     *,
     empty: bool,
-    stop: Callable[[], bool] = lambda: False,
+    margin: float = 0.0,
 ) -> Iterator[Outcome]:
     """Time the tactics of every task on this rank; yield each outcome as soon as it is known.
 
     The tuner holds this rank's winners in memory afterwards. With ``empty`` it is emptied first, so
-    that nothing loaded answers in place of a measurement. ``stop`` is asked before each task.
+    that nothing loaded answers in place of a measurement. A task is asked for when the one before
+    has been dealt with. Beyond a ``margin`` of 0 the default is timed in any case, and serves
+    unless the winner is faster by that share.
     """
     tuner = probe.tuner()
     assert probe.open_contexts(tuner) == 0, "a tuning context is open in step 5"
     if empty:
         probe.clear(tuner)
-    ordered = sorted(tasks, key=_is_v2)
     try:
         with probe.no_process_group(), probe.no_bars():
-            for v2, group in itertools.groupby(ordered, key=_is_v2):
+            for v2, group in itertools.groupby(tasks, key=_is_v2):
                 with probe.tuning_context(memory_only_v2=v2):
                     for task in group:
-                        if stop():
-                            return
                         on_task(task)
-                        yield _tune_one(tuner, task, seen)
+                        yield _tune_one(tuner, task, seen, margin)
     finally:
         probe.forget_profiles(tuner)
 
@@ -81,7 +84,7 @@ def _is_v2(task: Task) -> bool:
     return task.recorded().memory_only_v2
 
 
-def _tune_one(tuner: Any, task: Task, seen: Observations) -> Outcome:
+def _tune_one(tuner: Any, task: Task, seen: Observations, margin: float) -> Outcome:
     assert probe.process_group() is None, "FlashInfer's process group is set in step 5"
     seen.begin_task()
     began, stored = time.monotonic(), len(tuner.profiling_cache)
@@ -89,28 +92,44 @@ def _tune_one(tuner: Any, task: Task, seen: Observations) -> Outcome:
     for call in (task.recorded(), *task.rivals):
         before = len(seen.times)
         config = narrow(call.config, task.buckets)
+        with_default = racing_default(call.runners) if margin else contextlib.nullcontext()
         try:
-            with _as_recorded(call):
+            with _as_recorded(call), with_default:
                 tuner.choose_one(call.op, call.runners, config, call.inputs, **call.kwargs)
         except Exception as raised:  # noqa: BLE001  # a broken runner costs its task, never the session
             error = f"{type(raised).__name__}: {raised}"[:400]
             logger.warning("warmup-plugin: %s has no winner: %s", task.label, error)
         candidates.append([(name, tactic) for name, tactic, _ in seen.times[before:]])
     winners = probe.winners_since(tuner, stored)
-    (ms, default_ms), seconds = _times(task, seen), time.monotonic() - began
-    outcome = Outcome(task.id, ms=ms, default_ms=default_ms, began=began, seconds=seconds)
+    recorded = task.recorded()
+    ms, default_ms = times_of(type(recorded.runners[0]).__name__, seen.times)
+    outcome = Outcome(
+        task.id, ms=ms, default_ms=default_ms, samples=probe.samples_of(tuner, recorded.config),
+        candidates=len(candidates[0]), began=began, seconds=time.monotonic() - began,
+    )  # fmt: skip
     if any(found != candidates[0] for found in candidates[1:]):
         task.state, task.reason = "unshared", "one file key, runners with different candidates"
         return replace(outcome, kind="unshared", reason=task.reason)
-    return _with_winner(outcome, task, winners, error, seen)
+    found = _with_winner(outcome, task, winners, error, seen)
+    if found.entry is None or beats_default(ms, default_ms, margin):
+        return found
+    if is_alone(seen.times) and not recorded.memory_only_v2:  # it raced for our sake only
+        return replace(outcome, reason=_why_none(seen))
+    return _with_default(found, task, margin)
 
 
-def _times(task: Task, seen: Observations) -> tuple[float | None, float | None]:
-    """Return the best time of the task and that of FlashInfer's default, where it was raced."""
-    first = type(task.recorded().runners[0]).__name__
-    finite = [(name, tactic, ms) for name, tactic, ms in seen.times if ms < float("inf")]
-    default = [ms for name, tactic, ms in finite if tactic == -1 and name == first]
-    return min((ms for _, _, ms in finite), default=None), default[0] if default else None
+def _with_default(outcome: Outcome, task: Task, margin: float) -> Outcome:
+    """Return the outcome with FlashInfer's default for a winner: an entry, so that it is known.
+
+    No entry where FlashInfer would ask the runner about it at every lookup.
+    """
+    assert outcome.entry is not None
+    first = task.recorded().runners[0]
+    reason = f"nothing is faster than the default by {margin:.0%}"
+    if hasattr(first, "validate_tactic"):
+        return replace(outcome, kind="default", winner=None, entry=None, reason=reason)
+    entry = Entry(type(first).__name__, DEFAULT, outcome.entry.policy)
+    return replace(outcome, winner=0, entry=entry, reason=reason)
 
 
 def _with_winner(
@@ -139,7 +158,8 @@ def _with_winner(
 def _why_none(seen: Observations) -> str:
     if seen.out_of_memory:
         return "out of memory"
-    return "all tactics failed" if seen.times else "no tactic was timed"
+    is_timed = any(tactic != DEFAULT for _, tactic, _ in seen.times)
+    return "all tactics failed" if is_timed else "no tactic was timed"
 
 
 def narrow(config: Any, buckets: tuple[int, ...]) -> Any:

@@ -83,9 +83,14 @@ class Task:
         return tuple(sizes)
 
     @property
+    def at(self) -> str:
+        """Return the buckets in words."""
+        return "x".join(map(str, self.buckets)) or "fixed"
+
+    @property
     def label(self) -> str:
         """Return a short name for people: op and buckets."""
-        return f"{self.op} @ {'x'.join(map(str, self.buckets)) or 'fixed'}"
+        return f"{self.op} @ {self.at}"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Owns the way to them; reading is `borrow.py`'s, and nothing of vLLM's is ever wr
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,18 @@ from warmup_plugin.engines.vllm import names
 logger = logging.getLogger("warmup_plugin")
 
 
-def own_tables(runner: Any) -> tuple[Path, ...]:
-    """Return files that FlashInfer can load and folders of its managed store, those that exist."""
+def own_tables(runner: Any) -> Iterator[Path]:
+    """Yield files that FlashInfer can load and folders of its managed store, those that exist.
+
+    Looks when it is iterated, which is where something is missing: vLLM's hash of its config takes
+    longer than all the rest of a warm start's reading.
+    """
     try:
         mine = names.rank_file(runner)
-        files = sorted(mine.parent.glob("autotune_configs_dp*_rank*.json"))
-        return (*files, *_managed())
+        yield from sorted(mine.parent.glob("autotune_configs_dp*_rank*.json"))
+        yield from _managed()
     except Exception:  # the engine's own tables are an offer, not a need
         logger.debug("warmup-plugin: cannot find vLLM's own tables", exc_info=True)
-        return ()
 
 
 def _managed() -> tuple[Path, ...]:

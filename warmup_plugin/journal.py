@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a start has tuned and what it was at, on disk as soon as it is known.
+
+    journal/<session>.<rank>.log    one process's records, a line each: crc32 in hex, a space, JSON
+
+Owns these files: appended to by one process, read by later starts. A **mark** says that a task is
+begun, before anything of it runs; what was found, or that the process has left it, takes it back. A
+process that is gone and whose last mark stands has died in that task. Records are checked one by
+one: a torn line is no line. Never raises `OSError`: without a disk nothing is resumed, that is all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import msgspec
+
+from warmup_plugin.files import make_directory, read_file, write_files
+from warmup_plugin.lease import JOURNAL
+from warmup_plugin.liveness import ProcessCard, own_card, view
+from warmup_plugin.settle import Result
+from warmup_plugin.table import Miss, decode
+
+logger = logging.getLogger("warmup_plugin")
+
+_SUFFIX: Final = ".log"
+#: After so many deaths in a task it serves its default.
+MOST_DEATHS: Final = 2
+
+
+class Opened(msgspec.Struct, frozen=True, tag="opened"):
+    """The first line: whose records these are, and under which driver and environment."""
+
+    card: ProcessCard
+    host: str
+    driver: str
+    stamp: dict[str, str]
+
+
+class Begun(msgspec.Struct, frozen=True, tag="begun"):
+    """The mark: from now on this task runs here."""
+
+    task: str
+    label: str
+
+
+class Found(msgspec.Struct, frozen=True, tag="found"):
+    """What became of the task in hand; ``keys`` are this rank's, in the order of the runners."""
+
+    op: str
+    keys: tuple[str, ...]
+    result: Result
+
+
+class Left(msgspec.Struct, frozen=True, tag="left"):
+    """No task is in hand any more, and none was the reason."""
+
+
+Line: TypeAlias = Opened | Begun | Found | Left
+_LINE: Final = msgspec.json.Decoder(Line)
+_ENCODER: Final = msgspec.json.Encoder()
+
+
+class Journal:
+    """This process's file. It appears with the first record; without a directory there is none."""
+
+    def __init__(
+        self, directory: Path | None, name: str, *, driver: str, stamp: Mapping[str, str]
+    ) -> None:
+        self._path = directory / JOURNAL / f"{name}{_SUFFIX}" if directory else None
+        self._driver, self._stamp = driver, dict(stamp)
+        self._descriptor: int | None = None
+        self._is_in_hand = False
+
+    def begins(self, task: str, label: str, *, synced: bool = True) -> None:
+        """Mark a task, before anything of it runs.
+
+        Unless ``synced`` the mark outlives the process only, not the machine.
+        """
+        self._is_in_hand = True
+        self._append(Begun(task, label), synced=synced)
+
+    def found(self, op: str, keys: tuple[str, ...], result: Result) -> None:
+        """Keep what the task in hand has come to."""
+        self._is_in_hand = False
+        self._append(Found(op, keys, result), synced=True)
+
+    def leaves(self) -> None:
+        """Take the mark back: whatever ends this process now, it is not the task."""
+        if self._is_in_hand:
+            self._is_in_hand = False
+            self._append(Left(), synced=True)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        descriptor, self._descriptor, self._path = self._descriptor, None, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def _append(self, line: Line, *, synced: bool) -> None:
+        if self._path is None:
+            return
+        try:
+            if self._descriptor is None:
+                self._descriptor = self._open(self._path)
+            os.write(self._descriptor, _encoded(line))
+            if synced:
+                os.fsync(self._descriptor)
+        except OSError as error:
+            # No warning: the store has one for the same directory.
+            logger.info("warmup-plugin: %s: %s; no journal is kept", self._path, error.strerror)
+            self.close()
+
+    def _open(self, path: Path) -> int:
+        make_directory(path.parent)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+        descriptor = os.open(path, flags, 0o644)
+        with contextlib.suppress(OSError):  # no locks here: the card in the first line has to do
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        opened = Opened(own_card(), socket.gethostname(), self._driver, self._stamp)
+        os.write(descriptor, _encoded(opened))
+        return descriptor
+
+
+def _encoded(line: Line) -> bytes:
+    body = _ENCODER.encode(line)
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def _decoded(line: bytes) -> Line | None:
+    """Return a line's record; None for what was torn, changed, or is a later version's."""
+    checksum, _, body = line.partition(b" ")
+    if checksum != b"%08x" % zlib.crc32(body):
+        return None
+    found: Line | Miss = decode(_LINE, body)
+    return None if isinstance(found, Miss) else found
+
+
+@dataclass(frozen=True)
+class Past:
+    """One process's records. ``in_hand``: the mark that stands; ``is_dead``: nobody writes here."""
+
+    path: Path
+    opened: Opened
+    found: tuple[Found, ...]
+    in_hand: Begun | None
+    is_dead: bool
+
+    @property
+    def is_running(self) -> bool:
+        """Whether another live process writes here now; this one's own earlier records are past."""
+        return not self.is_dead and self.opened.card != own_card()
+
+
+def read_journals(directory: Path, limit: int) -> list[Past]:
+    """Return the journals of a directory by name, up to ``limit`` bytes each. Never raises."""
+    try:
+        paths = sorted(p for p in (directory / JOURNAL).iterdir() if p.suffix == _SUFFIX)
+    except OSError:
+        return []
+    return [past for path in paths if (past := _read(path, limit)) is not None]
+
+
+def _read(path: Path, limit: int) -> Past | None:
+    is_free = _is_free(path)  # before it is read: who dies in between has said all
+    content = read_file(path, limit).content
+    if isinstance(content, Miss):
+        return None
+    lines = [line for raw in content.splitlines() if (line := _decoded(raw)) is not None]
+    if not lines or not isinstance(lines[0], Opened):
+        return None
+    in_hand: Begun | None = None
+    for line in lines:
+        in_hand = line if isinstance(line, Begun) else None
+    found = tuple(line for line in lines if isinstance(line, Found))
+    is_dead = is_free or view(lines[0].card) == "gone"
+    return Past(path, lines[0], found, in_hand, is_dead)
+
+
+def _is_free(path: Path) -> bool:
+    """Return whether the file's writer has let go of it, as its death makes it do."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # readers do not disturb each other
+    except OSError:  # held; or no locks here, and then the card has to do
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+@dataclass(frozen=True)
+class Death:
+    """A task in which processes have died: which, by the names of their journals."""
+
+    label: str
+    journals: tuple[str, ...]
+
+    @property
+    def is_blocked(self) -> bool:
+        """Return whether the task serves its default from now on."""
+        return len(self.journals) >= MOST_DEATHS
+
+
+def deaths_in(journals: Iterable[Past], driver: str) -> dict[str, Death]:
+    """Return the tasks in which processes have died under this driver, by id."""
+    found: dict[str, Death] = {}
+    for past in journals:
+        if past.is_dead and past.in_hand is not None and past.opened.driver == driver:
+            task, label = past.in_hand.task, past.in_hand.label
+            before = found[task].journals if task in found else ()
+            found[task] = Death(label, (*before, past.path.stem))
+    return found
+
+
+def lift(past: Past) -> None:
+    """Take a dead process's mark back, as an operator may; raises `OSError`."""
+    descriptor = os.open(past.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, b"\n" + _encoded(Left()))  # its last line may be torn
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(journals: Iterable[Past]) -> None:
+    """Remove journals that nobody needs any more."""
+    for past in journals:
+        with contextlib.suppress(OSError):
+            past.path.unlink()
+
+
+def shorten(past: Past) -> None:
+    """Leave of a dead process's journal the mark alone, which every start reads."""
+    if past.in_hand is not None and past.found:
+        body = _encoded(past.opened) + _encoded(past.in_hand)
+        with contextlib.suppress(OSError):
+            write_files({past.path: body})
