@@ -99,7 +99,7 @@ def test_the_file_is_whole_and_says_how_it_ended(clock: Clock, tmp_path: Path) -
     tuning(progress, clock)
     found = json.loads(path.read_bytes())
     assert found["state"] == "warming"
-    assert (found["done"], found["total"], found["left_s"]) == (2, 6, 20.0)
+    assert (found["done"], found["total"], found["left_s"]) == (1, 6, 50.0)
     progress.task("op::a @ 128", 2)
     assert json.loads(path.read_bytes()) == found
     progress.end("failed", "SessionError: no")

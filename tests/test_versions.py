@@ -61,7 +61,7 @@ def test_fields_of_a_newer_version_survive_a_start_that_tunes(cache_root: Path) 
     path.write_text(json.dumps(manifest))
 
     again = launch(CONFIG, root=cache_root)
-    assert again[0].report.tasks["tuned"] == 1
+    assert sum(rank.report.tasks["tuned"] for rank in again) == 1
     after = json.loads(path.read_bytes())
     assert after["generation"] == manifest["generation"] + 1
     assert after["shiny"] == {"new": [1, 2]}
