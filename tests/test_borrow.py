@@ -124,3 +124,12 @@ def test_where_two_keys_answer_the_first_read_wins() -> None:
 
     assert found.pick("t1", ("A", "B")) == "B"
     assert not found.pick("t1", ("A",))
+
+
+def test_what_is_kept_comes_first(tmp_path: Path) -> None:
+    _sibling(tmp_path / THEIRS, {"t1": ("A", "B")}, {"A": Entry("R", 3)})
+
+    found = borrow([tmp_path / OURS], (), STAMP, SETTINGS, kept={"B": Entry("S", 1)})
+
+    assert found.entries == {"B": Entry("S", 1)}
+    assert found.answers("t1", ("A", "B"))

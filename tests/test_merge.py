@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from warmup_plugin.manifest import Manifest, Outcome, TaskRecord, parse_manifest, render_manifest
-from warmup_plugin.merge import Part, Source, less, merge
+from warmup_plugin.merge import Part, Source, give_way, less, merge
 from warmup_plugin.table import Entry, Table
 
 STAMP = {"flashinfer_version": "0.7.2.post1", "gpu": "NVIDIA H200"}
@@ -230,3 +230,40 @@ def test_any_order_gives_one_union(number: int) -> None:
     again = merge([Part(merged.table, merged.manifest, (0, 0, 0)), *parts])
     assert again.table == merged.table
     assert again.loose == merged.loose
+
+
+@pytest.mark.parametrize(
+    ("kept", "entries", "tasks"),
+    [
+        pytest.param({}, {"A1": 1, "B2": 2}, {"t1", "t2"}, id="nothing kept"),
+        pytest.param({"A1": 1}, {"A1": 1, "B2": 2}, {"t1", "t2"}, id="the same"),
+        pytest.param({"A1": 7}, {"B2": 2}, {"t2"}, id="another tactic"),
+        pytest.param({"B1": 7}, {"B2": 2}, {"t2"}, id="another runner"),
+        pytest.param({"A9": 7}, {"A1": 1, "B2": 2}, {"t1", "t2"}, id="of no task here"),
+        pytest.param({"A3": 7}, {"A1": 1, "B2": 2}, {"t1", "t2"}, id="a default here"),
+    ],
+)
+def test_a_table_gives_way_to_what_is_kept(
+    kept: dict[str, int], entries: dict[str, int], tasks: set[str]
+) -> None:
+    """Task by task, so that what is kept is the one winner."""
+    defaults = {"t3": task("A3", outcome="default")} if "A3" in kept else {}
+    before = part({"A1": 1, "B2": 2}, {**T1, **T2, **defaults}, complete=True)
+    held = {key: Entry(key[0], tactic) for key, tactic in kept.items()}
+
+    found = give_way(before, held)
+
+    assert {key: entry.tactic for key, entry in found.table.entries.items()} == entries
+    assert found.manifest is not None
+    assert set(found.manifest.tasks) == tasks
+    is_same = tasks == {"t1", "t2"} and not defaults
+    assert (found is before) == found.manifest.complete == is_same
+
+
+def test_a_table_without_a_manifest_gives_way_by_key() -> None:
+    before = part({"A1": 1, "B2": 2}, None)
+
+    found = give_way(before, {"A1": Entry("A", 7)})
+
+    assert set(found.table.entries) == {"B2"}
+    assert give_way(before, {"A9": Entry("A", 7)}) is before

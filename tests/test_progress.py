@@ -36,25 +36,25 @@ def clock() -> Clock:
 
 
 def tuning(progress: Progress, clock: Clock) -> None:
-    """Two ranks with four and two tasks; each has one behind it after ten seconds."""
+    """Two ranks share six tasks; each has one behind it after ten seconds."""
     progress.step("plan")
-    progress.plan({0: 4, 1: 2, 2: 0})
+    progress.plan(6)
     progress.step("tune")
     clock.now += 10.0
     progress.tuned(1.0, 2.0)
     progress.tuned(1.0, 8.0)
     progress.tuned(None, 3.0)
-    progress.heard(1, {"step": "tune", "task": counted("op::b @ 8", 2, 2)})
-    progress.heard(2, {"step": "tune", "task": "somebody without tasks"})
+    progress.heard(3, {"step": "tune", "task": counted("op::b @ 8", 1)})
+    progress.heard(2, {"step": "share", "task": ""})
     progress.task("op::a @ 64", 1)
 
 
 def test_one_line_for_the_whole_job(clock: Clock) -> None:
-    """Op and bucket, tasks of all ranks, the slowest rank's time, the mean gain."""
+    """Op and bucket, tasks of all ranks, time left at their pace, the mean gain."""
     progress = Progress(0, stream=io.StringIO(), clock=clock)
     tuning(progress, clock)
     assert progress.line() == (
-        "warmup-plugin: tuning: op::a @ 64; 2 of 6 tasks, about 30 s left, "
+        "warmup-plugin: tuning: op::a @ 64; 2 of 6 tasks, about 20 s left, "
         "4.00 x the default's speed so far"
     )
 
@@ -99,7 +99,7 @@ def test_the_file_is_whole_and_says_how_it_ended(clock: Clock, tmp_path: Path) -
     tuning(progress, clock)
     found = json.loads(path.read_bytes())
     assert found["state"] == "warming"
-    assert (found["done"], found["total"], found["left_s"]) == (1, 6, 10.0)
+    assert (found["done"], found["total"], found["left_s"]) == (2, 6, 20.0)
     progress.task("op::a @ 128", 2)
     assert json.loads(path.read_bytes()) == found
     progress.end("failed", "SessionError: no")

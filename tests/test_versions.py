@@ -19,6 +19,7 @@ from warmup_plugin import metrics
 from warmup_plugin.cli.archive import SCHEMA as ARCHIVE_SCHEMA
 from warmup_plugin.cli.checks import FLASHINFER_TESTED
 from warmup_plugin.engines.embedded import EngineConfig, launch
+from warmup_plugin.engines.sglang.names import TESTED as SGLANG_TESTED
 from warmup_plugin.engines.vllm.names import TESTED as VLLM_TESTED
 from warmup_plugin.manifest import SCHEMA
 from warmup_plugin.progress import Progress
@@ -97,8 +98,11 @@ def test_the_support_page_names_what_is_tested() -> None:
     releases = {line.split()[0] for line in lines if not line.startswith("#")}
     main = (CHECKOUT / "requirements" / "flashinfer-cpu.txt").read_text()
     (pinned,) = re.findall(r"^flashinfer-python==(\S+)", main, re.MULTILINE)
-    assert tested == releases | {pinned} == set(FLASHINFER_TESTED)
+    sglang = (CHECKOUT / "requirements" / "sglang-cpu.txt").read_text()
+    (its_own,) = re.findall(r"^flashinfer-python==(\S+)", sglang, re.MULTILINE)
+    assert tested == releases | {pinned, its_own} == set(FLASHINFER_TESTED)
     assert set(re.findall(r"^\| vLLM (\S+) \|", page, re.MULTILINE)) == set(VLLM_TESTED)
+    assert set(re.findall(r"^\| SGLang (\S+) \|", page, re.MULTILINE)) == set(SGLANG_TESTED)
     schemas = dict(re.findall(r"^\| (manifest|receipt|archive) \| (\d+) \|", page, re.MULTILINE))
     assert schemas == {
         "manifest": str(SCHEMA), "receipt": "1", "archive": str(ARCHIVE_SCHEMA)

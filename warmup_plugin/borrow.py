@@ -97,15 +97,19 @@ def borrow(
     others: Iterable[Path],
     stamp: Mapping[str, str],
     settings: Settings,
+    *,
     root: Path | None = None,
+    kept: Mapping[str, Entry] | None = None,
 ) -> Borrowed:
     """Return what others have found out in this environment.
 
-    In order: the engine's own tables (``others``), those imported, then siblings; ``directories``
-    are this identity's, the writable one first. No link is followed out of that one's ``root``, out
-    of a layer's directory, nor out of the folder of an engine's table.
+    In order: what is ``kept`` from an earlier session of the process, the engine's own tables
+    (``others``), those imported, then siblings; ``directories`` are this identity's, the writable
+    one first. No link is followed out of that one's ``root``, out of a layer's directory, nor out
+    of the folder of an engine's table.
     """
     found, directories = Borrowed(), tuple(directories)
+    found.take_engine(Table(stamp, kept or {}))
     for path in (*others, *(path for each in directories for path in imported(each.parent))):
         table = read_any(path, settings.table_bytes)
         if isinstance(table, Table) and not stamp_conflicts(table.stamp, stamp):

@@ -53,7 +53,7 @@ def _how_far(words: Words, *, require_agreement: bool) -> Word:
     if word := next((word for word in words.values() if word["missing"]), None):
         reason = f"FlashInfer {word['version']} has no {', '.join(word['missing'])}"
         return {"go": "unguarded", "reason": reason}
-    if reason := _cannot_share(words):
+    if reason := cannot_share(words):
         return {"go": "defaults" if require_agreement else "per_rank", "reason": reason}
     if words[0]["strategy"] == "per_rank":
         return {"go": "per_rank", "reason": "strategy per_rank"}
@@ -75,8 +75,11 @@ def _refusal(words: Words) -> str:
     return ""
 
 
-def _cannot_share(words: Words) -> str:
-    """Return why the ranks' tactics cannot be exchanged, or an empty string."""
+def cannot_share(words: Words) -> str:
+    """Return why the ranks' tactics cannot be exchanged, or an empty string.
+
+    Of a word it needs ``version``, ``keys_tell_options_apart`` and the ``factors``.
+    """
     for rank, word in words.items():
         if not word["keys_tell_options_apart"]:
             return (

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from warmup_plugin.report import WarmupReport
@@ -63,6 +63,7 @@ def warm_up(
     tuning_context: TuningContext | None = None,
     engine: tuple[str, str] = ("custom", "0"),
     progress: Progress | None = None,
+    keep_loaded: bool = False,
 ) -> WarmupReport:
     """Tune once, start warm everywhere: run ``forward`` as the survey and do the rest around it.
 
@@ -84,6 +85,8 @@ def warm_up(
             `contextlib.nullcontext` for a forward that opens its own.
         engine: name and version, for manifest and report.
         progress: called with step, task, tasks done and tasks in all while this rank tunes.
+        keep_loaded: what the tuner of rank 0 holds already wins: for a second session in a process
+            whose first one's winners are in captured graphs. All ranks must hold the same.
 
     Raises:
         SettingError: a malformed setting, with variable, value and rule.
@@ -116,7 +119,8 @@ def session(*, identity: Identity, **arguments: Any) -> Iterator[Session]:
     """Do what `warm_up` does around the body of a ``with`` statement: the body is the forward.
 
     Takes the keyword arguments of `warm_up`. Yields a `Session`, which holds the report once the
-    body has ended. The body always runs, once: an op that cannot take a default tactic fails it.
+    body has ended. The body always runs, once: an op that cannot take a default tactic fails it,
+    and `Session.retry` names it.
     """
     given = {name: value for name, value in arguments.items() if value is not None}
     options = Options(identity=identity, **given)
@@ -134,6 +138,7 @@ def session(*, identity: Identity, **arguments: Any) -> Iterator[Session]:
         held = read(job)
         agreed = agree(job, held)
         with surveying(job, agreed) as (survey, surveyed):
+            outcome.surveyed = surveyed
             yield outcome
         outcome.report = _finish(job, held, agreed, survey, surveyed)
 
@@ -143,6 +148,16 @@ class Session:
     """What `session` yields. ``report`` is None until the body has ended."""
 
     report: WarmupReport | None = None
+    surveyed: Word = field(default_factory=dict, repr=False)
+
+    @property
+    def retry(self) -> dict[str, str]:
+        """Return the op at which the body has failed on every rank alike, and why; else nothing.
+
+        It cannot take a default tactic: the body may run in another session that passes it through.
+        """
+        found = self.surveyed
+        return {found["op"]: found["reason"]} if found.get("go") == "rerun" else {}
 
 
 def _finish(job: Job, held: Held, agreed: Agreed, survey: Survey, surveyed: Word) -> WarmupReport:

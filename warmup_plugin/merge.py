@@ -64,6 +64,27 @@ def merge(parts: Sequence[Part]) -> Merged:
     return union.merged(ordered)
 
 
+def give_way(part: Part, kept: Mapping[str, Entry]) -> Part:
+    """Return the part without the tasks that are answered otherwise by what is ``kept``."""
+    table, manifest = part.table, part.manifest
+    other = {key for key, entry in kept.items() if table.entries.get(key, entry) != entry}
+    names = {
+        name: keys
+        for name, record in (manifest.tasks if manifest else {}).items()
+        if not (keys := {*chain.from_iterable(record.keys)}).isdisjoint(kept)
+        and any(table.entries.get(key) != kept.get(key) for key in keys)
+    }
+    if not (other or names) or manifest is None:
+        entries = {key: entry for key, entry in table.entries.items() if key not in other}
+        return replace(part, table=replace(table, entries=entries)) if other else part
+    gone = other.union(*names.values())
+    entries = {key: entry for key, entry in table.entries.items() if key not in gone}
+    tasks = {name: record for name, record in manifest.tasks.items() if name not in names}
+    manifest = replace(manifest, tasks=Tasks(tasks), complete=False, table_sha256="")
+    table = replace(table, entries=entries)
+    return replace(part, table=table, manifest=manifest, table_bytes=b"", manifest_bytes=b"")
+
+
 def less(part: Part, entries: Mapping[str, Entry]) -> Part:
     """Return a part without these very entries, nor the tasks that they answered."""
     out = {key for key, entry in entries.items() if part.table.entries.get(key) == entry}

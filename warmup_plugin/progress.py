@@ -32,12 +32,12 @@ State = Literal["warming", "ready", "failed"]
 LOG_S: Final = 30.0
 MOVE_S: Final = 0.1
 FILE_S: Final = 1.0
-_COUNT: Final = re.compile(r"(.*) \((\d+) of (\d+)\)")
+_COUNT: Final = re.compile(r".* \((\d+) done\)")
 
 
-def counted(label: str, number: int, total: int) -> str:
-    """Return a task's label as it stands in the heartbeat: its number among this rank's tasks."""
-    return f"{label} ({number} of {total})"
+def counted(label: str, done: int) -> str:
+    """Return a task's label as it stands in the heartbeat: with how many this rank has done."""
+    return f"{label} ({done} done)"
 
 
 class Progress:
@@ -60,7 +60,7 @@ class Progress:
         self._has_warned = self._has_line = False
         self._step, self._task, self._reason = "open", "", ""
         self._state: State = "warming"
-        self._totals: dict[int, int] = {}
+        self._total = 0
         self._done: dict[int, int] = {}
         self._gains: list[float] = []
         self._tune_began: float | None = None
@@ -76,14 +76,13 @@ class Progress:
             self._step, self._task = step, ""
         self._tell(at_once=True)
 
-    def plan(self, totals: Mapping[int, int]) -> None:
-        """So many tasks are to be tuned by each rank."""
+    def plan(self, total: int) -> None:
+        """So many tasks are to be tuned by all ranks together."""
         with self._lock:
-            self._totals = {rank: total for rank, total in totals.items() if total}
-            self._tune_began = self._clock()
+            self._total, self._tune_began = total, self._clock()
 
     def task(self, label: str, done: int) -> None:
-        """This rank begins a task and has ``done`` so many before."""
+        """This rank begins a task and has done so many before."""
         with self._lock:
             self._task, self._done[self._rank] = label, done
         self._tell()
@@ -96,22 +95,18 @@ class Progress:
 
     def heard(self, rank: int, beat: Mapping[str, Any]) -> None:
         """Another rank's heartbeat has come."""
-        if rank not in self._totals:
-            return
         match = _COUNT.fullmatch(beat.get("task", ""))
-        with self._lock:
-            if match and beat.get("step") == "tune":
-                self._done[rank] = int(match[2]) - 1
-            elif beat.get("step") not in ("open", "read", "agree", "survey", "plan", "tune"):
-                self._done[rank] = self._totals[rank]
-        self._tell()
+        if match and beat.get("step") == "tune":
+            with self._lock:
+                self._done[rank] = int(match[1])
+            self._tell()
 
     def end(self, state: State, reason: str = "") -> None:
         """The warm-up is over."""
         with self._lock:
             self._state, self._reason, self._task = state, reason, ""
             if state == "ready":
-                self._done = dict(self._totals)
+                self._done = {self._rank: self._total}
             if self._has_line:
                 self._say("")
                 self._moves = False
@@ -149,19 +144,14 @@ class Progress:
         return f"warmup-plugin: tuning{task}; {', '.join(words)}"
 
     def _counts(self) -> tuple[int, int]:
-        return sum(self._done.get(rank, 0) for rank in self._totals), sum(self._totals.values())
+        return min(sum(self._done.values()), self._total), self._total
 
     def _left_s(self) -> float | None:
-        """Return how long the slowest rank will take at its own pace; None before it has one."""
-        if self._tune_began is None or self._state != "warming":
+        """Return how long the rest will take at the job's pace so far; None before it has one."""
+        done, total = self._counts()
+        if not done or self._tune_began is None or self._state != "warming":
             return None
-        spent = self._clock() - self._tune_began
-        paces = [
-            spent / self._done[rank] * (total - self._done[rank])
-            for rank, total in self._totals.items()
-            if self._done.get(rank)
-        ]
-        return round(max(paces), 1) if paces else None
+        return round((self._clock() - self._tune_began) / done * (total - done), 1)
 
     def _over_default(self) -> float | None:
         """Return the geometric mean of default over winner, of this rank's tasks."""
@@ -177,7 +167,7 @@ class Progress:
                 self._write(self._path)
             if self._rank or self._state != "warming":
                 return
-            if self._moves and self._totals and now - self._moved >= MOVE_S:
+            if self._moves and self._total and now - self._moved >= MOVE_S:
                 self._moved, self._has_line = now, True
                 self._say(self.line())
             elif not self._moves and now - self._told >= LOG_S:

@@ -9,7 +9,6 @@ session with it. Pure but for the counter.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -43,13 +42,3 @@ def draw(
 def reach(queues: Sequence[Queue], rank: int) -> int:
     """Return how many tasks this rank may be given."""
     return sum(len(queue.tasks) for queue in queues if rank in queue.ranks)
-
-
-def shares(queues: Sequence[Queue]) -> dict[int, int]:
-    """Return how many tasks each rank would tune if all were equally fast: a guess, for people."""
-    found: Counter[int] = Counter()
-    for ranks, tasks in queues:
-        least, more = divmod(len(tasks), len(ranks))
-        for place, rank in enumerate(ranks):
-            found[rank] += least + (place < more)
-    return dict(found)

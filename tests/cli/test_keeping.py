@@ -294,3 +294,26 @@ def test_doctor_knows_whether_the_engine_finds_the_plugin(
     found = {row.what: row for row in checks.packages(environ) if row.what != "FlashInfer"}
     assert {what: row.state for what, row in found.items()} == expected
     assert all(row.fix for row in found.values() if row.state == "bad")
+
+
+@pytest.mark.parametrize(
+    ("version", "plugins", "expected"),
+    [
+        ("0.5.23", None, {"engine": "good", "entry point": "good"}),
+        ("0.5.23", "", {"engine": "good", "entry point": "good"}),  # nothing named is all, there
+        ("0.5.23", "a, warmup_plugin", {"engine": "good", "entry point": "good"}),
+        ("0.5.23", "a", {"engine": "good", "entry point": "bad"}),
+        ("0.6.0", None, {"engine": "bad", "entry point": "good"}),
+    ],
+)
+def test_doctor_knows_sglang(
+    monkeypatch: pytest.MonkeyPatch, version: str, plugins: str | None, expected: dict[str, str]
+) -> None:
+    point = importlib.metadata.EntryPoint("warmup_plugin", "w:register", "sglang.srt.plugins")
+    monkeypatch.setattr(checks, "_version_of", {"sglang": version}.get)
+    monkeypatch.setattr(
+        importlib.metadata, "entry_points", lambda group: [point] if group == point.group else []
+    )
+    environ = {} if plugins is None else {"SGLANG_PLUGINS": plugins}
+    found = {row.what: row.state for row in checks.packages(environ) if row.what != "FlashInfer"}
+    assert found == expected

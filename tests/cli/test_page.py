@@ -29,9 +29,9 @@ FIGURES = ("timeline", "per-op", "gains", "sources")
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root in which four ranks have started once, the default racing."""
+    """A root in which four ranks have started once."""
     found = tmp_path_factory.mktemp("page")
-    launch(EngineConfig(tp=2, pp=2, race_default=True), root=found)
+    launch(EngineConfig(tp=2, pp=2), root=found)
     return found
 
 

@@ -37,7 +37,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     """A root in which an engine has started with 100 tokens, then with 300; as on the page."""
     places = {"/models/cache": tmp_path / "cache", "/models/other": tmp_path / "other"}
     for tokens in (100, 300):
-        config = EngineConfig(tp=2, pp=2, tokens=tokens, race_default=True)
+        config = EngineConfig(tp=2, pp=2, tokens=tokens)
         launch(config, root=places["/models/cache"])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WARMUP_PLUGIN_CACHE_ROOT", str(places["/models/cache"]))

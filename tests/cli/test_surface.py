@@ -26,7 +26,7 @@ Cli = Callable[..., "Ran"]
 COMMON = {"--debug", "--help", "-h"}
 SURFACE = {
     "demo": {
-        "--tp", "--pp", "--dp", "--ep", "--strategy", "--root", "--race-default", "--keep",
+        "--tp", "--pp", "--dp", "--ep", "--strategy", "--root", "--keep",
         "--json",
     },
     "doctor": {"--quick", "--root", "--engine-root", "--json"},

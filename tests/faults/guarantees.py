@@ -45,12 +45,13 @@ def outcomes(paths: Sequence[Path]) -> tuple[str, dict[str, list[str]]]:
     """Return the last day of a run, and by name of the test function how its cases came out."""
     trees = [ET.parse(path) for path in paths]  # noqa: S314  # pytest has just written them
     found: dict[str, list[str]] = {}
-    for case in (case for tree in trees for case in tree.iter("testcase")):
-        word = next(
-            (kind for kind in ("failure", "error", "skipped") if case.find(kind) is not None),
-            "passed",
-        )
-        found.setdefault(case.get("name", ""), []).append(word)
+    for tree in trees:
+        own: dict[str, list[str]] = {}
+        for case in tree.iter("testcase"):
+            kinds = ("failure", "error", "skipped")
+            word = next((kind for kind in kinds if case.find(kind) is not None), "passed")
+            own.setdefault(case.get("name", ""), []).append(word)
+        found.update(own)  # what was run again counts as it came out last
     days = (next(tree.iter("testsuite")).get("timestamp", "")[:10] for tree in trees)
     return max(days), found
 

@@ -121,7 +121,7 @@ def run_batch(
         jobs, plans, said, struck, again, held, strict=True
     ):
         try:
-            longest = check(starts[0], starts[1], entries, job.entries())
+            longest = check(starts[0], starts[1], entries, readable(job))
         except AssertionError as error:
             raise AssertionError(f"seed {SEED}, batch {number}, {how}, {plan}: {error}") from error
         lines.append({"batch": number, "table": how, "faults": plan, "longest_s": round(longest, 2),

@@ -132,8 +132,8 @@ def test_what_a_layer_lacks_is_tuned_into_the_writable_root(
 
 def test_a_receipt_tells_of_all_ranks(start: Launch, tmp_path: Path) -> None:
     """On rank 0: rows for each rank, who waited for whom, every winner with its times."""
-    one_of_a_stage = {"WARMUP_PLUGIN_STRATEGY": "leader"}
-    ranks = start(EngineConfig(tp=2, pp=2, race_default=True), root=tmp_path, env=one_of_a_stage)
+    config = EngineConfig(tp=2, pp=2)
+    ranks = start(config, root=tmp_path, env={"WARMUP_PLUGIN_STRATEGY": "leader"})
     report = ranks[0].report
     assert [row["rank"] for row in report.ranks] == [0, 1, 2, 3]
     assert len(report.winners) == 62

@@ -21,6 +21,7 @@ from typing import Final, Literal
 
 from warmup_plugin.cli import machine, tree
 from warmup_plugin.cli.output import plural, size
+from warmup_plugin.engines.sglang.names import TESTED as SGLANG_TESTED
 from warmup_plugin.engines.vllm.names import TESTED as VLLM_TESTED
 from warmup_plugin.files import FOREIGN
 from warmup_plugin.settings import Settings
@@ -30,19 +31,26 @@ State = Literal["good", "note", "bad"]
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine that this package has an adapter for: how it finds plugins, and who chooses."""
+    """An engine that this package has an adapter for: how it finds plugins, and who chooses.
+
+    ``empty_is_all``: whether the variable, set to nothing, leaves all plugins in.
+    """
 
     name: str
     package: str
     tested: tuple[str, ...]
     group: str
     chosen: str
+    empty_is_all: bool = False
 
 
-ENGINES: Final = (Engine("vLLM", "vllm", VLLM_TESTED, "vllm.general_plugins", "VLLM_PLUGINS"),)
-#: FlashInfer releases the tests run on.
+ENGINES: Final = (
+    Engine("vLLM", "vllm", VLLM_TESTED, "vllm.general_plugins", "VLLM_PLUGINS"),
+    Engine("SGLang", "sglang", SGLANG_TESTED, "sglang.srt.plugins", "SGLANG_PLUGINS", True),
+)
+#: FlashInfer releases the tests run on; 0.7.2 is the one that SGLang pins.
 FLASHINFER_TESTED: Final = (
-    "0.6.11.post2", "0.6.12", "0.6.13", "0.6.18.post1", "0.7.0", "0.7.2.post1",
+    "0.6.11.post2", "0.6.12", "0.6.13", "0.6.18.post1", "0.7.0", "0.7.2", "0.7.2.post1",
 )  # fmt: skip
 _LITTLE_BYTES: Final = 256 * 10**6
 _SKEW_S: Final = 5.0
@@ -80,7 +88,9 @@ def packages(environ: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding("FlashInfer", "good", found.value)
     engines = [engine for engine in ENGINES if _version_of(engine.package) is not None]
     if not engines:
-        yield Finding("engine", "note", "no vLLM in this environment: a runner of your own?")
+        yield Finding(
+            "engine", "note", "no vLLM or SGLang in this environment: a runner of your own?"
+        )
     for engine in engines:
         yield from _engine(engine, environ)
 
@@ -102,7 +112,9 @@ def _hook(engine: Engine, environ: Mapping[str, str]) -> Finding:
         fix = f"pip install warmup-plugin, in the environment that {engine.name} runs in"
         return Finding("entry point", "bad", f"{engine.group} does not name this package", fix)
     chosen = environ.get(engine.chosen)
-    if chosen is not None and "warmup_plugin" not in chosen.split(","):
+    named = [name.strip() for name in (chosen or "").split(",") if name.strip()]
+    is_limited = bool(named) or (chosen is not None and not engine.empty_is_all)
+    if is_limited and "warmup_plugin" not in named:
         words = f"{engine.chosen}={chosen} leaves this package out"
         return Finding("entry point", "bad", words, f"add warmup_plugin to {engine.chosen}")
     return Finding("entry point", "good", f"{engine.group}: warmup_plugin")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -61,24 +60,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--root", type=Path, metavar="DIR", help="cache root to use (default: a temporary one)"
     )
-    parser.add_argument(
-        "--race-default",
-        action="store_true",
-        help="time FlashInfer's default tactic too: shows what tuning gains (FlashInfer 0.7)",
-    )
     parser.add_argument("--keep", action="store_true", help="keep the temporary cache root")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def run(
-    *, strategy: str | None, root: Path | None, race_default: bool, keep: bool, json: bool,
-    **sizes: int | None,
+    *, strategy: str | None, root: Path | None, keep: bool, json: bool, **sizes: int | None,
 ) -> int:  # fmt: skip
     """Run both starts, print them, return the verdict."""
     Settings.from_env()  # a malformed one is told here, by this process
     env = {"WARMUP_PLUGIN_STRATEGY": strategy} if strategy else {}
     config = layout({axis: size for axis, size in sizes.items() if size is not None})
-    config = replace(config, race_default=race_default)
     found = start_twice(config, root=root, keep=keep, env=env, watch=ticking)
     if json:
         output.print_json(found.document())

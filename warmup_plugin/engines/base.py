@@ -2,19 +2,22 @@
 """What every engine adapter shares: getting in late, and getting out of the way.
 
 Owns the finder that patches a module the moment its engine imports it, the check whether this
-package may act at all, the question whether *all* ranks are about to act, and the way of our log
-lines into the engine's own log. Refuses to import torch, FlashInfer or an engine when it is itself
-imported: engines load their plugins in every process. Whatever goes wrong here leaves the engine
-alone, with one line in its log that says why.
+package may act at all, the question whether *all* ranks are about to act, the way of our log lines
+into the engine's own log, and how an engine's settings become factors. Refuses to import torch,
+FlashInfer or an engine when it is itself imported: engines load their plugins in every process.
+Whatever goes wrong here leaves the engine alone, with one line in its log that says why.
 """
 
 from __future__ import annotations
 
+import enum
 import importlib.util
+import json
 import logging
+import math
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -131,30 +134,122 @@ def log_through(engine_logger: str) -> None:
         logger.propagate = False
 
 
-def all_ready(store: Any, session: str, rank: int, size: int, reason: str) -> str:
+def prepared(make: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], str]:
+    """Return the arguments of a warm-up, or why there are none on this rank. Never raises."""
+    try:
+        from warmup_plugin.tuner import probe
+
+        capabilities = probe.probe()
+        if capabilities.missing:
+            found = f"FlashInfer {capabilities.version} has no {', '.join(capabilities.missing)}"
+            return {}, found
+        return make(), ""
+    except Exception as error:
+        logger.exception("warmup-plugin: cannot prepare")
+        return {}, f"{type(error).__name__}: {error}"[:400]
+
+
+def default_store() -> Any:
+    """Return the store of the job that torch was initialised with."""
+    from torch.distributed import distributed_c10d
+
+    return distributed_c10d._get_default_store()  # noqa: SLF001  # there is no public way to it
+
+
+def all_ready(
+    store: Any,
+    session: str,
+    rank: int,
+    size: int,
+    reason: str,
+    *,
+    of: str = "",
+    judge: Callable[[Mapping[int, dict[str, Any]]], str] = lambda _words: "",
+    **word: Any,
+) -> str:
     """Return why the ranks cannot warm up together, or an empty string: the same on every rank.
 
     Collectives would hang where a peer does not have this package or has been told to be off: each
     rank leaves a word in the job's store (a `torch.distributed` one) and waits for the others',
-    ``MEET_S`` at most. The answer is one record, set by compare-and-set: who comes late obeys it.
-    ``session`` names this meeting; ``reason`` is why this rank cannot, or empty.
+    ``MEET_S`` at most, and not for one that has got as far and is at another meeting. The answer is
+    one record, set by compare-and-set: who comes late obeys it. ``session`` names this meeting
+    among those of the same ranks, which are the group ``of``; ``reason`` is why this rank cannot,
+    or empty. Where all can, ``judge`` may find a reason in what each rank has put into its
+    ``word``, as JSON.
     """
-    prefix = f"warmup_plugin/{session}"
-    keys = [f"{prefix}/{other}" for other in range(size)]
-    store.set(keys[rank], reason or "ready")
-    decision, deadline = f"{prefix}/decision", time.monotonic() + MEET_S
-    while not store.check([decision]) and time.monotonic() < deadline:
+    prefix = f"warmup_plugin/{of}"
+    keys = [f"{prefix}/{session}/{other}" for other in range(size)]
+    places = [f"{prefix}/at/{other}" for other in range(size)]
+    number = store.add(f"{prefix}/meetings/{rank}", 1)
+    store.set(keys[rank], json.dumps({"reason": reason, **word}))
+    store.set(places[rank], f"{number} {session}")
+    decision, deadline = f"{prefix}/{session}/decision", time.monotonic() + MEET_S
+    elsewhere = ""
+    while not store.check([decision]) and not elsewhere and time.monotonic() < deadline:
         if store.check(keys):
             break
         time.sleep(_LOOK_S)
-    words = {o: store.get(k).decode() if store.check([k]) else "" for o, k in enumerate(keys)}
-    found: str = store.compare_set(decision, "", _judge(words)).decode()
+        elsewhere = _elsewhere(store, keys, places, number)
+    words = {o: json.loads(store.get(k)) for o, k in enumerate(keys) if store.check([k])}
+    verdict = elsewhere or _judge(words, size) or judge(words) or "ready"
+    found: str = store.compare_set(decision, "", verdict).decode()
     return "" if found == "ready" else found
 
 
-def _judge(words: dict[int, str]) -> str:
-    absent = [str(rank) for rank, word in words.items() if not word]
+def _elsewhere(store: Any, keys: list[str], places: list[str], number: int) -> str:
+    """Return which rank has passed by this meeting, this rank's ``number``-th, if one has."""
+    for rank, (key, place) in enumerate(zip(keys, places, strict=True)):
+        if not store.check([key]) and store.check([place]):
+            its_number, _, session = store.get(place).decode().partition(" ")
+            # In this order: a rank leaves its word at a meeting before it says that it is there.
+            if int(its_number) >= number and not store.check([key]):
+                return f"rank {rank} is at {session} and not here"
+    return ""
+
+
+def _judge(words: Mapping[int, dict[str, Any]], size: int) -> str:
+    absent = [str(rank) for rank in range(size) if rank not in words]
     if absent:
         return f"rank {', '.join(absent)} did not come within {MEET_S:.0f} s: is the plugin there?"
-    unable = [f"rank {rank}: {word}" for rank, word in words.items() if word != "ready"]
-    return unable[0] if unable else "ready"
+    unable = [f"rank {rank}: {word['reason']}" for rank, word in words.items() if word["reason"]]
+    return unable[0] if unable else ""
+
+
+def sections(settings: Any, table: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    """Return factors by section of an engine's settings, as plain JSON.
+
+    ``table`` names the sections (dotted paths, those that are not there left out) and the names in
+    each; a name that a release does not have counts as null.
+    """
+    found = {}
+    for section, names in table.items():
+        held = settings
+        for part in section.split("."):
+            held = getattr(held, part, None)
+        if held is not None:
+            found[section] = {name: plain(getattr(held, name, None)) for name in names}
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Return plain JSON for what an engine's configs hold, the same in every process."""
+    if value is None or type(value) in (str, int, bool):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    return _plain_part(value)
+
+
+def _plain_part(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): plain(below) for key, below in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(below) for below in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(str(plain(below)) for below in value)
+    if fields := getattr(value, "__dataclass_fields__", None):
+        return {name: plain(getattr(value, name, None)) for name in fields}
+    if isinstance(value, enum.Enum):
+        return value.name
+    # Its text, unless that holds an address in memory.
+    return type(value).__qualname__ if " at 0x" in repr(value) else str(value)

@@ -63,6 +63,7 @@ class Options:
     tuning_context: TuningContext = plain_context
     engine: tuple[str, str] = ("custom", "0")
     progress: Progress | None = None
+    keep_loaded: bool = False
 
 
 @dataclass

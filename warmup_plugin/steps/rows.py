@@ -15,6 +15,7 @@ from typing import Any
 from warmup_plugin.rendezvous import Word
 from warmup_plugin.steps.job import Job
 from warmup_plugin.steps.tune import Work
+from warmup_plugin.tuner.race import DEFAULT
 from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task import Task
 
@@ -47,6 +48,7 @@ def winners_of(job: Job, survey: Survey | None, work: Work) -> list[dict[str, An
     found = []
     for outcome in work.outcomes.values():
         task = tasks[outcome.task]
+        serves_default = outcome.entry is None or outcome.entry.tactic == DEFAULT
         began, seconds = _rounded(outcome.began - job.zero, outcome.seconds)
         found.append(
             {
@@ -57,7 +59,7 @@ def winners_of(job: Job, survey: Survey | None, work: Work) -> list[dict[str, An
                 "began": began,
                 "seconds": seconds,
                 "runner": outcome.entry.runner if outcome.entry else "",
-                "ms": outcome.ms,
+                "ms": outcome.default_ms if serves_default else outcome.ms,
                 "default_ms": outcome.default_ms,
                 "reason": outcome.reason,
             }

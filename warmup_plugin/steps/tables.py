@@ -16,12 +16,12 @@ from warmup_plugin.decide import decide_agree, decide_load
 from warmup_plugin.errors import InstallError
 from warmup_plugin.journal import Death
 from warmup_plugin.manifest import Manifest, parse_manifest, render_manifest
-from warmup_plugin.merge import Part, merge
+from warmup_plugin.merge import Part, give_way, merge
 from warmup_plugin.rendezvous import Word, Words
 from warmup_plugin.steps.job import Job
 from warmup_plugin.steps.resume import known_defaults, resume
 from warmup_plugin.store import Store, told
-from warmup_plugin.table import Table, digest, parse_table, render_table
+from warmup_plugin.table import Entry, Table, digest, parse_table, render_table
 
 _NO_LIMIT = 1 << 40  # these bytes were checked against their limits when they were read
 
@@ -109,20 +109,25 @@ def _read(job: Job, store: Store) -> Held:
         # With a journal beside them the tables are written anew, which takes it away.
         is_whole = not reading.misses and not resumed.parts
         held = Held.union(reading.parts, warnings, is_whole=is_whole)
+    kept = job.installed.others if job.options.keep_loaded else {}
+    parts = [give_way(part, kept) for part in reading.parts] if job.leads else reading.parts
+    if parts != reading.parts:
+        held = Held.union(parts, warnings, is_whole=False)
     held.deaths = resumed.deaths
     if not job.leads or held.is_complete(job.options.engine):
         return held
-    return _with_borrowed(job, held, reading.parts)
+    return _with_borrowed(job, held, parts, kept)
 
 
-def _with_borrowed(job: Job, held: Held, own: list[Part]) -> Held:
-    """Add what others answer, under keys that this table does not have."""
+def _with_borrowed(job: Job, held: Held, own: list[Part], kept: Mapping[str, Entry]) -> Held:
+    """Add what others answer, under keys that this table does not have; ``kept`` comes first."""
     options, claimed = job.options, set(held.table.entries if held.table else ())
     for record in (held.manifest.tasks if held.manifest else {}).values():
         claimed.update(key for keys in record.keys for key in keys)
     place, layers = job.placement, job.store.layers if job.store else ()
     shelves, root = ([place.directory, *layers], place.root) if place else (list(layers), None)
-    found = borrow(shelves, options.others, job.stamp, options.settings, root).without(claimed)
+    found = borrow(shelves, options.others, job.stamp, options.settings, root=root, kept=kept)
+    found = found.without(claimed)
     if not found.entries:
         return held
     job.lenders = found.lenders

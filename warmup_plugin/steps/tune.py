@@ -108,12 +108,10 @@ def _tell_deaths(job: Job, deaths: Mapping[str, Death]) -> None:
 
 
 def _follow(job: Job, plan: Plan) -> None:
-    """Tell how far all ranks are, until the session ends; whose a shared task is, is a guess."""
-    totals = queue.shares(plan.shared)
-    for rank, names in plan.local.items():
-        totals[rank] = totals.get(rank, 0) + len(names)
-    job.progress.plan(totals)
-    if totals and job.progress.listens:
+    """Tell how far all ranks are, until the session ends."""
+    total = sum(1 for _ in plan.tasks) + sum(map(len, plan.local.values()))
+    job.progress.plan(total)
+    if total and job.progress.listens:
         job.meeting.follow(job.progress.heard)
         job.stack.callback(job.meeting.follow, None)
 
@@ -266,9 +264,8 @@ def _tune(
 
     def on_task(task: Task) -> None:
         limit.begins(task)
-        done = len(work.outcomes)
-        job.progress.task(task.label, done)
-        job.meeting.note("tune", counted(task.label, done + 1, max(done + 1, of)))
+        job.progress.task(task.label, len(work.outcomes))
+        job.meeting.note("tune", counted(task.label, len(work.outcomes)))
         if job.options.progress is not None:
             job.options.progress("tune", task.label, in_hand[0][1], of)
         if is_shared:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_rows import BEGIN, BOUND, PAGE, ROWS, Row, page
+from fault_rows import BEGIN, PAGE, ROWS, page
+from fault_table import BOUND, NEVER_OURS, Row, verdict
 
 engine = pytest.mark.engine
 multiprocess = pytest.mark.multiprocess
@@ -24,9 +25,6 @@ multiprocess = pytest.mark.multiprocess
 HANG_S = 8.0
 #: What any start with us may take, on a busy machine too.
 BOUND_S = 40.0
-#: The widest batch that a start warms up.
-TOKENS = 64
-NEVER_OURS = ("hang", "crash", "disagree", "fails in serving")
 
 SIDES = [
     pytest.param(row, side, id=f"{row.number} {row.fault} ({row.num_ranks}), {side}")
@@ -34,31 +32,6 @@ SIDES = [
     for side in ("alone", "ours", "adopted")
     if getattr(row, side) is not None
 ]
-
-
-def verdict(start: Any, *, is_ours: bool) -> str:
-    """Return in a word or two what a start came to."""
-    if start.hung:
-        assert start.errors, f"ranks {start.hung} are slow: no rank has failed"
-        return "hang"
-    if start.errors:
-        return "ends" if is_ours else "crash"
-    tuned = "tunes" if sum(start.timed) else "warm"
-    if any(rank["serving"] for rank in start.ranks):
-        return f"{tuned}, fails in serving"
-    if start.disputed:
-        return f"{tuned}, ranks disagree"
-    return f"{tuned}, on defaults" if _defaults(start) else tuned
-
-
-def _defaults(start: Any) -> list[str]:
-    """Return the calls within the warmed-up sizes that serve FlashInfer's default."""
-    return [
-        call
-        for rank in start.ranks
-        for call, (_, tactic) in rank["served"].items()
-        if tactic == -1 and int(call.rpartition("@ ")[2]) <= TOKENS
-    ]
 
 
 @pytest.fixture

@@ -10,91 +10,32 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+import engine_starts
+from engine_starts import CONTEXT, Start, free_port
 from vllm_on_ranks import LLAMA, MIXTRAL, PRELOAD, Spec, serve
 
 HERE = Path(__file__).parent
 LIMIT_S = 240.0
 #: Makes the CUDA build of vLLM run on a machine without a GPU; all of them vLLM's own switches.
 ENVIRONMENT = {
-    "CUDA_VISIBLE_DEVICES": "",
-    "FLASHINFER_AUTOTUNE_TIMER": "cuda_event",
-    "FLASHINFER_LOGGING_LEVEL": "error",
-    "GLOO_SOCKET_IFNAME": "lo",
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-    "TQDM_DISABLE": "1",
+    **engine_starts.ENVIRONMENT,
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_HAS_FLASHINFER_CUBIN": "1",
     "VLLM_HOST_IP": "127.0.0.1",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_TARGET_DEVICE": "cpu",
 }
-
-CONTEXT = multiprocessing.get_context("forkserver")
-
-
-def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@dataclass(frozen=True)
-class Start:
-    """What the ranks of one start came to; ``errors`` and ``hung`` by rank, where expected."""
-
-    ranks: list[Any]
-    errors: dict[int, str]
-    hung: list[int]
-    seconds: float
-
-    @property
-    def timed(self) -> list[int]:
-        """Tactics timed by each rank, counted inside FlashInfer."""
-        return [rank["timed"] for rank in self.ranks]
-
-    @property
-    def certificate(self) -> str:
-        """The one certificate of all ranks."""
-        reports = [rank["report"] for rank in self.ranks]
-        assert {report["agreement"] for report in reports} == {"certified"}
-        (found,) = {report["certificate"] for report in reports}
-        assert len(found) == 64
-        return str(found)
-
-    @property
-    def lines(self) -> list[str]:
-        """Our lines in vLLM's log, of all ranks."""
-        return [
-            line
-            for rank in self.ranks
-            for line in rank["lines"]
-            if line.startswith("warmup-plugin ")
-        ]
-
-    @property
-    def disputed(self) -> set[str]:
-        """Calls that two ranks of one stage serve differently."""
-        found: set[str] = set()
-        for rank in self.ranks:
-            first = next(r["served"] for r in self.ranks if r["stage"] == rank["stage"])
-            found |= {call for call, answer in rank["served"].items() if answer != first.get(call)}
-        return found
 
 
 @dataclass
@@ -128,7 +69,7 @@ class Job:
             for own in [dict(per_rank(r))]
         ]  # fmt: skip
         began = time.monotonic()
-        ranks, errors, hung = run(specs, limit_s)
+        ranks, errors, hung = engine_starts.run(specs, serve, limit_s)
         if not may_fail:
             assert not errors, "\n".join(errors.values())
             assert not hung, f"ranks {hung} did not end within {limit_s} s"
@@ -143,37 +84,6 @@ class Job:
         """Return vLLM's own tables, by path."""
         kept = [*self.root.glob("flashinfer_autotune_cache/**/*"), *self.root.glob("managed/**/*")]
         return {str(path): path.read_bytes() for path in kept if path.is_file()}
-
-
-def run(specs: list[Spec], limit_s: float) -> tuple[list[Any], dict[int, str], list[int]]:
-    running: dict[Any, tuple[Spec, Any]] = {}
-    for spec in specs:
-        ours, theirs = CONTEXT.Pipe()
-        process = CONTEXT.Process(target=serve, args=(spec, theirs), daemon=True)
-        process.start()
-        theirs.close()
-        running[ours] = spec, process
-    processes = [process for _, process in running.values()]
-    results: dict[int, Any] = {}
-    errors: dict[int, str] = {}
-    deadline = time.monotonic() + limit_s
-    try:
-        while running and (left := deadline - time.monotonic()) > 0:
-            for connection in wait(list(running), timeout=left):
-                spec, process = running.pop(connection)
-                body: Any
-                try:
-                    kind, body = connection.recv()  # type: ignore[union-attr, call-arg]  # of a pipe
-                except EOFError:
-                    process.join(5)
-                    kind, body = "error", f"rank {spec.rank} ended with {process.exitcode}"
-                (results if kind == "result" else errors)[spec.rank] = body
-    finally:
-        for process in processes:
-            process.kill()
-            process.join(5)
-    hung = [spec.rank for spec, _ in running.values()]
-    return [results[rank] for rank in sorted(results)], errors, hung
 
 
 @dataclass(frozen=True)
@@ -204,7 +114,7 @@ def launch(job: Any, *, limit_s: float = LIMIT_S, **env: str) -> Launch:
     }  # fmt: skip
     command = [sys.executable, str(HERE / "vllm_worker.py"), json.dumps(arguments), str(out)]
     environ = {
-        **os.environ, "VLLM_CACHE_ROOT": str(job.root), "PYTHONPATH": str(HERE),
+        **os.environ, "VLLM_CACHE_ROOT": str(job.root), "PYTHONPATH": f"{HERE}:{HERE.parent}",
         "VLLM_LOGGING_LEVEL": "INFO", "VLLM_WORKER_MULTIPROC_METHOD": "spawn", **env,
     }  # fmt: skip
     began = time.monotonic()
@@ -233,7 +143,7 @@ def inspect(root: Path) -> Path:
     CONTEXT.set_forkserver_preload(PRELOAD)
     for config in (LLAMA, MIXTRAL):
         (root / "config.json").write_text(json.dumps(config))
-        _, errors, hung = run([Spec(0, 0, str(root), script="identity")], 240)
+        _, errors, hung = engine_starts.run([Spec(0, 0, str(root), script="identity")], serve, 240)
         assert not errors, errors[0]
         assert not hung, "vLLM does not build a config"
     return root / "modelinfos"

@@ -9,11 +9,9 @@ between, vLLM's `flashinfer_autotune` above all, is the installed package's.
 from __future__ import annotations
 
 import faulthandler
-import logging
 import os
 import sys
 import time
-import traceback
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ from multiprocessing.connection import Connection
 from types import SimpleNamespace
 from typing import Any
 
+from engine_starts import answer, listen, moe_with_device_index
 from vllm_faults import is_planted, plant
 
 PRELOAD = [
@@ -81,14 +80,7 @@ def serve(spec: Spec, connection: Connection) -> None:
     os.environ.update(spec.env)
     if not spec.plugin:
         os.environ["VLLM_PLUGINS"] = "another"  # vLLM's own way to leave plugins out
-    try:
-        connection.send(("result", globals()[spec.script](spec)))
-    except BaseException as error:  # noqa: BLE001  # the parent reports it
-        told = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
-        connection.send(("error", told))
-    if "linger" in spec.fault:  # as a vLLM worker does that has answered its RPC with a failure
-        time.sleep(60)
-    os._exit(0)
+    answer(globals()[spec.script], spec, connection)
 
 
 def config_of(spec: Spec) -> Any:
@@ -122,7 +114,7 @@ def identity(spec: Spec) -> tuple[str, Any]:
 def warm_up(spec: Spec) -> dict[str, Any]:
     """Do what a vLLM worker does up to and including `flashinfer_autotune`; say what it came to."""
     config = config_of(spec)  # sets vLLM's log up, once more
-    lines = _listen()
+    lines = listen("vllm")
     world = _meet(spec, config)
     from vllm.plugins import load_general_plugins
 
@@ -158,17 +150,8 @@ def warm_up(spec: Spec) -> dict[str, Any]:
         "report": report and report.to_json(), "line": report and report.line(),
         "timed": counts.get("profile_single_kernel"), "counts": counts, "passes": runner.passes,
         "serving": runner.serve(), "served": runner.ops.served(), "lines": lines,
-        "seconds": seconds,
+        "seconds": seconds, "tokens": spec.tokens,
     }  # fmt: skip
-
-
-def _listen() -> list[str]:
-    """Collect what vLLM's log shows, in the way its own handler is fed."""
-    lines: list[str] = []
-    handler = logging.Handler(logging.INFO)
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("vllm").addHandler(handler)
-    return lines
 
 
 def _meet(spec: Spec, config: Any) -> Any:
@@ -257,22 +240,6 @@ def _timing(spec: Spec) -> Any:
         return 1.0 + zlib.crc32(repr((spec.noise, spec.rank, *call)).encode()) / 2**32
 
     return milliseconds
-
-
-def moe_with_device_index(ops: Any, x: Any, weight: Any, device_index: int) -> None:
-    """Call an op whose key holds the device's index, as FlashInfer's SM120 MoE does (0.7.2)."""
-    from warmup_plugin.engines.embedded.ops import TOKENS_CONFIG
-    from warmup_plugin.engines.embedded.runners import ExpertGemmRunner
-
-    class Sm120GroupwiseRunner(ExpertGemmRunner):
-        def get_cache_key_extras(self, _inputs: Any) -> tuple[Any, ...]:
-            return ("contract", 1, False, 128, self.ep_rank)
-
-    name = "cute_sm120_fp8_groupwise_moe"
-    runner = Sm120GroupwiseRunner(name, ops.timing, device_index)
-    inputs = [x, weight, None]
-    chosen, tactic = ops.choose(name, [runner], TOKENS_CONFIG, inputs)
-    chosen(inputs, tactic=tactic)
 
 
 def as_version(spec: Spec) -> dict[str, Any]:

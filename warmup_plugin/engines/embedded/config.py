@@ -28,8 +28,7 @@ class EngineConfig:
 
     ``tokens``: batch of the warm-up forward; 100 is no tuning bucket. ``timing``: the name of a
     clock (`host_clock.TIMINGS`) or a reference to one (`resolve`). ``all_reduce_dir``: where the
-    collective op keeps its own file; None for nowhere. ``race_default``: whether FlashInfer's
-    default tactic is timed with the others, as in an engine that tunes by its `autotune_v2`.
+    collective op keeps its own file; None for nowhere.
     """
 
     tp: int = 1
@@ -48,7 +47,6 @@ class EngineConfig:
     timing: str = "host"
     group_timeout_s: float = 60.0
     all_reduce_dir: str | None = None
-    race_default: bool = False
 
     def __post_init__(self) -> None:
         """Check that every size is positive and divides what it splits."""

@@ -21,7 +21,6 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
-from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +72,6 @@ class Engine:
         config = self.config
         layout = (
             "tp", "pp", "dp", "ep", "tokens", "timing", "group_timeout_s", "all_reduce_dir",
-            "race_default",
         )  # fmt: skip
         model = {name: value for name, value in asdict(config).items() if name not in layout}
         return Identity.of(
@@ -85,7 +83,6 @@ class Engine:
             dp=config.dp,
             ep=config.ep,
             measurement={"timing": config.timing},
-            race_default=config.race_default,
             extra={"tokens": config.tokens},
         )
 
@@ -94,7 +91,6 @@ def warm_up_rank(engine: Engine) -> RankResult:
     """Warm up as a runner of one's own would, and say what it came to."""
     from warmup_plugin.kernel_warmup import warm_up
     from warmup_plugin.settings import Settings
-    from warmup_plugin.tuner import probe
     from warmup_plugin.tuner.known_ops import KNOWN_OPS
 
     ops = KNOWN_OPS.plus(
@@ -119,7 +115,6 @@ def warm_up_rank(engine: Engine) -> RankResult:
             ops=ops,
             engine=("embedded", VERSION),
             progress=progress,
-            tuning_context=partial(probe.tuning_context, memory_only_v2=engine.config.race_default),
         )
     seconds = time.perf_counter() - began
     return RankResult(engine.ranks.rank, report, engine.ops.served(), counts, seconds)

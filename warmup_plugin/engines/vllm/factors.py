@@ -8,11 +8,9 @@ configuration, wherever it lies. Refuses nothing: a value of a kind unknown here
 
 from __future__ import annotations
 
-import enum
-import math
-from collections.abc import Mapping
 from typing import Any
 
+from warmup_plugin.engines.base import plain, sections
 from warmup_plugin.engines.vllm import names
 from warmup_plugin.identity import Identity
 
@@ -44,7 +42,7 @@ _EXTRA = {
 def identity_of(config: Any) -> Identity:
     """Return the identity; equal on all ranks of a job and at every start of it."""
     model, parallel = config.model_config, config.parallel_config
-    extra = _sections(config, _EXTRA)
+    extra = sections(config, _EXTRA)
     draft = getattr(config.speculative_config, "draft_model_config", None)
     if draft is not None:
         extra["draft_model"] = _hf_config(draft)
@@ -54,9 +52,9 @@ def identity_of(config: Any) -> Identity:
     return Identity.of(
         model=_hf_config(model),
         dtype=str(model.dtype),
-        quantization=_plain([model.quantization, model.quantization_config]),
+        quantization=plain([model.quantization, model.quantization_config]),
         kv_cache_dtype=str(config.cache_config.cache_dtype),
-        backends=_sections(config, _BACKENDS),
+        backends=sections(config, _BACKENDS),
         tp=parallel.tensor_parallel_size,
         pp=parallel.pipeline_parallel_size,
         dp=parallel.data_parallel_size,
@@ -69,38 +67,5 @@ def identity_of(config: Any) -> Identity:
 
 
 def _hf_config(model: Any) -> dict[str, Any]:
-    found: dict[str, Any] = _plain(model.hf_config.to_dict())
+    found: dict[str, Any] = plain(model.hf_config.to_dict())
     return found
-
-
-def _sections(config: Any, table: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
-    found = {}
-    for section, attributes in table.items():
-        held = getattr(config, section, None)
-        if held is not None:
-            found[section] = {name: _plain(getattr(held, name, None)) for name in attributes}
-    return found
-
-
-def _plain(value: Any) -> Any:
-    """Return plain JSON for what vLLM's configs hold, the same in every process."""
-    if value is None or type(value) in (str, int, bool):
-        return value
-    if isinstance(value, float) and math.isfinite(value):
-        return value
-    return _plain_part(value)
-
-
-def _plain_part(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(below) for key, below in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(below) for below in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted(str(_plain(below)) for below in value)
-    if fields := getattr(value, "__dataclass_fields__", None):
-        return {name: _plain(getattr(value, name, None)) for name in fields}
-    if isinstance(value, enum.Enum):
-        return value.name
-    # Its text, unless that holds an address in memory.
-    return type(value).__qualname__ if " at 0x" in repr(value) else str(value)

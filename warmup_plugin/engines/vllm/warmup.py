@@ -64,9 +64,9 @@ def _warm_up(own: FunctionType, settings: Settings, runner: Any, *, skip_attn: b
         logger.warning("warmup-plugin: vLLM warms up as without this package: elastic experts")
         own(runner, skip_attn=skip_attn)
         return
-    given, reason = _prepare(settings, runner, world)
+    given, reason = base.prepared(lambda: _given(settings, runner, world))
     if world.world_size > 1:
-        store = _default_store()
+        store = base.default_store()
         session = str(next(_sessions))
         reason = base.all_ready(store, session, world.rank_in_group, world.world_size, reason)
     if reason and settings.mode == "require-complete":
@@ -108,31 +108,22 @@ class _Pass:
             )
 
 
-def _prepare(settings: Settings, runner: Any, world: Any) -> tuple[dict[str, Any], str]:
-    """Return the arguments of `warm_up`, or why there are none on this rank. Never raises."""
-    try:
-        from warmup_plugin.engines.vllm.factors import identity_of
-        from warmup_plugin.engines.vllm.own_tables import own_tables
-        from warmup_plugin.tuner import probe
+def _given(settings: Settings, runner: Any, world: Any) -> dict[str, Any]:
+    """Return the arguments of `warm_up`."""
+    from warmup_plugin.engines.vllm.factors import identity_of
+    from warmup_plugin.engines.vllm.own_tables import own_tables
 
-        capabilities = probe.probe()
-        if capabilities.missing:
-            found = f"FlashInfer {capabilities.version} has no {', '.join(capabilities.missing)}"
-            return {}, found
-        if names.has_symmetric_memory():
-            settings = replace(settings, require_agreement=True)
-        return {
-            "identity": identity_of(runner.vllm_config),
-            "ranks": _ranks(runner, world),
-            "group": world.cpu_group if world.world_size > 1 else None,
-            "settings": settings,
-            "engine_root": names.cache_root(),
-            "engine": ("vllm", names.version()),
-            "others": own_tables(runner),
-        }, ""
-    except Exception as error:
-        logger.exception("warmup-plugin: cannot prepare")
-        return {}, f"{type(error).__name__}: {error}"[:400]
+    if names.has_symmetric_memory():
+        settings = replace(settings, require_agreement=True)
+    return {
+        "identity": identity_of(runner.vllm_config),
+        "ranks": _ranks(runner, world),
+        "group": world.cpu_group if world.world_size > 1 else None,
+        "settings": settings,
+        "engine_root": names.cache_root(),
+        "engine": ("vllm", names.version()),
+        "others": own_tables(runner),
+    }
 
 
 def _ranks(runner: Any, world: Any) -> RankInfo:
@@ -148,9 +139,3 @@ def _ranks(runner: Any, world: Any) -> RankInfo:
         device_index=getattr(getattr(runner, "device", None), "index", None) or 0,
         **place,
     )  # fmt: skip
-
-
-def _default_store() -> Any:
-    from torch.distributed import distributed_c10d
-
-    return distributed_c10d._get_default_store()  # noqa: SLF001  # there is no public way to it

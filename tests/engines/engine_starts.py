@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts of an engine, each in new processes: what the tests of all engines share.
+
+Owns how the ranks of a start are run and ended, what is read from them, and the op whose key holds
+the device's index. `run` takes one specification per rank, with a ``rank``, and what serves it in
+the child: a function of specification and connection that sends ("result" | "error", body). Every
+wait is bounded and no process outlives a start.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+#: Makes an engine's CUDA build run on a machine without a GPU, alone and quietly.
+ENVIRONMENT = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "FLASHINFER_AUTOTUNE_TIMER": "cuda_event",
+    "FLASHINFER_LOGGING_LEVEL": "error",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "TQDM_DISABLE": "1",
+}
+
+CONTEXT = multiprocessing.get_context("forkserver")
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the ranks of one start came to; ``errors`` and ``hung`` by rank, where expected."""
+
+    ranks: list[Any]
+    errors: dict[int, str]
+    hung: list[int]
+    seconds: float
+
+    @property
+    def timed(self) -> list[int]:
+        """Tactics timed by each rank, counted inside FlashInfer."""
+        return [rank["timed"] for rank in self.ranks]
+
+    @property
+    def certificate(self) -> str:
+        """The one certificate of all ranks."""
+        reports = [rank["report"] for rank in self.ranks]
+        assert {report["agreement"] for report in reports} == {"certified"}
+        (found,) = {report["certificate"] for report in reports}
+        assert len(found) == 64
+        return str(found)
+
+    @property
+    def lines(self) -> list[str]:
+        """Our lines in the engine's log, of all ranks."""
+        return [
+            line
+            for rank in self.ranks
+            for line in rank["lines"]
+            if line.startswith("warmup-plugin ")
+        ]
+
+    @property
+    def disputed(self) -> set[str]:
+        """Calls that two ranks of one stage serve differently."""
+        found: set[str] = set()
+        for rank in self.ranks:
+            first = next(r["served"] for r in self.ranks if r["stage"] == rank["stage"])
+            found |= {call for call, answer in rank["served"].items() if answer != first.get(call)}
+        return found
+
+
+Serve = Callable[[Any, Connection], None]
+
+
+def run(
+    specs: Sequence[Any], serve: Serve, limit_s: float
+) -> tuple[list[Any], dict[int, str], list[int]]:
+    """Run one process per rank; return results in order, errors by rank, and ranks that hang."""
+    running: dict[Any, tuple[Any, Any]] = {}
+    for spec in specs:
+        ours, theirs = CONTEXT.Pipe()
+        process = CONTEXT.Process(target=serve, args=(spec, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        running[ours] = spec, process
+    processes = [process for _, process in running.values()]
+    results: dict[int, Any] = {}
+    errors: dict[int, str] = {}
+    deadline = time.monotonic() + limit_s
+    try:
+        while running and (left := deadline - time.monotonic()) > 0:
+            for connection in wait(list(running), timeout=left):
+                spec, process = running.pop(connection)
+                body: Any
+                try:
+                    kind, body = connection.recv()  # type: ignore[union-attr, call-arg]  # of a pipe
+                except EOFError:
+                    process.join(5)
+                    kind, body = "error", f"rank {spec.rank} ended with {process.exitcode}"
+                (results if kind == "result" else errors)[spec.rank] = body
+    finally:
+        for process in processes:
+            process.kill()
+            process.join(5)
+    hung = [spec.rank for spec, _ in running.values()]
+    return [results[rank] for rank in sorted(results)], errors, hung
+
+
+def answer(script: Callable[[Any], Any], spec: Any, connection: Connection) -> None:
+    """Run a script in the child and send what it returns or raises; then the process ends.
+
+    One whose ``fault`` says ``linger`` stays, as an engine's rank may that has told of a failure.
+    """
+    try:
+        connection.send(("result", script(spec)))
+    except BaseException as error:  # noqa: BLE001  # the parent reports it
+        told = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+        connection.send(("error", told))
+    if "linger" in spec.fault:
+        time.sleep(60)
+    os._exit(0)
+
+
+def listen(name: str) -> list[str]:
+    """Collect what an engine's log shows, in the way its own handler is fed."""
+    lines: list[str] = []
+    handler = logging.Handler(logging.INFO)
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger(name).addHandler(handler)
+    return lines
+
+
+def moe_with_device_index(ops: Any, x: Any, weight: Any, device_index: int) -> None:
+    """Call an op whose key holds the device's index, as FlashInfer's SM120 MoE does (0.7.2)."""
+    from warmup_plugin.engines.embedded.ops import TOKENS_CONFIG
+    from warmup_plugin.engines.embedded.runners import ExpertGemmRunner
+
+    class Sm120GroupwiseRunner(ExpertGemmRunner):
+        def get_cache_key_extras(self, _inputs: Any) -> tuple[Any, ...]:
+            return ("contract", 1, False, 128, self.ep_rank)
+
+    name = "cute_sm120_fp8_groupwise_moe"
+    runner = Sm120GroupwiseRunner(name, ops.timing, device_index)
+    inputs = [x, weight, None]
+    chosen, tactic = ops.choose(name, [runner], TOKENS_CONFIG, inputs)
+    chosen(inputs, tactic=tactic)

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SGLang's own scheduler processes, from `load_plugins` to ready; see `sglang_scheduler.py`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sglang_scheduler import OPT
+
+pytestmark = [pytest.mark.engine, pytest.mark.multiprocess]
+
+SCRIPT = Path(__file__).with_name("sglang_scheduler.py")
+
+
+def launch(job: Any, tp: int, **env: str) -> tuple[list[str], list[Any], str]:
+    """Start the schedulers; return what they said, their receipts and the log."""
+    out, log = job.root / "out.json", job.root / "log.txt"
+    job.root.mkdir(exist_ok=True)
+    for path in job.root.glob("out.json*"):
+        path.unlink()
+    environ = {**os.environ, "SGLANG_CACHE_DIR": str(job.root), **env}
+    command = [sys.executable, str(SCRIPT), str(job.model), str(tp), str(out)]
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            command, env=environ, stdout=sink, stderr=sink, start_new_session=True
+        )
+        try:
+            process.wait(150)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    text = log.read_text(errors="replace")
+    assert process.returncode == 0, text[-4000:]
+    receipts = [json.loads(Path(f"{out}.{rank}").read_text()) for rank in range(tp)]
+    return json.loads(out.read_text()), receipts, text
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_a_scheduler_starts_warm(job: Callable[..., Any], tp: int) -> None:
+    engine = job(config=OPT)
+
+    cold, warm = launch(engine, tp), launch(engine, tp)
+
+    for said, receipts, log in (cold, warm):
+        assert said == ["ready"] * tp, log[-4000:]
+        assert "Executed general plugin: warmup_plugin" in log
+        for reports in receipts:
+            assert [report["agreement"] for report in reports] == ["certified"]
+            assert reports[0]["certificate"] == cold[1][0][0]["certificate"]
+    assert sum(reports[0]["tactics_timed"] for reports in cold[1]) > 0
+    assert [reports[0]["tactics_timed"] for reports in warm[1]] == [0] * tp
+    (line,) = [line for line in warm[2].splitlines() if "warmup-plugin 0" in line]
+    assert f"[sglang 0.5.23, FlashInfer 0.7.2, {tp} rank(s)]" in line
+    assert "0 tactics timed" in line
+
+
+def test_switched_off_it_starts_as_without_us(job: Callable[..., Any]) -> None:
+    engine = job(config=OPT)
+
+    said, receipts, log = launch(engine, 1, WARMUP_PLUGIN_MODE="off")
+
+    assert said == ["ready"]
+    assert receipts == [[]]
+    assert "warmup-plugin 0" not in log
+    assert engine.own_files()

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cold, then warm in new processes: SGLang's own warm-up code, real groups, the real tuner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.engine, pytest.mark.multiprocess]
+
+ALL = {"has_draft": True, "has_rank_keys": True}
+EXTEND = {"env": {"SGLANG_FLASHINFER_AUTOTUNE_EXTEND": "1"}}
+LAYOUTS = [
+    pytest.param({}, ["decode 32"], id="1"),
+    pytest.param({"tp": 2}, ["decode 32"], id="tp2"),
+    pytest.param(
+        {"tp": 2, **ALL, **EXTEND}, ["decode 32", "extend 128", "draft 32"],
+        id="tp2, prefill and draft",
+    ),
+    pytest.param(
+        {"tp": 4, **ALL, **EXTEND}, ["decode 32", "extend 128", "draft 32"],
+        id="tp4, prefill and draft",
+    ),
+    pytest.param({"tp": 2, "pp": 2}, ["decode 32"], id="pp2xtp2"),
+]  # fmt: skip
+
+
+def certificates(start: Any) -> list[str]:
+    """Return the certificate of each of the warm-ups, one for all ranks of a stage."""
+    told = [[report["certificate"] for report in rank["reports"]] for rank in start.ranks]
+    for rank, found in zip(start.ranks, told, strict=True):
+        assert {report["agreement"] for report in rank["reports"]} == {"certified"}
+        first = next(
+            t for r, t in zip(start.ranks, told, strict=True) if r["stage"] == rank["stage"]
+        )
+        assert found == first
+    return told[0]
+
+
+@pytest.mark.parametrize(("layout", "passes"), LAYOUTS)
+def test_the_second_start_is_warm(
+    job: Callable[..., Any], layout: dict[str, Any], passes: list[str]
+) -> None:
+    env = layout.pop("env", {}) if "env" in layout else {}
+    engine = job(**layout)
+
+    cold, warm = engine.start(env=env), engine.start(env=env)
+
+    assert all(rank["is_patched"] for rank in cold.ranks)
+    assert sum(cold.timed) > 0
+    for rank in warm.ranks:
+        assert rank["passes"] == passes
+        assert rank["counts"] == {
+            "profile_single_kernel": 0, "prepare_input_tensors": 0, "reductions": 0,
+        }  # fmt: skip
+    assert certificates(cold) == certificates(warm)
+    assert len(certificates(warm)) == len(passes)
+    assert cold.disputed == warm.disputed == set()
+    assert cold.ranks[0]["served"] == warm.ranks[0]["served"]
+    assert not engine.own_files()

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SGLang's entry point: `register`, called by SGLang in every process it starts.
+
+    register()            leaves a finder behind; costs nothing where nothing warms up
+    names.py              every private name of SGLang that this package uses, probed
+    warmup.py             what runs in place of SGLang's `flashinfer_autotune_context`, around it
+    factors.py            the identity of a model runner under SGLang's runtime context
+    own_tables.py         where SGLang's own tables lie
+    megamoe.py            MegaMoE's records: each GPU's own, in SGLang's own file
+
+Owns the official way in: the plugin group `sglang.srt.plugins` and SGLang's `HookRegistry`. The
+function is also what to call by hand where SGLang loads no plugins (its Ray actors). Never raises.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+__all__ = ["register"]
+
+MODULE = "sglang.srt.model_executor.runner.flashinfer_autotune"
+
+
+def register() -> None:
+    """Hook SGLang's warm-up when it is imported, unless ``WARMUP_PLUGIN_MODE`` is off.
+
+    In a scheduler that is now, before SGLang applies its plugins' hooks; in the tokenizer's and
+    detokenizer's processes never, where importing it alone would take seconds.
+    """
+    if os.environ.get("WARMUP_PLUGIN_MODE") == "off":
+        return
+    try:
+        from warmup_plugin.engines.base import after_import
+
+        after_import(MODULE, _enter)
+    except Exception:
+        logging.getLogger("sglang").exception("warmup-plugin: SGLang is left alone")
+
+
+def _enter(module: object) -> None:
+    """Register our hooks with SGLang; runs when it has imported its warm-up."""
+    from warmup_plugin.engines.sglang.warmup import enter
+
+    enter(module)

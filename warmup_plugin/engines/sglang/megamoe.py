@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MegaMoE's records: tuned by SGLang inside its context, kept in its own file, one per GPU.
+
+Owns their way from that file into the tuner before the session and back after it. They are never
+shared with another rank, and our table has none. What cannot be read or written is a warning: the
+records are then made anew, by every start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from warmup_plugin.engines.sglang import names
+
+logger = logging.getLogger("warmup_plugin")
+
+
+@contextlib.contextmanager
+def records_kept(model_runner: Any, *, reuses: bool) -> Iterator[None]:
+    """Load the records of this GPU, run the body, and write them back if it has changed them."""
+    if not (reuses and names.uses_megamoe(model_runner)):
+        yield
+        return
+    from warmup_plugin.tuner import probe
+
+    namespace, path = names.megamoe_namespace(), names.rank_file(model_runner)
+    if path.is_file():
+        with _warning(f"MegaMoE's records are not read from {path}"):
+            probe.tuner().load_configs(str(path))
+    before = probe.tuner().get_namespaced_records(namespace)
+    yield
+    if probe.tuner().get_namespaced_records(namespace) != before:
+        with _warning(f"MegaMoE's records are not kept in {path}"):
+            _write(path)
+
+
+def _write(path: Path) -> None:
+    from warmup_plugin.tuner import probe
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    probe.tuner().save_configs(str(path))
+
+
+@contextlib.contextmanager
+def _warning(said: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  # of FlashInfer, for any bad file: never ends a start
+        logger.warning("warmup-plugin: %s: %s: %s", said, type(error).__name__, error)

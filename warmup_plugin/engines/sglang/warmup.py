@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs in the place of SGLang's `flashinfer_autotune_context`: the nine steps, around it.
+
+Owns the decision, taken by the tensor-parallel group together (SGLang tunes by it, and each stage
+of a pipeline is one), whether the nine steps run or SGLang's own context does, untouched; and the
+proof that we are in at all, since SGLang logs a hook that fails and goes on. The body always runs,
+once: it is SGLang's. A start has several such contexts; each is a session.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from warmup_plugin.engines import base
+from warmup_plugin.engines.sglang import names
+
+if TYPE_CHECKING:
+    from warmup_plugin.report import WarmupReport
+    from warmup_plugin.settings import Settings
+    from warmup_plugin.topology import RankInfo
+
+logger = logging.getLogger("warmup_plugin")
+
+#: The receipts of this process, one for each context; None where SGLang's own has run.
+reports: list[WarmupReport | None] = []
+_phases: Counter[str] = Counter()
+#: Ops that cannot run on FlashInfer's default tactic, as found out here, and why.
+_passed_through: dict[str, str] = {}
+_is_hooked = False
+
+
+def enter(module: Any) -> None:
+    """Hook SGLang's context, unless this package may not act here."""
+    global _is_hooked  # noqa: PLW0603  # SGLang would put a second hook around the first
+    if _is_hooked:
+        return
+    settings = base.usable_settings("SGLang", names.version(), names.TESTED, names.missing(module))
+    if settings is not None:
+        _is_hooked = True
+        names.hook(_in_place_of(settings), _watching)
+
+
+def _watching(own: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """Run SGLang's warm-up forward; say so where it has not passed by us.
+
+    Run it again, on every rank alike, where an op cannot take the survey's answer.
+    """
+    before = len(reports)
+    while True:
+        known = len(_passed_through)
+        try:
+            own(*args, **kwargs)
+        except Exception:
+            if len(_passed_through) == known:
+                raise
+            logger.warning("warmup-plugin: SGLang's forward runs again, an op is passed through")
+            continue
+        break
+    if len(reports) == before:
+        logger.error(
+            "warmup-plugin: SGLang has warmed up as without this package: its hook on %s is not "
+            "there, as SGLang has logged before",
+            names.CONTEXT,
+        )
+
+
+def _in_place_of(settings: Settings) -> Callable[..., Any]:
+    @contextlib.contextmanager
+    def flashinfer_autotune_context(
+        own: Any, model_runner: Any, *, run_lm_head: bool
+    ) -> Iterator[None]:
+        role = "draft" if model_runner.is_draft_worker else "target"
+        phase = _phases[role]
+        _phases[role] += 1
+        reports.append(None)
+        context = Context(own, model_runner, settings, run_lm_head=run_lm_head, phase=phase)
+        try:
+            with context.opened(f"{role} {phase}"):
+                yield
+        except Exception:
+            if retry := context.outcome.retry:
+                _passed_through.update(retry)
+                _phases[role] -= 1
+                reports.pop()
+            raise
+        reports[-1] = context.outcome.report
+
+    return flashinfer_autotune_context
+
+
+class Context:
+    """One of SGLang's tuning contexts, as a session or as without this package."""
+
+    def __init__(
+        self,
+        own: Any,
+        model_runner: Any,
+        settings: Settings,
+        *,
+        run_lm_head: bool,
+        phase: int,
+    ) -> None:
+        from warmup_plugin.kernel_warmup import Session
+
+        self.outcome = Session()
+        self._own = own
+        self._runner = model_runner
+        self._run_lm_head = run_lm_head
+        self._settings = settings
+        self._phase = phase
+
+    @contextlib.contextmanager
+    def opened(self, name: str) -> Iterator[None]:
+        """Open it by the nine steps, or as without us: the same on every rank of the group."""
+        from warmup_plugin.decide import cannot_share
+        from warmup_plugin.errors import RankLostError, SessionError
+        from warmup_plugin.kernel_warmup import session
+
+        with contextlib.ExitStack() as stack:
+            given, reason = base.prepared(lambda: self._given(stack))
+            group = names.parallel().tp_group
+            if group.world_size > 1:
+                reason = base.all_ready(
+                    base.default_store(), name, group.rank_in_group, group.world_size, reason,
+                    of=f"stage {names.of_parallel('pp_rank', 0)}",
+                    judge=cannot_share, **_environment(reason),
+                )  # fmt: skip
+            if not reason:
+                try:
+                    self.outcome = stack.enter_context(session(**given))
+                except (SessionError, RankLostError) as error:
+                    # No rank has begun its forward: every rank gets here, and nothing was touched.
+                    if self._settings.mode == "require-complete":
+                        raise
+                    reason = str(error)
+            if reason and self._settings.mode == "require-complete":
+                raise RuntimeError(f"warmup-plugin: mode require-complete: {reason}")
+            if reason:
+                logger.warning("warmup-plugin: SGLang warms up as without this package: %s", reason)
+                stack.enter_context(self._own(self._runner, run_lm_head=self._run_lm_head))
+            yield
+
+    def _given(self, stack: contextlib.ExitStack) -> dict[str, Any]:
+        """Return the arguments of `session`; what they need until its end goes on the stack."""
+        from warmup_plugin.engines.sglang.factors import identity_of
+        from warmup_plugin.engines.sglang.megamoe import records_kept
+        from warmup_plugin.engines.sglang.own_tables import own_tables
+        from warmup_plugin.tuner import probe
+        from warmup_plugin.tuner.known_ops import known_ops
+
+        if names.is_elastic():
+            raise RuntimeError("elastic experts: ranks come and go")
+        if not names.is_own(self._own):
+            raise RuntimeError(f"another plugin has put a hook on {names.CONTEXT}")
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="warmup-plugin-")))
+        settings, group = self._settings, names.parallel().tp_group
+        if names.has_symmetric_memory():
+            settings = replace(settings, require_agreement=True)
+        reuses = names.reuses()
+        given: dict[str, Any] = {}
+        if _passed_through:
+            given["ops"] = known_ops(probe.version()).plus(pass_through=_passed_through)
+        if not reuses:  # nothing to read there, and nothing written
+            given["root"] = folder
+            mode = "read-only" if settings.mode == "on" else settings.mode
+            settings = replace(settings, mode=mode, layers=())
+        stack.enter_context(records_kept(self._runner, reuses=reuses))
+        scratch = folder / "unused: warmup-plugin keeps the table"
+        survey = names.as_survey(self._own, scratch)
+        return {
+            "identity": identity_of(self._runner, phase=self._phase),
+            "ranks": self._ranks(group),
+            "group": group.cpu_group if group.world_size > 1 else None,
+            "settings": settings,
+            "engine_root": names.cache_root(),
+            "engine": ("sglang", names.version()),
+            "others": own_tables(self._runner) if reuses else (),
+            "keep_loaded": True,  # of an earlier context, in whose graphs it is captured
+            "tuning_context": lambda: survey(self._runner, run_lm_head=self._run_lm_head),
+            **given,
+        }
+
+    def _ranks(self, group: Any) -> RankInfo:
+        from warmup_plugin.topology import RankInfo
+
+        of = names.of_parallel
+        return RankInfo(
+            rank=group.rank_in_group, world_size=group.world_size, local_rank=group.local_rank,
+            tp_rank=of("tp_rank", 0), tp_size=of("tp_size", 1),
+            pp_rank=of("pp_rank", 0), pp_size=of("pp_size", 1),
+            dp_rank=of("attn_dp_rank", 0), dp_size=of("attn_dp_size", 1),
+            ep_rank=of("moe_ep_rank", 0), ep_size=of("moe_ep_size", 1),
+            device_index=self._runner.gpu_id or 0,
+        )  # fmt: skip
+
+
+def _environment(reason: str) -> dict[str, Any]:
+    """Return what a rank's tactics depend on; nothing where there is a ``reason`` already.
+
+    Ranks that cannot exchange theirs are SGLang's: it has them measure in lock step, and so agree,
+    where we could only let each choose for itself.
+    """
+    if reason:
+        return {}
+    from warmup_plugin.tuner import environment, probe
+
+    found = probe.probe()
+    return {
+        "version": found.version,
+        "keys_tell_options_apart": found.keys_tell_options_apart,
+        "factors": environment.factors(),
+    }
