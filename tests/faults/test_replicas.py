@@ -36,7 +36,7 @@ def test_the_other_takes_over_from_one_that_died(
     dying, waiting = make_job("same"), make_job("same")
     dying.faults = [
         {"do": "kill", "on": [0], "at": "tune:10"},
-        {"do": "slow_tasks", "on": [0], "seconds": 0.05},
+        {"do": "slow_tasks", "on": [0, 1], "seconds": 0.05},
     ]
     waiting.faults = [{"do": "sleep", "on": [0], "at": "plan", "seconds": 1.0}]
     died, took_over = start([dying, waiting], tp=2)
