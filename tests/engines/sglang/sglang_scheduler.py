@@ -19,6 +19,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+if __name__ in ("__main__", "__mp_main__"):  # before a child reads its arguments: classes of SGLang
+    import sglang_import  # noqa: F401  # makes its torchvision load
+
 #: A model without rotary embedding: SGLang's needs vLLM's kernels on a CPU.
 OPT = {
     "architectures": ["OPTForCausalLM"], "model_type": "opt", "hidden_size": 64, "ffn_dim": 128,
@@ -45,7 +48,6 @@ class Device(str):
 
 def scheduler(rank: int, server_args: Any, port_args: Any, out: str, pipe: Any) -> None:
     """Run one scheduler process, as SGLang's launcher does; never returns while it serves."""
-    import sglang_import  # noqa: F401  # makes its torchvision load
     from sglang.srt.managers.scheduler import run_scheduler_process
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
@@ -95,7 +97,6 @@ def _stand_in(runner: Any, rank: int) -> None:
 def main() -> None:
     """Start the processes, wait until each is ready, and end them."""
     model, tp, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-    import sglang_import  # noqa: F401
     from sglang.srt.server_args import PortArgs, ServerArgs
 
     server_args = ServerArgs(
