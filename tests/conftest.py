@@ -88,8 +88,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[TRAP] = trap
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is none; import torch only if one was collected."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave `soak` out unless asked for; skip tests marked `gpu` where there is none.
+
+    Imports torch only if such a test was collected.
+    """
+    if "soak" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("soak")]
     needing = [item for item in items if item.get_closest_marker("gpu")]
     if not needing:
         return

@@ -76,6 +76,7 @@ class Journal:
     def __init__(
         self, directory: Path | None, name: str, *, driver: str, stamp: Mapping[str, str]
     ) -> None:
+        self._directory = directory
         self._path = directory / JOURNAL / f"{name}{_SUFFIX}" if directory else None
         self._driver, self._stamp = driver, dict(stamp)
         self._descriptor: int | None = None
@@ -121,7 +122,7 @@ class Journal:
             self.close()
 
     def _open(self, path: Path) -> int:
-        make_directory(path.parent)
+        make_directory(path.parent, self._directory)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o644)
         with contextlib.suppress(OSError):  # no locks here: the card in the first line has to do
@@ -172,7 +173,7 @@ def read_journals(directory: Path, limit: int) -> list[Past]:
 
 def _read(path: Path, limit: int) -> Past | None:
     is_free = _is_free(path)  # before it is read: who dies in between has said all
-    content = read_file(path, limit).content
+    content = read_file(path, limit, path.parent.parent).content
     if isinstance(content, Miss):
         return None
     lines = [line for raw in content.splitlines() if (line := _decoded(raw)) is not None]

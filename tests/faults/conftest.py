@@ -52,21 +52,6 @@ ENVIRONMENT = {
 }
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Name the marker of the long grids."""
-    config.addinivalue_line("markers", "soak: the rest of a grid, run by -m soak")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the long grids out unless the marker expression names them."""
-    if "soak" in config.option.markexpr:
-        return
-    left_out = [item for item in items if item.get_closest_marker("soak")]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
-
-
 @dataclass
 class Job:
     """One job of a launch. ``nodes``: on which node each rank is; a root for each node.

@@ -43,20 +43,6 @@ EXPLORED = pytest.StashKey[list[Explored]]()
 BOUND_S = 20.0
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Know the marker that leaves tests out, as in `tests/faults`."""
-    config.addinivalue_line("markers", "soak: the rest of a grid, run by -m soak")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what takes minutes, unless asked for."""
-    if "soak" in config.option.markexpr:
-        return
-    left_out = [item for item in items if item.get_closest_marker("soak")]
-    items[:] = [item for item in items if item not in left_out]
-    config.hook.pytest_deselected(items=left_out)
-
-
 @pytest.fixture
 def explore(request: pytest.FixtureRequest) -> Callable[..., Explored]:
     """Explore all schedules of a program: ``explore(program, faults=1, kinds=("kill",))``."""

@@ -14,7 +14,7 @@ def calls(engine: Engine) -> list[str]:
     """Warm up; return what the steps asked of the meeting, in order."""
     seen: list[str] = []
     under_way: list[str] = []
-    for name in ("meet", "put", "get", "confirm", "note", "close"):
+    for name in ("meet", "put", "get", "confirm", "note", "take", "close"):
         method = _watched(name, getattr(Meeting, name), seen, under_way)
         setattr(Meeting, name, method)
     warm_up_rank(engine)

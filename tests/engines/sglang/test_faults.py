@@ -23,8 +23,14 @@ HANG_S = 8.0
 #: What any start with us may take, on a busy machine too.
 BOUND_S = 60.0
 
+#: What the engine does by itself changes with its release only: run by ``-m soak``.
 SIDES = [
-    pytest.param(row, side, id=f"{row.number} {row.fault} ({row.num_ranks}), {side}")
+    pytest.param(
+        row,
+        side,
+        id=f"{row.number} {row.fault} ({row.num_ranks}), {side}",
+        marks=[pytest.mark.soak] if side == "alone" else [],
+    )
     for row in ROWS
     for side in ("alone", "ours", "adopted")
     if getattr(row, side) is not None

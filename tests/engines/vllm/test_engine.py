@@ -36,7 +36,12 @@ def test_a_whole_engine_starts_warm(job: Callable[..., Any]) -> None:
     [
         # vLLM alone hangs: it waits for rank 0's answer first, which waits for rank 1.
         pytest.param("dummy_run@1", "planted in dummy_run", id="rank 1's forward raises"),
-        pytest.param("dummy_run@0", "planted in dummy_run", id="rank 0's forward raises"),
+        pytest.param(
+            "dummy_run@0",
+            "planted in dummy_run",
+            id="rank 0's forward raises",
+            marks=pytest.mark.soak,
+        ),
         pytest.param("kill@1", "died unexpectedly", id="SIGKILL of rank 1 while tuning"),
     ],
 )
@@ -50,6 +55,7 @@ def test_a_rank_that_fails_ends_the_engine(job: Callable[..., Any], fault: str, 
     assert said in failed.log
 
 
+@pytest.mark.soak
 def test_a_tactic_that_raises_on_rank_1(job: Callable[..., Any]) -> None:
     engine = job()
 
@@ -60,6 +66,7 @@ def test_a_tactic_that_raises_on_rank_1(job: Callable[..., Any]) -> None:
     assert [rank["report"]["agreement"] for rank in start.ranks] == ["certified"] * 2
 
 
+@pytest.mark.soak
 def test_vllms_file_of_rank_1_is_no_table(job: Callable[..., Any]) -> None:
     # vLLM alone hangs at every start.
     engine = job()
