@@ -110,9 +110,11 @@ def _read(job: Job, store: Store) -> Held:
         is_whole = not reading.misses and not resumed.parts
         held = Held.union(reading.parts, warnings, is_whole=is_whole)
     kept = job.installed.others if job.options.keep_loaded else {}
-    parts = [give_way(part, kept) for part in reading.parts] if job.leads else reading.parts
-    if parts != reading.parts:
-        held = Held.union(parts, warnings, is_whole=False)
+    parts = reading.parts
+    if kept and job.leads:
+        parts = [give_way(part, kept) for part in reading.parts]
+        if any(part is not before for part, before in zip(parts, reading.parts, strict=True)):
+            held = Held.union(parts, warnings, is_whole=False)
     held.deaths = resumed.deaths
     if not job.leads or held.is_complete(job.options.engine):
         return held
