@@ -144,7 +144,8 @@ def survives(mutant: Mutant) -> bool:
             return True
         file.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
         path = os.pathsep.join(filter(None, (place, os.environ.get("PYTHONPATH"))))
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
+        # -P: the checkout, where pytest runs, would come before the copy.
+        command = [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
                    "--no-header", mutant.test]  # fmt: skip
         done = subprocess.run(
             command, cwd=CHECKOUT, env={**os.environ, "PYTHONPATH": path},
