@@ -123,6 +123,7 @@ def test_text_from_files_is_escaped(cli: Cli, root: Path, tmp_path: Path) -> Non
     text = path.read_text()
     assert html.escape(evil) in text
     assert "<img" not in text
+    assert html.escape(evil).replace("/", "\\u002f") in text  # what the drawing shows on hovering
     assert "</script><b>" not in text
 
 
