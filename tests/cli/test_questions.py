@@ -51,7 +51,7 @@ def answer(cli: Cli, command: str, places: dict[str, Path]) -> str:
     words = shlex.split(command)
     environ = dict(word.split("=", 1) for word in words[: words.index("warmup-plugin")])
     ran = cli(*words[len(environ) + 1 :], width=WIDTH, **environ)
-    assert (ran.code, ran.err) == (0, ""), f"{command}\n{ran.err}"
+    assert (ran.code, ran.err) == (0, ""), f"{command}\n{ran.err}{ran.out}"
     for name in environ:
         os.environ.pop(name)
     text = ran.out

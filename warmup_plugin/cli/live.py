@@ -7,6 +7,8 @@ torch, FlashInfer or an engine is imported here.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -38,7 +40,8 @@ def processes() -> Iterator[Finding]:
     """Yield what the children have found out."""
     if importlib.util.find_spec("flashinfer") and importlib.util.find_spec("torch"):
         yield _probe()
-    if importlib.util.find_spec("vllm"):
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("vllm")  # a folder of that name on the path is no vLLM
         yield _hook()
 
 
