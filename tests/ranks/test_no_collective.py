@@ -25,9 +25,11 @@ pytestmark = pytest.mark.multiprocess
 PASSED_THROUGH = "AllReduceRunner"
 SLOW = f"{Path(__file__).with_name('on_ranks.py')}:slow_on_rank_0"
 
-#: The default group's timeout; rank 0 tunes for more than twice as long (the issue's 10 s and 60 s,
-#: scaled).
-TIMEOUT_S = 3.0
+#: The default group's timeout, how long a tactic takes, and how many timeouts rank 0 tunes for then.
+LONG = [
+    pytest.param(3.0, 0.03, 2, id="3 s"),
+    pytest.param(10.0, 0.31, 6, id="10 s", marks=[pytest.mark.soak, pytest.mark.timeout(300)]),
+]
 
 
 def tactics_of(seen: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -83,12 +85,16 @@ def test_tuning_inside_a_forward_is_found_out(deploy: Callable[..., Deployment])
     assert any("rank 1 in all_reduce while rank 0" in text for text in overlaps(ranks))
 
 
-def test_long_tuning_trips_no_group_timeout(deploy: Callable[..., Deployment]) -> None:
-    """Rank 0 tunes for more than twice the default group's timeout; nobody notices."""
-    job = deploy(tp=2, layers=2, timing=SLOW, group_timeout_s=TIMEOUT_S)
+@pytest.mark.parametrize(("timeout_s", "tactic_s", "times"), LONG)
+def test_long_tuning_trips_no_group_timeout(
+    timeout_s: float, tactic_s: float, times: int, deploy: Callable[..., Deployment]
+) -> None:
+    """Rank 0 tunes for a multiple of the default group's timeout; nobody notices."""
+    options = {"timeout_s": 200.0}
+    job = deploy(tp=2, layers=2, timing=SLOW, group_timeout_s=timeout_s, options=options)
     one_tunes = {"WARMUP_PLUGIN_STRATEGY": "leader"}
-    cold = job.start("recording", env={"TEST_SLEEP_S": "0.03", **one_tunes})
-    assert cold.reports[0].seconds["tune"] > 2 * TIMEOUT_S
+    cold = job.start("recording", env={"TEST_SLEEP_S": str(tactic_s), **one_tunes})
+    assert cold.reports[0].seconds["tune"] > times * timeout_s
     assert overlaps(cold.seen) == []
     warm = job.start(env={"TEST_SLEEP_S": "0"})
     warm.assert_warm()
