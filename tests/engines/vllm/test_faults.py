@@ -26,13 +26,13 @@ HANG_S = 8.0
 #: What any start with us may take, on a busy machine too.
 BOUND_S = 40.0
 
-#: What the engine does by itself changes with its release only: run by ``-m soak``.
+#: Some minutes, and what they hold changes with releases: run by ``-m soak``.
 SIDES = [
     pytest.param(
         row,
         side,
         id=f"{row.number} {row.fault} ({row.num_ranks}), {side}",
-        marks=[pytest.mark.soak] if side == "alone" else [],
+        marks=pytest.mark.soak,
     )
     for row in ROWS
     for side in ("alone", "ours", "adopted")
@@ -94,12 +94,13 @@ def test_row(prepared: Callable[..., Any], row: Row, side: str) -> None:
 
 def is_at_rest(row: Row, third: Any) -> bool:
     """Return whether the third start is warm and certified, or has nowhere to keep anything."""
-    expected = "tunes" if row.number in ("iv", "iv-c") else "warm"
+    expected = "tunes" if row.number == "iv" else "warm"
     return verdict(third, is_ours=True).startswith(expected) and len(third.certificate) == 64
 
 
 @engine
 @multiprocess
+@pytest.mark.soak
 @pytest.mark.parametrize("side", ["alone", "ours"])
 def test_two_engines_start_cold_on_one_directory(job: Callable[..., Any], side: str) -> None:
     """Both tune, and each has the last word on another rank's file; with us one tunes."""
@@ -111,19 +112,21 @@ def test_two_engines_start_cold_on_one_directory(job: Callable[..., Any], side: 
         def save(rank: int) -> dict[str, Any]:
             return {"save_after_s": 4.0 if rank == noise else 2.0}
 
-        starts.append(found.start(plugin=side == "ours", noise=noise, per_rank=save))
+        starts.append(found.start(plugin=side == "ours", noise=noise, per_rank=save, env=BOUND))
 
     threads = [threading.Thread(target=one, args=(noise,)) for noise in (0, 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    again = found.start(plugin=side == "ours")
+    again = found.start(plugin=side == "ours", env=BOUND)
 
     assert len(starts) == 2
-    both = sorted(verdict(start, is_ours=side == "ours") for start in starts)
+    # Which tactic is fastest differs between the two, and for some it is the default.
+    both = sorted(verdict(start, is_ours=side == "ours").partition(", on d")[0] for start in starts)
     first = {"tunes/tunes": "tunes", "tunes/warm": "tunes once"}["/".join(both)]
-    assert (first, verdict(again, is_ours=side == "ours")) == getattr(row, side)
+    then = verdict(again, is_ours=side == "ours").partition(", on d")[0]
+    assert (first, then) == getattr(row, side)
     if side == "ours":
         assert {start.certificate for start in starts} == {again.certificate}
 
