@@ -25,7 +25,7 @@ pytestmark = pytest.mark.multiprocess
 PASSED_THROUGH = "AllReduceRunner"
 SLOW = f"{Path(__file__).with_name('on_ranks.py')}:slow_on_rank_0"
 
-#: The default group's timeout, how long a tactic takes, and how many timeouts rank 0 tunes for then.
+#: The default group's timeout, how long a tactic takes, how many timeouts rank 0 tunes for then.
 LONG = [
     pytest.param(3.0, 0.03, 2, id="3 s"),
     pytest.param(10.0, 0.31, 6, id="10 s", marks=[pytest.mark.soak, pytest.mark.timeout(300)]),
