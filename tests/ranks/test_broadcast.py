@@ -49,10 +49,14 @@ def test_every_rank_installs_the_bytes_that_rank_0_has_read(
 def test_the_first_rank_of_each_node_reads_and_nobody_else(
     deploy: Callable[..., Deployment],
 ) -> None:
-    """Two nodes with directories of their own: two ranks touch them, cold and warm."""
+    """Two nodes with directories of their own: two ranks touch them, cold and warm.
+
+    They are also those that tune: whoever tunes has a journal there.
+    """
     job = deploy(nodes=2, tp=2, pp=2, timing="rank_noise")
+    one_of_a_stage = {"WARMUP_PLUGIN_STRATEGY": "leader"}
     for _ in ("cold", "warm"):
-        assert opened_by(job.start("watching_the_wire")) == [0, 2]
+        assert opened_by(job.start("watching_the_wire", env=one_of_a_stage)) == [0, 2]
 
 
 def test_messages_are_json(deploy: Callable[..., Deployment]) -> None:
