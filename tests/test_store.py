@@ -27,6 +27,7 @@ from typing import Any
 import pytest
 
 from warmup_plugin import files as disk_files
+from warmup_plugin import locks
 from warmup_plugin import store as store_module
 from warmup_plugin.identity import Identity
 from warmup_plugin.lease import hold
@@ -935,23 +936,68 @@ def test_a_stopped_holder_of_the_lock_does_not_stop_others(
     store: Store, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process may be frozen while it publishes: go on without the lock after a while."""
-    monkeypatch.setattr(disk_files, "_LOCK_WAIT_S", 0.2)
+    monkeypatch.setattr(locks, "_LOCK_WAIT_S", 0.2)
     directory.mkdir(parents=True)
-    with disk_files.locked(directory):
+    with locks.locked(directory):
         began = time.monotonic()
         publish(store, a=1)
         assert 0.2 <= time.monotonic() - began < 2.0
 
 
-def test_file_systems_without_locks(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some have none: the union and whole files are what is left."""
+@pytest.fixture
+def without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a file system that has none: a file of its holder's stands for the lock."""
 
     def fail(*_: int) -> None:
         raise OSError(errno.ENOLCK, "no locks")
 
     monkeypatch.setattr("fcntl.flock", fail)
-    publish(store, a=1)
+    monkeypatch.setattr(locks, "_LOCK_WAIT_S", 1.5)
+    monkeypatch.setattr(locks, "_STALE_S", 0.2)
+
+
+@pytest.mark.usefixtures("without_locks")
+def test_without_locks_one_waits_for_the_other(store: Store, directory: Path) -> None:
+    directory.mkdir(parents=True)
+    with locks.locked(directory):
+        assert (directory / locks.CLAIM).exists()
+        other = threading.Thread(target=publish, args=(store,), kwargs={"a": 1})
+        other.start()
+        other.join(timeout=0.1)
+        assert tactics(store.read(STAMP)) == {}
+    other.join(timeout=10)
     assert tactics(store.read(STAMP)) == {"a": 1}
+    assert not (directory / locks.CLAIM).exists()
+
+
+@pytest.mark.usefixtures("without_locks")
+def test_without_locks_a_dead_holder_is_followed(store: Store, directory: Path) -> None:
+    directory.mkdir(parents=True)
+    (directory / locks.CLAIM).touch()  # as a killed process leaves it
+    began = time.monotonic()
+    publish(store, a=1)
+    assert 0.2 <= time.monotonic() - began < 1.5
+    assert tactics(store.read(STAMP)) == {"a": 1}
+    assert not (directory / locks.CLAIM).exists()
+
+
+@pytest.mark.usefixtures("without_locks")
+def test_without_locks_a_holder_that_was_given_up_takes_nothing_away(directory: Path) -> None:
+    directory.mkdir(parents=True)
+    with locks.locked(directory):
+        (directory / locks.CLAIM).unlink()
+        (directory / locks.CLAIM).write_text("another's")
+    assert (directory / locks.CLAIM).read_text() == "another's"
+
+
+@pytest.mark.usefixtures("without_locks")
+def test_without_locks_and_with_no_place_for_a_file() -> None:
+    """Nobody waits for what cannot be had."""
+    nowhere = Path("/proc")
+    began = time.monotonic()
+    with locks.locked(nowhere):
+        assert not (nowhere / locks.CLAIM).exists()
+    assert time.monotonic() - began < 1.0
 
 
 # -- reports and warnings -------------------------------------------------------------------------

@@ -10,20 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from warmup_plugin.table import Miss
-from warmup_plugin.waiting import wait_until, within
 
 FOREIGN: Final = "foreign"
-#: A writer that holds the lock for longer than this is stopped or gone; go on without.
-_LOCK_WAIT_S: Final = 5.0
 
 
 class Mark(NamedTuple):
@@ -148,28 +144,6 @@ def make_directory(directory: Path, root: Path | None = None) -> None:
     except FileExistsError:
         if not directory.is_dir():  # made by another process, or a file in its place?
             raise
-
-
-@contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Keep other publishers of this directory out, as far as the file system knows locks."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with contextlib.suppress(TimeoutError):
-            wait_until(lambda: _try_lock(descriptor), within(_LOCK_WAIT_S))
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True  # no locks here: the union and os.replace are what is left
-    return True
 
 
 def write_files(

@@ -23,8 +23,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from warmup_plugin.files import locked, make_directory
+from warmup_plugin.files import make_directory
 from warmup_plugin.liveness import ProcessCard, own_card, view
+from warmup_plugin.locks import locked
 
 JOURNAL: Final = "journal"
 _NAME: Final = "tuning.json"

@@ -12,10 +12,10 @@ same directory, fsync, `os.replace`, fsync of the directory. Refuses to overwrit
 publishes the union with what is there now, and a file that cannot be used is moved, never deleted.
 What the disk cannot do is a value (`Miss`, `NotPublished`), never an `OSError`, and is logged once.
 
-Locks only spare work. A file that has changed since it was read is not replaced, and who has
-written looks again whether that stands: what was lost without a lock is written once more. Not
-promised: what is lost to a process that is stopped between that question and the rename, where the
-file system has no locks between hosts (some NFS); the next start tunes it again.
+Locks only spare work (`locks.py`). A file that has changed since it was read is not replaced, and
+who has written looks again whether that stands: what was lost without a lock is written once more.
+Not promised: what is lost to a process that is stopped for longer than others wait for it, between
+that question and the rename; the next start tunes it again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from warmup_plugin.files import (
     is_inside,
     is_marked,
     keep_newest,
-    locked,
     make_directory,
     mark_of,
     move_aside,
@@ -43,6 +42,7 @@ from warmup_plugin.files import (
     takes_files,
     write_files,
 )
+from warmup_plugin.locks import locked
 from warmup_plugin.manifest import Manifest, parse_manifest, render_manifest
 from warmup_plugin.merge import Merged, Part, Source, less, merge
 from warmup_plugin.paths import IDENTITY_NAME, manifest_name, parse_table_name, table_name

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -39,8 +40,8 @@ GRACE_S = 0.5
 LONGEST_HOLD_S = 20.0
 #: The status of a process that ended since another rank's forward cannot complete.
 ABANDONED = 79
-#: Two processes each: more than that and they wait for the machine instead of for each other.
-JOBS_AT_ONCE = 10
+#: Processes of one launch: more than that and they wait for the machine instead of for each other.
+RANKS_AT_ONCE = 20
 #: How long a launch may take: what takes longer hangs.
 LAUNCH_S = 60.0
 ENVIRONMENT = {
@@ -50,6 +51,8 @@ ENVIRONMENT = {
     # each question takes the resolver's time-out, five seconds by default.
     "RES_OPTIONS": "timeout:1 attempts:1",
 }
+#: Of starts without a fault: a busy machine makes pauses that are nobody's end.
+PATIENT = {"WARMUP_PLUGIN_SILENCE_S": "30"}
 
 
 @dataclass
@@ -84,6 +87,12 @@ class Job:
             "faults": list(self.faults),
             "group_timeout_s": self.group_timeout_s,
         }
+
+    def is_there(self) -> bool:
+        """Return whether a start has left a table on any node."""
+        return any(
+            list(root.glob("flashinfer_autotune/*/*/*/rank_*.manifest.json")) for root in self.roots
+        )
 
     def directory(self, node: int = 0) -> Path:
         """Return a node's directory of this engine's identity."""
@@ -457,23 +466,21 @@ def run_cases(root: Path, cases: Cases, **config: Any) -> dict[Any, Ran]:
     """
     sizes = {"tp": 1, "pp": 1, "dp": 1, **config}
     size = sizes["tp"] * sizes["pp"] * sizes["dp"]
-    jobs, sound = {}, []
+    jobs = {}
     for index, (key, case) in enumerate(cases.items()):
         names = ("local_ranks", "group_timeout_s", "one_disk")
         own = {name: case[name] for name in names if name in case}
         half = size // 2 if case.get("two_nodes") else size
         job = Job(root / str(index), [int(rank >= half) for rank in range(size)], **own)
         jobs[key] = job
-        if "before" in case:
-            sound.append(job)
-    if sound:
-        start_jobs(sound, **config)
+    _tune([jobs[key] for key, case in cases.items() if "before" in case], **config)
     for key, job in jobs.items():
         cases[key].get("before", lambda _job: None)(job)
     known = {key: job.tasks() for key, job in jobs.items()}
     starts = []
     for lasts in (False, True):
         for key, job in jobs.items():
+            job.env = PATIENT
             if not lasts or cases[key].get("lasting"):
                 job.faults, job.env = cases[key].get("faults", ()), cases[key].get("env", {})
         starts.append(start_jobs(list(jobs.values()), **config))
@@ -487,6 +494,15 @@ def run_cases(root: Path, cases: Cases, **config: Any) -> dict[Any, Ran]:
     }
 
 
+def _tune(jobs: Sequence[Job], **config: Any) -> None:
+    """Start jobs without a fault, so that there is a table to do something to."""
+    for job in jobs:
+        job.env = PATIENT
+    starts = start_jobs(jobs, **config) if jobs else []
+    for job, first in zip(jobs, starts, strict=True):
+        assert job.is_there(), first.told()
+
+
 @pytest.fixture(scope="session")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ran]:
     """Return what became of one case of a table of cases: ``ran(table, key, tp=2)``.
@@ -497,10 +513,11 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ran]:
 
     def one(cases: Cases, key: Any, **config: Any) -> Ran:
         keys = list(cases)
-        first = keys.index(key) // JOBS_AT_ONCE * JOBS_AT_ONCE
+        jobs = RANKS_AT_ONCE // math.prod(config.values())
+        first = keys.index(key) // jobs * jobs
         memo = (id(cases), first, *sorted(config.items()))
         if memo not in done:
-            some = {each: cases[each] for each in keys[first : first + JOBS_AT_ONCE]}
+            some = {each: cases[each] for each in keys[first : first + jobs]}
             root = tmp_path_factory.mktemp("faults")
             done[memo] = (cases, run_cases(root, some, **config))  # the table keeps its id so
         return done[memo][1][key]

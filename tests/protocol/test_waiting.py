@@ -32,7 +32,7 @@ WAITING = {
 #: What may wait without `wait_until`: file, function, call, and why that has an end.
 ALLOWED = {
     ("waiting.py", "wait_until", "time.sleep"): "the pause between two looks",
-    ("files.py", "_try_lock", "fcntl.flock"): "asks with LOCK_NB; the wait is around it",
+    ("locks.py", "_try_lock", "fcntl.flock"): "asks with LOCK_NB; the wait is around it",
     ("journal.py", "Journal._open", "fcntl.flock"): "asks with LOCK_NB",
     ("journal.py", "_is_free", "fcntl.flock"): "asks with LOCK_NB",
     ("pulse.py", "Pulse._run", "self._stop.wait"): "the heartbeat's pause, ended by `stop`",

@@ -105,7 +105,9 @@ def test_tuned_once_then_warm(seen: Any, tp: str) -> None:
         for rank in (*cold, *warm)
     ]
     assert all(answers == served[0] for answers in served)
-    assert all(tactic != -1 for _, tactic in served[0].values())
+    defaults = [tactic for _, tactic in served[0].values() if tactic == -1]
+    # With a margin some winners are not worth it; without one, as on one rank, none is refused.
+    assert 0 < len(defaults) < len(served[0]) if tp == "tp2" else not defaults
     certificates = {rank["report"]["certificate"] for rank in (*cold, *warm)}
     assert {rank["report"]["agreement"] for rank in (*cold, *warm)} == {"certified"}
     assert len(certificates) == 1

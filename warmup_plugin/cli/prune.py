@@ -22,7 +22,8 @@ from typing import Any
 from warmup_plugin.cli import machine, output, tree
 from warmup_plugin.cli.output import CommandError
 from warmup_plugin.cli.usage import last_used, user_of
-from warmup_plugin.files import FOREIGN, is_inside, locked
+from warmup_plugin.files import FOREIGN, is_inside
+from warmup_plugin.locks import locked
 from warmup_plugin.settings import Settings
 
 HELP = "throw tables away by age, size or version, never those in use"

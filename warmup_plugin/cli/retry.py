@@ -13,8 +13,9 @@ from pathlib import Path
 
 from warmup_plugin.cli import output
 from warmup_plugin.cli.output import CommandError
-from warmup_plugin.files import locked, read_file, write_files
+from warmup_plugin.files import read_file, write_files
 from warmup_plugin.journal import lift, read_journals
+from warmup_plugin.locks import locked
 from warmup_plugin.manifest import Manifest, parse_manifest, render_manifest
 from warmup_plugin.paths import manifest_name, parse_table_name
 from warmup_plugin.settings import Settings

@@ -20,7 +20,8 @@ from typing import Literal
 
 from warmup_plugin.cli import archive, output, tree, verify
 from warmup_plugin.cli.output import CommandError
-from warmup_plugin.files import is_inside, locked, write_files
+from warmup_plugin.files import is_inside, write_files
+from warmup_plugin.locks import locked
 from warmup_plugin.manifest import Manifest, parse_manifest
 from warmup_plugin.paths import IDENTITY_NAME, LAYOUT, manifest_name, parse_table_name
 from warmup_plugin.settings import Settings

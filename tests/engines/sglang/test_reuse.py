@@ -140,7 +140,8 @@ def test_doubling_the_tokens_times_the_new_bucket_only(job: Callable[..., Any]) 
 
     large = engine.start(tokens=128, env=EXTEND)
 
-    _, extend = (report["timeline"] for report in large.ranks[0]["reports"])
+    # Either rank may have taken all of it from the queue.
+    extend = [label for rank in large.ranks for label, *_ in rank["reports"][1]["timeline"]]
     assert extend
-    assert all(label.endswith(" @ 128") for label, *_ in extend)
+    assert all(label.endswith(" @ 128") for label in extend)
     assert [rank["reports"][0]["tasks"]["tuned"] for rank in large.ranks] == [0, 0]

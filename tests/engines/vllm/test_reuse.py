@@ -67,13 +67,14 @@ def test_doubling_the_tokens_times_the_new_bucket_only(job: Callable[..., Any]) 
 
     large = engine.start(tokens=128)
 
-    new = [row[0] for row in large.ranks[0]["report"]["timeline"]]
+    # Either rank may have taken all of it from the queue.
+    new = [label for rank in large.ranks for label, *_ in rank["report"]["timeline"]]
     assert new
     assert all(label.endswith(" @ 128") for label in new)
     tasks = large.ranks[0]["report"]["tasks"]
     first = small.ranks[0]["report"]["tasks"]
     assert tasks["adopted"] == first["tuned"] + first["received"]
-    assert tasks["tuned"] == len(new)
+    assert sum(rank["report"]["tasks"]["tuned"] for rank in large.ranks) == len(new)
     assert table.read_bytes() == before
     assert len(engine.tables()) == 2
     again = engine.start(tokens=128)
