@@ -235,7 +235,10 @@ class Rank:
         """Return in a few words how this rank ended."""
         if self.error is not None:
             return f"{self.error[0]}: {self.error[1]}"
-        return self.report.agreement if self.report else f"status {self.status}"
+        if self.report:
+            return str(self.report.agreement)
+        said = "\n".join(self.logged[-20:])  # the last of it is where a rank that hangs stands
+        return f"status {self.status}\n{said}\n"
 
 
 @dataclass
