@@ -137,10 +137,10 @@ def verdict(start: Any, *, is_ours: bool) -> str:
         return f"{told}, fails in serving"
     if start.disputed:
         return f"{told}, ranks disagree"
-    return f"{told}, on defaults" if _defaults(start) else told
+    return f"{told}, on defaults" if defaults(start) else told
 
 
-def _defaults(start: Any) -> list[str]:
+def defaults(start: Any) -> list[str]:
     """Return the calls within the warmed-up sizes that serve FlashInfer's default."""
     return [
         call

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ from fault_table import Row, edited, entries, every, last
 PAGE = Path(__file__).parents[3] / "docs" / "vllm.md"
 BEGIN = "<!-- From here on: python tests/engines/vllm/fault_rows.py -->"
 END = "<!-- To here. -->"
+ENGINE_BEGIN = "<!-- The whole engine: the same command. -->"
+ENGINE_END = "<!-- To here, too. -->"
 
+TWO_ENGINES = "two engines start cold on one directory"
 #: A rank that raises stays, as a vLLM worker does that has answered its call with a failure.
 LINGER = {"fault": "linger"}
 
@@ -159,7 +163,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         number="viii", fault="a file has other keys", spoil=last(edited(_other_keys)),
         alone=("warm, ranks disagree", "warm, ranks disagree"),
-        ours=("tunes", "warm"), adopted=("tunes", "warm"),
+        ours=("tunes", "warm"), adopted=("warm", "warm"),
     ),
     Row(
         number="viii-b", fault="a file has other tactics", spoil=last(entries(_other_tactic)),
@@ -226,16 +230,76 @@ ROWS: tuple[Row, ...] = (
         alone=("crash", "warm, ranks disagree"), ours=("ends", "tunes"), adopted=("ends", "warm"),
     ),
     Row(
-        number="history", fault="two engines start cold on one directory", is_cold=True,
+        number="history", fault="rank 0's file is lost; rank 1's save fails",
+        spoil=lambda tables: tables[0].unlink(),
+        options={"noise": 1, "fault": "unprivileged+no_save"},
+        alone=("crash", "warm, ranks disagree"), ours=("tunes", "warm"), adopted=("warm", "warm"),
+    ),
+    Row(
+        number="history", fault=TWO_ENGINES, is_cold=True,
+        alone=("tunes", "warm, ranks disagree"), ours=("tunes once", "warm"),
+    ),
+    Row(
+        number="history", fault="the same among four ranks", is_cold=True, num_ranks=4,
         alone=("tunes", "warm, ranks disagree"), ours=("tunes once", "warm"),
     ),
 )  # fmt: skip
 
 
+#: These take two starts at a time.
+OF_TWO_ENGINES = tuple(row for row in ROWS if row.number == "history" and row.is_cold)
+
+
+@dataclass(frozen=True)
+class EngineRow:
+    """One fault of a whole engine, warm or cold, and what a launch comes to on both sides.
+
+    ``alone``, ``ours``: "up", "exit 1" or "hang", and what else there is to say after a comma.
+    ``planted``: what goes wrong in a rank, as in `vllm_faults.py`, or ``[]``: rank 1's file.
+    ``said``: what the log holds on both sides, once the fault has struck.
+    """
+
+    fault: str
+    planted: str
+    alone: str
+    ours: str
+    said: str = ""
+
+
+ENGINE_ROWS = (
+    EngineRow("none, warm", "", "up", "up, 0 tactics timed"),
+    EngineRow(
+        "rank 1's forward raises", "dummy_run@1", "hang", "exit 1, rank 1's error in the log",
+        "planted in dummy_run",
+    ),
+    EngineRow(
+        "rank 1's file is `[]`", "[]", "hang", "up, the file is left as it is",
+    ),
+    EngineRow(
+        "rank 0's forward raises", "dummy_run@0", "exit 1", "exit 1", "planted in dummy_run"
+    ),
+    EngineRow(
+        "SIGKILL of rank 1 while tuning", "kill@1", "exit 1", "exit 1", "died unexpectedly"
+    ),
+    EngineRow("a tactic raises on rank 1", "tactic@1", "up", "up, that task on its default"),
+)  # fmt: skip
+
+
+def engine_table() -> str:
+    """Return the page's table of whole engines."""
+    lines = ["| fault | vLLM alone | with us |", "|---|---|---|"]
+    for row in ENGINE_ROWS:
+        alone = row.alone.replace("hang", "**hang**")
+        lines.append(f"| {row.fault} | {alone} | {row.ours} |")
+    return "\n".join(lines)
+
+
 def page() -> str:
     """Return the page as it should be."""
     found: str = faults.page(PAGE, ROWS, "vLLM", BEGIN, END)
-    return found
+    before, _, rest = found.partition(ENGINE_BEGIN)
+    _, _, after = rest.partition(ENGINE_END)
+    return f"{before}{ENGINE_BEGIN}\n\n{engine_table()}\n\n{ENGINE_END}{after}"
 
 
 if __name__ == "__main__":

@@ -237,7 +237,9 @@ def _timing(spec: Spec) -> Any:
         return host_clock.timing("rank_noise", spec.rank)
 
     def milliseconds(*call: Any) -> float:
-        return 1.0 + zlib.crc32(repr((spec.noise, spec.rank, *call)).encode()) / 2**32
+        """Let any tactic be the fastest but the default: that tells of a task without a winner."""
+        noise = zlib.crc32(repr((spec.noise, spec.rank, *call)).encode()) / 2**32
+        return (2.0 if call[-1] == -1 else 1.0) + noise
 
     return milliseconds
 

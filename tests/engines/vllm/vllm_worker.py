@@ -96,7 +96,7 @@ class Worker(WorkerBase):
         return {
             "report": report and report.to_json(), "served": self.model_runner.ops.served(),
             "is_patched": hasattr(module.flashinfer_autotune, "warmup_plugin"),
-            "seconds": self.seconds,
+            "seconds": self.seconds, "tokens": self.model_runner.max_num_tokens,
         }  # fmt: skip
 
     def shutdown(self) -> None:
