@@ -57,6 +57,14 @@ def make_empty_plugin(folder: Path) -> None:
     )
 
 
+def compile_ours() -> None:
+    """Compile this package, as pip does when it installs; a checkout may be without."""
+    ours = importlib.util.find_spec("warmup_plugin")
+    assert ours is not None
+    for place in ours.submodule_search_locations or ():
+        compileall.compile_dir(place, quiet=2)
+
+
 def load_plugin(modules: str, folder: str, plugin: str, send: Any) -> None:
     """Import what that kind of process has, load one plugin, send the milliseconds it took."""
     importlib.import_module(modules)
@@ -90,11 +98,7 @@ def in_process(target: Callable[..., None], *arguments: Any) -> float:
 def registration(folder: Path, repeats: int) -> Rows:
     """Return milliseconds of `load_general_plugins` with an empty plugin and with ours."""
     make_empty_plugin(folder)
-    ours = importlib.util.find_spec("warmup_plugin")
-    assert ours is not None
-    assert ours.submodule_search_locations is not None
-    for place in map(str, (folder, *ours.submodule_search_locations)):
-        compileall.compile_dir(place, quiet=2)  # as pip does when it installs
+    compileall.compile_dir(str(folder), quiet=2)
     os.environ.update(ENVIRONMENT)
     CONTEXT.set_forkserver_preload(list(PROCESSES.values()))
     os.environ["VLLM_LOGGING_LEVEL"] = "WARNING"
@@ -204,6 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         script = [sys.executable, __file__, *options, "--parts"]
         codes = [subprocess.run([*script, part], check=False).returncode for part in given.parts]
         return max(codes)
+    compile_ours()
     measure, repeats = PARTS[given.parts[0]]
     with tempfile.TemporaryDirectory(prefix="vllm-starts-") as folder:
         rows = measure(Path(folder), given.repeats or repeats)

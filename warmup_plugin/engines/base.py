@@ -237,7 +237,7 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, float) and math.isfinite(value):
         return value
-    return _plain_part(value)
+    return value.name if isinstance(value, enum.Enum) else _plain_part(value)
 
 
 def _plain_part(value: Any) -> Any:
@@ -249,8 +249,6 @@ def _plain_part(value: Any) -> Any:
         return sorted(str(plain(below)) for below in value)
     if fields := getattr(value, "__dataclass_fields__", None):
         return {name: plain(getattr(value, name, None)) for name in fields}
-    if isinstance(value, enum.Enum):
-        return value.name
     if isinstance(value, Mapping):  # last: to an abstract class each new type is 0.1 to 0.4 ms
         return plain(dict(value))
     # Its text, unless that holds an address in memory.
