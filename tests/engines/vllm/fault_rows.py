@@ -256,7 +256,7 @@ class EngineRow:
 
     ``alone``, ``ours``: "up", "exit 1" or "hang", and what else there is to say after a comma.
     ``planted``: what goes wrong in a rank, as in `vllm_faults.py`, or ``[]``: rank 1's file.
-    ``said``: what the log holds on both sides, once the fault has struck.
+    ``said``: what the log holds once the fault has struck, unless the engine comes up.
     """
 
     fault: str
@@ -274,6 +274,7 @@ ENGINE_ROWS = (
     ),
     EngineRow(
         "rank 1's file is `[]`", "[]", "hang", "up, the file is left as it is",
+        "TypeError: pop expected",
     ),
     EngineRow(
         "rank 0's forward raises", "dummy_run@0", "exit 1", "exit 1", "planted in dummy_run"

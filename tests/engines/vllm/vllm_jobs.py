@@ -101,8 +101,13 @@ class Launch:
         return [line for line in self.log.splitlines() if "warmup-plugin 0" in line]
 
 
-def launch(job: Any, *, limit_s: float = LIMIT_S, **env: str) -> Launch:
-    """Start an engine with two workers and stop it; nothing of it outlives the call."""
+def launch(
+    job: Any, *, limit_s: float = LIMIT_S, said: str = "", then_s: float = LIMIT_S, **env: str
+) -> Launch:
+    """Start an engine with two workers and stop it; nothing of it outlives the call.
+
+    Once its log has ``said``, it has ``then_s`` left to end.
+    """
     out, log = job.root / "out.json", job.root / "log.txt"
     out.unlink(missing_ok=True)
     arguments = {
@@ -123,15 +128,25 @@ def launch(job: Any, *, limit_s: float = LIMIT_S, **env: str) -> Launch:
             command, env=environ, stdout=sink, stderr=sink, start_new_session=True
         )
         try:
-            code: int | None = process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            code = None
+            code = _wait(process, began + limit_s, log, said, then_s)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     ranks = json.loads(out.read_text())["ranks"] if out.exists() else []
     return Launch(code, ranks, log.read_text(errors="replace"), time.monotonic() - began)
+
+
+def _wait(
+    process: subprocess.Popen[bytes], deadline: float, log: Path, said: str, then_s: float
+) -> int | None:
+    """Return the exit status; None for a process that runs on."""
+    while time.monotonic() < deadline:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(1.0)
+        if said and said in log.read_text(errors="replace"):
+            said, deadline = "", min(deadline, time.monotonic() + then_s)
+    return None
 
 
 def inspect(root: Path) -> Path:
