@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import signal
 import sys
 from pathlib import Path
@@ -104,6 +105,12 @@ def main() -> None:
         max_total_tokens=512, max_running_requests=4, moe_runner_backend="flashinfer_cutlass",
     )  # fmt: skip
     server_args.resolve_once()
+    # By itself SGLang asks for one NUMA node per rank (`numa_utils.init_threads_binding`), and
+    # compiles the vocabulary's masks where there are several, for the GPU that is stood in for.
+    os.environ |= {
+        "SGLANG_CPU_OMP_THREADS_BIND": "|".join("0" * tp),
+        "TORCHDYNAMO_DISABLE": "1",
+    }
     port_args = PortArgs.init_new(server_args)
     signal.signal(signal.SIGQUIT, signal.SIG_IGN)  # what a scheduler that fails sends its parent
     context = multiprocessing.get_context("spawn")
