@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts of an engine, each in new processes: what the tests of all engines share.
 
-Owns how the ranks of a start are run and ended, what is read from them, and the op whose key holds
-the device's index. `run` takes one specification per rank, with a ``rank``, and what serves it in
+Owns `Job` (one cache root, one process per rank), how the ranks of a start are run and ended, what
+is read from them, and the op whose key holds the device's index. `run` takes one specification per rank, with a ``rank``, and what serves it in
 the child: a function of specification and connection that sends ("result" | "error", body). Every
 wait is bounded and no process outlives a start.
 """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of a page's table of faults: what is planted, what comes of it on each side.
 
-Owns the form of a row, what can be done to tables, the words for what a start came to, and the
-table that a page shows. The rows are the engines' own.
+Owns the form of a row, the parameters of a test of all rows, what can be done to tables, the words
+for what a start came to, and the table that a page shows. The rows are the engines' own.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@
 Owns what a CPU needs to come through a GPU's warm-up, all of it around `BaseRunner.warmup`: SGLang
 takes ``--device cpu`` and leaves that function at its first question, which is answered with
 "cuda" in it; its torch-native attention has no CUDA graphs, so no value to fill them with; and no
-op of a small model on a CPU is tuned, so one tunable call stands before the model's forward. All
-else is SGLang's: process, plugins, arguments, groups, model, memory pools, buffers, dummy pass.
+op of a small model on a CPU is tuned, so one tunable call stands before the model's forward.
+Several ranks share one NUMA node, and compile nothing. All else is SGLang's: process, plugins,
+arguments, groups, model, memory pools, buffers, dummy pass.
 """
 
 from __future__ import annotations
