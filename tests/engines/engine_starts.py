@@ -2,9 +2,9 @@
 """Starts of an engine, each in new processes: what the tests of all engines share.
 
 Owns `Job` (one cache root, one process per rank), how the ranks of a start are run and ended, what
-is read from them, and the op whose key holds the device's index. `run` takes one specification per rank, with a ``rank``, and what serves it in
-the child: a function of specification and connection that sends ("result" | "error", body). Every
-wait is bounded and no process outlives a start.
+is read from them, and the op whose key holds the device's index. `run` takes one specification per
+rank, with a ``rank``, and what serves it in the child: a function of specification and connection
+that sends ("result" | "error", body). Every wait is bounded and no process outlives a start.
 """
 
 from __future__ import annotations
