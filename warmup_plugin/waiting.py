@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 #: Asked again after this long, seconds: at first, and at most; in between after this share of the
 #: wait so far, so that nobody who waited briefly waits much longer than needed.
-_PAUSE_S = (0.0001, 0.05)
-_SHARE = 1 / 16
+_PAUSE_S = (0.0002, 0.05)
+_SHARE = 1 / 8
 #: How often the waiting one looks round, seconds.
 _LOOK_S = 0.25
 

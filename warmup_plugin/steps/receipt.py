@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections import Counter
+from collections.abc import Iterable
 
 from warmup_plugin import __version__, metrics
 from warmup_plugin.files import said
@@ -23,6 +24,7 @@ from warmup_plugin.steps.share import Shared
 from warmup_plugin.steps.tune import Work
 from warmup_plugin.tuner import probe
 from warmup_plugin.tuner.survey import Survey
+from warmup_plugin.tuner.task import Task
 
 logger = logging.getLogger("warmup_plugin")
 
@@ -44,7 +46,8 @@ def make_report(
     certified: Word | None = None,
 ) -> WarmupReport:
     """Return this rank's receipt; rank 0 logs its line, the first rank of a node keeps it."""
-    work, recorded = work or Work(), list(survey.tasks.values()) if survey else []
+    work = work or Work()
+    recorded = _not_known(survey, work) if survey else ()
     became = what_became(survey, work, shared.entry_of if shared else None)
     options = job.options
     found = WarmupReport(
@@ -82,6 +85,11 @@ def make_report(
         with job.failing_as_data():  # all ranks serve by now: nothing may end one of them
             job.store.write_report(json.dumps(found.to_json(), indent=1).encode(), name)
     return found
+
+
+def _not_known(survey: Survey, work: Work) -> Iterable[Task]:
+    """Return the tasks that may have been found to be unshared."""
+    return survey.tasks.values() if work.is_new else survey.tally().others
 
 
 def _stamp(at: float) -> str:

@@ -79,14 +79,15 @@ def what_became(
     survey: Survey | None, work: Work, entry_of: EntryOf | None
 ) -> Counter[tuple[str, str]]:
     """Return how many of this rank's tasks became what, by op and the report's words."""
-    adopted = frozenset(work.plan.held) - frozenset(work.plan.resumed)
-    tasks = survey.tasks.values() if survey else ()
+    found: Counter[tuple[str, str]] = Counter()
+    if survey is None:
+        return found
     if not work.is_new:  # ten thousand known ones are counted by the dozen
-        found: Counter[tuple[str, str]] = Counter()
-        for (op, state), number in Counter((task.op, task.state) for task in tasks).items():
+        for (op, state), number in survey.tally().states.items():
             word = {"known": "from_cache", "unshared": "unshared"}.get(state, "default")
             found[op, word] += number
         return found
+    adopted, tasks = frozenset(work.plan.held) - frozenset(work.plan.resumed), survey.tasks.values()
     return Counter((task.op, _became(task, work, adopted, entry_of)) for task in tasks)
 
 

@@ -29,6 +29,7 @@ from warmup_plugin.steps.tune import Work, give_up_on, result_of, tune_own
 from warmup_plugin.table import Entry, Table, digest, parse_table, render_table
 from warmup_plugin.tuner import environment, replay
 from warmup_plugin.tuner.survey import Survey
+from warmup_plugin.tuner.tally import Tally, answer_key
 from warmup_plugin.tuner.task import Task
 
 _NO_LIMIT = 1 << 40
@@ -156,8 +157,7 @@ def _install(
 ) -> None:
     """Leave in the tuner this rank's entries of the table, and what others had loaded."""
     # A loaded entry answers each known task, and never two (`Survey` tells them apart).
-    known = sum(task.state == "known" for task in survey.tasks.values())
-    if not work.is_new and job.installed.only(known):
+    if not work.is_new and job.installed.only(survey.tally().number("known")):
         return
     own = _own_keys(survey)
     if all(name in survey.tasks for name in dropped):  # else: which keys are another rank's?
@@ -263,21 +263,15 @@ def _ask(job: Job, survey: Survey, work: Work, shared: Shared) -> tuple[str, lis
     On a warm start the tuner was asked during the survey and holds exactly what it held then.
     """
     asked_already = not work.is_new and job.installed.is_intact()
-    answers: dict[object, list[str]] = {}
-    deviates = []
-    for task in survey.tasks.values():
+    tally = survey.tally() if asked_already else Tally()
+    answers, deviates = {a: [*ids] for a, ids in tally.served.items()}, [*tally.deviating]
+    for task in tally.others if asked_already else survey.tasks.values():
         if task.state == "unshared":
             continue
-        if asked_already and task.state == "known":
-            answer, is_agreed = task.served, task.is_agreed
-        else:
-            answer = task.served if asked_already else replay.served(task)
-            entry = shared.entry_of(task) if task.id not in work.dropped else None
-            is_agreed = answer == (entry[:2] if entry else None)
-        if not is_agreed:
+        answer = task.served if asked_already else replay.served(task)
+        entry = shared.entry_of(task) if task.id not in work.dropped else None
+        if answer != (entry[:2] if entry else None):
             deviates.append(task.label)
-        # To a dictionary `True` and 1 are one tactic.
-        is_plain = answer is None or type(answer[1]) is int
-        answers.setdefault(answer if is_plain else repr(answer), []).append(task.id)
+        answers.setdefault(answer_key(answer), []).append(task.id)
     told = sorted([str(answer), *sorted(ids)] for answer, ids in answers.items())
     return digest(msgspec.json.encode(told)), deviates

@@ -98,15 +98,15 @@ def _compare(
     attempt: int = 0,
     decide: Decide = decide_survey,
 ) -> Word:
-    states = [task.state for task in survey.tasks.values()]
+    tally = survey.tally()
     word = {
         "error": f"{type(error).__name__}: {error}"[:1000] if error else "",
         "last_answered": survey.last_answered,
-        "missing": states.count("missing") + states.count("refused"),
+        "missing": tally.number("missing", "refused"),
         "stored": survey.last_was_stored,
-        "unshared": states.count("unshared"),
+        "unshared": tally.number("unshared"),
         "skipped": sorted(survey.skipped),
-        "ops": sorted({task.op for task in survey.tasks.values()}),
+        "ops": tally.ops,
         "heal": job.shares and agreed.needs_healing,
     }
     try:

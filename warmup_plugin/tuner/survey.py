@@ -11,12 +11,10 @@ gone when the survey ends. Errors of FlashInfer or the engine leave through the 
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,8 +22,10 @@ import torch
 from warmup_plugin.table import Entry, canonical_tactic
 from warmup_plugin.topology import RankInfo
 from warmup_plugin.tuner import capture, probe
+from warmup_plugin.tuner.asked import Asked, dynamic_inputs, shapes_of
 from warmup_plugin.tuner.known_ops import KnownOps, distribution_aware
 from warmup_plugin.tuner.replay import narrow
+from warmup_plugin.tuner.tally import Answer, Tally, tally_of
 from warmup_plugin.tuner.task import (
     MOST_RIVALS,
     Call,
@@ -85,6 +85,15 @@ class Survey:
         self._task_of_key: dict[str, str] = {}
         self._switches_of_key: dict[str, Any] = {}
         self._pinned: dict[int, tuple[Any, str]] = {}
+        self._answers: dict[Answer, Answer] = {}
+        self._buckets: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._tally: Tally | None = None
+
+    def tally(self) -> Tally:
+        """Return what the tasks add up to as the forward has left them; kept until it changes."""
+        if self._tally is None:
+            self._tally = tally_of(self.tasks.values())
+        return self._tally
 
     @contextlib.contextmanager
     def intercept(self) -> Iterator[None]:
@@ -108,10 +117,12 @@ class Survey:
         for noted in (self.tasks, self.adopted, self._seen, self._task_of_key):
             noted.clear()
         self._switches_of_key.clear()
+        self._tally = None
 
     def pass_through(self, op: str, reason: str) -> None:
         """Leave an op alone from now on; what was recorded of it is dropped."""
         self._ops = self._ops.plus(pass_through={op: reason})
+        self._tally = None
         for task in [task for task in self.tasks.values() if task.op == op]:
             del self.tasks[task.id]
 
@@ -121,6 +132,7 @@ class Survey:
         for task in recorded:
             del self.tasks[task.id]
         self.skipped.add(op)
+        self._tally = None
         return bool(recorded)
 
     def unshare(self, names: Iterable[str]) -> None:
@@ -164,7 +176,7 @@ class Survey:
         if not self._is_vouched:
             return runners[0], -1
         found, index, tactic = probe.look_up(
-            self._tuner, op, runners, _shapes(inputs), config, inputs=inputs
+            self._tuner, op, runners, shapes_of(inputs), config, inputs=inputs
         )
         self.last_was_stored = bool(found)
         self.has_used_stored |= self.last_was_stored
@@ -197,7 +209,7 @@ class Survey:
     def _record(
         self, op: str, runners: list[Any], config: Any, inputs: list[Any], kwargs: dict[str, Any]
     ) -> None:
-        asked = _Asked(
+        asked = Asked(
             op, runners, config, inputs, kwargs,
             profiles=[p.get_opt_shapes() for p in probe.profiles(self._tuner, config, inputs)],
             named=[(type(r).__name__, self._extras(op, r, inputs)) for r in runners],
@@ -208,6 +220,7 @@ class Survey:
         if (mark := asked.mark()) in self._seen:
             return
         self._seen.add(mark)
+        self._tally = None
         keep = functools.cache(lambda: self._keep(asked))
         for shapes in asked.profiles:
             self._record_task(asked, keep, shapes)
@@ -222,14 +235,14 @@ class Survey:
         }
         return name_rank_fields(runner.get_cache_key_extras(inputs), own)
 
-    def _keep(self, asked: _Asked) -> Call:
+    def _keep(self, asked: Asked) -> Call:
         """Copy what the replay will need, before the forward goes on and changes it."""
         copies = capture.Copies(self.budget)
         return Call(
             op=asked.op,
             runners=[copies.runner(r) for r in asked.runners],
             config=copies.config(asked.config),
-            inputs=copies.inputs(asked.inputs, _dynamic_inputs(asked.config)),
+            inputs=copies.inputs(asked.inputs, dynamic_inputs(asked.config)),
             kwargs=copies.kwargs(asked.kwargs),
             memory_only_v2=asked.v2,
             inference=torch.is_inference_mode_enabled(),
@@ -237,23 +250,27 @@ class Survey:
             width=asked.width,
         )
 
-    def _record_task(self, asked: _Asked, keep: Callable[[], Call], shapes: Shapes) -> None:
+    def _record_task(self, asked: Asked, keep: Callable[[], Call], shapes: Shapes) -> None:
         profile = probe.nearest_profile(shapes, asked.config)
         name = task_id(asked.op, asked.named, profile)
         task = self.tasks.get(name)
         if task is None:
             keys = tuple(self._keys.file_key(asked.op, n, profile, e.real) for n, e in asked.named)
             shapes = profile if profile == shapes else shapes  # FlashInfer keeps that one anyway
-            task = Task(name, asked.op, keys, shapes, asked.buckets(shapes), None, "missing")
+            buckets = asked.buckets(shapes)
+            buckets = self._buckets.setdefault(buckets, buckets)  # few differ
+            task = Task(name, asked.op, keys, shapes, buckets, None, "missing")
             self.tasks[name] = task
             self._judge(task, asked, profile)
             if task.state != "known" or not self._is_vouched:
                 task.call = keep()
+            else:
+                task.shapes = ()  # of use to a replay only
         elif task.call is not None:
             _keep_also(task, task.call, asked, keep)
         self._compare(task, asked)
 
-    def _compare(self, task: Task, asked: _Asked) -> None:
+    def _compare(self, task: Task, asked: Asked) -> None:
         """Find one file key with two runner lists or two runner configurations."""
         for key, switches in zip(task.keys, asked.switches, strict=True):
             other = self._task_of_key.setdefault(key, task.id)
@@ -270,9 +287,10 @@ class Survey:
         if task.state == "unshared":
             return
         task.state, task.reason = "unshared", reason
+        self._tally = None
         logger.warning("warmup-plugin: %s is neither shared nor stored: %s", task.label, reason)
 
-    def _judge(self, task: Task, asked: _Asked, profile: Any) -> None:
+    def _judge(self, task: Task, asked: Asked, profile: Any) -> None:
         """Decide whether the agreed table answers the task, by FlashInfer's rule while tuning."""
         if task.op in self._ops.key_unstable:
             task.state, task.reason = "unstable", self._ops.key_unstable[task.op]
@@ -289,9 +307,11 @@ class Survey:
         elif is_answer and (found or offers):
             task.state = "known"
             # FlashInfer asks a runner that can tell with the inputs at hand, of whatever size.
-            served = (asked.named[index][0], canonical_tactic(tactic))
-            task.served = served if found else held[0][:2]
-            task.is_agreed = task.served == held[0][:2]
+            served = (asked.named[index][0], canonical_tactic(tactic)) if found else held[0][:2]
+            task.is_agreed = served == held[0][:2]
+            # Few answers differ; of equal ones one is kept, but to a dictionary True is 1.
+            is_plain = type(served[1]) is int
+            task.served = self._answers.setdefault(served, served) if is_plain else served
         elif self._is_default(task.id):
             task.state = "default"
         elif asked.has_unstable_key:
@@ -306,78 +326,25 @@ class Survey:
             if len(old_keys) == 1:
                 self.adopted[task.id] = old_keys[0]
 
-    def _offers(self, task: Task, asked: _Asked, profile: Any, entry: Entry) -> bool | None:
+    def _offers(self, task: Task, asked: Asked, profile: Any, entry: Entry) -> bool | None:
         """Return whether an entry's runner still offers its tactic; None where it cannot tell."""
         able = [r for r in asked.runners if type(r).__name__ == entry.runner]
         if not able or not hasattr(able[0], "validate_tactic"):
             return None
         inputs = asked.inputs
-        if profile != probe.nearest_profile(_shapes(inputs), asked.config):
+        if profile != probe.nearest_profile(shapes_of(inputs), asked.config):
             config = narrow(asked.config, task.buckets)
             sized = probe.profiles(self._tuner, config, inputs)[0]
             inputs = probe.synthesise(self._tuner, sized, inputs, config)
         return probe.accepts(able[0], inputs, entry.tactic)
 
-    def _may_adopt(self, asked: _Asked) -> bool:
+    def _may_adopt(self, asked: Asked) -> bool:
         """Return whether an old file's entry, without extras and policy, can mean this call."""
         has_extras = any(extras.real for _, extras in asked.named)
         return not has_extras and probe.is_measured_as(asked.config, None)
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """One intercepted call as it came: nothing is copied yet."""
-
-    op: str
-    runners: list[Any]
-    config: Any
-    inputs: list[Any]
-    kwargs: dict[str, Any]
-    profiles: list[Shapes]
-    named: list[tuple[str, Extras]]
-    switches: list[tuple[tuple[str, str], ...]]
-    numbers: list[tuple[tuple[str, float], ...]]
-    v2: bool
-
-    @property
-    def width(self) -> int:
-        """The largest batch at hand."""
-        return max(self.buckets(_shapes(self.inputs)), default=0)
-
-    def buckets(self, shapes: Shapes) -> tuple[int, ...]:
-        """Return the sizes of the dynamic dimensions, one per spec."""
-        specs = self.config.dynamic_tensor_specs
-        return tuple(shapes[spec.input_idx[0]][spec.dim_idx[0]] for spec in specs)
-
-    @functools.cached_property
-    def has_unstable_key(self) -> bool:
-        """Whether a runner's extras follow the batch, as cuBLASLt's do.
-
-        FlashInfer would look winners up under the batch at hand and store them under the bucket's.
-        """
-        own = _shapes(self.inputs)
-        other = next((shapes for shapes in self.profiles if shapes != own), own)
-        inputs = copy.copy(self.inputs)
-        for index, size in enumerate(other):
-            if size != own[index] and isinstance(inputs[index], torch.Tensor):
-                inputs[index] = capture.stand_in(inputs[index], size)
-        pairs = zip(self.runners, self.named, strict=True)
-        return any(runner.get_cache_key_extras(inputs) != e.real for runner, (_, e) in pairs)
-
-    def mark(self) -> tuple[Any, ...]:
-        """Return what two calls have in common when recording both would add nothing."""
-        return (
-            self.op,
-            _shapes(self.inputs),
-            tuple((name, extras.neutral) for name, extras in self.named),
-            tuple(self.switches),
-            tuple(self.numbers),
-            self.v2,
-            _Same(self.config),
-        )
-
-
-def _keep_also(task: Task, kept: Call, asked: _Asked, keep: Callable[[], Call]) -> None:
+def _keep_also(task: Task, kept: Call, asked: Asked, keep: Callable[[], Call]) -> None:
     """Keep of a further call of the task what its replay needs.
 
     The widest call is the best template: its buffers are large enough. Runners of the same key that
@@ -391,32 +358,3 @@ def _keep_also(task: Task, kept: Call, asked: _Asked, keep: Callable[[], Call]) 
     elif calls[index].width < min(max(task.buckets, default=0), asked.width):
         calls[index] = keep()
         task.call, task.rivals = calls[0], tuple(calls[1:])
-
-
-class _Same:
-    """A config as part of a dictionary key: by value where it can be hashed, else by identity."""
-
-    def __init__(self, config: Any) -> None:
-        self.config = config
-        try:
-            self._hash = hash(config)
-        except TypeError:
-            self._hash = id(config)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Same):
-            return False
-        return self.config is other.config or bool(self.config == other.config)
-
-
-def _shapes(inputs: list[Any]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(x.shape) if isinstance(x, torch.Tensor) else (0,) for x in inputs)
-
-
-def _dynamic_inputs(config: Any) -> set[int]:
-    """Return the inputs FlashInfer synthesises anew for each profile."""
-    specs = {index for spec in config.dynamic_tensor_specs for index in spec.input_idx}
-    return specs | {spec.input_idx for spec in config.constraint_specs}

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One intercepted ``choose_one``, as it came.
+
+Owns what can be read off a call while it waits for its answer, and by what two calls are the same.
+Copies nothing: what the replay needs is kept by `capture.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from warmup_plugin.tuner import capture
+from warmup_plugin.tuner.task import Extras, Shapes
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One intercepted call as it came: nothing is copied yet."""
+
+    op: str
+    runners: list[Any]
+    config: Any
+    inputs: list[Any]
+    kwargs: dict[str, Any]
+    profiles: list[Shapes]
+    named: list[tuple[str, Extras]]
+    switches: list[tuple[tuple[str, str], ...]]
+    numbers: list[tuple[tuple[str, float], ...]]
+    v2: bool
+
+    @property
+    def width(self) -> int:
+        """The largest batch at hand."""
+        return max(self.buckets(shapes_of(self.inputs)), default=0)
+
+    def buckets(self, shapes: Shapes) -> tuple[int, ...]:
+        """Return the sizes of the dynamic dimensions, one per spec."""
+        specs = self.config.dynamic_tensor_specs
+        return tuple(shapes[spec.input_idx[0]][spec.dim_idx[0]] for spec in specs)
+
+    @functools.cached_property
+    def has_unstable_key(self) -> bool:
+        """Whether a runner's extras follow the batch, as cuBLASLt's do.
+
+        FlashInfer would look winners up under the batch at hand and store them under the bucket's.
+        """
+        own = shapes_of(self.inputs)
+        other = next((shapes for shapes in self.profiles if shapes != own), own)
+        inputs = copy.copy(self.inputs)
+        for index, size in enumerate(other):
+            if size != own[index] and isinstance(inputs[index], torch.Tensor):
+                inputs[index] = capture.stand_in(inputs[index], size)
+        pairs = zip(self.runners, self.named, strict=True)
+        return any(runner.get_cache_key_extras(inputs) != e.real for runner, (_, e) in pairs)
+
+    def mark(self) -> tuple[Any, ...]:
+        """Return what two calls have in common when recording both would add nothing."""
+        return (
+            self.op,
+            shapes_of(self.inputs),
+            tuple((name, extras.neutral) for name, extras in self.named),
+            tuple(self.switches),
+            tuple(self.numbers),
+            self.v2,
+            _Same(self.config),
+        )
+
+
+class _Same:
+    """A config as part of a dictionary key: by value where it can be hashed, else by identity."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        try:
+            self._hash = hash(config)
+        except TypeError:
+            self._hash = id(config)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Same):
+            return False
+        return self.config is other.config or bool(self.config == other.config)
+
+
+def shapes_of(inputs: list[Any]) -> Shapes:
+    """Return the shapes of a call's inputs, as FlashInfer has them: ``(0,)`` for no tensor."""
+    return tuple(tuple(x.shape) if isinstance(x, torch.Tensor) else (0,) for x in inputs)
+
+
+def dynamic_inputs(config: Any) -> set[int]:
+    """Return the inputs FlashInfer synthesises anew for each profile."""
+    specs = {index for spec in config.dynamic_tensor_specs for index in spec.input_idx}
+    return specs | {spec.input_idx for spec in config.constraint_specs}
