@@ -27,7 +27,7 @@ from typing import Any
 import pytest
 
 from warmup_plugin import files as disk_files
-from warmup_plugin import locks
+from warmup_plugin import locks, shelf
 from warmup_plugin import store as store_module
 from warmup_plugin.identity import Identity
 from warmup_plugin.lease import hold
@@ -390,15 +390,15 @@ def test_a_file_replaced_meanwhile_is_not_moved(
     """Another process may publish between the judgement and the move."""
     directory.mkdir(parents=True)
     (directory / NAME).write_text("broken")
-    judge = store_module._judge_table
+    judge = shelf._judge_table
 
     def judge_slowly(*arguments: Any) -> Table | Miss:
-        monkeypatch.setattr(store_module, "_judge_table", judge)
+        monkeypatch.setattr(shelf, "_judge_table", judge)
         (directory / NAME).unlink()
         publish(Store(directory, SETTINGS), a=1)
         return judge(*arguments)
 
-    monkeypatch.setattr(store_module, "_judge_table", judge_slowly)
+    monkeypatch.setattr(shelf, "_judge_table", judge_slowly)
     assert [miss.kind for _, miss in store.read(STAMP).misses] == ["unreadable"]
     assert set_aside(directory) == []
     assert tactics(store.read(STAMP)) == {"a": 1}
@@ -508,11 +508,11 @@ def test_reading_between_the_two_files_of_a_writer(
     def read_slowly(path: Path, *rest: Any) -> Any:
         found = read(path, *rest)
         if path.name == NAME:
-            monkeypatch.setattr(store_module, "read_file", read)
+            monkeypatch.setattr(shelf, "read_file", read)
             publish(Store(directory, SETTINGS), a=2)
         return found
 
-    monkeypatch.setattr(store_module, "read_file", read_slowly)
+    monkeypatch.setattr(shelf, "read_file", read_slowly)
     (part,) = store.read(STAMP).parts
     assert part.manifest is not None
     assert (part.manifest.generation, part.table) == (2, a_table(a=2))

@@ -52,7 +52,7 @@ MUTANTS = (
         "tests/test_merge.py::test_higher_generation_wins",
     ),
     Mutant(
-        "foreign check", "store.py",
+        "foreign check", "shelf.py",
         "    if conflicts:\n", "    if False:\n",
         "tests/test_store.py::test_bad_table_is_set_aside",
     ),

@@ -22,10 +22,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from warmup_plugin.files import (
     Mark,
@@ -36,8 +36,6 @@ from warmup_plugin.files import (
     make_directory,
     mark_of,
     move_aside,
-    obstacle,
-    read_file,
     said,
     takes_files,
     write_files,
@@ -46,6 +44,7 @@ from warmup_plugin.locks import locked
 from warmup_plugin.manifest import Manifest, parse_manifest, render_manifest
 from warmup_plugin.merge import Merged, Part, Source, less, merge
 from warmup_plugin.paths import IDENTITY_NAME, manifest_name, parse_table_name, table_name
+from warmup_plugin.shelf import Shelf
 from warmup_plugin.table import (
     Entry,
     Miss,
@@ -53,7 +52,6 @@ from warmup_plugin.table import (
     digest,
     parse_table,
     render_table,
-    stamp_conflicts,
 )
 
 if TYPE_CHECKING:
@@ -66,8 +64,6 @@ REPORTS: Final = "reports"
 
 #: More often than this nobody comes in between.
 _MOST_TRIES: Final = 16
-#: Judged, and of no use to anybody here: these files make room. Others may be fine for somebody.
-_SET_ASIDE: Final = frozenset({"foreign", "too_large", "unreadable"})
 
 
 @dataclass
@@ -120,15 +116,6 @@ class NotPublished:
     reason: str
 
 
-class _Found(NamedTuple):
-    """A table's place: what can be used, what cannot and why, and what should make room."""
-
-    part: Part | None
-    mark: Mark | None
-    misses: list[tuple[Path, Miss]]
-    obstacles: list[tuple[Path, Mark]]
-
-
 class Store:
     """The files of one identity; without a directory, memory only for the `reason` given.
 
@@ -177,7 +164,7 @@ class Store:
         reading = self._read_own(stamp, identity)
         for layer in self.layers:
             with contextlib.suppress(OSError):  # a layer that is not there holds nothing
-                for found in self._look(layer, stamp, identity):
+                for found in self._shelf(layer).look(stamp, identity):
                     reading.parts += [found.part] if found.part else []
                     reading.warnings += [f"{path}: {m.reason}" for path, m in found.misses]
         return reading
@@ -187,7 +174,7 @@ class Store:
             return Reading(warnings=[self._reason])
         try:
             is_there = self.directory.exists()
-            look = list(self._look(self.directory, stamp, identity)) if is_there else []
+            look = list(self._shelf(self.directory).look(stamp, identity)) if is_there else []
         except OSError as error:
             return Reading(
                 warnings=[self._warn(f"{said(error, self.directory)}; nothing is kept on disk")]
@@ -208,13 +195,10 @@ class Store:
                     move_aside(self.directory, found.obstacles)
         return reading
 
-    def _look(
-        self, directory: Path, stamp: Mapping[str, str], identity: str | None
-    ) -> Iterator[_Found]:
-        """Read every table of a directory; raises `OSError` where it cannot be listed."""
-        names = [path.name for path in directory.iterdir()]
-        for source in sorted(filter(None, map(parse_table_name, names))):
-            yield self._find(directory, source, stamp, identity)
+    def _shelf(self, directory: Path) -> Shelf:
+        """Return a directory to be read: our own, or a layer, which is its own root."""
+        root = self._root if directory == self.directory else directory
+        return Shelf(directory, root, self._limit)
 
     def publish(
         self,
@@ -311,61 +295,6 @@ class Store:
             return NotPublished(self._warn(f"{said(error, folder)}; the report is not kept"))
         return folder / name
 
-    def _find(
-        self, directory: Path, source: Source, stamp: Mapping[str, str], identity: str | None
-    ) -> _Found:
-        """Read a table and its manifest, and judge both."""
-        found = self._find_once(directory, source, stamp, identity)
-        if any(miss.kind == "stale" for _, miss in found.misses):
-            # Perhaps only a writer between its two files; a manifest that stays stale is one.
-            found = self._find_once(directory, source, stamp, identity)
-        return found
-
-    def _find_once(
-        self, directory: Path, source: Source, stamp: Mapping[str, str], identity: str | None
-    ) -> _Found:
-        root = self._root if directory == self.directory else directory
-        table_file = read_file(directory / table_name(*source), self._limit, root)
-        manifest_file = read_file(directory / manifest_name(*source), self._limit, root)
-        table = _judge_table(table_file.content, stamp, self._limit)
-        if isinstance(table, Miss):
-            obstacles = [*obstacle(table_file), *obstacle(manifest_file)]
-            goes = table.kind in _SET_ASIDE
-            return _Found(None, None, [(table_file.path, table)], obstacles if goes else [])
-        assert isinstance(table_file.content, bytes), "only bytes are parsed"
-        manifest = _judge_manifest(manifest_file.content, table_file.content, identity, self._limit)
-        if isinstance(manifest, Manifest):
-            assert isinstance(manifest_file.content, bytes), "only bytes are parsed"
-            part = Part(
-                table, manifest, source, table_file.content, manifest_file.content,
-                str(table_file.path),
-            )  # fmt: skip
-            return _Found(part, table_file.mark, [], [])
-        if found := self._left_behind(directory, source, table_file.content, identity):
-            part = Part(table, found[0], source, table_file.content, found[1], str(table_file.path))
-            return _Found(part, table_file.mark, [], [])
-        obstacles = obstacle(manifest_file) if manifest.kind in _SET_ASIDE else []
-        misses = [(manifest_file.path, manifest)]
-        part = Part(table, None, source, table_file.content, path=str(table_file.path))
-        return _Found(part, table_file.mark, misses, obstacles)
-
-    def _left_behind(
-        self, directory: Path, source: Source, table: bytes, identity: str | None
-    ) -> tuple[Manifest, bytes] | None:
-        """Return the manifest of this very table that its writer did not come to put in place.
-
-        It was whole on the disk before the table was: a writer that died between its two files, or
-        has not come to the second yet.
-        """
-        with contextlib.suppress(OSError):
-            for path in sorted(directory.glob(f".{manifest_name(*source)}.*.tmp")):
-                content = read_file(path, self._limit, self._root).content
-                manifest = _judge_manifest(content, table, identity, self._limit)
-                if isinstance(manifest, Manifest):
-                    assert isinstance(content, bytes), "only bytes are parsed"
-                    return manifest, content
-        return None
-
     def _publish_until_it_stands(
         self, mine: Part, thrown_out: Mapping[str, Entry]
     ) -> Published | NotPublished:
@@ -385,7 +314,9 @@ class Store:
         if all(is_marked(path, mark) for path, mark in marks.items()):
             return True
         assert mine.manifest is not None
-        found = self._find(directory, mine.source, mine.table.stamp, mine.manifest.identity).part
+        found = (
+            self._shelf(directory).find(mine.source, mine.table.stamp, mine.manifest.identity).part
+        )
         manifest = found.manifest if found else None
         return manifest is not None and mine.manifest.tasks.keys() <= manifest.tasks.keys()
 
@@ -394,7 +325,7 @@ class Store:
     ) -> tuple[Published | NotPublished, Mapping[Path, Mark]]:
         """Write the union once; no marks where the file has changed while that was done."""
         assert mine.manifest is not None
-        found = self._find(directory, mine.source, mine.table.stamp, mine.manifest.identity)
+        found = self._shelf(directory).find(mine.source, mine.table.stamp, mine.manifest.identity)
         for path, miss in found.misses:
             if miss.kind in ("denied", "newer"):  # somebody's, and perhaps in use: leave it alone
                 reason = f"{path}: {miss.reason}; the table is not kept"
@@ -446,30 +377,6 @@ def _as_it_stands(path: Path, there: Part | None, union: Merged) -> Published | 
         return None
     size, manifest = len(there.table_bytes), there.manifest
     return Published(path, manifest.table_sha256, size, manifest.generation, written=False)
-
-
-def _judge_table(content: bytes | Miss, stamp: Mapping[str, str], limit: int) -> Table | Miss:
-    table = content if isinstance(content, Miss) else parse_table(content, limit=limit)
-    if isinstance(table, Miss):
-        return table
-    conflicts = stamp_conflicts(table.stamp, stamp).items()
-    if conflicts:
-        words = ", ".join(f"{name} {theirs}, here {ours}" for name, (theirs, ours) in conflicts)
-        return Miss(f"tuned with {words}", "foreign")
-    return table
-
-
-def _judge_manifest(
-    content: bytes | Miss, table: bytes, identity: str | None, limit: int
-) -> Manifest | Miss:
-    manifest = content if isinstance(content, Miss) else parse_manifest(content, limit=limit)
-    if isinstance(manifest, Miss):
-        return manifest
-    if identity is not None and manifest.identity != identity:
-        return Miss(f"of identity {manifest.identity}, here {identity}", "foreign")
-    if manifest.table_sha256 != digest(table):
-        return Miss("vouches for a table with another sha256", "stale")
-    return manifest
 
 
 def _write_once(path: Path, identity: Identity | bytes) -> None:
