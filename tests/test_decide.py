@@ -13,6 +13,7 @@ from warmup_plugin.decide import (
     decide_agree,
     decide_certify,
     decide_load,
+    decide_only_survey,
     decide_open,
     decide_ready,
     decide_survey,
@@ -248,6 +249,13 @@ def test_what_forwards_have_shown(words: list[Word], go: str) -> None:
     record = decide_survey(ranks(*words))
     assert record["go"] == go
     assert record.get("op") == ("op" if go == "rerun" else None)
+
+
+def test_a_forward_that_cannot_run_again_ends_the_session() -> None:
+    words = ranks(*[surveyed(error="E", last_answered="op")] * 2)
+    assert decide_only_survey(words) == {**decide_survey(words), "go": "retry"}
+    for same in (ranks(surveyed(), surveyed(missing=1)), ranks(surveyed(), surveyed(error="E"))):
+        assert decide_only_survey(same) == decide_survey(same)
 
 
 def test_the_failed_rank_is_named() -> None:

@@ -214,6 +214,15 @@ def decide_survey(words: Words) -> Word:
     return {"go": "warm", "reason": "", **skips}
 
 
+def decide_only_survey(words: Words) -> Word:
+    """As `decide_survey`, of a forward that cannot run again. go: warm | plan | retry | abort.
+
+    A retry ends this session on every rank: another one may run the forward.
+    """
+    found = decide_survey(words)
+    return {**found, "go": "retry"} if found["go"] == "rerun" else found
+
+
 def decide_ready(words: Words) -> Word:
     """Which winners cannot be built on some rank, and whether the table is in force everywhere.
 

@@ -157,7 +157,7 @@ class Session:
         It cannot take a default tactic: the body may run in another session that passes it through.
         """
         found = self.surveyed
-        return {found["op"]: found["reason"]} if found.get("go") == "rerun" else {}
+        return {found["op"]: found["reason"]} if found.get("go") == "retry" else {}
 
 
 def _finish(job: Job, held: Held, agreed: Agreed, survey: Survey, surveyed: Word) -> WarmupReport:

@@ -44,7 +44,7 @@ _RECORD = "record"
 _LOST = "lost"
 _PARTS = "parts: "  # in place of a body: it is found in so many
 #: Decisions upon which every rank raises by itself.
-_ENDS = ("refuse", "abort")
+_ENDS = ("refuse", "abort", "retry")
 #: How often rank 0 says whom it waits for, seconds.
 _TELL_S = 30.0
 #: How long a rank that was stopped gives the store to read what arrived meanwhile, seconds.

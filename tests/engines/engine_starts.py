@@ -1,24 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts of an engine, each in new processes: what the tests of all engines share.
 
-Owns how the ranks of a start are run and ended, what is read from them, and the op whose key holds
-the device's index. `run` takes one specification per rank, with a ``rank``, and what serves it in
-the child: a function of specification and connection that sends ("result" | "error", body). Every
-wait is bounded and no process outlives a start.
+Owns `Job` (one cache root, one process per rank), how the ranks of a start are run and ended, what
+is read from them, and the op whose key holds the device's index. `run` takes one specification per
+rank, with a ``rank``, and what serves it in the child: a function of specification and connection
+that sends ("result" | "error", body). Every wait is bounded and no process outlives a start.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import multiprocessing
 import os
+import secrets
 import socket
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 #: Makes an engine's CUDA build run on a machine without a GPU, alone and quietly.
 ENVIRONMENT = {
@@ -31,14 +35,19 @@ ENVIRONMENT = {
     "TQDM_DISABLE": "1",
 }
 
+#: Linux gives ports from the second number on to whoever asks for any.
+_FIRST_PORT, _HANDED_OUT_FROM = 10_000, 32_768
+
 CONTEXT = multiprocessing.get_context("forkserver")
 
 
 def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that was free a moment ago, and that the system hands to nobody meanwhile."""
+    while True:
+        port = _FIRST_PORT + secrets.randbelow(_HANDED_OUT_FROM - _FIRST_PORT)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,69 @@ def run(
             process.join(5)
     hung = [spec.rank for spec, _ in running.values()]
     return [results[rank] for rank in sorted(results)], errors, hung
+
+
+@dataclass
+class Job:
+    """One engine with one cache root; an engine's own says what a rank is and where files lie."""
+
+    root: Path
+    model: Path
+    options: dict[str, Any] = field(default_factory=dict)
+
+    #: The engine's specification of one rank, and what serves it.
+    spec: ClassVar[Callable[..., Any]]
+    serve: ClassVar[Serve]
+    #: Where below the root the engine keeps its own tables.
+    own_tables: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def make(cls, folder: Path, config: dict[str, Any], **options: Any) -> Self:
+        """Return a job with an empty cache root, of a model that is only its configuration."""
+        model = folder / "model"
+        model.mkdir()
+        (model / "config.json").write_text(json.dumps(config))
+        return cls(folder / "root", model, options)
+
+    def environment(self) -> dict[str, str]:
+        """Return what tells the engine of its cache root."""
+        raise NotImplementedError
+
+    def start(
+        self,
+        *,
+        env: dict[str, str] | None = None,
+        limit_s: float = 120.0,
+        per_rank: Callable[[int], dict[str, Any]] = lambda _rank: {},
+        may_fail: bool = False,
+        **options: Any,
+    ) -> Start:
+        """Start all ranks anew; ``per_rank`` gives a rank fields of its own."""
+        options = {"model": str(self.model), **self.options, **options}
+        size = options.get("tp", 1) * options.get("pp", 1) * options.get("dp", 1)
+        port, common, specs = free_port(), {**self.environment(), **(env or {})}, []
+        for rank in range(size):
+            own = per_rank(rank)
+            own_env = {**common, **own.get("env", {})}
+            specs.append(
+                type(self).spec(**{**options, **own, "env": own_env, "rank": rank, "port": port})
+            )
+        began = time.monotonic()
+        ranks, errors, hung = run(specs, type(self).serve, limit_s)
+        if not may_fail:
+            assert not errors, "\n".join(errors.values())
+            assert not hung, f"ranks {hung} did not end within {limit_s} s"
+        return Start(ranks, errors, hung, time.monotonic() - began)
+
+    def tables(self) -> list[Path]:
+        """Our tables."""
+        found = self.root.glob("flashinfer_autotune/*/*/*/rank_*.json")
+        return sorted(p for p in found if not p.name.endswith(".manifest.json"))
+
+    def own_files(self) -> dict[str, bytes]:
+        """Return the engine's own tables, by path."""
+        kept = [path for place in self.own_tables for path in self.root.glob(place)]
+        return {str(path): path.read_bytes() for path in kept if path.is_file()}
 
 
 def answer(script: Callable[[Any], Any], spec: Any, connection: Connection) -> None:

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of a page's table of faults: what is planted, what comes of it on each side.
 
-Owns the form of a row, what can be done to tables, the words for what a start came to, and the
-table that a page shows. The rows are the engines' own.
+Owns the form of a row, the parameters of a test of all rows, what can be done to tables, the words
+for what a start came to, and the table that a page shows. The rows are the engines' own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 Document = dict[str, Any]
 #: Changes the tables of all ranks, in their order; ours is one for all.
@@ -53,6 +56,38 @@ class Row:
     is_left_alone: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     per_rank: Callable[[int, Path], Mapping[str, Any]] = lambda _rank, _root: {}
+
+
+def sides(rows: Sequence[Row]) -> list[Any]:
+    """Return the parameters ``row, side`` of a test of all rows, each side that a row has.
+
+    Some minutes, and what they hold changes with releases: run by ``-m soak``.
+    """
+    return [
+        pytest.param(
+            row,
+            side,
+            id=f"{row.number} {row.fault} ({row.num_ranks}), {side}",
+            marks=pytest.mark.soak,
+        )
+        for row in rows
+        for side in ("alone", "ours", "adopted")
+        if getattr(row, side) is not None
+    ]
+
+
+def faults_of_ours(rows: Sequence[Row]) -> list[str]:
+    """Return the verdicts with us that there must never be."""
+    told = [word for row in rows for side in (row.ours, row.adopted) for word in side or ()]
+    return [word for word in told for never in NEVER_OURS if never in word]
+
+
+@contextlib.contextmanager
+def writable_again(folder: Path) -> Iterator[None]:
+    """Let everybody write again after the body, that the folder can be removed."""
+    yield
+    for each in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        each.chmod(0o755)
 
 
 def last(change: Callable[[bytes], bytes] | None) -> Spoil:

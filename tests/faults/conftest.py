@@ -516,7 +516,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ran]:
 
     def one(cases: Cases, key: Any, **config: Any) -> Ran:
         keys = list(cases)
-        jobs = RANKS_AT_ONCE // math.prod(config.values())
+        sizes = [n for n in config.values() if isinstance(n, int)]  # beside them, limits in seconds
+        jobs = RANKS_AT_ONCE // math.prod(sizes)
         first = keys.index(key) // jobs * jobs
         memo = (id(cases), first, *sorted(config.items()))
         if memo not in done:

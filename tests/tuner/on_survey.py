@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import gc
 import sys
+import time
 import weakref
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import flashinfer
 import torch
@@ -17,6 +18,8 @@ from flashinfer.autotuner import AutoTuner, autotune
 
 from warmup_plugin.engines.embedded.parallel import tuning_over
 from warmup_plugin.engines.embedded.worker import Engine
+from warmup_plugin.kernel_warmup import Session
+from warmup_plugin.rendezvous import Meeting
 from warmup_plugin.serving import serving_fallbacks
 from warmup_plugin.tuner.known_ops import KNOWN_OPS
 
@@ -24,6 +27,9 @@ sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package s
 
 from tests.tuner import child, toys
 from tests.tuner.toys import FLOOR, WEIGHT, RawBatch, Toy, call, rows, toy_call
+
+#: Long enough for another rank to leave.
+_LATE_S = 0.3
 
 
 class Failing(Toy):
@@ -192,6 +198,25 @@ def no_default(engine: Engine, raise_on: tuple[int, ...]) -> Any:
     except Exception as error:  # noqa: BLE001  # the parent looks at it
         return type(error).__name__, str(error), len(runs), child.saved()
     return report, len(runs), child.saved(), child.left_behind()
+
+
+def no_default_in_a_body(engine: Engine, late: int) -> Any:
+    """One op raises on the default tactic, in a body; a rank is late to look who is still there."""
+    if engine.ranks.rank == late:
+        own, names = Meeting.confirm, cast("Any", Meeting)
+
+        def confirm(self: Meeting) -> None:
+            time.sleep(_LATE_S)
+            own(self)
+
+        names.confirm = confirm
+    outcome = Session()
+    try:
+        with child.warming(engine) as outcome:
+            call("picky", [NoDefault("picky")], FLOOR)
+    except Exception as error:  # noqa: BLE001  # the parent looks at it
+        return type(error).__name__, str(error), outcome.retry
+    return outcome.report
 
 
 def always_raises(engine: Engine) -> Any:

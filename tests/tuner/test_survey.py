@@ -184,6 +184,16 @@ def test_an_op_that_raises_on_its_default_on_every_rank_is_passed_through(
         assert ops_of(children.entries) == {"first", "last"}
 
 
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_body_that_cannot_run_again_names_the_op_on_every_rank(
+    children: Children, late: int
+) -> None:
+    """On one that hears of it when another has left, too: all have to run another session."""
+    found = children.ranks("on_survey:no_default_in_a_body", tp=2, late=late)
+    assert {name for name, _, _ in found} == {"ValueError"}
+    assert [list(retry) for _, _, retry in found] == [["picky"]] * 2
+
+
 def test_an_op_that_raises_on_one_rank_only_is_that_ranks_failure(children: Children) -> None:
     """Its own error there, a `SessionError` naming it on the other; nothing is left or stored."""
     first, second = children.ranks("on_survey:no_default", tp=2, raise_on=(1,))

@@ -11,9 +11,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-from warmup_plugin.decide import decide_survey
+from warmup_plugin.decide import decide_only_survey, decide_survey
 from warmup_plugin.errors import RankLostError, SessionError
-from warmup_plugin.rendezvous import Word
+from warmup_plugin.rendezvous import Decide, Word
 from warmup_plugin.steps.job import Job
 from warmup_plugin.steps.tables import Agreed
 from warmup_plugin.store import Store
@@ -37,7 +37,7 @@ def run_survey(job: Job, agreed: Agreed, forward: Callable[[], object]) -> tuple
                 forward()
         except Exception as raised:  # noqa: BLE001  # travels as data, and is raised again below
             error = raised
-        record = _compare(job, agreed, survey, error, attempt)
+        record = _compare(job, agreed, survey, error, attempt=attempt)
         if record["go"] != "rerun" or attempt == _MOST_RERUNS:
             break
         if record["distrust"]:
@@ -63,7 +63,7 @@ def surveying(job: Job, agreed: Agreed) -> Iterator[tuple[Survey, Word]]:
             yield survey, record
     except Exception as raised:  # noqa: BLE001  # as above
         error = raised
-    record.update(_compare(job, agreed, survey, error, 0))
+    record.update(_compare(job, agreed, survey, error, decide=decide_only_survey))
     _settled(job, survey, record, error)
 
 
@@ -90,7 +90,13 @@ def _recording(job: Job, survey: Survey) -> Iterator[None]:
 
 
 def _compare(
-    job: Job, agreed: Agreed, survey: Survey, error: Exception | None, attempt: int
+    job: Job,
+    agreed: Agreed,
+    survey: Survey,
+    error: Exception | None,
+    *,
+    attempt: int = 0,
+    decide: Decide = decide_survey,
 ) -> Word:
     tally = survey.tally()
     word = {
@@ -104,7 +110,7 @@ def _compare(
         "heal": job.shares and agreed.needs_healing,
     }
     try:
-        return job.meeting.meet(f"survey{attempt}", word, decide_survey)
+        return job.meeting.meet(f"survey{attempt}", word, decide)
     except RankLostError as lost:
         _distrust_files(job, survey, str(lost))
         if error is not None:
@@ -121,11 +127,12 @@ def _distrust_files(job: Job, survey: Survey, reason: str) -> None:
 
 
 def _settled(job: Job, survey: Survey, record: Word, error: Exception | None) -> Word:
-    if record["go"] in ("abort", "rerun"):
+    has_failed = record["go"] in ("abort", "rerun", "retry")
+    if has_failed:
         _distrust_files(job, survey, record["reason"])
     if error is not None:
         raise error
-    if record["go"] in ("abort", "rerun"):
+    if has_failed:
         raise SessionError(f"rank {record['rank']}: the forward failed: {record['reason']}")
     for op in record["skipped"]:
         survey.skip(op)

@@ -36,6 +36,11 @@ def _only_the_last(tables: Sequence[Path]) -> None:
     spoiled.write_bytes(faults.halved(spoiled.read_bytes()))
 
 
+def _truncated_and_read_only(tables: Sequence[Path]) -> None:
+    last(faults.halved)(tables)
+    faults.read_only(tables)
+
+
 TUNES, WARM = ("tunes", "warm"), ("warm", "warm")
 ROWS: tuple[Row, ...] = (
     Row(number="-", fault="none", is_cold=True, alone=TUNES, ours=TUNES),
@@ -88,6 +93,12 @@ ROWS: tuple[Row, ...] = (
         number="iv-b", fault="the same, sound files in it", spoil=faults.read_only,
         is_lasting=True, options={"fault": "unprivileged"},
         alone=("crash", "crash"), ours=WARM, adopted=WARM,
+    ),
+    Row(
+        number="iv-c", fault="the same, one file truncated", spoil=_truncated_and_read_only,
+        is_lasting=True, options={"fault": "unprivileged"},
+        # The folder of the journals is there from before: the next start resumes.
+        alone=("crash", "crash"), ours=TUNES, adopted=WARM,
     ),
     Row(
         number="iv-d", fault="rank 1's directory cannot be written", place=_forbid_rank_1,
@@ -151,7 +162,8 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         number="x", fault="SIGKILL of rank 1 while tuning", is_cold=True,
-        options={"fault": "kill@1"}, alone=("crash", "tunes"), ours=("ends", "tunes"),
+        # Rank 0 had tuned all of it by then, and its journal has it.
+        options={"fault": "kill@1"}, alone=("crash", "tunes"), ours=("ends", "warm"),
     ),
     Row(
         number="xi", fault="a file names a tactic that there is not",

@@ -6,14 +6,16 @@
 Owns what a CPU needs to come through a GPU's warm-up, all of it around `BaseRunner.warmup`: SGLang
 takes ``--device cpu`` and leaves that function at its first question, which is answered with
 "cuda" in it; its torch-native attention has no CUDA graphs, so no value to fill them with; and no
-op of a small model on a CPU is tuned, so one tunable call stands before the model's forward. All
-else is SGLang's: process, plugins, arguments, groups, model, memory pools, buffers, dummy pass.
+op of a small model on a CPU is tuned, so one tunable call stands before the model's forward.
+Several ranks share one NUMA node, and compile nothing. All else is SGLang's: process, plugins,
+arguments, groups, model, memory pools, buffers, dummy pass.
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import signal
 import sys
 from pathlib import Path
@@ -104,6 +106,12 @@ def main() -> None:
         max_total_tokens=512, max_running_requests=4, moe_runner_backend="flashinfer_cutlass",
     )  # fmt: skip
     server_args.resolve_once()
+    # By itself SGLang asks for one NUMA node per rank (`numa_utils.init_threads_binding`), and
+    # compiles the vocabulary's masks where there are several, for the GPU that is stood in for.
+    os.environ |= {
+        "SGLANG_CPU_OMP_THREADS_BIND": "|".join("0" * tp),
+        "TORCHDYNAMO_DISABLE": "1",
+    }
     port_args = PortArgs.init_new(server_args)
     signal.signal(signal.SIGQUIT, signal.SIG_IGN)  # what a scheduler that fails sends its parent
     context = multiprocessing.get_context("spawn")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_table import BOUND, NEVER_OURS, Row, verdict
+from fault_table import BOUND, Row, faults_of_ours, sides, verdict, writable_again
 from sglang_fault_rows import BEGIN, PAGE, ROWS, page
 
 engine = pytest.mark.engine
@@ -23,25 +23,11 @@ HANG_S = 8.0
 #: What any start with us may take, on a busy machine too.
 BOUND_S = 60.0
 
-#: Some minutes, and what they hold changes with releases: run by ``-m soak``.
-SIDES = [
-    pytest.param(
-        row,
-        side,
-        id=f"{row.number} {row.fault} ({row.num_ranks}), {side}",
-        marks=pytest.mark.soak,
-    )
-    for row in ROWS
-    for side in ("alone", "ours", "adopted")
-    if getattr(row, side) is not None
-]
-
 
 @pytest.fixture
-def writable_again(tmp_path: Path) -> Iterator[None]:
-    yield
-    for folder in [tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())]:
-        folder.chmod(0o755)
+def clean_up(tmp_path: Path) -> Iterator[None]:
+    with writable_again(tmp_path):
+        yield
 
 
 def _tables(found: Any, side: str) -> Sequence[Path]:
@@ -52,8 +38,8 @@ def _tables(found: Any, side: str) -> Sequence[Path]:
 
 @engine
 @multiprocess
-@pytest.mark.usefixtures("writable_again")
-@pytest.mark.parametrize(("row", "side"), SIDES)
+@pytest.mark.usefixtures("clean_up")
+@pytest.mark.parametrize(("row", "side"), sides(ROWS))
 def test_row(job: Callable[..., Any], row: Row, side: str) -> None:
     is_ours, found = side != "alone", job(tp=row.num_ranks)
     other = found.root / "rank1" if row.is_split else found.root
@@ -92,8 +78,7 @@ def again_of(row: Row, side: str) -> str:
 
 
 def test_no_row_of_ours_is_a_fault_again() -> None:
-    told = [word for row in ROWS for side in (row.ours, row.adopted) for word in side or ()]
-    assert not [word for word in told for never in NEVER_OURS if never in word]
+    assert not faults_of_ours(ROWS)
 
 
 def test_the_page_has_these_rows() -> None:

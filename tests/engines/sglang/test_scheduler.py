@@ -44,8 +44,9 @@ def launch(job: Any, tp: int, **env: str) -> tuple[list[str], list[Any], str]:
     return json.loads(out.read_text()), receipts, text
 
 
-def test_a_scheduler_starts_warm(job: Callable[..., Any]) -> None:
-    engine, tp = job(config=OPT), 1
+@pytest.mark.parametrize("tp", [1, 2])
+def test_a_scheduler_starts_warm(job: Callable[..., Any], tp: int) -> None:
+    engine = job(config=OPT)
 
     cold, warm = launch(engine, tp), launch(engine, tp)
 

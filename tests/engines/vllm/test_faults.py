@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from fault_rows import BEGIN, OF_TWO_ENGINES, PAGE, ROWS, page
-from fault_table import BOUND, NEVER_OURS, Row, verdict
+from fault_table import BOUND, Row, faults_of_ours, sides, verdict, writable_again
 
 engine = pytest.mark.engine
 multiprocess = pytest.mark.multiprocess
@@ -26,18 +26,7 @@ HANG_S = 8.0
 #: What any start with us may take, on a busy machine too.
 BOUND_S = 40.0
 
-#: Some minutes, and what they hold changes with releases: run by ``-m soak``.
-SIDES = [
-    pytest.param(
-        row,
-        side,
-        id=f"{row.number} {row.fault} ({row.num_ranks}), {side}",
-        marks=pytest.mark.soak,
-    )
-    for row in ROWS
-    for side in ("alone", "ours", "adopted")
-    if getattr(row, side) is not None
-]
+SIDES = sides(ROWS)
 
 
 @pytest.fixture
@@ -50,9 +39,8 @@ def prepared(job: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[[Row,
             found.start(plugin=side == "ours")
         return found
 
-    yield make
-    for folder in [path for path in tmp_path.rglob("*") if path.is_dir()]:
-        folder.chmod(0o755)
+    with writable_again(tmp_path):
+        yield make
 
 
 def _tables(found: Any, side: str) -> Sequence[Path]:
@@ -130,8 +118,7 @@ def test_two_engines_start_cold_on_one_directory(
 
 
 def test_no_row_of_ours_is_a_fault_again() -> None:
-    told = [word for row in ROWS for side in (row.ours, row.adopted) for word in side or ()]
-    assert not [word for word in told for never in NEVER_OURS if never in word]
+    assert not faults_of_ours(ROWS)
 
 
 def test_the_page_has_these_rows() -> None:

@@ -16,13 +16,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import engine_starts
-from engine_starts import CONTEXT, Start, free_port
+from engine_starts import CONTEXT
 from vllm_on_ranks import LLAMA, MIXTRAL, PRELOAD, Spec, serve
 
 HERE = Path(__file__).parent
@@ -38,52 +37,18 @@ ENVIRONMENT = {
 }
 
 
-@dataclass
-class Job:
-    """One engine with one cache root."""
+class Job(engine_starts.Job):
+    """vLLM with one cache root."""
 
-    root: Path
-    model: Path
-    options: dict[str, Any] = field(default_factory=dict)
+    spec = Spec
+    serve = staticmethod(serve)
+    own_tables = ("flashinfer_autotune_cache/**/*", "managed/**/*")
 
-    def start(
-        self,
-        *,
-        env: dict[str, str] | None = None,
-        limit_s: float = 120.0,
-        per_rank: Callable[[int], dict[str, Any]] = lambda _rank: {},
-        may_fail: bool = False,
-        **options: Any,
-    ) -> Start:
-        """Start all ranks anew; ``per_rank`` gives a rank fields of its own."""
-        options = {"model": str(self.model), **self.options, **options}
-        size = options.get("tp", 1) * options.get("pp", 1) * options.get("dp", 1)
-        port = free_port()
-        env = {"VLLM_CACHE_ROOT": str(self.root), **(env or {})}
-        env.setdefault("FLASHINFER_AUTOTUNE_CACHE_DIR", str(self.root / "managed"))
-        specs = [
-            Spec(
-                rank=r, port=port, env={**env, **own.pop("env", {})}, **{**options, **own}
-            )
-            for r in range(size)
-            for own in [dict(per_rank(r))]
-        ]  # fmt: skip
-        began = time.monotonic()
-        ranks, errors, hung = engine_starts.run(specs, serve, limit_s)
-        if not may_fail:
-            assert not errors, "\n".join(errors.values())
-            assert not hung, f"ranks {hung} did not end within {limit_s} s"
-        return Start(ranks, errors, hung, time.monotonic() - began)
-
-    def tables(self) -> list[Path]:
-        """Our tables."""
-        found = self.root.glob("flashinfer_autotune/*/*/*/rank_*.json")
-        return sorted(p for p in found if not p.name.endswith(".manifest.json"))
-
-    def own_files(self) -> dict[str, bytes]:
-        """Return vLLM's own tables, by path."""
-        kept = [*self.root.glob("flashinfer_autotune_cache/**/*"), *self.root.glob("managed/**/*")]
-        return {str(path): path.read_bytes() for path in kept if path.is_file()}
+    def environment(self) -> dict[str, str]:
+        return {
+            "VLLM_CACHE_ROOT": str(self.root),
+            "FLASHINFER_AUTOTUNE_CACHE_DIR": str(self.root / "managed"),
+        }
 
 
 @dataclass(frozen=True)
@@ -168,8 +133,6 @@ def make_job(
     folder: Path, inspected: Path, config: dict[str, Any] | None = None, **options: Any
 ) -> Job:
     """Return a job with an empty cache root; ``config`` changes the model's."""
-    root, model = folder / "root", folder / "model"
-    model.mkdir()
-    (model / "config.json").write_text(json.dumps(config or LLAMA))
-    shutil.copytree(inspected, root / "modelinfos")
-    return Job(root, model, options)
+    found: Job = Job.make(folder, config or LLAMA, **options)
+    shutil.copytree(inspected, found.root / "modelinfos")
+    return found
