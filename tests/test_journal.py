@@ -81,6 +81,15 @@ def test_a_record_is_on_the_disk_before_the_call_returns(
     assert len(synced) == 2
     writer.leaves()
     assert len(synced) == 3
+    # Where the next task begins at once, one wait for the disk is enough for both records.
+    writer.begins("v", "l")
+    writer.found("op", KEYS, tuned("v"), synced=False)
+    assert len(synced) == 4
+    writer.begins("w", "l")
+    assert len(synced) == 5
+    writer.found("op", KEYS, tuned("w"), synced=False)
+    writer.leaves()
+    assert len(synced) == 6, "and the last result is on the disk when the tuning ends"
 
 
 def damaged(content: bytes) -> list[bytes]:

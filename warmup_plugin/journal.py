@@ -81,6 +81,7 @@ class Journal:
         self._driver, self._stamp = driver, dict(stamp)
         self._descriptor: int | None = None
         self._is_in_hand = False
+        self._is_unsynced = False
 
     def begins(self, task: str, label: str, *, synced: bool = True) -> None:
         """Mark a task, before anything of it runs.
@@ -90,14 +91,18 @@ class Journal:
         self._is_in_hand = True
         self._append(Begun(task, label), synced=synced)
 
-    def found(self, op: str, keys: tuple[str, ...], result: Result) -> None:
-        """Keep what the task in hand has come to."""
+    def found(self, op: str, keys: tuple[str, ...], result: Result, *, synced: bool = True) -> None:
+        """Keep what the task in hand has come to.
+
+        Unless ``synced`` it outlives the process from now on, and the machine from the next record
+        on: to wait for the disk once is enough where another task begins at once.
+        """
         self._is_in_hand = False
-        self._append(Found(op, keys, result), synced=True)
+        self._append(Found(op, keys, result), synced=synced)
 
     def leaves(self) -> None:
         """Take the mark back: whatever ends this process now, it is not the task."""
-        if self._is_in_hand:
+        if self._is_in_hand or self._is_unsynced:
             self._is_in_hand = False
             self._append(Left(), synced=True)
 
@@ -116,6 +121,7 @@ class Journal:
             os.write(self._descriptor, _encoded(line))
             if synced:
                 os.fsync(self._descriptor)
+            self._is_unsynced = not synced
         except OSError as error:
             # No warning: the store has one for the same directory.
             logger.info("warmup-plugin: %s: %s; no journal is kept", self._path, error.strerror)

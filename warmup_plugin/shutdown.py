@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -120,12 +121,18 @@ class Shutdown:
 
 
 class TaskLimit:
-    """Ends this process when a task does not return; ``give_up`` is told first which one it is."""
+    """Ends this process when a task does not return; ``give_up`` is told first which one it is.
+
+    One thread watches all tasks of the body, and is not woken for each: it looks again when the
+    time of the task is over that it has seen last.
+    """
 
     def __init__(self, limit_s: float, give_up: Callable[[Task], None]) -> None:
         self._limit_s = limit_s
         self._give_up = give_up
-        self._timer: threading.Timer | None = None
+        self._in_hand: tuple[Task | None, float] = (None, 0.0)
+        self._is_over = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         """Watch the tasks that `begins` tells of."""
@@ -133,16 +140,24 @@ class TaskLimit:
 
     def __exit__(self, *_exception: object) -> None:
         """Watch no longer."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer.join(timeout=5.0)  # the thread holds on to its task until it has ended
+        self._in_hand = (None, 0.0)
+        self._is_over.set()
+        if self._thread is not None:
+            self._thread.join(timeout=5.0)
 
     def begins(self, task: Task) -> None:
         """Count from now; the task before has returned."""
-        self.__exit__()
-        self._timer = threading.Timer(self._limit_s, self._leave, (task,))
-        self._timer.daemon = True
-        self._timer.start()
+        self._in_hand = (task, time.monotonic() + self._limit_s)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._watch, name="warmup-limit", daemon=True)
+            self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._is_over.wait(max(0.0, self._in_hand[1] - time.monotonic())):
+            task, until = self._in_hand
+            if task is not None and time.monotonic() >= until:
+                self._leave(task)
+            del task  # it may be let go of before this thread is
 
     def _leave(self, task: Task) -> None:
         logger.critical(

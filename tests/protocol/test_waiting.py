@@ -41,7 +41,8 @@ ALLOWED = {
     ("lease.py", "hold", "toucher.join"): "five seconds; the thread is a daemon",
     ("shutdown.py", "Shutdown._listen", "self._listener.recv"): "a thread of its own, which ends "
     "when the block closes the other end",
-    ("shutdown.py", "TaskLimit.__exit__", "self._timer.join"): "cancelled, and a time-out is given",
+    ("shutdown.py", "TaskLimit.__exit__", "self._thread.join"): "it is over; a time-out is given",
+    ("shutdown.py", "TaskLimit._watch", "self._is_over.wait"): "until the task's time is over",
     ("shutdown.py", "Shutdown._request", "self._asked.acquire"): "asks with blocking=False",
     ("storelink.py", "_open", "TCPStore"): "the server; a time-out is given",
     ("storelink.py", "_client", "TCPStore"): "a time-out is given",

@@ -222,7 +222,8 @@ def tune(job: Job, survey: Survey, work: Work) -> None:
         with job.timed("tune"), job.failing_as_data():
             for task, outcome in _tune(job, tasks, work, reach, margin=job.word["margin"]):
                 if outcome.kind != "unshared":
-                    job.journal.found(task.op, task.keys, result_of(outcome, job.meeting.rank))
+                    result = result_of(outcome, job.meeting.rank)
+                    job.journal.found(task.op, task.keys, result, synced=False)
     finally:
         job.journal.leaves()
     if shutdown.is_requested:
