@@ -176,7 +176,7 @@ def _finish(job: Job, held: Held, agreed: Agreed, survey: Survey, surveyed: Word
 def _certify_skipped(job: Job, agreed: Agreed) -> WarmupReport:
     """Take step 9 alone: the table is complete and all ranks skip the forward."""
     work, shared = Work(), Shared(agreed.table, "")
-    certified = certify(job, None, work, shared, [])
+    certified = certify(job, None, work, shared, [], table_sha256=agreed.word["table"])
     return make_report(job, None, work, shared, certified)
 
 
