@@ -94,10 +94,12 @@ def cannot_share(words: Words) -> str:
 
 def _differences(words: Words) -> dict[int, list[Difference]]:
     """Return by rank the factors in which it differs from what all have in common."""
-    common = Identity(_common_factors(words))
-    found = {}
+    factors = _common_factors(words)
+    common, found = Identity(factors), {}
     for rank, word in words.items():
-        stamp = _known_first(word["factors"], common.factors)
+        if word["factors"] == factors:  # as good as always, and a thousand ranks are compared here
+            continue
+        stamp = _known_first(word["factors"], factors)
         found[rank] = diff(common, Identity({**word["factors"], "stamp": stamp}))
     return {rank: differences for rank, differences in found.items() if differences}
 

@@ -147,24 +147,31 @@ def make_directory(directory: Path, root: Path | None = None) -> None:
 
 
 def write_files(
-    files: Mapping[Path, bytes], is_current: Callable[[], bool] = lambda: True
+    files: Mapping[Path, bytes],
+    is_current: Callable[[], bool] = lambda: True,
+    *,
+    synced: bool = True,
 ) -> dict[Path, Mark]:
     """Put files of one directory in place, each whole and none before all are on the disk.
 
-    Returns which files they are; none where `is_current` says, at the last moment, that what they
-    were made from has changed. Raises `OSError`, leaving nothing behind that was not there.
+    Unless ``synced`` they outlive this process and not the machine. Returns which files they are;
+    none where `is_current` says, at the last moment, that what they were made from has changed.
+    Raises `OSError`, leaving nothing behind that was not there.
     """
     unique = f"{os.uname().nodename}.{os.getpid()}.{secrets.token_hex(4)}"
     temporary = {path: path.with_name(f".{path.name}.{unique}.tmp") for path in files}
     try:
-        marks = {path: _write_new(temporary[path], data) for path, data in files.items()}
+        marks = {
+            path: _write_new(temporary[path], data, synced=synced) for path, data in files.items()
+        }
         if not is_current():
             for path in temporary.values():
                 path.unlink()
             return {}
         for path in files:
             temporary[path].replace(path)
-            _sync_directory(path.parent)
+            if synced:
+                _sync_directory(path.parent)
     except BaseException:
         for path in temporary.values():
             with contextlib.suppress(OSError):
@@ -173,12 +180,13 @@ def write_files(
     return marks
 
 
-def _write_new(path: Path, data: bytes) -> Mark:
+def _write_new(path: Path, data: bytes, *, synced: bool) -> Mark:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags, 0o644), "wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
+        if synced:
+            os.fsync(file.fileno())
         return mark_of(os.fstat(file.fileno()))
 
 

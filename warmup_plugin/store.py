@@ -8,8 +8,9 @@
     reports/                         the last reports
 
 Owns reading, publishing and setting aside. Every file appears whole: unique temporary file in the
-same directory, fsync, `os.replace`, fsync of the directory. Refuses to overwrite a table unread: it
-publishes the union with what is there now, and a file that cannot be used is moved, never deleted.
+same directory, fsync (but for a report), `os.replace`, fsync of the directory. Refuses to overwrite
+a table unread: it publishes the union with what is there now, and a file that cannot be used is
+moved, never deleted.
 What the disk cannot do is a value (`Miss`, `NotPublished`), never an `OSError`, and is logged once.
 
 Locks only spare work (`locks.py`). A file that has changed since it was read is not replaced, and
@@ -289,7 +290,7 @@ class Store:
         folder = self.directory / REPORTS
         try:
             make_directory(folder, self.directory)
-            write_files({folder / name: data})
+            write_files({folder / name: data}, synced=False)
             keep_newest(folder, self._num_reports)
         except OSError as error:
             return NotPublished(self._warn(f"{said(error, folder)}; the report is not kept"))
