@@ -12,7 +12,6 @@ import base64
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from warmup_plugin.plan import Item
@@ -71,11 +70,11 @@ def pack_results(results: Sequence[Result], places: Mapping[str, int]) -> bytes:
     for result in results:
         if result.task not in places:
             continue
-        fields, entry = asdict(result), result.entry
+        entry = result.entry
         runner, policy = (entry.runner, entry.policy) if entry else (None, None)
-        common = [*(fields[name] for name in _COMMON), runner, policy]
+        common = [*(getattr(result, name) for name in _COMMON), runner, policy]
         kind = kinds.setdefault(json.dumps(common), len(kinds))
-        own = [_short(fields[name]) for name in _OWN]
+        own = [_short(getattr(result, name)) for name in _OWN]
         rows.append([places[result.task], kind, entry.tactic if entry else None, *own])
     return packed([[json.loads(kind) for kind in kinds], rows])
 

@@ -6,9 +6,8 @@ Owns the words in which a session's outcome is told. Pure; `store` keeps the fil
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 #: certified: all ranks serve the certificate's tactics. none: each rank its own. defaults: all
@@ -71,7 +70,10 @@ class WarmupReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return the receipt as JSON values, its schema's number first."""
-        return {"schema": 1, **json.loads(json.dumps(asdict(self)))}
+        import msgspec  # whoever only imports this package has no receipt to write
+
+        values: dict[str, Any] = msgspec.to_builtins(self, str_keys=True, enc_hook=dict)
+        return {"schema": 1, **values}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> WarmupReport:
