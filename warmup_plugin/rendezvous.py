@@ -380,8 +380,11 @@ class Meeting:
     def close(self) -> None:
         """Stop the heartbeat and let go of the store.
 
-        Rank 0 holds the store, so it leaves last: see `_see_off`.
+        Rank 0 holds the store, so it leaves last: see `_see_off`. The others' second connections
+        are gone by then: one that was still on its way would look for the store in vain.
         """
+        if self.rank != 0:
+            self._pulse.stop()
         try:
             self._link.set(f"{BYE}/{self.rank}", b"1")
             if self.rank == 0:
