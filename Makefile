@@ -116,9 +116,10 @@ mutants: $(PACKAGE) $(call stamp,dev)  ## take each guard out once; the test tha
 	@$(PY) tools/mutants.py
 
 guarantees: $(PACKAGE) $(call stamp,dev)  ## run the rows of the fault table; write docs/guarantees.md anew
-	@$(BIN)/pytest --junitxml=$(S)/faults.xml tests/faults tests/ranks/test_bad_tables.py \
-	    --deselect tests/faults/test_guarantees.py
-	@$(PY) tests/faults/guarantees.py $(S)/faults.xml
+	@status=0; \
+	    $(BIN)/pytest --junitxml=$(S)/faults.xml tests/faults tests/ranks/test_bad_tables.py \
+	        --deselect tests/faults/test_guarantees.py || status=$$?; \
+	    $(PY) tests/faults/guarantees.py $(S)/faults.xml; exit $$status
 
 clean:  ## remove all that make built
 	rm -rf $(VENV) .venv-vllm .venv-sglang dist site .mypy_cache .pytest_cache .ruff_cache

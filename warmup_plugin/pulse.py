@@ -170,17 +170,31 @@ class Pulse:
         return is_late or was_late
 
     def _run(self) -> None:
-        # To connect takes milliseconds in which nobody has to wait for this thread.
-        try:
-            link = self._first.clone()
-        except RankLostError as error:
-            if not self._stop.is_set():  # a session may be shorter than that
-                logger.warning("warmup-plugin: no heartbeat: %s", error)
-            return
-        try:
-            self._beat_on(link, Watch(link, self._settings))
-        finally:
-            link.close()
+        link = self._connect()
+        if link is not None:
+            try:
+                self._beat_on(link, Watch(link, self._settings))
+            finally:
+                link.close()
+
+    def _connect(self) -> Link | None:
+        """Connect to the store, which takes milliseconds in which nobody waits for this thread.
+
+        None once there is nothing left to beat for. A rank in a step of ours finds out by itself
+        when the store is gone; one in the engine's forward cannot.
+        """
+        began = time.monotonic()
+        while not self._stop.is_set():
+            try:
+                return self._first.clone()
+            except RankLostError as error:
+                is_silent = time.monotonic() - began >= self._settings.silence_s
+                if is_silent and (guard := self._guard) is not None:
+                    guard.fail(error.rank, error.reason)
+                    if guard.is_over:
+                        return None
+            self._stop.wait(self._interval_s)
+        return None
 
     def _beat_on(self, link: Link, watch: Watch) -> None:
         beats = 0

@@ -392,7 +392,8 @@ class Meeting:
         except (RankLostError, TimeoutError):
             pass  # the session is over either way, and its outcome is recorded already
         finally:
-            self._pulse.stop()
+            if self.rank == 0:
+                self._pulse.stop()
             self._link.close()
 
     def _see_off(self) -> None:

@@ -78,12 +78,15 @@ class StoreLink:
             self._call("set_timeout", timedelta(seconds=self.silence_s))
 
     def clone(self) -> StoreLink:
-        """Return another connection to the same store, for another thread; that one may ask."""
+        """Return another connection to the same store, for another thread; that one may ask.
+
+        Raises `RankLostError` where the store does not answer within a silence.
+        """
         own = self.store  # which its own thread may let go of meanwhile
         if own is None:
             raise RankLostError(0, self._gone)
         try:
-            store = _client(own.host, own.port)
+            store = _client(own.host, own.port, min(_CONNECT_S, self.silence_s or _CONNECT_S))
         except RuntimeError as error:
             raise RankLostError(0, f"its store is gone: {error}") from error
         return StoreLink(store, self.rank, self.size, self.silence_s)
@@ -223,7 +226,7 @@ def _join(card: dict[str, Any]) -> TCPStore:
     refused = []
     for host in hosts:
         try:
-            store = _client(host, card["port"])
+            store = _client(host, card["port"], _CONNECT_S)
             # Two containers of one machine share the boot id but not the loopback interface.
             if store.get("nonce").decode() == card["nonce"]:
                 return store
@@ -236,8 +239,8 @@ def _join(card: dict[str, Any]) -> TCPStore:
     )
 
 
-def _client(host: str, port: int) -> TCPStore:
+def _client(host: str, port: int, limit_s: float) -> TCPStore:
     """Connect to a store; raises `RuntimeError` where none answers."""
     return TCPStore(
-        host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=_CONNECT_S)
+        host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=limit_s)
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of guarantees has every row there is. Whether each holds, its own test says."""
+"""The page of guarantees has every row there is, and says of none that it fails."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent.parent / "docs" / "guarantees.md"
 
 
-def test_every_row_is_on_the_page() -> None:
+def test_every_row_is_on_the_page_and_held() -> None:
     """A row that is new, or reads otherwise, needs another run: ``make guarantees``."""
     rows = resolve(f"{HERE / 'guarantees.py'}:load_rows")().ROWS
     text = PAGE.read_text(encoding="utf-8")
@@ -20,6 +20,8 @@ def test_every_row_is_on_the_page() -> None:
     for row, line in zip(rows, lines, strict=True):
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]
         assert (cells[0], cells[1], cells[4]) == (row.number, row.injected, row.happens)
+    assert "**fails**" not in text
+    assert "not run" not in text
 
 
 def test_what_the_engines_do_is_said_of_every_row() -> None:

@@ -83,7 +83,7 @@ def check(spot: Spot, case: Ran) -> None:
     # In the engine's forward it could not look; there it may say that its forward failed.
     may_say = (*LAST_WORDS, "survey0/") if point == "forward" else LAST_WORDS
     assert [key for key in woken.sent if not key.startswith(may_say)] == []
-    assert woken.held == [], "its tuner holds what no other rank holds"
+    assert not woken.held, "its tuner holds what no other rank holds"
     assert start.woken is not None
     changed = {path for path, mark in case.after.items() if start.woken.get(path) != mark}
     # What it had in hand comes to an end, and its own journal says so: that is a fact, and nobody

@@ -35,6 +35,11 @@ ALLOWED = {
     ("locks.py", "_try_lock", "fcntl.flock"): "asks with LOCK_NB; the wait is around it",
     ("journal.py", "Journal._open", "fcntl.flock"): "asks with LOCK_NB",
     ("journal.py", "_is_free", "fcntl.flock"): "asks with LOCK_NB",
+    (
+        "pulse.py",
+        "Pulse._connect",
+        "self._stop.wait",
+    ): "the pause between two tries, ended by `stop`",
     ("pulse.py", "Pulse._beat_on", "self._stop.wait"): "the heartbeat's pause, ended by `stop`",
     ("pulse.py", "Pulse.stop", "self._thread.join"): "five seconds; the thread is a daemon",
     ("lease.py", "_touch", "stop.wait"): "the pause between two touches, ended by the holder",
