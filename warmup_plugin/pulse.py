@@ -132,9 +132,10 @@ class Pulse:
     """This rank's heartbeat: a thread that counts, with what the rank is at."""
 
     def __init__(self, link: Link, settings: Settings) -> None:
-        self._first = link
+        self._link = link.clone()
         self._settings = settings
         self._interval_s = min(5.0, settings.silence_s / 8)
+        self._watch = Watch(self._link, settings)
         self._state: tuple[str, str, int] = ("open", "", 0)
         self._idle = False
         self._guard: ForwardGuard | None = None
@@ -170,40 +171,13 @@ class Pulse:
         return is_late or was_late
 
     def _run(self) -> None:
-        link = self._connect()
-        if link is not None:
-            try:
-                self._beat_on(link, Watch(link, self._settings))
-            finally:
-                link.close()
-
-    def _connect(self) -> Link | None:
-        """Connect to the store, which takes milliseconds in which nobody waits for this thread.
-
-        None once there is nothing left to beat for. A rank in a step of ours finds out by itself
-        when the store is gone; one in the engine's forward cannot.
-        """
-        began = time.monotonic()
-        while not self._stop.is_set():
-            try:
-                return self._first.clone()
-            except RankLostError as error:
-                is_silent = time.monotonic() - began >= self._settings.silence_s
-                if is_silent and (guard := self._guard) is not None:
-                    guard.fail(error.rank, error.reason)
-                    if guard.is_over:
-                        return None
-            self._stop.wait(self._interval_s)
-        return None
-
-    def _beat_on(self, link: Link, watch: Watch) -> None:
         beats = 0
         while not self._stop.is_set():
             try:
-                self._beat(link, watch, beats)
-                self._listen(link)
+                self._beat(beats)
+                self._listen()
                 if (guard := self._guard) is not None:
-                    guard.look(watch)
+                    guard.look(self._watch)
             except RankLostError as error:
                 # The store is gone. A rank in a step of ours finds out itself; one in the engine's
                 # forward cannot.
@@ -215,23 +189,23 @@ class Pulse:
             beats += 1
             self._stop.wait(self._interval_s)
 
-    def _beat(self, link: Link, watch: Watch, beats: int) -> None:
+    def _beat(self, beats: int) -> None:
         step, task, notes = self._state
         if beats % 4 == 0:
-            self._mates = watch.mates()
+            self._mates = self._watch.mates()
         body = {
             "beats": beats, "step": step, "task": task, "notes": notes, "idle": self._idle,
             "mates": self._mates,
         }  # fmt: skip
-        link.set(f"beat/{link.rank}", json.dumps(body).encode())
+        self._link.set(f"beat/{self._link.rank}", json.dumps(body).encode())
         now = time.monotonic()
         self._overslept |= now - self._last > self._settings.silence_s
         self._last = now
 
-    def _listen(self, link: Link) -> None:
+    def _listen(self) -> None:
         listener = self.listener
-        for rank in range(link.size) if listener is not None else ():
-            if rank != link.rank and (body := link.get_now(f"beat/{rank}")) is not None:
+        for rank in range(self._link.size) if listener is not None else ():
+            if rank != self._link.rank and (body := self._link.get_now(f"beat/{rank}")) is not None:
                 assert listener is not None
                 listener(rank, json.loads(body))
 
@@ -239,6 +213,7 @@ class Pulse:
         """End the thread and its connection."""
         self._stop.set()
         self._thread.join(timeout=5.0)
+        self._link.close()
 
 
 class ForwardGuard:

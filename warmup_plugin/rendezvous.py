@@ -380,11 +380,8 @@ class Meeting:
     def close(self) -> None:
         """Stop the heartbeat and let go of the store.
 
-        Rank 0 holds the store, so it leaves last: see `_see_off`. The others' second connections
-        are gone by then: one that was still on its way would look for the store in vain.
+        Rank 0 holds the store, so it leaves last: see `_see_off`.
         """
-        if self.rank != 0:
-            self._pulse.stop()
         try:
             self._link.set(f"{BYE}/{self.rank}", b"1")
             if self.rank == 0:
@@ -392,8 +389,7 @@ class Meeting:
         except (RankLostError, TimeoutError):
             pass  # the session is over either way, and its outcome is recorded already
         finally:
-            if self.rank == 0:
-                self._pulse.stop()
+            self._pulse.stop()
             self._link.close()
 
     def _see_off(self) -> None:

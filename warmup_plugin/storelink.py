@@ -75,20 +75,13 @@ class StoreLink:
     def _bound_gets(self) -> None:
         """Bound the wait for a key, which is not the socket's: a key that is got is there."""
         if self.silence_s:
-            self._call("set_timeout", timedelta(seconds=self.silence_s))
+            self._call("set_timeout", timedelta(seconds=self.silence_s / 2))
 
     def clone(self) -> StoreLink:
-        """Return another connection to the same store, for another thread; that one may ask.
-
-        Raises `RankLostError` where the store does not answer within a silence.
-        """
-        own = self.store  # which its own thread may let go of meanwhile
-        if own is None:
-            raise RankLostError(0, self._gone)
-        try:
-            store = _client(own.host, own.port, min(_CONNECT_S, self.silence_s or _CONNECT_S))
-        except RuntimeError as error:
-            raise RankLostError(0, f"its store is gone: {error}") from error
+        """Return another connection to the same store, for another thread."""
+        self._call("set_timeout", timedelta(seconds=_CONNECT_S))  # the new connection's, too
+        store: TCPStore = self._call("clone")
+        self._bound_gets()
         return StoreLink(store, self.rank, self.size, self.silence_s)
 
     def set(self, key: str, value: bytes) -> None:
@@ -226,7 +219,10 @@ def _join(card: dict[str, Any]) -> TCPStore:
     refused = []
     for host in hosts:
         try:
-            store = _client(host, card["port"], _CONNECT_S)
+            store = TCPStore(
+                host, card["port"], is_master=False, wait_for_workers=False,
+                timeout=timedelta(seconds=_CONNECT_S),
+            )  # fmt: skip
             # Two containers of one machine share the boot id but not the loopback interface.
             if store.get("nonce").decode() == card["nonce"]:
                 return store
@@ -236,11 +232,4 @@ def _join(card: dict[str, Any]) -> TCPStore:
     raise SessionError(
         f"cannot reach rank 0's store on port {card['port']}: {'; '.join(refused)} "
         "(WARMUP_PLUGIN_ADDRESS on rank 0 names the address to use)"
-    )
-
-
-def _client(host: str, port: int, limit_s: float) -> TCPStore:
-    """Connect to a store; raises `RuntimeError` where none answers."""
-    return TCPStore(
-        host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=limit_s)
     )

@@ -63,7 +63,8 @@ def test_results_are_kept(name: str, ran: Callable[..., Ran]) -> None:
     again.assert_whole()
     kept = again[0].task_count("from_cache")
     assert kept > 0, "some tasks were tuned before"
-    assert again.tasks_tuned() == again[0].task_count("seen") - kept > 0
+    # The other rank goes on until it hears of it, and may have come to the end.
+    assert again.tasks_tuned() == again[0].task_count("seen") - kept
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,11 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # document
 
 from warmup_plugin import rendezvous
 from warmup_plugin.errors import RankLostError
-from warmup_plugin.pulse import BYE, Pulse, Watch
+from warmup_plugin.pulse import BYE, Watch
 from warmup_plugin.rendezvous import Meeting
 from warmup_plugin.settings import Settings
 from warmup_plugin.storelink import StoreLink
-from warmup_plugin.waiting import wait_until, within
+from warmup_plugin.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.protocol.conftest import Child, Clock, MemoryLink, QuietPulse
@@ -319,39 +319,3 @@ def test_a_stopped_store_is_rank_0_lost(child: Callable[..., Child]) -> None:
     assert server.ask("last words") == "True"
     link.close()
     other.close()
-
-
-class Refusing:
-    """A link whose store does not take another connection, so many times."""
-
-    rank, size = 0, 2
-
-    def __init__(self, store: StoreLink, refuses: int) -> None:
-        self._store = store
-        self.refuses = refuses
-
-    def set(self, key: str, value: bytes) -> None:
-        self._store.set(key, value)
-
-    def clone(self) -> StoreLink:
-        self.refuses -= 1
-        if self.refuses >= 0:
-            raise RankLostError(0, "its store is gone: planted")
-        return self._store.clone()
-
-
-def test_a_heartbeat_that_is_refused_looks_for_the_store_again(store: StoreLink) -> None:
-    """Rank 0 may be stopped, or on a busy machine, while the others connect."""
-    beating = Pulse(Refusing(store, 2), Settings(silence_s=SILENCE_S))  # type: ignore[arg-type]
-    try:
-        wait_until(lambda: store.has(["beat/0"]), within(10.0))
-    finally:
-        beating.stop()
-
-
-def test_a_heartbeat_that_never_connects_is_not_waited_for(store: StoreLink) -> None:
-    silent = Pulse(Refusing(store, 10**6), Settings(silence_s=SILENCE_S))  # type: ignore[arg-type]
-    began = time.monotonic()
-    silent.stop()
-    assert time.monotonic() - began < 4.0
-    assert not store.has(["beat/0"])

@@ -35,12 +35,7 @@ ALLOWED = {
     ("locks.py", "_try_lock", "fcntl.flock"): "asks with LOCK_NB; the wait is around it",
     ("journal.py", "Journal._open", "fcntl.flock"): "asks with LOCK_NB",
     ("journal.py", "_is_free", "fcntl.flock"): "asks with LOCK_NB",
-    (
-        "pulse.py",
-        "Pulse._connect",
-        "self._stop.wait",
-    ): "the pause between two tries, ended by `stop`",
-    ("pulse.py", "Pulse._beat_on", "self._stop.wait"): "the heartbeat's pause, ended by `stop`",
+    ("pulse.py", "Pulse._run", "self._stop.wait"): "the heartbeat's pause, ended by `stop`",
     ("pulse.py", "Pulse.stop", "self._thread.join"): "five seconds; the thread is a daemon",
     ("lease.py", "_touch", "stop.wait"): "the pause between two touches, ended by the holder",
     ("lease.py", "hold", "toucher.join"): "five seconds; the thread is a daemon",
@@ -50,7 +45,7 @@ ALLOWED = {
     ("shutdown.py", "TaskLimit._watch", "self._is_over.wait"): "until the task's time is over",
     ("shutdown.py", "Shutdown._request", "self._asked.acquire"): "asks with blocking=False",
     ("storelink.py", "_open", "TCPStore"): "the server; a time-out is given",
-    ("storelink.py", "_client", "TCPStore"): "a time-out is given",
+    ("storelink.py", "_join", "TCPStore"): "a time-out is given",
     ("storelink.py", "_broadcast", "dist.broadcast"): "the session's one collective, bounded by "
     "the time-out of the group it is given",
     ("storelink.py", "_addresses", "probe.connect"): "of a datagram socket: sends nothing",
