@@ -18,25 +18,33 @@ MIDDLE = "profile:150"
 SLOW = {"do": "slow_tasks", "on": [0], "seconds": 0.15}
 
 
+#: Rank 0 comes to the middle whatever the other does.
+LEADER = {"env": {"WARMUP_PLUGIN_STRATEGY": "leader"}}
+
+
 def sent(rank: int, at: str, *more: dict[str, Any]) -> dict[str, Any]:
     return {"faults": [{"do": "send", "on": [rank], "at": at, "name": "SIGTERM"}, *more]}
 
 
 #: On the rank that tunes, and how it ends: by the signal, by an exception, by its own will.
 CASES: dict[str, dict[str, Any]] = {
-    "SIGTERM": sent(0, MIDDLE),
+    "SIGTERM": sent(0, MIDDLE) | LEADER,
     "SIGTERM in a tactic that does not return": {
         "faults": [
             {"do": "hang", "on": [0], "at": MIDDLE, "seconds": 25.0, "terminate_after_s": 0.2}
-        ]
+        ],
+        **LEADER,
     },
-    "SIGTERM of an engine with a handler": sent(0, MIDDLE, {"do": "own_handler", "on": [0]}),
+    "SIGTERM of an engine with a handler": (
+        sent(0, MIDDLE, {"do": "own_handler", "on": [0]}) | LEADER
+    ),
     "KeyboardInterrupt": {
-        "faults": [{"do": "fail_at", "on": [0], "at": MIDDLE, "error": "KeyboardInterrupt"}]
+        "faults": [{"do": "fail_at", "on": [0], "at": MIDDLE, "error": "KeyboardInterrupt"}],
+        **LEADER,
     },
     "SIGTERM of the other rank": {
         **sent(1, "share", SLOW),
-        "env": {"WARMUP_PLUGIN_STRATEGY": "leader"},
+        **LEADER,
     },
     "SIGTERM of another rank that tunes": sent(1, "tune:3", SLOW),
     "SIGTERM when all is tuned": sent(0, "prepare"),
@@ -63,8 +71,7 @@ def test_results_are_kept(name: str, ran: Callable[..., Ran]) -> None:
     again.assert_whole()
     kept = again[0].task_count("from_cache")
     assert kept > 0, "some tasks were tuned before"
-    # The other rank goes on until it hears of it, and may have come to the end.
-    assert again.tasks_tuned() == again[0].task_count("seen") - kept
+    assert again.tasks_tuned() == again[0].task_count("seen") - kept > 0
 
 
 @pytest.mark.parametrize(
