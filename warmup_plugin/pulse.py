@@ -166,7 +166,9 @@ class Pulse:
 
     def overslept(self) -> bool:
         """Return, once, whether there has been a silence: this process was stopped, most likely."""
-        is_late = time.monotonic() - self._last > self._settings.silence_s
+        # A heartbeat that has ended will not come back: to wait for it would be for ever.
+        is_due = self._thread.is_alive()
+        is_late = is_due and time.monotonic() - self._last > self._settings.silence_s
         was_late, self._overslept = self._overslept, False
         return is_late or was_late
 
