@@ -20,7 +20,7 @@ from warmup_plugin.pulse import BYE, Watch
 from warmup_plugin.rendezvous import Meeting
 from warmup_plugin.settings import Settings
 from warmup_plugin.storelink import StoreLink
-from warmup_plugin.waiting import wait_until
+from warmup_plugin.waiting import wait_until, within
 
 if TYPE_CHECKING:
     from tests.protocol.conftest import Child, Clock, MemoryLink, QuietPulse
@@ -319,3 +319,16 @@ def test_a_stopped_store_is_rank_0_lost(child: Callable[..., Child]) -> None:
     assert server.ask("last words") == "True"
     link.close()
     other.close()
+
+
+def test_a_heartbeat_that_has_ended_is_not_waited_for(store: StoreLink) -> None:
+    """A store that was slow once ends rank 0's; to wait for another beat would be for ever."""
+    meeting = Meeting(store, Settings(silence_s=0.4))
+    pulse = meeting._pulse
+    pulse._link.close()
+    wait_until(lambda: not pulse._thread.is_alive(), within(10.0))
+    time.sleep(0.5)
+    began = time.monotonic()
+    meeting.confirm()
+    assert time.monotonic() - began < 2.0
+    meeting.close()
