@@ -497,11 +497,16 @@ def run_cases(root: Path, cases: Cases, **config: Any) -> dict[Any, Ran]:
     }
 
 
-def _tune(jobs: Sequence[Job], **config: Any) -> None:
-    """Start jobs without a fault, so that there is a table to do something to."""
+def start_patiently(jobs: Sequence[Job], **config: Any) -> list[Start]:
+    """Start jobs without a fault, with more time than faults are given to be noticed."""
     for job in jobs:
         job.env = PATIENT
-    starts = start_jobs(jobs, **config) if jobs else []
+    return start_jobs(jobs, **config)
+
+
+def _tune(jobs: Sequence[Job], **config: Any) -> None:
+    """Start jobs without a fault, so that there is a table to do something to."""
+    starts = start_patiently(jobs, **config) if jobs else []
     for job, first in zip(jobs, starts, strict=True):
         assert job.is_there(), first.told()
 
@@ -533,6 +538,12 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ran]:
 def start() -> Callable[..., list[Start]]:
     """Start several jobs in one launch: `start_jobs`."""
     return start_jobs
+
+
+@pytest.fixture
+def start_sound() -> Callable[..., list[Start]]:
+    """Start several jobs in one launch, without a fault: `start_patiently`."""
+    return start_patiently
 
 
 @pytest.fixture

@@ -27,8 +27,6 @@ PER_BATCH, BATCHES = 10, 50
 BOUND_S = 2 * 1.5 + 0.5 + 4.0
 STEPS = ("read", "agree", "survey", "plan", "tune", "share", "prepare", "publish", "certify")
 MEETINGS = ("agree", "load", "survey0", "plan", "share", "ready", "built", "certify")
-#: Of starts without a fault: a busy machine makes pauses that are nobody's end.
-PATIENT = {"WARMUP_PLUGIN_SILENCE_S": "30"}
 #: The second half of the batches starts from tables that are damaged, too.
 DAMAGE = ("flip", "cut", "none")
 
@@ -101,6 +99,7 @@ def check(start: Start, again: Start, before: Mapping[str, Any], after: Mapping[
 def run_batch(
     number: int,
     start: Callable[..., list[Start]],
+    start_sound: Callable[..., list[Start]],
     make_job: Callable[..., Job],
     *,
     warm: bool,
@@ -110,14 +109,14 @@ def run_batch(
     jobs = [make_job(f"{number}-{i}") for i in range(PER_BATCH)]
     said = ["cold"] * len(jobs)
     if warm:
-        patient(start, jobs)
+        start_sound(jobs, tp=2)
         said = [damage(job, chance) for job in jobs]
     plans = [schedule(chance) for _ in jobs]
     for job, plan in zip(jobs, plans, strict=True):
         job.faults = plan
     struck = start(jobs, tp=2)
     held = [readable(job) for job in jobs]
-    again = patient(start, jobs)
+    again = start_sound(jobs, tp=2)
     lines = []
     for job, plan, how, *starts, entries in zip(
         jobs, plans, said, struck, again, held, strict=True
@@ -133,13 +132,6 @@ def run_batch(
             file.writelines(f"{json.dumps(line)}\n" for line in lines)
 
 
-def patient(start: Callable[..., list[Start]], jobs: list[Job]) -> list[Start]:
-    """Start jobs without a fault."""
-    for job in jobs:
-        job.env = PATIENT
-    return start(jobs, tp=2)
-
-
 def readable(job: Job) -> dict[str, Any]:
     """Return what a start left, as far as it can be read; nothing where it did not come so far."""
     try:
@@ -149,16 +141,21 @@ def readable(job: Job) -> dict[str, Any]:
 
 
 def test_a_batch_of_schedules(
-    start: Callable[..., list[Start]], make_job: Callable[..., Job]
+    start: Callable[..., list[Start]],
+    start_sound: Callable[..., list[Start]],
+    make_job: Callable[..., Job],
 ) -> None:
     """The short form: one batch, cold."""
-    run_batch(0, start, make_job, warm=False)
+    run_batch(0, start, start_sound, make_job, warm=False)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("number", range(1, BATCHES + 1))
 def test_more_schedules(
-    number: int, start: Callable[..., list[Start]], make_job: Callable[..., Job]
+    number: int,
+    start: Callable[..., list[Start]],
+    start_sound: Callable[..., list[Start]],
+    make_job: Callable[..., Job],
 ) -> None:
     """Cold starts first, then starts on damaged tables."""
-    run_batch(number, start, make_job, warm=number > BATCHES // 2)
+    run_batch(number, start, start_sound, make_job, warm=number > BATCHES // 2)
