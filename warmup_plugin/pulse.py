@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING, Any
 from warmup_plugin import wire
 from warmup_plugin.errors import RankLostError
 from warmup_plugin.liveness import ProcessCard, View, own_card, view
+from warmup_plugin.renewal import RenewedLink
 
 if TYPE_CHECKING:
     from warmup_plugin.settings import Settings
-    from warmup_plugin.storelink import Link
+    from warmup_plugin.storelink import BeatLink, Link
 
 logger = logging.getLogger("warmup_plugin")
 
@@ -44,7 +45,7 @@ FAILED, BYE = "failed", "bye"
 class Watch:
     """What this rank makes of the others' heartbeats. Used by one thread, over its own link."""
 
-    def __init__(self, link: Link, settings: Settings) -> None:
+    def __init__(self, link: BeatLink, settings: Settings) -> None:
         self._link = link
         self._silence_s = settings.silence_s
         self._task_limit_s = settings.task_limit_s
@@ -132,7 +133,7 @@ class Pulse:
     """This rank's heartbeat: a thread that counts, with what the rank is at."""
 
     def __init__(self, link: Link, settings: Settings) -> None:
-        self._link = link.clone()
+        self._link = RenewedLink(link.clone())
         self._settings = settings
         self._interval_s = min(5.0, settings.silence_s / 8)
         self._watch = Watch(self._link, settings)
@@ -166,8 +167,8 @@ class Pulse:
 
     def overslept(self) -> bool:
         """Return, once, whether there has been a silence: this process was stopped, most likely."""
-        # A heartbeat that has ended will not come back: to wait for it would be for ever.
-        is_due = self._thread.is_alive()
+        # A heartbeat without a store may never come back: to wait for it would be for ever.
+        is_due = self._thread.is_alive() and not self._link.is_cut_off
         is_late = is_due and time.monotonic() - self._last > self._settings.silence_s
         was_late, self._overslept = self._overslept, False
         return is_late or was_late
@@ -181,13 +182,12 @@ class Pulse:
                 if (guard := self._guard) is not None:
                     guard.look(self._watch)
             except RankLostError as error:
-                # The store is gone. A rank in a step of ours finds out itself; one in the engine's
-                # forward cannot.
-                if (guard := self._guard) is None:
-                    return
-                guard.fail(error.rank, error.reason)
-                if guard.is_over:
-                    return
+                # The store is gone, or was slow to answer once. A rank in a step of ours finds out
+                # itself; one in the engine's forward cannot.
+                if (guard := self._guard) is not None:
+                    guard.miss_store(error)
+            if guard is not None and guard.is_over:
+                return
             beats += 1
             self._stop.wait(self._interval_s)
 
@@ -243,12 +243,14 @@ class ForwardGuard:
         self._key = key
         self._leave, self._tell = leave, tell
         self._failed: tuple[int, str, float] | None = None
+        self._misses_store = False
         self.is_over = False
 
     def look(self, watch: Watch) -> None:
         """See whether a forward has failed anywhere; leave once the grace period is over."""
-        if self._failed is None:
+        if self._failed is None or self._misses_store:
             body = watch._link.get_now(self._key)  # noqa: SLF001  # one file, one concept
+            self._find_store()
             if body is not None:
                 self._fail_as_told(watch, body)
             try:
@@ -271,6 +273,16 @@ class ForwardGuard:
             if watch.view(rank) == "gone":
                 return rank, f"process gone, hence rank {word['rank']}: {word['reason']}"
         return word["rank"], word["reason"]
+
+    def miss_store(self, error: RankLostError) -> None:
+        """Take the store's rank for lost, unless it answers again within the grace period."""
+        self._misses_store |= self._failed is None
+        self.fail(error.rank, error.reason)
+
+    def _find_store(self) -> None:
+        if self._misses_store:
+            logger.warning("warmup-plugin: rank 0's store answers again")
+            self._failed, self._misses_store = None, False
 
     def fail(self, rank: int, reason: str) -> None:
         """Start the grace period, once."""

@@ -382,6 +382,8 @@ class Meeting:
 
         Rank 0 holds the store, so it leaves last: see `_see_off`.
         """
+        if self.rank:  # else its next beat might find the store gone
+            self._pulse.stop()
         try:
             self._link.set(f"{BYE}/{self.rank}", b"1")
             if self.rank == 0:

@@ -37,20 +37,26 @@ _CONNECT_S = 10.0
 _LOOPBACK = "127.0.0.1"
 
 
-class Link(Protocol):
-    """What a meeting needs of its store; `StoreLink` over the network, a model of it in tests."""
+class BeatLink(Protocol):
+    """What a heartbeat needs of the store."""
 
     rank: int
     size: int
 
-    def clone(self) -> Link: ...
     def set(self, key: str, value: bytes) -> None: ...
-    def get(self, key: str) -> bytes: ...
     def get_now(self, key: str) -> bytes | None: ...
     def has(self, keys: list[str]) -> bool: ...
+    def close(self) -> None: ...
+
+
+class Link(BeatLink, Protocol):
+    """What a meeting needs of it; `StoreLink` over the network, a model of it in tests."""
+
+    def clone(self) -> Link: ...
+    def again(self) -> Link: ...
+    def get(self, key: str) -> bytes: ...
     def add(self, key: str) -> int: ...
     def compare_set(self, key: str, value: str) -> bytes: ...
-    def close(self) -> None: ...
 
 
 @dataclass
@@ -83,6 +89,19 @@ class StoreLink:
         store: TCPStore = self._call("clone")
         self._bound_gets()
         return StoreLink(store, self.rank, self.size, self.silence_s)
+
+    def again(self) -> StoreLink:
+        """Return another connection in place of this one, which may have failed.
+
+        Raises `RankLostError` where nobody listens any more, at once: torch would try for seconds.
+        Where the store's process is stopped this takes as long as it is.
+        """
+        try:
+            at = (self.store.host, self.store.port)  # type: ignore[union-attr]
+            socket.create_connection(at, timeout=_CONNECT_S).close()
+        except (OSError, AttributeError) as error:  # the second: this rank has let go of it
+            raise RankLostError(0, f"its store is gone: {error}") from error
+        return self.clone()
 
     def set(self, key: str, value: bytes) -> None:
         """Write a value. Waits for no answer, so a store that is only stopped gets it later."""

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -16,8 +17,9 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # document
 
 from warmup_plugin import rendezvous
 from warmup_plugin.errors import RankLostError
-from warmup_plugin.pulse import BYE, Watch
+from warmup_plugin.pulse import BYE, EXIT_ABANDONED, ForwardGuard, Pulse, Watch
 from warmup_plugin.rendezvous import Meeting
+from warmup_plugin.renewal import RenewedLink
 from warmup_plugin.settings import Settings
 from warmup_plugin.storelink import StoreLink
 from warmup_plugin.waiting import wait_until, within
@@ -283,23 +285,27 @@ def test_a_process_knows_that_it_was_stopped(beating: Child) -> None:
         assert beating.ask("was I?") == "False"
 
 
+STORE = """
+    import sys
+    from torch.distributed import TCPStore
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    print(store.port, flush=True)
+    for line in sys.stdin:
+        print(store.check([line.strip()]), flush=True)
+"""
+
+
+def joined(server: Child) -> StoreLink:
+    """Return rank 1's connection to a store of another process."""
+    at = ("127.0.0.1", int(server.line()))
+    return StoreLink(TCPStore(*at, is_master=False, wait_for_workers=False), 1, 2, SILENCE_S)
+
+
 @pytest.mark.multiprocess
 def test_a_stopped_store_is_rank_0_lost(child: Callable[..., Child]) -> None:
     """A question to a stopped process has no answer and no error: it is bounded all the same."""
-    server = child(
-        """
-        import sys
-        from torch.distributed import TCPStore
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        print(store.port, flush=True)
-        for line in sys.stdin:
-            print(store.check([line.strip()]), flush=True)
-        """
-    )
-    port = int(server.line())
-    link = StoreLink(
-        TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False), 1, 2, SILENCE_S
-    )
+    server = child(STORE)
+    link = joined(server)
     other = link.clone()
     link.set("key", b"1")
     assert link.has(["key"])
@@ -321,12 +327,75 @@ def test_a_stopped_store_is_rank_0_lost(child: Callable[..., Child]) -> None:
     other.close()
 
 
-def test_a_heartbeat_that_has_ended_is_not_waited_for(store: StoreLink) -> None:
-    """A store that was slow once ends rank 0's; to wait for another beat would be for ever."""
+class Cell:
+    """Where a guard ends this process: it is noted instead."""
+
+    status = 0
+
+    def leave(self, status: int) -> None:
+        self.status = status
+
+
+@pytest.mark.multiprocess
+def test_a_heartbeat_outlives_a_store_that_was_slow_to_answer(
+    child: Callable[..., Child], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It beats again on another connection, and the forward it looks after is not given up."""
+    server, cell = child(STORE), Cell()
+    link = joined(server)
+    pulse = Pulse(link, Settings(silence_s=SILENCE_S, task_limit_s=300.0))
+    guard = ForwardGuard(1, 2, 60.0, leave=cell.leave)
+    with pulse.idle(guard):
+        server.stop()
+        wait_until(lambda: pulse._link.is_cut_off, within(10.0))
+        wait_until(lambda: "cannot complete" in caplog.text, within(10.0))
+        server.send(signal.SIGCONT)
+        wait_until(lambda: not pulse._link.is_cut_off, within(10.0))
+        wait_until(lambda: "answers again" in caplog.text, within(10.0))
+    again = link.again()
+    before = beats_of(again)
+    wait_until(lambda: beats_of(again) > before, within(10.0))
+    assert not guard.is_over
+    assert cell.status == 0
+    for each in (again, link):
+        each.close()
+    pulse.stop()
+
+
+@pytest.mark.multiprocess
+def test_a_store_that_is_gone_is_told_from_one_that_is_slow(child: Callable[..., Child]) -> None:
+    """Nobody listens there: said at once, and the rank in its forward ends after the grace."""
+    server, cell = child(STORE), Cell()
+    link = joined(server)
+    pulse = Pulse(link, Settings(silence_s=SILENCE_S, task_limit_s=300.0))
+    guard = ForwardGuard(1, 2, 0.3, leave=cell.leave)
+    with pulse.idle(guard):
+        server.send(signal.SIGKILL)
+        wait_until(lambda: cell.status == EXIT_ABANDONED, within(10.0))
+    began = time.monotonic()
+    with pytest.raises(RankLostError, match="its store is gone"):
+        link.again()
+    assert time.monotonic() - began < 5.0, "torch would go on asking for ten"
+    pulse.stop()
+    link.close()
+
+
+def test_no_connection_is_made_for_a_heartbeat_that_has_ended(store: StoreLink) -> None:
+    """Nothing of it stays behind."""
+    link = RenewedLink(store.clone())
+    link.close()
+    for _ in range(2):
+        with pytest.raises(RankLostError, match="is closed"):
+            link.has(["key"])
+    assert "warmup-link" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_heartbeat_that_has_no_store_is_not_waited_for(store: StoreLink) -> None:
+    """Rank 0 finds that it may have been stopped; to wait for another beat would be for ever."""
     meeting = Meeting(store, Settings(silence_s=0.4))
     pulse = meeting._pulse
     pulse._link.close()
-    wait_until(lambda: not pulse._thread.is_alive(), within(10.0))
+    wait_until(lambda: pulse._link.is_cut_off, within(10.0))
     time.sleep(0.5)
     began = time.monotonic()
     meeting.confirm()
