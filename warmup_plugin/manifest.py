@@ -69,7 +69,7 @@ class Tasks(Mapping[str, TaskRecord]):
 
     @classmethod
     def undecoded(
-        cls, raw: msgspec.Raw, defaults: tuple[str, ...], blocked: dict[str, str]
+        cls, raw: bytes | msgspec.Raw, defaults: tuple[str, ...], blocked: dict[str, str]
     ) -> Tasks:
         """Return the tasks of a file; `defaults` and `blocked` are what its header says of them."""
         tasks = cls({})
@@ -186,6 +186,9 @@ class _Header(msgspec.Struct, omit_defaults=True):
     loose: tuple[str, ...] = ()
 
 
+#: How the line of the tasks begins, and how the document ends after them.
+_TASKS_ARE: Final = b'"tasks": '
+_END: Final = b"\n}\n"
 _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _HEADER: Final = msgspec.json.Decoder(_Header)
 _ANYTHING: Final = msgspec.json.Decoder()
@@ -197,10 +200,9 @@ def parse_manifest(data: bytes, *, limit: int) -> Manifest | Miss:
     """Read a manifest of at most `limit` bytes, its tasks not yet. Never raises."""
     if len(data) > limit:
         return Miss(f"{len(data)} bytes, more than the {limit} allowed", "too_large")
-    fields = decode(_FIELDS, data)
+    fields, tasks = _halves(data)
     if isinstance(fields, Miss):
         return fields
-    tasks = fields.pop("tasks", msgspec.Raw(b"{}"))
     known = {name: fields.pop(name) for name in _Header.__struct_fields__ if name in fields}
     header = decode(_HEADER, msgspec.json.encode(known))
     if isinstance(header, Miss):
@@ -213,6 +215,22 @@ def parse_manifest(data: bytes, *, limit: int) -> Manifest | Miss:
     values = msgspec.structs.asdict(header)
     undecoded = Tasks.undecoded(tasks, values.pop("known_defaults"), values.pop("blocked"))
     return Manifest(**values, tasks=undecoded, extra=extra)
+
+
+def _halves(data: bytes) -> tuple[dict[str, msgspec.Raw] | Miss, bytes | msgspec.Raw]:
+    """Return the header's fields and the tasks, these not looked at where `render_manifest` wrote.
+
+    It puts each field in a line, and the tasks last: JSON strings have no line ends, so what is cut
+    there is the header or nothing that can be decoded. To pass over ten thousand tasks takes as
+    long as to parse their table.
+    """
+    header, cut, tasks = data.partition(b",\n" + _TASKS_ARE)
+    if cut and tasks.endswith(b"\n}" + _END):
+        fields = decode(_FIELDS, header + b"}")
+        if not isinstance(fields, Miss):
+            return fields, tasks[: -len(_END)]
+    fields = decode(_FIELDS, data)
+    return fields, b"{}" if isinstance(fields, Miss) else fields.pop("tasks", b"{}")
 
 
 def _decode_tasks(raw: bytes) -> dict[str, TaskRecord] | Miss:
@@ -238,7 +256,7 @@ def render_manifest(manifest: Manifest) -> bytes:
     header = msgspec.convert(manifest, _Header, from_attributes=True)
     fields = {**msgspec.to_builtins(header), **manifest.extra}
     lines = [json_line(name, value) for name, value in fields.items()]
-    return json_document([*lines, b'"tasks": ' + manifest.rendered_tasks()])
+    return json_document([*lines, _TASKS_ARE + manifest.rendered_tasks()])
 
 
 def _flat(record: TaskRecord) -> TaskRecord | dict[str, Any]:

@@ -48,6 +48,8 @@ ALLOWED = {
     ("storelink.py", "_join", "TCPStore"): "a time-out is given",
     ("storelink.py", "_broadcast", "dist.broadcast"): "the session's one collective, bounded by "
     "the time-out of the group it is given",
+    ("storelink.py", "StoreLink.again", "socket.create_connection"): "a time-out is given; the "
+    "heartbeat asks for it on a thread of its own (renewal.py)",
     ("storelink.py", "_addresses", "probe.connect"): "of a datagram socket: sends nothing",
     ("steps/job.py", "_meet", "connect"): "storelink's, above",
     ("cli/checks.py", "_tried", "fcntl.flock"): "asks with LOCK_NB, of a file of its own",
