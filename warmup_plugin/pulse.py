@@ -133,7 +133,7 @@ class Pulse:
     """This rank's heartbeat: a thread that counts, with what the rank is at."""
 
     def __init__(self, link: Link, settings: Settings) -> None:
-        self._link = RenewedLink(link.clone())
+        self._link = RenewedLink(link)
         self._settings = settings
         self._interval_s = min(5.0, settings.silence_s / 8)
         self._watch = Watch(self._link, settings)
@@ -174,6 +174,7 @@ class Pulse:
         return is_late or was_late
 
     def _run(self) -> None:
+        self._link.connect(self._settings.silence_s / 2)
         beats = 0
         while not self._stop.is_set():
             try:

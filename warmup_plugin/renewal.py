@@ -3,8 +3,9 @@
 
 Owns the making of another one. Once an answer has not come in time, the connection is of no use: it
 may still come, and would be taken for the next one's. Whoever must go on for as long as the session
-does (the heartbeat) gets another then, made on a thread of its own, since torch bounds no handshake
-with a store whose process is stopped. Until it is there every call raises `RankLostError` at once.
+does (the heartbeat) gets another then. Each is made on a thread of its own, since torch bounds no
+handshake with a store whose process is stopped; until it is there every call raises `RankLostError`
+at once.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ _Answer = TypeVar("_Answer")
 
 
 class RenewedLink:
-    """One connection after another, for one thread."""
+    """One connection after another, each a clone of ``origin``, for one thread."""
 
-    def __init__(self, link: Link) -> None:
-        self.rank, self.size = link.rank, link.size
-        self._link = link
-        self._cut_off: RankLostError | None = None
+    def __init__(self, origin: Link) -> None:
+        self.rank, self.size = origin.rank, origin.size
+        self._origin = origin
+        self._link: Link | None = None
+        self._cut_off: RankLostError | None = RankLostError(0, "its store lets nobody in")
         self._maker: threading.Thread | None = None
         self._made: Link | None = None
         self._lock = threading.Lock()
@@ -37,6 +39,13 @@ class RenewedLink:
     def is_cut_off(self) -> bool:
         """Return whether the last call failed and no other connection has been used since."""
         return self._cut_off is not None
+
+    def connect(self, patience_s: float) -> None:
+        """Begin to make the first connection, and wait that long for it."""
+        with self._lock:
+            self._begin()
+        if self._maker is not None:
+            self._maker.join(timeout=patience_s)
 
     def set(self, key: str, value: bytes) -> None:
         """Write a value."""
@@ -54,39 +63,44 @@ class RenewedLink:
         """Let go of the store, and of a connection that is made too late."""
         with self._lock:
             self._is_closed = True
-            made, self._made = self._made, None
-        for link in (self._link, made):
+            links, self._made = (self._link, self._made), None
+        for link in links:
             if link is not None:
                 link.close()
 
     def _ask(self, question: Callable[[Link], _Answer]) -> _Answer:
-        self._take_up()
+        link = self._current()
         try:
-            return question(self._link)
+            return question(link)
         except RankLostError as error:
             self._cut_off = error
             raise
 
-    def _take_up(self) -> None:
-        """Go over to the new connection if one is needed and there; raises while there is none."""
-        if self._cut_off is None:
-            return
+    def _current(self) -> Link:
+        """Return the connection, a new one if one is needed; raises while there is none."""
+        if self._link is not None and self._cut_off is None:
+            return self._link
         with self._lock:
             made, self._made = self._made, None
-            if made is None and not self._is_closed and not self._is_making():
-                self._maker = threading.Thread(target=self._make, name="warmup-link", daemon=True)
-                self._maker.start()
+            if made is None:
+                self._begin()
         if made is None:
+            assert self._cut_off is not None
             raise self._cut_off
-        self._link.close()
+        if self._link is not None:
+            self._link.close()
         self._link, self._cut_off = made, None
+        return made
 
-    def _is_making(self) -> bool:
-        return self._maker is not None and self._maker.is_alive()
+    def _begin(self) -> None:
+        is_making = self._maker is not None and self._maker.is_alive()
+        if not self._is_closed and not is_making:
+            self._maker = threading.Thread(target=self._make, name="warmup-link", daemon=True)
+            self._maker.start()
 
     def _make(self) -> None:
         try:
-            made = self._link.again()
+            made = self._origin.clone()
         except RankLostError:
             return  # the next call has it tried again
         with self._lock:

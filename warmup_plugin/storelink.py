@@ -53,7 +53,6 @@ class Link(BeatLink, Protocol):
     """What a meeting needs of it; `StoreLink` over the network, a model of it in tests."""
 
     def clone(self) -> Link: ...
-    def again(self) -> Link: ...
     def get(self, key: str) -> bytes: ...
     def add(self, key: str) -> int: ...
     def compare_set(self, key: str, value: str) -> bytes: ...
@@ -76,32 +75,24 @@ class StoreLink:
         """Bound every answer of the store."""
         if self.store is not None and self.silence_s:
             _bound_answers(self.store.port, self.silence_s)
-            self._bound_gets()
-
-    def _bound_gets(self) -> None:
-        """Bound the wait for a key, which is not the socket's: a key that is got is there."""
-        if self.silence_s:
+            # The wait for a key is not the socket's: a key that is got is there.
             self._call("set_timeout", timedelta(seconds=self.silence_s / 2))
 
     def clone(self) -> StoreLink:
-        """Return another connection to the same store, for another thread."""
-        self._call("set_timeout", timedelta(seconds=_CONNECT_S))  # the new connection's, too
-        store: TCPStore = self._call("clone")
-        self._bound_gets()
-        return StoreLink(store, self.rank, self.size, self.silence_s)
+        """Return another connection to the same store, for another thread, which may make it.
 
-    def again(self) -> StoreLink:
-        """Return another connection in place of this one, which may have failed.
-
-        Raises `RankLostError` where nobody listens any more, at once: torch would try for seconds.
+        Raises `RankLostError` where nobody listens any more, at once: torch would ask for seconds.
         Where the store's process is stopped this takes as long as it is.
         """
+        if self.store is None:
+            raise RankLostError(0, self._gone)
+        at, limit = (self.store.host, self.store.port), timedelta(seconds=_CONNECT_S)
         try:
-            at = (self.store.host, self.store.port)  # type: ignore[union-attr]
             socket.create_connection(at, timeout=_CONNECT_S).close()
-        except (OSError, AttributeError) as error:  # the second: this rank has let go of it
+            store = TCPStore(*at, is_master=False, wait_for_workers=False, timeout=limit)
+        except (OSError, RuntimeError) as error:
             raise RankLostError(0, f"its store is gone: {error}") from error
-        return self.clone()
+        return StoreLink(store, self.rank, self.size, self.silence_s)
 
     def set(self, key: str, value: bytes) -> None:
         """Write a value. Waits for no answer, so a store that is only stopped gets it later."""

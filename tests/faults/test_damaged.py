@@ -212,9 +212,6 @@ class Wire:
     def clone(self) -> Wire:
         return self
 
-    def again(self) -> Wire:
-        return self.clone()
-
     def set(self, key: str, value: bytes) -> None:
         self.held[key] = self.spoilt(value)
 

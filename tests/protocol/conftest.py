@@ -153,9 +153,6 @@ class MemoryLink:
     def clone(self) -> MemoryLink:
         return MemoryLink(self.rank, self.size, self.held)
 
-    def again(self) -> MemoryLink:
-        return self.clone()
-
     def set(self, key: str, value: bytes) -> None:
         self.held[key] = value
 
