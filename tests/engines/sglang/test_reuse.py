@@ -37,8 +37,13 @@ def test_the_first_start_after_installation_is_warm(
     for phase, report in enumerate(first.ranks[0]["reports"]):
         assert report["tasks"]["adopted"] > 0
         assert report["certificate"] == second.ranks[0]["reports"][phase]["certificate"]
+    # Stages tune apart, and disagree about the ops that both have; they share our directory, so the
+    # one that comes second may find the first one's winner there, which is as good.
     for rank, before in zip(first.ranks, alone.ranks, strict=True):
-        assert rank["served"] == before["served"]
+        assert rank["served"].keys() == before["served"].keys()
+        winners = [other["served"] for other in (alone.ranks if "pp" in layout else [before])]
+        for key, tactic in rank["served"].items():
+            assert tactic in [found[key] for found in winners if key in found]
     assert engine.own_files() == theirs
 
 
