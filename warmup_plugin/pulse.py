@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import threading
 import time
@@ -145,7 +146,7 @@ class Pulse:
         self._mates: dict[str, View] = {}
         #: Told every rank's heartbeat, on this thread, after each of this rank's own.
         self.listener: Callable[[int, dict[str, Any]], None] | None = None
-        self._stop = threading.Event()
+        self._stop, self._is_needed = threading.Event(), threading.Event()
         link.set(f"card/{link.rank}", json.dumps(own_card().to_json()).encode())
         self._thread = threading.Thread(target=self._run, name="warmup-pulse", daemon=True)
         self._thread.start()
@@ -159,6 +160,8 @@ class Pulse:
         """In the body this rank waits, or runs the engine's forward, looked after by ``guard``."""
         step, task, _ = self._state
         self._idle, self._guard = True, guard
+        if guard is not None:
+            self._is_needed.set()
         try:
             yield
         finally:
@@ -167,14 +170,17 @@ class Pulse:
 
     def overslept(self) -> bool:
         """Return, once, whether there has been a silence: this process was stopped, most likely."""
-        # A heartbeat without a store may never come back: to wait for it would be for ever.
-        is_due = self._thread.is_alive() and not self._link.is_cut_off
-        is_late = is_due and time.monotonic() - self._last > self._settings.silence_s
+        is_late = time.monotonic() - self._last > self._settings.silence_s
+        if is_late:  # said once a beat: a heartbeat that has no store may never beat again
+            self._last = math.inf
         was_late, self._overslept = self._overslept, False
         return is_late or was_late
 
     def _run(self) -> None:
-        self._link.connect(self._settings.silence_s / 2)
+        # Nobody misses the first beat for as long as the next; many a warm start is over by then.
+        self._is_needed.wait(self._interval_s)
+        if not self._stop.is_set():
+            self._link.connect(self._settings.silence_s / 2)
         beats = 0
         while not self._stop.is_set():
             try:
@@ -215,6 +221,7 @@ class Pulse:
     def stop(self) -> None:
         """End the thread and its connection."""
         self._stop.set()
+        self._is_needed.set()
         self._thread.join(timeout=5.0)
         self._link.close()
 

@@ -214,12 +214,11 @@ def _broadcast(card: dict[str, Any] | None, group: dist.ProcessGroup | None) -> 
     on_cpu = "gloo" in str(dist.get_backend(group)).lower()
     device = torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
     raw = b"" if card is None else json.dumps(card).encode()
-    tensor = torch.zeros(_CARD_BYTES, dtype=torch.uint8)
-    tensor[: len(raw)] = torch.tensor(list(raw), dtype=torch.uint8)
+    tensor = torch.frombuffer(bytearray(raw.ljust(_CARD_BYTES, b"\0")), dtype=torch.uint8)
     tensor = tensor.to(device)
     source = dist.get_global_rank(group, 0) if group is not None else 0
     dist.broadcast(tensor, src=source, group=group)
-    received: dict[str, Any] = json.loads(bytes(tensor.cpu().tolist()).rstrip(b"\0"))
+    received: dict[str, Any] = json.loads(tensor.cpu().numpy().tobytes().rstrip(b"\0"))
     return received
 
 

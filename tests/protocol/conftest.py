@@ -228,6 +228,7 @@ class QuietPulse(pulse.Pulse):
 
     def __init__(self) -> None:
         self._state, self._idle, self._guard = ("open", "", 0), False, None
+        self._is_needed = threading.Event()
 
     @property
     def guard(self) -> pulse.ForwardGuard | None:

@@ -36,6 +36,7 @@ ALLOWED = {
     ("journal.py", "Journal._open", "fcntl.flock"): "asks with LOCK_NB",
     ("journal.py", "_is_free", "fcntl.flock"): "asks with LOCK_NB",
     ("pulse.py", "Pulse._run", "self._stop.wait"): "the heartbeat's pause, ended by `stop`",
+    ("pulse.py", "Pulse._run", "self._is_needed.wait"): "as long as between two beats",
     ("pulse.py", "Pulse._run", "self._link.connect"): "renewal's, half a silence at most",
     ("pulse.py", "Pulse.stop", "self._thread.join"): "five seconds; the thread is a daemon",
     ("lease.py", "_touch", "stop.wait"): "the pause between two touches, ended by the holder",

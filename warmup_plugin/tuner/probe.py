@@ -12,6 +12,7 @@ import contextlib
 import functools
 import itertools
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -131,15 +132,26 @@ def _fields_of_keys(own: Any, cases: list[tuple[Any, ...]]) -> dict[tuple[Any, .
     key = ("warmup_plugin::probe", "_ProbeRunner", ((1, 1),))
     table = {str(key): ["_ProbeRunner", 3]}
     table.update({str((*key, extras)): ["_ProbeRunner", 4] for extras in cases})
-    with as_file(json.dumps(table).encode()) as path:
-        own.load_configs(path)
     inputs, config = [torch.empty(1, 1)], fi.TuningConfig()
     found = {}
-    for extras in cases:
-        runners = [_ProbeRunner(extras)]
-        _, _, tactic, _ = own.search_cache(key[0], runners, key[2], config, inputs=inputs)
-        found[extras] = int(tactic)
+    with as_file(json.dumps(table).encode()) as path, _quietly():
+        own.load_configs(path)
+        for extras in cases:
+            runners = [_ProbeRunner(extras)]
+            _, _, tactic, _ = own.search_cache(key[0], runners, key[2], config, inputs=inputs)
+            found[extras] = int(tactic)
     return found
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep FlashInfer from telling of the probe's table as if it were somebody's."""
+    log = logging.getLogger("flashinfer.jit")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 @contextlib.contextmanager
