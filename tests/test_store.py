@@ -392,11 +392,11 @@ def test_a_file_replaced_meanwhile_is_not_moved(
     (directory / NAME).write_text("broken")
     judge = shelf._judge_table
 
-    def judge_slowly(*arguments: Any) -> Table | Miss:
+    def judge_slowly(*arguments: Any, **named: Any) -> Table | Miss:
         monkeypatch.setattr(shelf, "_judge_table", judge)
         (directory / NAME).unlink()
         publish(Store(directory, SETTINGS), a=1)
-        return judge(*arguments)
+        return judge(*arguments, **named)
 
     monkeypatch.setattr(shelf, "_judge_table", judge_slowly)
     assert [miss.kind for _, miss in store.read(STAMP).misses] == ["unreadable"]

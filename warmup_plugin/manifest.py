@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Final, Literal, cast
+from typing import Annotated, Any, Final, Literal, TypeAlias, cast
 
 import msgspec
 
@@ -57,20 +57,22 @@ class TaskRecord(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown
         )  # fmt: skip
 
 
+#: A part of a document, in one piece.
+_Raw: TypeAlias = bytes | memoryview | msgspec.Raw
+
+
 class Tasks(Mapping[str, TaskRecord]):
     """Task records by task id; those read from a file are decoded at the first look at one."""
 
     def __init__(self, records: Mapping[str, TaskRecord]) -> None:
         self._records: Mapping[str, TaskRecord] | Miss | None = records
-        self._raw: bytes | msgspec.Raw = b""
+        self._raw: _Raw = b""
         self.defaults = tuple(sorted(i for i, r in records.items() if r.outcome in DEFAULTS))
         blocked = {i: r.blocked for i, r in records.items() if r.blocked is not None}
         self.blocked = dict(sorted(blocked.items()))
 
     @classmethod
-    def undecoded(
-        cls, raw: bytes | msgspec.Raw, defaults: tuple[str, ...], blocked: dict[str, str]
-    ) -> Tasks:
+    def undecoded(cls, raw: _Raw, defaults: tuple[str, ...], blocked: dict[str, str]) -> Tasks:
         """Return the tasks of a file; `defaults` and `blocked` are what its header says of them."""
         tasks = cls({})
         tasks._records, tasks._raw = None, raw
@@ -217,18 +219,19 @@ def parse_manifest(data: bytes, *, limit: int) -> Manifest | Miss:
     return Manifest(**values, tasks=undecoded, extra=extra)
 
 
-def _halves(data: bytes) -> tuple[dict[str, msgspec.Raw] | Miss, bytes | msgspec.Raw]:
+def _halves(data: bytes) -> tuple[dict[str, msgspec.Raw] | Miss, _Raw]:
     """Return the header's fields and the tasks, these not looked at where `render_manifest` wrote.
 
     It puts each field in a line, and the tasks last: JSON strings have no line ends, so what is cut
     there is the header or nothing that can be decoded. To pass over ten thousand tasks takes as
     long as to parse their table.
     """
-    header, cut, tasks = data.partition(b",\n" + _TASKS_ARE)
-    if cut and tasks.endswith(b"\n}" + _END):
-        fields = decode(_FIELDS, header + b"}")
+    cut = data.find(b",\n" + _TASKS_ARE)
+    if cut >= 0 and data.endswith(b"\n}" + _END):
+        fields = decode(_FIELDS, data[:cut] + b"}")
         if not isinstance(fields, Miss):
-            return fields, tasks[: -len(_END)]
+            # A view: to copy them takes longer than to read them from the disk.
+            return fields, memoryview(data)[cut + 2 + len(_TASKS_ARE) : -len(_END)]
     fields = decode(_FIELDS, data)
     return fields, b"{}" if isinstance(fields, Miss) else fields.pop("tasks", b"{}")
 

@@ -18,6 +18,7 @@ from warmup_plugin.manifest import Manifest, parse_manifest
 from warmup_plugin.merge import Part, Source
 from warmup_plugin.paths import manifest_name, parse_table_name, table_name
 from warmup_plugin.table import Miss, Table, digest, parse_table, stamp_conflicts
+from warmup_plugin.unread import unread_table
 
 #: Judged, and of no use to anybody here: these files make room. Others may be fine for somebody.
 _SET_ASIDE: Final = frozenset({"foreign", "too_large", "unreadable"})
@@ -57,13 +58,14 @@ class Shelf:
     def _find_once(self, source: Source, stamp: Mapping[str, str], identity: str | None) -> Found:
         table_file = read_file(self.directory / table_name(*source), self.limit, self.root)
         manifest_file = read_file(self.directory / manifest_name(*source), self.limit, self.root)
-        table = _judge_table(table_file.content, stamp, self.limit)
+        manifest = _judge_manifest(manifest_file.content, table_file.content, identity, self.limit)
+        is_vouched = isinstance(manifest, Manifest)
+        table = _judge_table(table_file.content, stamp, self.limit, is_vouched=is_vouched)
         if isinstance(table, Miss):
             obstacles = [*obstacle(table_file), *obstacle(manifest_file)]
             goes = table.kind in _SET_ASIDE
             return Found(None, None, [(table_file.path, table)], obstacles if goes else [])
         assert isinstance(table_file.content, bytes), "only bytes are parsed"
-        manifest = _judge_manifest(manifest_file.content, table_file.content, identity, self.limit)
         if isinstance(manifest, Manifest):
             assert isinstance(manifest_file.content, bytes), "only bytes are parsed"
             part = Part(
@@ -97,8 +99,12 @@ class Shelf:
         return None
 
 
-def _judge_table(content: bytes | Miss, stamp: Mapping[str, str], limit: int) -> Table | Miss:
-    table = content if isinstance(content, Miss) else parse_table(content, limit=limit)
+def _judge_table(
+    content: bytes | Miss, stamp: Mapping[str, str], limit: int, *, is_vouched: bool
+) -> Table | Miss:
+    if isinstance(content, Miss):
+        return content
+    table = unread_table(content) if is_vouched else parse_table(content, limit=limit)
     if isinstance(table, Miss):
         return table
     conflicts = stamp_conflicts(table.stamp, stamp).items()
@@ -109,13 +115,13 @@ def _judge_table(content: bytes | Miss, stamp: Mapping[str, str], limit: int) ->
 
 
 def _judge_manifest(
-    content: bytes | Miss, table: bytes, identity: str | None, limit: int
+    content: bytes | Miss, table: bytes | Miss, identity: str | None, limit: int
 ) -> Manifest | Miss:
     manifest = content if isinstance(content, Miss) else parse_manifest(content, limit=limit)
     if isinstance(manifest, Miss):
         return manifest
     if identity is not None and manifest.identity != identity:
         return Miss(f"of identity {manifest.identity}, here {identity}", "foreign")
-    if manifest.table_sha256 != digest(table):
+    if isinstance(table, Miss) or manifest.table_sha256 != digest(table):
         return Miss("vouches for a table with another sha256", "stale")
     return manifest

@@ -27,7 +27,7 @@ MAX_DEPTH: Final = 32
 INDETERMINATE: Final = (None, "unknown", "None")
 WILDCARD: Final = "*"
 
-_STAMP: Final = "_metadata"
+STAMP: Final = "_metadata"
 _RECORDS: Final = "_records"
 _GENERATION: Final = "_generation"  # FlashInfer's own, of its own writers; not ours
 
@@ -93,7 +93,7 @@ def parse_table(data: bytes, *, limit: int) -> Table | Miss:
     document = _decode_members(data)
     if isinstance(document, Miss):
         return document
-    stamp, records = document.pop(_STAMP, None), document.pop(_RECORDS, {})
+    stamp, records = document.pop(STAMP, None), document.pop(_RECORDS, {})
     document.pop(_GENERATION, None)
     for key, entry in document.items():
         if type(entry) is not Entry or key[:1] == "_":
@@ -179,12 +179,12 @@ def _read_stamp(stamp: object) -> Mapping[str, str] | Miss:
     if stamp is None or stamp == {}:
         return Miss("no stamp: the environment it was tuned in is not known", "foreign")
     if not isinstance(stamp, dict):
-        return _unreadable(_STAMP, "an object of strings")
+        return _unreadable(STAMP, "an object of strings")
     for name, value in stamp.items():
         if value == WILDCARD:
-            return Miss(f'{_STAMP}.{name} is "*": made to be accepted anywhere', "foreign")
+            return Miss(f'{STAMP}.{name} is "*": made to be accepted anywhere', "foreign")
         if value is not None and not isinstance(value, str):
-            return _unreadable(f"{_STAMP}.{name}", "a string")
+            return _unreadable(f"{STAMP}.{name}", "a string")
     if all(value in INDETERMINATE for value in stamp.values()):
         return Miss("no stamp: every field of it is unknown", "foreign")
     return {name: value for name, value in stamp.items() if value is not None}
@@ -204,7 +204,7 @@ def stamp_conflicts(
 
 def render_table(table: Table) -> bytes:
     """Return the document: equal tables give equal bytes, one line per entry."""
-    lines = [json_line(_STAMP, table.stamp)]
+    lines = [json_line(STAMP, table.stamp)]
     if table.records:
         lines.append(json_line(_RECORDS, table.records))
     for key in sorted(table.entries):

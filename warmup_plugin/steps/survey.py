@@ -73,7 +73,7 @@ def _new_survey(job: Job, agreed: Agreed) -> Survey:
         clone_bytes=job.options.settings.record_bytes,
         is_default=frozenset(agreed.word.get("defaults", ())).__contains__,
         restore=job.installed.restore,
-        entries=agreed.table.entries,
+        entries=job.installed.entries(agreed.table),
         is_vouched=agreed.word["go"] == "none" or bool(agreed.word["vouched"]),
     )  # fmt: skip
 

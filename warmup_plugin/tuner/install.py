@@ -19,7 +19,7 @@ from typing import Any
 
 from warmup_plugin.collector import collector_paused
 from warmup_plugin.errors import InstallError
-from warmup_plugin.table import Entry, Miss, Table, parse_table, render_table
+from warmup_plugin.table import Entry, Miss, Table, canonical_tactic, parse_table, render_table
 from warmup_plugin.tuner import probe
 
 logger = logging.getLogger("warmup_plugin")
@@ -39,6 +39,29 @@ def saved_document() -> bytes:
 
 def _of_op(key: str, ops: Collection[str]) -> bool:
     return any(key.startswith(f"({op!r}, ") for op in ops)
+
+
+class LoadedEntries:
+    """What FlashInfer has loaded, as entries of a table; of equal ones one is kept."""
+
+    def __init__(self, configs: Mapping[str, tuple[str, Any]], policies: Mapping[str, Any]) -> None:
+        self._configs, self._policies = configs, policies
+        self._known: dict[tuple[str, int, Any], Entry] = {}
+
+    def get(self, key: str) -> Entry | None:
+        """Return the entry of a file key."""
+        if (held := self._configs.get(key)) is None:
+            return None
+        (runner, tactic), policy = held, self._policies.get(key)
+        if type(tactic) is not int:  # to a dictionary True is 1
+            return Entry(runner, canonical_tactic(tactic), policy)
+        name = runner, tactic, policy
+        if (entry := self._known.get(name)) is None:
+            entry = self._known[name] = Entry(*name)
+        return entry
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._configs
 
 
 @dataclass
@@ -110,6 +133,11 @@ class Installed:
         if loaded is False:
             raise InstallError("FlashInfer refuses the table: its stamp is another environment's")
         self._loaded = probe.loaded(tuner)
+
+    def entries(self, table: Table) -> LoadedEntries | Mapping[str, Entry]:
+        """Return the entries of the table that is loaded: FlashInfer has them at hand already."""
+        policies = probe.loaded_policies(probe.tuner())
+        return table.entries if policies is None else LoadedEntries(self._loaded, policies)
 
     def is_intact(self) -> bool:
         """Return whether the tuner still holds exactly what was loaded."""

@@ -363,6 +363,12 @@ def loaded(tuner: Any) -> dict[str, Any]:
     return dict(tuner._file_configs)
 
 
+def loaded_policies(tuner: Any) -> dict[str, Any] | None:
+    """Return how these were measured, by key; None before 0.7.2, which does not say."""
+    found = getattr(tuner, "_file_config_policies", None)
+    return None if found is None else dict(found)
+
+
 def loaded_answer(tuner: Any, keys: Iterable[str]) -> tuple[str, Any] | None:
     """Return what the tuner would serve under these file keys from files: (runner, tactic)."""
     held = (tuner._file_configs.get(key) for key in keys)  # in the order in which it looks

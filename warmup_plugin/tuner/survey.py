@@ -23,6 +23,7 @@ from warmup_plugin.table import Entry, canonical_tactic
 from warmup_plugin.topology import RankInfo
 from warmup_plugin.tuner import capture, probe
 from warmup_plugin.tuner.asked import Asked, dynamic_inputs, shapes_of
+from warmup_plugin.tuner.install import LoadedEntries
 from warmup_plugin.tuner.known_ops import KnownOps, distribution_aware
 from warmup_plugin.tuner.replay import narrow
 from warmup_plugin.tuner.tally import Answer, Tally, tally_of
@@ -61,7 +62,7 @@ class Survey:
         clone_bytes: int,
         is_default: Callable[[str], bool],
         restore: Callable[[], bool],
-        entries: Mapping[str, Entry],
+        entries: Mapping[str, Entry] | LoadedEntries,
         is_vouched: bool = True,
     ) -> None:
         self.tasks: dict[str, Task] = {}
