@@ -309,14 +309,19 @@ class Meeting:
 
         Raises `SessionError` when the bytes that arrive are others.
         """
-        key = f"body/{sha256}"
+        key, parts = f"body/{sha256}", list[bytes]()
+
+        def take_parts() -> None:  # those that are there, while the others are on their way
+            while self._link.has([f"{key}/{len(parts)}"]):
+                parts.append(self._read(f"{key}/{len(parts)}"))
+
         try:
-            self._wait([key], waits_for=set(range(self.size)))
+            self._wait([key], waits_for=set(range(self.size)), meanwhile=take_parts)
         except RankLostError as error:
             self._end(_lost(error))
         body = self._read(key)
         if body.startswith(_PARTS.encode()):
-            body = self._in_parts(key, body)
+            body = self._in_parts(key, body, parts)
         if digest(body) != sha256:
             raise SessionError(f"body {sha256}: arrived with sha256 {digest(body)}")
         return body
@@ -326,16 +331,16 @@ class Meeting:
         self.confirm()
         return self._link.add(f"take/{name}") - 1
 
-    def _in_parts(self, key: str, told: bytes) -> bytes:
-        """Return a body that is too large for one value of the store."""
+    def _in_parts(self, key: str, told: bytes, taken: list[bytes]) -> bytes:
+        """Return a body that is too large for one value of the store; the first parts are taken."""
         number = told[len(_PARTS) :]
         most = wire.MOST_BODY_BYTES // wire.PART_BYTES
         if not number.isdigit() or len(number) > len(str(most)) or int(number) > most:
             raise SessionError(f"{key}: {number[:20]!r} parts, {most} at most")
-        parts = [f"{key}/{index}" for index in range(int(number))]
-        if not self._link.has(parts):  # they were there before their number was
+        left = [f"{key}/{index}" for index in range(len(taken), int(number))]
+        if left and not self._link.has(left):  # they were there before their number was
             raise SessionError(f"{key}: a part of it is not there")
-        return b"".join(self._read(part) for part in parts)
+        return b"".join([*taken, *map(self._read, left)])
 
     def _read(self, key: str) -> bytes:
         body = self._link.get(key)
@@ -356,9 +361,15 @@ class Meeting:
         """Have the other ranks' heartbeats told from now on, on another thread; None ends it."""
         self._pulse.listener = listener
 
-    def _wait(self, keys: list[str], waits_for: set[int]) -> None:
+    def _wait(
+        self,
+        keys: list[str],
+        waits_for: set[int],
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> None:
         """Wait until all keys exist: the one place where this package waits for another rank.
 
+        ``meanwhile``: what to do each time they do not.
         Raises `RankLostError` once a rank waited for is given up, or another rank has given one up.
         """
         others = sorted(waits_for - {self.rank})
@@ -374,8 +385,14 @@ class Meeting:
                     where = self._watch.describe(rank)
                     logger.info("waiting for rank %d for %.0f s: %s", rank, waited_s, where)
 
+        def is_there() -> bool:
+            found = self._link.has(keys)
+            if not found:
+                meanwhile()
+            return found
+
         with self._pulse.idle():
-            wait_until(lambda: self._link.has(keys), look)
+            wait_until(is_there, look)
 
     def close(self) -> None:
         """Stop the heartbeat and let go of the store.

@@ -16,9 +16,9 @@ from warmup_plugin.errors import RankLostError
 from warmup_plugin.table import Miss, decode
 
 #: torch's store drops the connection at a value of 8 MiB. Words are far smaller; bodies that are
-#: not cross in parts.
+#: not cross in parts, small enough for one to be read while the next is written.
 MOST_WORD_BYTES: Final = 4 * 2**20
-PART_BYTES: Final = 4 * 2**20
+PART_BYTES: Final = 2**19
 MOST_BODY_BYTES: Final = 512 * 2**20
 
 

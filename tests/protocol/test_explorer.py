@@ -326,15 +326,16 @@ def wait_until(is_there: Callable[[], bool], look: Callable[[float], None]) -> N
 class NeverLooks(Meeting):
     """Waits for what it waits for, and for nothing else."""
 
-    def _wait(self, keys: list[str], waits_for: set[int]) -> None:
-        del waits_for
+    def _wait(self, keys: list[str], waits_for: set[int], meanwhile: Any = None) -> None:
+        del waits_for, meanwhile
         wait_until(lambda: self._link.has(keys), lambda _waited_s: None)
 
 
 class HearsNoEnd(Meeting):
     """Watches the others while it waits, and does not hear that the session is over."""
 
-    def _wait(self, keys: list[str], waits_for: set[int]) -> None:
+    def _wait(self, keys: list[str], waits_for: set[int], meanwhile: Any = None) -> None:
+        del meanwhile
         others = waits_for - {self.rank}
         wait_until(lambda: self._link.has(keys), lambda _waited_s: self._watch.look(others))
 

@@ -7,11 +7,12 @@ first rank of each node.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections import Counter
 from collections.abc import Iterable
+
+import msgspec
 
 from warmup_plugin import __version__, metrics
 from warmup_plugin.files import said
@@ -83,7 +84,8 @@ def make_report(
     if job.may_write and job.store is not None:
         name = f"{_stamp(found.at)}_rank{found.rank}.json"
         with job.failing_as_data():  # all ranks serve by now: nothing may end one of them
-            job.store.write_report(json.dumps(found.to_json(), indent=1).encode(), name)
+            body = msgspec.json.format(msgspec.json.encode(found.to_json()), indent=1)
+            job.store.write_report(body, name)
     return found
 
 

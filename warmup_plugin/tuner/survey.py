@@ -83,8 +83,7 @@ class Survey:
         self._original = type(self._tuner).choose_one
         self._lock = threading.RLock()
         self._seen: set[tuple[Any, ...]] = set()
-        self._task_of_key: dict[str, str] = {}
-        self._switches_of_key: dict[str, Any] = {}
+        self._task_of_key: dict[str, Task] = {}
         self._pinned: dict[int, tuple[Any, str]] = {}
         self._answers: dict[Answer, Answer] = {}
         self._buckets: dict[tuple[int, ...], tuple[int, ...]] = {}
@@ -117,7 +116,6 @@ class Survey:
         # The next forward records all anew: of what was vouched for nothing need be kept.
         for noted in (self.tasks, self.adopted, self._seen, self._task_of_key):
             noted.clear()
-        self._switches_of_key.clear()
         self._tally = None
 
     def pass_through(self, op: str, reason: str) -> None:
@@ -261,6 +259,7 @@ class Survey:
             buckets = asked.buckets(shapes)
             buckets = self._buckets.setdefault(buckets, buckets)  # few differ
             task = Task(name, asked.op, keys, shapes, buckets, None, "missing")
+            task.switches = asked.switches
             self.tasks[name] = task
             self._judge(task, asked, profile)
             if task.state != "known" or not self._is_vouched:
@@ -274,12 +273,12 @@ class Survey:
     def _compare(self, task: Task, asked: Asked) -> None:
         """Find one file key with two runner lists or two runner configurations."""
         for key, switches in zip(task.keys, asked.switches, strict=True):
-            other = self._task_of_key.setdefault(key, task.id)
-            if other != task.id:
+            first = self._task_of_key.setdefault(key, task)
+            if first is not task and first.id != task.id:
                 self._unshare(task, "one file key is used by two runner lists")
-                if other in self.tasks:
-                    self._unshare(self.tasks[other], task.reason)
-            before = self._switches_of_key.setdefault(key, switches)
+                if first.id in self.tasks:
+                    self._unshare(self.tasks[first.id], task.reason)
+            before = first.switches[first.keys.index(key)]
             if before != switches:
                 changed = sorted({name for name, _ in {*switches} ^ {*before}})
                 self._unshare(task, f"one file key, runners that differ in {', '.join(changed)}")

@@ -21,6 +21,7 @@ import torch
 from warmup_plugin.table import Tactic
 
 Shapes = tuple[tuple[int, ...], ...]
+Switches = tuple[tuple[str, str], ...]
 #: ``default`` and ``unstable`` are known, without a winner: nothing is tuned or stored.
 #: ``refused``: the entry that answers it cannot be used; as good as missing, on every rank.
 State = Literal["known", "default", "unstable", "missing", "unshared", "refused"]
@@ -54,7 +55,8 @@ class Task:
 
     Where the agreed table answers it: ``served``, what the tuner served in the survey, as (runner
     class, tactic), and whether the table says so too. Of a task that a vouched table answers no
-    call is kept: the copies of a thousand calls are a third of a warm survey.
+    call is kept: the copies of a thousand calls are a third of a warm survey. ``switches``:
+    `options_of` its runners.
     """
 
     id: str
@@ -68,6 +70,7 @@ class Task:
     served: tuple[str, Tactic] | None = None
     is_agreed: bool = False
     rivals: tuple[Call, ...] = ()
+    switches: Sequence[Switches] = ()
 
     def recorded(self) -> Call:
         """Return the call, of a task that is to be replayed."""
@@ -125,7 +128,7 @@ def task_id(op: str, runners: Sequence[tuple[str, Extras]], profile: Shapes) -> 
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 
 
-def options_of(runner: Any) -> tuple[tuple[str, str], ...]:
+def options_of(runner: Any) -> Switches:
     """Return the runner's switches: what must be equal wherever one file key is used.
 
     Flags, names, enums and dtypes. Not integers and floats: sizes, scales and counters differ
