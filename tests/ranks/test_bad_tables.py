@@ -232,6 +232,46 @@ def test_half_a_table_without_manifest(job: Deployment, healthy: tuple[Deploymen
     start(job).assert_warm()
 
 
+def with_line(value: bytes) -> Callable[[bytes], bytes]:
+    """A spoiler that replaces the first entry in its line: the document keeps its form."""
+
+    def spoil(table: bytes) -> bytes:
+        start = table.index(b'\n"(')
+        colon = table.index(b'": ', start) + 3
+        end = min(table.find(mark, colon) for mark in (b",\n", b"\n}"))
+        return table[:colon] + value + table[end:]
+
+    return spoil
+
+
+VOUCHED: dict[str, Callable[[bytes], bytes]] = {
+    "null entry": with_line(b"null"),
+    "entry of wrong type": with_line(b'{"runner": 1}'),
+    "runner of wrong type": with_line(b"[1, 2]"),
+    "deep tactic": with_line(b'["BlockedGemmRunner", ' + b"[" * 5000 + b"]" * 5000 + b"]"),
+    "no JSON": with_line(b"nonsense"),
+    "cut short": lambda table: table[: len(table) // 2],
+}
+
+
+@pytest.mark.parametrize("spoil", VOUCHED.values(), ids=VOUCHED)
+def test_a_manifest_that_vouches_for_what_is_no_table(
+    spoil: Callable[[bytes], bytes], job: Deployment, healthy: tuple[Deployment, Start]
+) -> None:
+    """Such a table is believed until it is looked at; both ranks find out alike, and heal it."""
+    good = job.table.read_bytes()
+    bad = spoil(good)
+    job.table.write_bytes(bad)
+    one, other = (hashlib.sha256(data).hexdigest() for data in (good, bad))
+    manifest = job.manifest.read_text()
+    assert one in manifest
+    job.manifest.write_text(manifest.replace(one, other))
+    first = start(job)
+    assert first.served == healthy[1].served
+    assert job.table.read_bytes() == good
+    start(job).assert_warm()
+
+
 # -- old files -------------------------------------------------------------------------------------
 
 
