@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """SGLang's warm-up with this package against its own, cold and warm, in one run.
 
-    python benchmarks/sglang_starts.py [--ranks 1 2 4] [--calls 0 20] [--repeats 5]
+    python benchmarks/sglang_starts.py [--ranks 1 2 4] [--models 0x1 20x1 4x32] [--repeats 5]
 
 Run it with the Python of an environment that has SGLang (`make test-sglang` makes one in
 ``.venv-sglang``). What is timed is SGLang's `BaseRunner.warmup`, forward included, on the slowest
@@ -31,15 +31,26 @@ from sglang_on_ranks import LLAMA, PRELOAD, Spec, serve  # noqa: E402
 
 TARGET = 1.0
 
+#: Calls of nine tasks each beside the three of the smallest model, and in how many layers all are
+#: made: a real model has tens of layers, whose calls are the same tasks.
+Model = tuple[int, int]
+MODELS: list[Model] = [(0, 1), (20, 1), (4, 32)]
 
-def start(root: Path, ranks: int, calls: int, *, plugin: bool) -> list[Any]:
+
+def as_model(text: str) -> Model:
+    """Read ``CALLSxLAYERS``."""
+    calls, _, layers = text.partition("x")
+    return int(calls), int(layers)
+
+
+def start(root: Path, ranks: int, model: Model, *, plugin: bool) -> list[Any]:
     """Start all ranks in new processes; return what they came to."""
     port = engine_starts.free_port()
     env = {"SGLANG_CACHE_DIR": str(root / "cache")}
     specs = [
         Spec(
-            rank=rank, port=port, model=str(root / "model"), tp=ranks, more_calls=calls, env=env,
-            plugin=plugin, is_timed=True, timing="deterministic",
+            rank=rank, port=port, model=str(root / "model"), tp=ranks, more_calls=model[0],
+            layers=model[1], env=env, plugin=plugin, is_timed=True, timing="deterministic",
         )
         for rank in range(ranks)
     ]  # fmt: skip
@@ -55,13 +66,13 @@ def seconds(found: list[Any]) -> float:
     return max(float(rank["seconds"]) for rank in found)
 
 
-def measure(root: Path, ranks: int, calls: int) -> dict[str, float]:
+def measure(root: Path, ranks: int, model: Model) -> dict[str, float]:
     """Return the seconds of the four kinds of start, each from an empty cache; check them."""
     times, tactics = {}, dict[str, set[str]]()
     for side in ("alone", "ours"):
         shutil.rmtree(root / "cache", ignore_errors=True)
         for kind in ("cold", "warm"):
-            found = start(root, ranks, calls, plugin=side == "ours")
+            found = start(root, ranks, model, plugin=side == "ours")
             times[f"{side} {kind}"] = seconds(found)
             tactics[f"{side} {kind}"] = {json.dumps(r["served"], sort_keys=True) for r in found}
             if side == "ours":
@@ -77,7 +88,7 @@ def main() -> None:
     """Measure and print one row per number of ranks and calls."""
     options = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     options.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
-    options.add_argument("--calls", type=int, nargs="+", default=[0, 20])
+    options.add_argument("--models", type=as_model, nargs="+", default=MODELS)
     options.add_argument("--repeats", type=int, default=5)
     chosen = options.parse_args()
     paths = os.pathsep.join([*HERE, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -90,21 +101,21 @@ def main() -> None:
         private["WARMUP_PLUGIN_MARGIN"] = "0"
         os.environ.update(engine_starts.ENVIRONMENT | private)
         engine_starts.CONTEXT.set_forkserver_preload(PRELOAD)
-        start(root, 1, 0, plugin=True)  # the fork server's own start
-        print("ranks  calls   cold: alone    ours   ratio    warm: alone    ours   ratio")
+        start(root, 1, (0, 1), plugin=True)  # the fork server's own start
+        print("ranks   model   cold: alone    ours   ratio    warm: alone    ours   ratio")
         for ranks in chosen.ranks:
-            for calls in chosen.calls:
-                show(root, ranks, calls, chosen.repeats)
+            for model in chosen.models:
+                show(root, ranks, model, chosen.repeats)
     print(f"milliseconds, medians of {chosen.repeats}; ratio of medians; target {TARGET}")
 
 
-def show(root: Path, ranks: int, calls: int, repeats: int) -> None:
+def show(root: Path, ranks: int, model: Model, repeats: int) -> None:
     """Measure one row and print it."""
     found = defaultdict(list)
     for _ in range(repeats):
-        for kind, time in measure(root, ranks, calls).items():
+        for kind, time in measure(root, ranks, model).items():
             found[kind].append(time)
-    row = f"{ranks:5}  {calls:5}"
+    row = f"{ranks:5}  {'{}x{}'.format(*model):>6}"
     for kind in ("cold", "warm"):
         alone, ours = (1e3 * median(found[f"{side} {kind}"]) for side in ("alone", "ours"))
         row += f"        {alone:8.0f}{ours:8.0f}{ours / alone:8.2f}"

@@ -15,6 +15,7 @@ import compileall
 import contextlib
 import importlib
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -41,6 +42,8 @@ REGISTRATION_MS = 5.0
 #: ranks -> most that a start may take, over vLLM's own.
 COLD, WARM = {1: 1.3, 2: 1.0, 4: 1.0}, 1.0
 START = 1.05
+#: A real model has tens, whose calls are the same tasks; with one, fixed costs are all there is.
+LAYERS = (1, 32)
 SKIP = {"WARMUP_PLUGIN_ON_HIT": "skip"}
 
 Rows = list[tuple[str, list[float], list[float], float]]
@@ -118,13 +121,15 @@ def warm_up(folder: Path, repeats: int) -> Rows:
     os.environ["VLLM_LOGGING_LEVEL"] = "WARNING"
     inspected = inspect(folder)
     rows: Rows = []
-    for tp, limit in COLD.items():
+    for (tp, limit), layers in itertools.product(COLD.items(), LAYERS):
         found: dict[tuple[str, bool], list[float]] = {}
         for turn in range(repeats):
             for plugin in (False, True):
-                place = folder / f"{tp}-{turn}-{plugin}"
+                place = folder / f"{tp}-{layers}-{turn}-{plugin}"
                 place.mkdir()
-                job = make_job(place, inspected, tp=tp, timing="clock", plugin=plugin)
+                job = make_job(
+                    place, inspected, tp=tp, layers=layers, timing="clock", plugin=plugin
+                )
                 for temperature in ("cold", "warm"):
                     start = job.start(env=SKIP)
                     took = 1e3 * max(rank["seconds"] for rank in start.ranks)
@@ -132,7 +137,7 @@ def warm_up(folder: Path, repeats: int) -> Rows:
                     found.setdefault((temperature, plugin), []).append(took)
         for temperature, most in (("cold", limit), ("warm", WARM)):
             alone, ours = found[temperature, False], found[temperature, True]
-            rows.append((f"{temperature}, {tp} rank(s)", alone, ours, most))
+            rows.append((f"{temperature}, {tp} rank(s), {layers} layer(s)", alone, ours, most))
     return rows
 
 

@@ -30,7 +30,7 @@ logger = logging.getLogger("warmup_plugin")
 #: How long ranks wait for each other before the first forward, seconds. A rank without this package
 #: never comes, so this is what one installation mistake costs each start.
 MEET_S = 300.0
-_LOOK_S = 0.002
+_LOOK_S = (0.0002, 0.002)  # at first, and once all are not there at once
 
 
 class _AfterImport:
@@ -184,11 +184,12 @@ def all_ready(
     store.set(keys[rank], json.dumps({"reason": reason, **word}))
     store.set(places[rank], f"{number} {session}")
     decision, deadline = f"{prefix}/{session}/decision", time.monotonic() + MEET_S
-    elsewhere = ""
+    elsewhere, pause_s = "", _LOOK_S[0]
     while not store.check([decision]) and not elsewhere and time.monotonic() < deadline:
         if store.check(keys):
             break
-        time.sleep(_LOOK_S)
+        time.sleep(pause_s)
+        pause_s = min(1.2 * pause_s, _LOOK_S[1])
         elsewhere = _elsewhere(store, keys, places, number)
     words = {o: json.loads(store.get(k)) for o, k in enumerate(keys) if store.check([k])}
     verdict = elsewhere or _judge(words, size) or judge(words) or "ready"

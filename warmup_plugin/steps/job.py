@@ -222,13 +222,14 @@ def _progress(options: Options) -> ProgressLine:
 def _join(
     options: Options, meeting: Rendezvous, stack: contextlib.ExitStack, progress: ProgressLine
 ) -> Job:
-    word = meeting.meet("open", _hello(options), decide_open)
+    hello = _hello(options)
+    word = meeting.meet("open", hello, decide_open)
     zero = time.monotonic()
     if word["go"] == "refuse":
         raise SessionError(word["reason"])
     job = Job(
         options=options, meeting=meeting, word=word, identity=Identity(word["factors"]),
-        ops=options.ops or known_ops(probe.version()), stamp=probe.stamp(),
+        ops=options.ops or known_ops(probe.version()), stamp=hello["factors"]["stamp"],
         installed=Installed.take_down(), seen=stack.enter_context(observe()), stack=stack,
         zero=zero, progress=progress,
     )  # fmt: skip

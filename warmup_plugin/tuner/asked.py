@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ class Asked:
     config: Any
     inputs: list[Any]
     kwargs: dict[str, Any]
-    profiles: list[Shapes]
+    find_profiles: Callable[[], list[Shapes]]
     named: list[tuple[str, Extras]]
     switches: list[tuple[tuple[str, str], ...]]
     numbers: list[tuple[tuple[str, float], ...]]
@@ -42,6 +43,11 @@ class Asked:
         """Return the sizes of the dynamic dimensions, one per spec."""
         specs = self.config.dynamic_tensor_specs
         return tuple(shapes[spec.input_idx[0]][spec.dim_idx[0]] for spec in specs)
+
+    @functools.cached_property
+    def profiles(self) -> list[Shapes]:
+        """The profiles that tuning would measure; a layer like an earlier one needs none."""
+        return self.find_profiles()
 
     @functools.cached_property
     def has_unstable_key(self) -> bool:

@@ -210,7 +210,9 @@ class Survey:
     ) -> None:
         asked = Asked(
             op, runners, config, inputs, kwargs,
-            profiles=[p.get_opt_shapes() for p in probe.profiles(self._tuner, config, inputs)],
+            find_profiles=lambda: [
+                p.get_opt_shapes() for p in probe.profiles(self._tuner, config, inputs)
+            ],
             named=[(type(r).__name__, self._extras(op, r, inputs)) for r in runners],
             switches=[options_of(r) for r in runners],
             numbers=[numbers_of(r) for r in runners],

@@ -50,7 +50,7 @@ class Spec:
     """One rank of one start. ``port``: where the ranks of this start meet.
 
     ``batch`` tokens in the decode pass, ``tokens`` in the prefill pass, where there is one;
-    ``more_calls``, each of nine tasks.
+    ``more_calls``, each of nine tasks. ``layers``: how often the same calls are made.
     ``fault``: `engine_faults.py`. ``is_timed``: nothing is counted, which costs time.
     """
 
@@ -65,6 +65,7 @@ class Spec:
     draft_layers: int = 1
     has_rank_keys: bool = False
     more_calls: int = 0
+    layers: int = 1
     plugin: bool = True
     is_loaded_early: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
@@ -240,7 +241,7 @@ class Model:
         calls += [functools.partial(ops.gemm, x, weight) for weight in self._more]
         if self.spec.has_rank_keys:
             calls.append(lambda: moe_with_device_index(ops, x, self._weights[0], self.spec.rank))
-        return calls
+        return calls * self.spec.layers
 
     def told(self, lines: list[str], counts: dict[str, int], seconds: float) -> dict[str, Any]:
         """Return what became of the warm-ups."""

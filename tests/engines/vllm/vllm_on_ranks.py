@@ -54,7 +54,8 @@ TARGET = "vllm.model_executor.warmup.kernel_warmup"
 class Spec:
     """One rank of one start. ``port``: where the ranks of this start meet.
 
-    ``fault``: `vllm_faults.py`. ``noise``: a seed; other starts then choose otherwise.
+    ``layers``: how often the same calls are made. ``fault``: `vllm_faults.py`.
+    ``noise``: a seed; other starts then choose otherwise.
     """
 
     rank: int
@@ -64,6 +65,7 @@ class Spec:
     pp: int = 1
     dp: int = 1
     tokens: int = 64
+    layers: int = 1
     plugin: bool = True
     extra: dict[str, Any] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
@@ -227,7 +229,7 @@ class Runner:
             lambda: ops.lm_head(x, self._weights[1]),
             lambda: ops.moe(x, *self._experts),
             lambda: moe_with_device_index(ops, x, self._weights[0], self.device.index),
-        ]
+        ] * self._spec.layers
 
 
 def _timing(spec: Spec) -> Any:
