@@ -197,6 +197,9 @@ def decide_survey(words: Words) -> Word:
     A rerun follows where all ranks failed at one op: without stored tactics in the forward
     (``distrust``) if it was served one, else with the ``op`` passed through.
 
+    ``certified``, on a warm start where every rank has its word for that ready: the record of
+    `decide_certify`, and the last one of the session.
+
     ``skipped``: ops that some rank's skip list takes out; they serve their default on all ranks,
     since ranks that differ in a tactic may deadlock. ``overruled``: those that others would tune.
     """
@@ -213,7 +216,13 @@ def decide_survey(words: Words) -> Word:
         return {**found, "rank": rank, "reason": errors[rank], **skips}
     if any(word["missing"] or word["unshared"] or word["heal"] for word in words.values()):
         return {"go": "plan", "reason": "", **skips}
-    return {"go": "warm", "reason": "", **skips}
+    return {"go": "warm", "reason": "", **skips, **_certified(words)}
+
+
+def _certified(words: Words) -> Word:
+    sealed = {rank: word["sealed"] for rank, word in words.items() if word.get("sealed")}
+    record = decide_certify(sealed) if sealed.keys() == words.keys() else {"go": "defaults"}
+    return {"certified": record} if record["go"] == "serve" else {}
 
 
 def decide_only_survey(words: Words) -> Word:

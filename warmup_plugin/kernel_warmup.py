@@ -162,6 +162,8 @@ class Session:
 
 def _finish(job: Job, held: Held, agreed: Agreed, survey: Survey, surveyed: Word) -> WarmupReport:
     """Take steps 4 to 9; on a warm start the plan is empty and nothing is written."""
+    if certified := surveyed.get("certified"):  # with step 3's meeting: there is nothing to do
+        return make_report(job, survey, Work(), Shared(agreed.table, ""), certified)
     fit = try_stored(job, agreed, survey) if surveyed["go"] == "plan" else {}
     work = make_work(job, agreed, survey, surveyed)
     work.fit = fit

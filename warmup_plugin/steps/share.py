@@ -223,6 +223,22 @@ def _build(job: Job, survey: Survey, work: Work, shared: Shared) -> dict[str, st
     return failed
 
 
+def seal(job: Job, agreed: Agreed, survey: Survey) -> Word | None:
+    """Return this rank's word for step 9 where the forward has left nothing to do; else None.
+
+    Nothing to tune, install, heal, write or tell: what the survey has asked is what is served.
+    """
+    is_left = survey.passed or survey.skipped or agreed.deaths or agreed.needs_healing
+    if is_left or not (job.shares and survey.is_vouched and agreed.is_held):
+        return None
+    if not (job.installed.only(survey.tally().number("known")) and job.installed.is_intact()):
+        return None
+    work, shared = Work(), Shared(agreed.table, "")
+    served, deviates = _ask(job, survey, work, shared)
+    row = row_of(job, survey, work, shared.entry_of)
+    return {"served": served, "deviates": deviates[:8], "published": [], "row": row}
+
+
 def certify(
     job: Job, survey: Survey | None, work: Work, shared: Shared, published: list[str],
     *, table_sha256: str = "",

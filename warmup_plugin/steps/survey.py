@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 
 from warmup_plugin.decide import decide_only_survey, decide_survey
 from warmup_plugin.errors import RankLostError, SessionError
-from warmup_plugin.rendezvous import Decide, Word
+from warmup_plugin.rendezvous import Decide, Word, Words
 from warmup_plugin.steps.job import Job
+from warmup_plugin.steps.rows import collect
+from warmup_plugin.steps.share import seal
 from warmup_plugin.steps.tables import Agreed
 from warmup_plugin.store import Store
 from warmup_plugin.tuner import probe
@@ -108,9 +110,17 @@ def _compare(
         "skipped": sorted(survey.skipped),
         "ops": tally.ops,
         "heal": job.shares and agreed.needs_healing,
+        "sealed": None if error else seal(job, agreed, survey),
     }
+
+    def lead(words: Words) -> Word:
+        record = decide(words)
+        if "certified" in record:
+            collect(job, {rank: word["sealed"] for rank, word in words.items()})
+        return record
+
     try:
-        return job.meeting.meet(f"survey{attempt}", word, decide)
+        return job.meeting.meet(f"survey{attempt}", word, lead)
     except RankLostError as lost:
         _distrust_files(job, survey, str(lost))
         if error is not None:

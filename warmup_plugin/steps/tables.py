@@ -146,7 +146,8 @@ class Agreed:
 
     On rank 0 alone, ``borrowed``: which of its entries are others'; ``loose``: the keys for which
     no manifest vouches, borrowed ones included. ``deaths``, on all ranks: tasks in which processes
-    have died.
+    have died. ``is_held``: this rank need not write it, as its node has these very bytes or another
+    rank writes them.
     """
 
     table: Table
@@ -155,6 +156,7 @@ class Agreed:
     deaths: Mapping[str, Death] = field(default_factory=dict)
     borrowed: Borrowed = field(default_factory=Borrowed)
     loose: frozenset[str] = frozenset()
+    is_held: bool = False
 
     @property
     def may_skip(self) -> bool:
@@ -197,6 +199,7 @@ def agree(job: Job, held: Held) -> Agreed:
             job.installed.load(render_table(agreed.table), job.stamp, job.ops.pass_through)
         elif job.leads:
             agreed.borrowed, agreed.loose = held.borrowed, held.loose
+        agreed.is_held = job.store is None or held.table_sha256 == agreed.word.get("table", "")
         agreed.deaths = {task: Death(label, tuple(names)) for task, (label, names) in found.items()}
         return agreed
 

@@ -64,17 +64,19 @@ class Asked:
         pairs = zip(self.runners, self.named, strict=True)
         return any(runner.get_cache_key_extras(inputs) != e.real for runner, (_, e) in pairs)
 
-    def mark(self) -> tuple[Any, ...]:
-        """Return what two calls have in common when recording both would add nothing."""
-        return (
-            self.op,
-            shapes_of(self.inputs),
+    def mark(self, known: dict[Any, Any]) -> tuple[Any, ...]:
+        """Return what two calls have in common when recording both would add nothing.
+
+        ``known``: the parts of earlier marks. Most are alike, and a thousand marks are let go of.
+        """
+        parts = (
             tuple((name, extras.neutral) for name, extras in self.named),
             tuple(self.switches),
             tuple(self.numbers),
-            self.v2,
             _Same(self.config),
         )
+        shared = (known.setdefault(part, part) for part in parts)
+        return (self.op, shapes_of(self.inputs), self.v2, *shared)
 
 
 class _Same:

@@ -83,6 +83,7 @@ class Survey:
         self._original = type(self._tuner).choose_one
         self._lock = threading.RLock()
         self._seen: set[tuple[Any, ...]] = set()
+        self._marked: dict[Any, Any] = {}
         self._task_of_key: dict[str, Task] = {}
         self._pinned: dict[int, tuple[Any, str]] = {}
         self._answers: dict[Answer, Answer] = {}
@@ -218,7 +219,7 @@ class Survey:
             numbers=[numbers_of(r) for r in runners],
             v2=probe.in_v2_context(self._tuner),
         )  # fmt: skip
-        if (mark := asked.mark()) in self._seen:
+        if (mark := asked.mark(self._marked)) in self._seen:
             return
         self._seen.add(mark)
         self._tally = None
