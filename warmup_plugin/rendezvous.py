@@ -42,6 +42,7 @@ logger = logging.getLogger("warmup_plugin")
 
 _RECORD = "record"
 _LOST = "lost"
+_OFFER = "offer"  # the sha256 of a body that the next meeting will most likely agree on
 _PARTS = "parts: "  # in place of a body: it is found in so many
 #: Decisions upon which every rank raises by itself.
 _ENDS = ("refuse", "abort", "retry")
@@ -67,6 +68,14 @@ class Rendezvous(Protocol):
 
     def put(self, body: bytes, sha256: str = "") -> str:
         """Offer a body to all ranks; return its sha256, by which they get it, unless known here."""
+        ...
+
+    def offer(self, body: bytes, sha256: str) -> None:
+        """Put, on rank 0, a body that the next meeting will most likely agree on."""
+        ...
+
+    def expect(self) -> None:
+        """Take such a body while this rank waits in the next meeting."""
         ...
 
     def get(self, sha256: str) -> bytes:
@@ -126,6 +135,12 @@ class Alone:
         self._bodies[name] = body
         return name
 
+    def offer(self, body: bytes, sha256: str) -> None:
+        """Nobody lacks it."""
+
+    def expect(self) -> None:
+        """Nobody offers anything."""
+
     def get(self, sha256: str) -> bytes:
         """Return a body put before; raises `KeyError` for another."""
         return self._bodies[sha256]
@@ -178,7 +193,9 @@ class Meeting:
         self._link = link
         self._settings = settings
         self._forwards = 0
-        self._is_over = False
+        self._is_over = self._expects = False
+        self._offered = ""
+        self._parts: dict[str, list[bytes]] = {}
         self._watch = watch or Watch(link, settings)
         self._pulse = pulse or Pulse(link, settings)
 
@@ -199,10 +216,12 @@ class Meeting:
             if self.rank == 0:
                 found = self._propose(key, self._lead(step, decide))
             else:
-                self._wait([key], waits_for={0, (self.rank + 1) % self.size})
+                look_after = {0, (self.rank + 1) % self.size}
+                self._wait([key], waits_for=look_after, meanwhile=self._take_offered)
                 found = self._read(key)
         except RankLostError as error:
             found = self._propose(key, _lost(error))
+        self._expects = False
         self.waits.append((step, came, time.monotonic() - came))
         record = wire.word(found, 0, f"record of step {step}")
         if "lost" in record:
@@ -304,24 +323,41 @@ class Meeting:
             self._link.set(f"body/{name}", whole)
         return name
 
+    def offer(self, body: bytes, sha256: str) -> None:
+        """Put, on rank 0, a body that the next meeting will most likely agree on."""
+        self._link.set(_OFFER, sha256.encode())
+        self.put(body, sha256)
+
+    def expect(self) -> None:
+        """Take such a body while this rank waits in the next meeting."""
+        self._expects = True
+
+    def _take_offered(self) -> None:
+        if self._expects and not self._offered and self._link.has([_OFFER]):
+            self._offered = self._read(_OFFER).decode(errors="replace")
+        if self._expects and self._offered:
+            self._take_parts(self._offered)
+
+    def _take_parts(self, sha256: str) -> None:
+        """Take those parts of a body that are there, while the others are on their way."""
+        taken = self._parts.setdefault(sha256, [])
+        while self._link.has([f"body/{sha256}/{len(taken)}"]):
+            taken.append(self._read(f"body/{sha256}/{len(taken)}"))
+
     def get(self, sha256: str) -> bytes:
         """Return the body of that sha256.
 
         Raises `SessionError` when the bytes that arrive are others.
         """
-        key, parts = f"body/{sha256}", list[bytes]()
-
-        def take_parts() -> None:  # those that are there, while the others are on their way
-            while self._link.has([f"{key}/{len(parts)}"]):
-                parts.append(self._read(f"{key}/{len(parts)}"))
-
+        key = f"body/{sha256}"
         try:
-            self._wait([key], waits_for=set(range(self.size)), meanwhile=take_parts)
+            everybody = set(range(self.size))
+            self._wait([key], waits_for=everybody, meanwhile=lambda: self._take_parts(sha256))
         except RankLostError as error:
             self._end(_lost(error))
         body = self._read(key)
         if body.startswith(_PARTS.encode()):
-            body = self._in_parts(key, body, parts)
+            body = self._in_parts(key, body, self._parts.pop(sha256, []))
         if digest(body) != sha256:
             raise SessionError(f"body {sha256}: arrived with sha256 {digest(body)}")
         return body

@@ -93,6 +93,7 @@ def read(job: Job) -> Held:
     """
     with job.timed("read"):
         if job.store is None:
+            job.meeting.expect()
             return Held()
         with job.failing_as_data():
             return _read(job, job.store)
@@ -101,6 +102,8 @@ def read(job: Job) -> Held:
 
 def _read(job: Job, store: Store) -> Held:
     reading = store.read(job.stamp, identity=job.identity.digest)
+    if job.leads and len(job.word["writers"]) < job.meeting.size:
+        _offer_early(job, reading.parts)
     job.logged |= {f"rank {job.meeting.rank}: {text}" for text in reading.warnings}
     job.read = told(reading)
     warnings = [*reading.warnings, *(f"{p}: {miss.reason}" for p, miss in reading.misses)]
@@ -120,6 +123,12 @@ def _read(job: Job, store: Store) -> Held:
     if not job.leads or held.is_complete(job.options.engine):
         return held
     return _with_borrowed(job, held, parts, kept)
+
+
+def _offer_early(job: Job, parts: list[Part]) -> None:
+    """Send the one table that is there to ranks that read none, while this one goes on."""
+    if len(parts) == 1 and (manifest := parts[0].manifest) is not None:
+        job.meeting.offer(parts[0].table_bytes, manifest.table_sha256)
 
 
 def _with_borrowed(job: Job, held: Held, own: list[Part], kept: Mapping[str, Entry]) -> Held:
