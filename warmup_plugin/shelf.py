@@ -8,7 +8,7 @@ manifest vouches for a table. Reads only; what is to become of a file is `store.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -35,11 +35,15 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Shelf:
-    """A directory of one identity; no link is followed out of ``root``, no file above ``limit``."""
+    """A directory of one identity; no link is followed out of ``root``, no file above ``limit``.
+
+    ``seen`` is told each table's bytes and sha256 as soon as they are read, before they are judged.
+    """
 
     directory: Path
     root: Path
     limit: int
+    seen: Callable[[bytes, str], None] = lambda _table, _sha256: None
 
     def look(self, stamp: Mapping[str, str], identity: str | None) -> Iterator[Found]:
         """Read every table; raises `OSError` where the directory cannot be listed."""
@@ -58,7 +62,12 @@ class Shelf:
     def _find_once(self, source: Source, stamp: Mapping[str, str], identity: str | None) -> Found:
         table_file = read_file(self.directory / table_name(*source), self.limit, self.root)
         manifest_file = read_file(self.directory / manifest_name(*source), self.limit, self.root)
-        manifest = _judge_manifest(manifest_file.content, table_file.content, identity, self.limit)
+        sha256 = ""
+        if isinstance(table_file.content, bytes):
+            sha256 = digest(table_file.content)
+            self.seen(table_file.content, sha256)
+        manifest_file = read_file(self.directory / manifest_name(*source), self.limit, self.root)
+        manifest = _judge_manifest(manifest_file.content, sha256, identity, self.limit)
         is_vouched = isinstance(manifest, Manifest)
         table = _judge_table(table_file.content, stamp, self.limit, is_vouched=is_vouched)
         if isinstance(table, Miss):
@@ -73,7 +82,7 @@ class Shelf:
                 str(table_file.path),
             )  # fmt: skip
             return Found(part, table_file.mark, [], [])
-        if found := self._left_behind(source, table_file.content, identity):
+        if found := self._left_behind(source, sha256, identity):
             part = Part(table, found[0], source, table_file.content, found[1], str(table_file.path))
             return Found(part, table_file.mark, [], [])
         obstacles = obstacle(manifest_file) if manifest.kind in _SET_ASIDE else []
@@ -82,7 +91,7 @@ class Shelf:
         return Found(part, table_file.mark, misses, obstacles)
 
     def _left_behind(
-        self, source: Source, table: bytes, identity: str | None
+        self, source: Source, sha256: str, identity: str | None
     ) -> tuple[Manifest, bytes] | None:
         """Return the manifest of this very table that its writer did not come to put in place.
 
@@ -92,7 +101,7 @@ class Shelf:
         with contextlib.suppress(OSError):
             for path in sorted(self.directory.glob(f".{manifest_name(*source)}.*.tmp")):
                 content = read_file(path, self.limit, self.root).content
-                manifest = _judge_manifest(content, table, identity, self.limit)
+                manifest = _judge_manifest(content, sha256, identity, self.limit)
                 if isinstance(manifest, Manifest):
                     assert isinstance(content, bytes), "only bytes are parsed"
                     return manifest, content
@@ -115,13 +124,13 @@ def _judge_table(
 
 
 def _judge_manifest(
-    content: bytes | Miss, table: bytes | Miss, identity: str | None, limit: int
+    content: bytes | Miss, sha256: str, identity: str | None, limit: int
 ) -> Manifest | Miss:
     manifest = content if isinstance(content, Miss) else parse_manifest(content, limit=limit)
     if isinstance(manifest, Miss):
         return manifest
     if identity is not None and manifest.identity != identity:
         return Miss(f"of identity {manifest.identity}, here {identity}", "foreign")
-    if isinstance(table, Miss) or manifest.table_sha256 != digest(table):
+    if manifest.table_sha256 != sha256:
         return Miss("vouches for a table with another sha256", "stale")
     return manifest

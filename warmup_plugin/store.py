@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -157,12 +157,19 @@ class Store:
         self._warning = f"{place}: every user may write there, and so choose the kernels that run"
         return ""
 
-    def read(self, stamp: Mapping[str, str], *, identity: str | None = None) -> Reading:
+    def read(
+        self,
+        stamp: Mapping[str, str],
+        *,
+        identity: str | None = None,
+        seen: Callable[[bytes, str], None] = lambda _table, _sha256: None,
+    ) -> Reading:
         """Read every table made under `stamp`; move what is of no use to `foreign/`.
 
-        With `identity`, a manifest of another one is foreign too. Never raises `OSError`.
+        With `identity`, a manifest of another one is foreign too. ``seen``: as of `Shelf`, of the
+        directory's own tables. Never raises `OSError`.
         """
-        reading = self._read_own(stamp, identity)
+        reading = self._read_own(stamp, identity, seen)
         for layer in self.layers:
             with contextlib.suppress(OSError):  # a layer that is not there holds nothing
                 for found in self._shelf(layer).look(stamp, identity):
@@ -170,12 +177,15 @@ class Store:
                     reading.warnings += [f"{path}: {m.reason}" for path, m in found.misses]
         return reading
 
-    def _read_own(self, stamp: Mapping[str, str], identity: str | None) -> Reading:
+    def _read_own(
+        self, stamp: Mapping[str, str], identity: str | None, seen: Callable[[bytes, str], None]
+    ) -> Reading:
         if self.directory is None:
             return Reading(warnings=[self._reason])
         try:
             is_there = self.directory.exists()
-            look = list(self._shelf(self.directory).look(stamp, identity)) if is_there else []
+            shelf = replace(self._shelf(self.directory), seen=seen)
+            look = list(shelf.look(stamp, identity)) if is_there else []
         except OSError as error:
             return Reading(
                 warnings=[self._warn(f"{said(error, self.directory)}; nothing is kept on disk")]

@@ -20,7 +20,8 @@ logger = logging.getLogger("warmup_plugin")
 _NO_LIMIT: Final = 1 << 40  # it was checked when the bytes were read
 _START: Final = b'{\n"' + STAMP.encode() + b'": '
 _MOST_STAMP_BYTES: Final = 1 << 16  # a longer one is parsed with the rest
-_KEY: Final = b'\n"('  # each entry has a line, and FlashInfer's keys are tuples in writing
+_ENTRY: Final = b'"('  # FlashInfer's keys are tuples in writing
+_OTHER_LINES: Final = 3  # each entry has a line, and so have both brackets and the stamp
 
 
 class UnreadEntries(Mapping[str, Entry]):
@@ -47,7 +48,9 @@ class UnreadEntries(Mapping[str, Entry]):
         return iter(self._decoded)
 
     def __len__(self) -> int:
-        return len(self._decoded) if "_decoded" in vars(self) else self._data.count(_KEY)
+        if "_decoded" in vars(self):
+            return len(self._decoded)
+        return self._data.count(b"\n") - _OTHER_LINES
 
     def __contains__(self, key: object) -> bool:
         return key in self._decoded
@@ -72,7 +75,7 @@ def unread_table(data: bytes) -> Table | Miss:
     A document that `render_table` has not written, or one with records, is parsed at once.
     """
     line, cut, rest = data[:_MOST_STAMP_BYTES].partition(b",\n")
-    if not (cut and line.startswith(_START) and rest.startswith(_KEY[1:])):
+    if not (cut and line.startswith(_START) and rest.startswith(_ENTRY)):
         return parse_table(data, limit=_NO_LIMIT)
     stamp = parse_table(line + b"}", limit=_NO_LIMIT)
     return stamp if isinstance(stamp, Miss) else Table(stamp.stamp, UnreadEntries(data))

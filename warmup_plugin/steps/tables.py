@@ -8,7 +8,7 @@ a body crosses once, and all ranks install the same bytes or all start without.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from warmup_plugin.borrow import Borrowed, borrow
@@ -101,9 +101,7 @@ def read(job: Job) -> Held:
 
 
 def _read(job: Job, store: Store) -> Held:
-    reading = store.read(job.stamp, identity=job.identity.digest)
-    if job.leads and len(job.word["writers"]) < job.meeting.size:
-        _offer_early(job, reading.parts)
+    reading = store.read(job.stamp, identity=job.identity.digest, seen=_early_offer(job))
     job.logged |= {f"rank {job.meeting.rank}: {text}" for text in reading.warnings}
     job.read = told(reading)
     warnings = [*reading.warnings, *(f"{p}: {miss.reason}" for p, miss in reading.misses)]
@@ -125,10 +123,17 @@ def _read(job: Job, store: Store) -> Held:
     return _with_borrowed(job, held, parts, kept)
 
 
-def _offer_early(job: Job, parts: list[Part]) -> None:
-    """Send the one table that is there to ranks that read none, while this one goes on."""
-    if len(parts) == 1 and (manifest := parts[0].manifest) is not None:
-        job.meeting.offer(parts[0].table_bytes, manifest.table_sha256)
+def _early_offer(job: Job) -> Callable[[bytes, str], None]:
+    """Return what sends the first table that is read to ranks that read none, on rank 0."""
+    is_lacking = job.leads and len(job.word["writers"]) < job.meeting.size
+
+    def offer(table: bytes, sha256: str) -> None:
+        nonlocal is_lacking
+        if is_lacking:
+            is_lacking = False
+            job.meeting.offer(table, sha256)
+
+    return offer
 
 
 def _with_borrowed(job: Job, held: Held, own: list[Part], kept: Mapping[str, Entry]) -> Held:

@@ -25,13 +25,15 @@ from warmup_plugin.tuner import capture, probe
 from warmup_plugin.tuner.asked import Asked, dynamic_inputs, shapes_of
 from warmup_plugin.tuner.install import LoadedEntries
 from warmup_plugin.tuner.known_ops import KnownOps, distribution_aware
+from warmup_plugin.tuner.register import Known, Register
 from warmup_plugin.tuner.replay import narrow
-from warmup_plugin.tuner.tally import Answer, Tally, tally_of
+from warmup_plugin.tuner.tally import Answer, Tally
 from warmup_plugin.tuner.task import (
     MOST_RIVALS,
     Call,
     Extras,
     Shapes,
+    Switches,
     Task,
     may_differ,
     name_rank_fields,
@@ -65,7 +67,7 @@ class Survey:
         entries: Mapping[str, Entry] | LoadedEntries,
         is_vouched: bool = True,
     ) -> None:
-        self.tasks: dict[str, Task] = {}
+        self.tasks = Register()
         self.passed: dict[str, str] = {}
         self.skipped: set[str] = set()
         self.adopted: dict[str, str] = {}
@@ -84,7 +86,7 @@ class Survey:
         self._lock = threading.RLock()
         self._seen: set[tuple[Any, ...]] = set()
         self._marked: dict[Any, Any] = {}
-        self._task_of_key: dict[str, Task] = {}
+        self._task_of_key: dict[str, str] = {}
         self._pinned: dict[int, tuple[Any, str]] = {}
         self._answers: dict[Answer, Answer] = {}
         self._buckets: dict[tuple[int, ...], tuple[int, ...]] = {}
@@ -93,7 +95,7 @@ class Survey:
     def tally(self) -> Tally:
         """Return what the tasks add up to as the forward has left them; kept until it changes."""
         if self._tally is None:
-            self._tally = tally_of(self.tasks.values())
+            self._tally = self.tasks.tally()
         return self._tally
 
     @contextlib.contextmanager
@@ -115,7 +117,8 @@ class Survey:
         """Run no stored tactic in the forward from now on: one of them may have made it fail."""
         self._is_vouched = self.has_used_stored = self.last_was_stored = False
         # The next forward records all anew: of what was vouched for nothing need be kept.
-        for noted in (self.tasks, self.adopted, self._seen, self._task_of_key):
+        self.tasks.clear()
+        for noted in (self.adopted, self._seen, self._task_of_key):
             noted.clear()
         self._tally = None
 
@@ -255,36 +258,49 @@ class Survey:
     def _record_task(self, asked: Asked, keep: Callable[[], Call], shapes: Shapes) -> None:
         profile = probe.nearest_profile(shapes, asked.config)
         name = task_id(asked.op, asked.named, profile)
-        task = self.tasks.get(name)
-        if task is None:
-            keys = tuple(self._keys.file_key(asked.op, n, profile, e.real) for n, e in asked.named)
+        keys = tuple(self._keys.file_key(asked.op, n, profile, e.real) for n, e in asked.named)
+        if name not in self.tasks:
             shapes = profile if profile == shapes else shapes  # FlashInfer keeps that one anyway
             buckets = asked.buckets(shapes)
             buckets = self._buckets.setdefault(buckets, buckets)  # few differ
             task = Task(name, asked.op, keys, shapes, buckets, None, "missing")
-            task.switches = asked.switches
-            self.tasks[name] = task
             self._judge(task, asked, profile)
-            if task.state != "known" or not self._is_vouched:
-                task.call = keep()
-            else:
-                task.shapes = ()  # of use to a replay only
-        elif task.call is not None:
-            _keep_also(task, task.call, asked, keep)
-        self._compare(task, asked)
+            self._take_in(task, asked, keep)
+        elif (held := self.tasks.held(name)) is not None and held.call is not None:
+            _keep_also(held, held.call, asked, keep)
+        self._compare(name, keys, asked)
 
-    def _compare(self, task: Task, asked: Asked) -> None:
+    def _take_in(self, task: Task, asked: Asked, keep: Callable[[], Call]) -> None:
+        is_answered = task.state == "known" and self._is_vouched
+        if is_answered and task.is_agreed and task.served is not None:
+            self.tasks.add_known(
+                Known(task.id, task.op, task.keys, task.buckets, task.served), asked.switches
+            )
+            return
+        task.switches = asked.switches
+        if is_answered:
+            task.shapes = ()  # of use to a replay only
+        else:
+            task.call = keep()
+        self.tasks.add(task)
+
+    def _compare(self, name: str, keys: tuple[str, ...], asked: Asked) -> None:
         """Find one file key with two runner lists or two runner configurations."""
-        for key, switches in zip(task.keys, asked.switches, strict=True):
-            first = self._task_of_key.setdefault(key, task)
-            if first is not task and first.id != task.id:
-                self._unshare(task, "one file key is used by two runner lists")
-                if first.id in self.tasks:
-                    self._unshare(self.tasks[first.id], task.reason)
-            before = first.switches[first.keys.index(key)]
-            if before != switches:
-                changed = sorted({name for name, _ in {*switches} ^ {*before}})
-                self._unshare(task, f"one file key, runners that differ in {', '.join(changed)}")
+        for key, switches in zip(keys, asked.switches, strict=True):
+            first = self._task_of_key.setdefault(key, name)
+            if first == name:
+                before = self.tasks.switches_of(name)[keys.index(key)]
+                if before is not switches and before != switches:
+                    self._unshare_for(self.tasks[name], before, switches)
+                continue
+            task, other = self.tasks[name], self.tasks.get(first)
+            self._unshare(task, "one file key is used by two runner lists")
+            if other is not None:
+                self._unshare(other, task.reason)
+
+    def _unshare_for(self, task: Task, before: Switches, switches: Switches) -> None:
+        changed = sorted({name for name, _ in {*switches} ^ {*before}})
+        self._unshare(task, f"one file key, runners that differ in {', '.join(changed)}")
 
     def _unshare(self, task: Task, reason: str) -> None:
         if task.state == "unshared":
