@@ -278,6 +278,32 @@ def ready(**more: Any) -> Word:
     return {"failed": {}, "error": "", **more}
 
 
+SEALED = {"served": "digest", "deviates": [], "published": []}
+
+
+def test_a_warm_start_is_certified_with_the_survey() -> None:
+    """Where each rank has its word ready: the record is that of step 9."""
+    words = ranks(surveyed(sealed=SEALED), surveyed(sealed=SEALED))
+    assert decide_survey(words)["certified"] == decide_certify(ranks(SEALED, SEALED))
+    assert decide_survey(words)["certified"]["certificate"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        surveyed(),
+        surveyed(sealed=None),
+        surveyed(sealed={**SEALED, "deviates": ["gemm @ 8"]}),
+        surveyed(sealed=SEALED, missing=1),
+        surveyed(sealed=SEALED, error="E", last_answered="op"),
+    ],
+    ids=["an older word", "not ready", "another tactic", "one missing", "a forward that failed"],
+)
+def test_one_rank_that_is_not_ready_leaves_it_to_step_9(other: Word) -> None:
+    """All ranks go on then, and certify when they have done what there is to do."""
+    assert "certified" not in decide_survey(ranks(surveyed(sealed=SEALED), other))
+
+
 def test_winners_that_some_rank_cannot_build_are_dropped_by_all() -> None:
     """With the lowest such rank's reason."""
     record = decide_ready(

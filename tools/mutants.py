@@ -57,6 +57,11 @@ MUTANTS = (
         "tests/test_store.py::test_bad_table_is_set_aside",
     ),
     Mutant(
+        "manifest's sha256", "shelf.py",
+        "    if manifest.table_sha256 != sha256:\n", "    if False:\n",
+        "tests/test_store.py::test_bad_manifest",
+    ),
+    Mutant(
         "size limit", "files.py",
         "        if status.st_size > limit:\n", "        if False:\n",
         "tests/test_store.py::test_bad_table_is_set_aside",

@@ -242,6 +242,13 @@ def lift(past: Past) -> None:
         os.close(descriptor)
 
 
+def remove_session(directory: Path, session: str) -> None:
+    """Remove the journals of a session of our own, unread: what they say is in the table."""
+    with contextlib.suppress(OSError):
+        for path in [*(directory / JOURNAL).glob(f"{session}.*{_SUFFIX}")]:
+            path.unlink()
+
+
 def remove(journals: Iterable[Past]) -> None:
     """Remove journals that nobody needs any more."""
     for past in journals:

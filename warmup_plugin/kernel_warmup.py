@@ -13,10 +13,11 @@
     9 certify   asks the tuner what it now serves            digests of the answers
 
 No collective is ever in flight while a tactic is being timed. A warm start takes the same steps
-with an empty plan. Owns the order; the work is in `steps/`, the rules in `decide.py` and `plan.py`,
-the tuner in `tuner/`. A cache fault never leaves `warm_up`: it ends in FlashInfer's defaults, with
-a reason and a warning. What does: `SessionError` on every rank alike, the forward's own exception
-on its rank, `RankLostError`.
+with an empty plan; where nothing at all is left to do, step 9 is part of step 3's meeting. Owns the
+order; the work is in `steps/`, the rules in `decide.py` and `plan.py`, the tuner in `tuner/`. A
+cache fault never leaves `warm_up`: it ends in FlashInfer's defaults, with a reason and a warning.
+What does: `SessionError` on every rank alike, the forward's own exception on its rank,
+`RankLostError`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from warmup_plugin.journal import Death, Found, Past, deaths_in, read_journals, remove, shorten
+from warmup_plugin.journal import (
+    Death,
+    Found,
+    Past,
+    deaths_in,
+    read_journals,
+    remove,
+    remove_session,
+    shorten,
+)
 from warmup_plugin.manifest import Manifest, TaskRecord
 from warmup_plugin.merge import Part
 from warmup_plugin.settle import record_of
@@ -95,18 +104,16 @@ def tidy(job: Job, store: Store, manifest: Manifest) -> None:
     """
     if store.directory is None:
         return
-    ours = f"{job.word['session']}."
+    remove_session(store.directory, job.word["session"])
     journals = read_journals(store.directory, job.options.settings.table_bytes)
-    stay = [past for past in journals if _is_needed(past, manifest, ours)]
+    stay = [past for past in journals if _is_needed(past, manifest)]
     remove(past for past in journals if past not in stay)
     for past in stay:
         if past.is_dead:
             shorten(past)
 
 
-def _is_needed(past: Past, manifest: Manifest, ours: str) -> bool:
-    if past.path.name.startswith(ours):
-        return False
+def _is_needed(past: Past, manifest: Manifest) -> bool:
     if not past.is_dead:
         return True
     if past.in_hand is None:
