@@ -222,9 +222,9 @@ def parse_manifest(data: bytes, *, limit: int) -> Manifest | Miss:
 def _halves(data: bytes) -> tuple[dict[str, msgspec.Raw] | Miss, _Raw]:
     """Return the header's fields and the tasks, these not looked at where `render_manifest` wrote.
 
-    It puts each field in a line, and the tasks last: JSON strings have no line ends, so what is cut
-    there is the header or nothing that can be decoded. To pass over ten thousand tasks takes as
-    long as to parse their table.
+    It puts each field in a line, and the tasks last, as any later version must: JSON strings have
+    no line ends, so what is cut there is the header or nothing that can be decoded. To pass over
+    ten thousand tasks takes as long as to parse their table.
     """
     cut = data.find(b",\n" + _TASKS_ARE)
     if cut >= 0 and data.endswith(b"\n}" + _END):

@@ -61,7 +61,6 @@ class Shelf:
 
     def _find_once(self, source: Source, stamp: Mapping[str, str], identity: str | None) -> Found:
         table_file = read_file(self.directory / table_name(*source), self.limit, self.root)
-        manifest_file = read_file(self.directory / manifest_name(*source), self.limit, self.root)
         sha256 = ""
         if isinstance(table_file.content, bytes):
             sha256 = digest(table_file.content)
