@@ -14,7 +14,9 @@ def calls(engine: Engine) -> list[str]:
     """Warm up; return what the steps asked of the meeting, in order."""
     seen: list[str] = []
     under_way: list[str] = []
-    for name in ("meet", "put", "get", "confirm", "note", "take", "close"):
+    for name in (
+        "meet", "put", "offer", "expect", "get", "confirm", "note", "take", "close",
+    ):  # fmt: skip
         method = _watched(name, getattr(Meeting, name), seen, under_way)
         setattr(Meeting, name, method)
     warm_up_rank(engine)
@@ -26,7 +28,8 @@ def _watched(
 ) -> Callable[..., Any]:
     def call(meeting: Meeting, *args: Any, **options: Any) -> Any:
         # What `meet` itself calls is the meeting's own; bodies are asked for by the decision in it.
-        if not under_way or (under_way == ["meet"] and name in ("put", "get")):
+        decides = meeting.rank == 0 and under_way == ["meet"]
+        if not under_way or (decides and name in ("put", "get")):
             seen.append(f"{name} {args[0]}" if name in ("meet", "note") else name)
         under_way.append(name)
         try:

@@ -42,7 +42,11 @@ def opening(seat: Seat) -> None:
 
 
 def agreeing(seat: Seat) -> None:
-    """Rank 0's node has a table; it crosses once."""
+    """Rank 0's node has a table; it crosses once, and rank 1, which reads none, expects it."""
+    if seat.rank == 0:
+        seat.meeting.offer(b"table", digest(b"table"))
+    elif seat.rank not in WRITERS:
+        seat.meeting.expect()
     seat.meeting.note("agree")
     seat.meet("agree")
     if seat.rank == 0:
@@ -202,6 +206,13 @@ class Steps:
     def put(self, body: bytes) -> str:
         self.asked.append("put")
         return digest(body)
+
+    def offer(self, body: bytes, sha256: str) -> None:
+        del body, sha256
+        self.asked.append("offer")
+
+    def expect(self) -> None:
+        self.asked.append("expect")
 
     def get(self, sha256: str) -> None:
         del sha256
