@@ -39,6 +39,8 @@ logger = logging.getLogger("warmup_plugin")
 EXIT_ABANDONED = 79
 #: Silences after which a rank is given up that nobody sees from its own machine.
 _UNSEEN_SILENCES = 5
+#: How often is asked whether the first connection is there, seconds.
+_CONNECTING_S = 0.01
 #: Keys of the store: a rank's forward has failed; a rank has left.
 FAILED, BYE = "failed", "bye"
 
@@ -180,7 +182,7 @@ class Pulse:
         # Nobody misses the first beat for as long as the next; many a warm start is over by then.
         self._is_needed.wait(self._interval_s)
         if not self._stop.is_set():
-            self._link.connect(self._settings.silence_s / 2)
+            self._connect()
         beats = 0
         while not self._stop.is_set():
             try:
@@ -197,6 +199,14 @@ class Pulse:
                 return
             beats += 1
             self._stop.wait(self._interval_s)
+
+    def _connect(self) -> None:
+        """Make the first connection: on a busy machine that takes longer than an answer."""
+        self._link.connect()
+        until = time.monotonic() + self._settings.silence_s + min(self._settings.silence_s, 5.0)
+        while self._link.is_connecting and time.monotonic() < until:
+            if self._stop.wait(_CONNECTING_S):
+                return
 
     def _beat(self, beats: int) -> None:
         step, task, notes = self._state

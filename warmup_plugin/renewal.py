@@ -40,12 +40,15 @@ class RenewedLink:
         """Return whether the last call failed and no other connection has been used since."""
         return self._cut_off is not None
 
-    def connect(self, patience_s: float) -> None:
-        """Begin to make the first connection, and wait that long for it."""
+    def connect(self) -> None:
+        """Begin to make the first connection."""
         with self._lock:
             self._begin()
-        if self._maker is not None:
-            self._maker.join(timeout=patience_s)
+
+    @property
+    def is_connecting(self) -> bool:
+        """Return whether a connection is being made, and none is there yet."""
+        return self._maker is not None and self._maker.is_alive()
 
     def set(self, key: str, value: bytes) -> None:
         """Write a value."""
@@ -93,8 +96,7 @@ class RenewedLink:
         return made
 
     def _begin(self) -> None:
-        is_making = self._maker is not None and self._maker.is_alive()
-        if not self._is_closed and not is_making:
+        if not self._is_closed and not self.is_connecting:
             self._maker = threading.Thread(target=self._make, name="warmup-link", daemon=True)
             self._maker.start()
 

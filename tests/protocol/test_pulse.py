@@ -346,6 +346,7 @@ def test_a_heartbeat_outlives_a_store_that_was_slow_to_answer(
     pulse = Pulse(link, Settings(silence_s=SILENCE_S, task_limit_s=300.0))
     guard = ForwardGuard(1, 2, 60.0, leave=cell.leave)
     with pulse.idle(guard):
+        wait_until(lambda: not pulse._link.is_cut_off, within(10.0))
         server.stop()
         wait_until(lambda: pulse._link.is_cut_off, within(10.0))
         wait_until(lambda: "cannot complete" in caplog.text, within(10.0))
@@ -370,6 +371,7 @@ def test_a_store_that_is_gone_is_told_from_one_that_is_slow(child: Callable[...,
     pulse = Pulse(link, Settings(silence_s=SILENCE_S, task_limit_s=300.0))
     guard = ForwardGuard(1, 2, 0.3, leave=cell.leave)
     with pulse.idle(guard):
+        wait_until(lambda: not pulse._link.is_cut_off, within(10.0))
         server.send(signal.SIGKILL)
         wait_until(lambda: cell.status == EXIT_ABANDONED, within(10.0))
     began = time.monotonic()

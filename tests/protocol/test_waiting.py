@@ -37,7 +37,8 @@ ALLOWED = {
     ("journal.py", "_is_free", "fcntl.flock"): "asks with LOCK_NB",
     ("pulse.py", "Pulse._run", "self._stop.wait"): "the heartbeat's pause, ended by `stop`",
     ("pulse.py", "Pulse._run", "self._is_needed.wait"): "as long as between two beats",
-    ("pulse.py", "Pulse._run", "self._link.connect"): "renewal's, half a silence at most",
+    ("pulse.py", "Pulse._connect", "self._link.connect"): "renewal's, which only begins it",
+    ("pulse.py", "Pulse._connect", "self._stop.wait"): "two silences in all, ended by `stop`",
     ("pulse.py", "Pulse.stop", "self._thread.join"): "five seconds; the thread is a daemon",
     ("lease.py", "_touch", "stop.wait"): "the pause between two touches, ended by the holder",
     ("lease.py", "hold", "toucher.join"): "five seconds; the thread is a daemon",
@@ -53,7 +54,6 @@ ALLOWED = {
     ("storelink.py", "StoreLink.clone", "socket.create_connection"): "a time-out is given",
     ("storelink.py", "StoreLink.clone", "TCPStore"): "a time-out is given, which torch does not "
     "honour where the store's process is stopped: only called on a thread of its own",
-    ("renewal.py", "RenewedLink.connect", "self._maker.join"): "a time-out is given",
     ("storelink.py", "_addresses", "probe.connect"): "of a datagram socket: sends nothing",
     ("steps/job.py", "_meet", "connect"): "storelink's, above",
     ("cli/checks.py", "_tried", "fcntl.flock"): "asks with LOCK_NB, of a file of its own",
