@@ -57,6 +57,11 @@ class Watch:
         self._tasks: dict[int, tuple[int, float]] = {}
         self._cards: dict[int, ProcessCard] = {}
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Return whether it was the store that failed, where a link can tell (`RenewedLink`)."""
+        return bool(getattr(self._link, "is_cut_off", False))
+
     def look(self, ranks: set[int]) -> None:
         """Read the heartbeats of these ranks; raises `RankLostError` for one that is given up."""
         for rank in sorted(ranks):
@@ -274,7 +279,8 @@ class ForwardGuard:
             try:
                 watch.look(self._others)
             except RankLostError as error:
-                self.fail(error.rank, error.reason)
+                fail = self.miss_store if watch.is_cut_off else self.give_up
+                fail(error)
         self._maybe_leave()
 
     def _fail_as_told(self, watch: Watch, body: bytes) -> None:
@@ -291,6 +297,10 @@ class ForwardGuard:
             if watch.view(rank) == "gone":
                 return rank, f"process gone, hence rank {word['rank']}: {word['reason']}"
         return word["rank"], word["reason"]
+
+    def give_up(self, error: RankLostError) -> None:
+        """Take a rank for lost."""
+        self.fail(error.rank, error.reason)
 
     def miss_store(self, error: RankLostError) -> None:
         """Take the store's rank for lost, unless it answers again within the grace period."""

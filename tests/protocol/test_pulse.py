@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -336,6 +337,15 @@ class Cell:
         self.status = status
 
 
+@contextlib.contextmanager
+def in_forward(link: StoreLink, guard: ForwardGuard) -> Iterator[Pulse]:
+    """Let a rank be in its forward in the body, with a heartbeat that is connected."""
+    pulse = Pulse(link, Settings(silence_s=SILENCE_S, task_limit_s=300.0))
+    with pulse.idle(guard):
+        wait_until(lambda: not pulse._link.is_cut_off, within(10.0))
+        yield pulse
+
+
 @pytest.mark.multiprocess
 def test_a_heartbeat_outlives_a_store_that_was_slow_to_answer(
     child: Callable[..., Child], caplog: pytest.LogCaptureFixture
@@ -343,10 +353,8 @@ def test_a_heartbeat_outlives_a_store_that_was_slow_to_answer(
     """It beats again on another connection, and the forward it looks after is not given up."""
     server, cell = child(STORE), Cell()
     link = joined(server)
-    pulse = Pulse(link, Settings(silence_s=SILENCE_S, task_limit_s=300.0))
     guard = ForwardGuard(1, 2, 60.0, leave=cell.leave)
-    with pulse.idle(guard):
-        wait_until(lambda: not pulse._link.is_cut_off, within(10.0))
+    with in_forward(link, guard) as pulse:
         server.stop()
         wait_until(lambda: pulse._link.is_cut_off, within(10.0))
         wait_until(lambda: "cannot complete" in caplog.text, within(10.0))
@@ -368,10 +376,8 @@ def test_a_store_that_is_gone_is_told_from_one_that_is_slow(child: Callable[...,
     """Nobody listens there: said at once, and the rank in its forward ends after the grace."""
     server, cell = child(STORE), Cell()
     link = joined(server)
-    pulse = Pulse(link, Settings(silence_s=SILENCE_S, task_limit_s=300.0))
     guard = ForwardGuard(1, 2, 0.3, leave=cell.leave)
-    with pulse.idle(guard):
-        wait_until(lambda: not pulse._link.is_cut_off, within(10.0))
+    with in_forward(link, guard) as pulse:
         server.send(signal.SIGKILL)
         wait_until(lambda: cell.status == EXIT_ABANDONED, within(10.0))
     began = time.monotonic()
