@@ -156,9 +156,14 @@ def _bound_answers(port: int, limit_s: float) -> None:
     for descriptor in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208  # a third of the time
         with contextlib.suppress(OSError):  # no socket, not connected, or closed meanwhile
             if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-                with socket.socket(fileno=os.dup(descriptor)) as found:
+                # Not a copy of it: by now it may be the end of somebody's pipe, for whose closing a
+                # process is waited for.
+                found = socket.socket(fileno=descriptor)
+                try:
                     if found.getpeername()[1:2] == (port,):
                         found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+                finally:
+                    found.detach()
 
 
 def connect(group: dist.ProcessGroup | None, settings: Settings) -> StoreLink:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -314,6 +316,31 @@ def test_a_rank_0_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 # -- processes -------------------------------------------------------------------------------------
+
+
+def test_bounding_answers_keeps_nobodys_pipe_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket closed meanwhile, whose number is a pipe's by now: who waits for its end gets it.
+
+    As a thread does that has started a process: it waits for the closing of a pipe.
+    """
+    store, other, fstat = open_store(), socket.socket(), os.fstat
+    reader, writer = os.pipe()
+    number = other.fileno()
+
+    def and_then_another_is_there(descriptor: int) -> os.stat_result:
+        found = fstat(descriptor)
+        if descriptor == number:
+            os.dup2(writer, number, inheritable=False)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", and_then_another_is_there)
+        storelink._bound_answers(store.port, 5.0)
+    other.close()
+    os.close(writer)
+    os.set_blocking(reader, False)
+    assert os.read(reader, 1) == b""
+    os.close(reader)
 
 
 def test_rank_0_that_dies_is_named_on_the_others(deploy: Callable[..., Deployment]) -> None:
