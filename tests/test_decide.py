@@ -50,6 +50,8 @@ def hello(rank: int = 0, size: int = 1, node: str = "n0", **more: Any) -> Word:
         "budget_s": None,
         "margin": 0.03,
         "session": "s",
+        "takes": [],
+        "must_share": False,
         **more,
     }
 
@@ -66,6 +68,7 @@ ANOTHER_CUDNN = {"factors": factors(stamp={"cudnn_version": "8"})}
 OLD_KEYS = {"keys_tell_options_apart": False, "version": "0.6.12"}
 MOVED = {"missing": ["tuner._file_configs"], "version": "0.9.0"}
 AGREE = {"require_agreement": True}
+TAKES = {"takes": ["cublas_version"]}
 
 OPENING: dict[str, tuple[tuple[Word, ...], str, str]] = {
     "alike": (({}, {}), "share", ""),
@@ -83,6 +86,16 @@ OPENING: dict[str, tuple[tuple[Word, ...], str, str]] = {
         "rank 2: stamp.cudnn_version is '8', not '9' as on rank 0",
     ),
     "another GPU, agreement required": (({}, {**ANOTHER_GPU, **AGREE}), "defaults", "rank 1: gpu"),
+    "another cuDNN, of a rank that takes the rest": (
+        ({"factors": factors(stamp={"cublas_version": "13"})}, {**ANOTHER_CUDNN, **TAKES}),
+        "per_rank", "rank 1: stamp.cudnn_version is '8', not '9' as on rank 0",
+    ),
+    "another GPU, of a rank that must share": (
+        ({}, {**ANOTHER_GPU, "must_share": True}), "refuse", "rank 1: gpu.name is 'another', not",
+    ),
+    "strategy per_rank, of ranks that must share": (
+        ({"strategy": "per_rank", "must_share": True},), "per_rank", "strategy per_rank",
+    ),
     "another switch": (
         ({}, {"factors": factors(switches={"MOE_AUTOTUNE": "1"})}), "per_rank",
         "switches.MOE_AUTOTUNE",
@@ -112,6 +125,18 @@ def test_how_far_ranks_share(changes: tuple[Word, ...], go: str, reason: str) ->
     record = opened(*changes)
     assert record["go"] == go
     assert reason in record["reason"] if reason else record["reason"] == ""
+
+
+def test_what_a_rank_takes_of_the_stamp_is_rank_0s() -> None:
+    """In the identity of all, and as what rank 0 itself has found, known or not."""
+    stamp = {"cublas_version": "unknown", "cutlass_dsl_version": "4.2"}
+    takes = {"takes": ["cublas_version", "cutlass_dsl_version"]}
+    told = {"factors": factors(stamp={"cublas_version": "13"})}
+    record = opened({"factors": factors(stamp=stamp)}, takes, {}, told)
+    assert record["go"] == "share"
+    assert record["looked_up"] == stamp
+    assert record["factors"]["stamp"]["cutlass_dsl_version"] == "4.2"
+    assert record["factors"]["stamp"]["cublas_version"] == "13", "known to rank 3"
 
 
 @pytest.mark.parametrize("unknown", ["unknown", "None", None])

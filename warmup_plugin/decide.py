@@ -26,8 +26,10 @@ _ENVIRONMENT = ("stamp", "gpu", "switches")
 def decide_open(words: Words) -> Word:
     """Who is here, on which nodes, and how far they can share.
 
-    go: share | per_rank | defaults | unguarded | refuse.
+    go: share | per_rank | defaults | unguarded | refuse. ``looked_up``: what ranks take from
+    rank 0's stamp, since they see all that it depends on as rank 0 does.
     """
+    words = {rank: _completed(word, words[0]) for rank, word in words.items()}
     nodes: dict[str, list[int]] = {}
     for rank in sorted(words):
         nodes.setdefault(words[rank]["ranks"]["node"], []).append(rank)
@@ -37,6 +39,11 @@ def decide_open(words: Words) -> Word:
         "coordinates": [_coordinates(words[ranks[0]]) for ranks in nodes.values()],
         "require_agreement": any(word["require_agreement"] for word in words.values()),
         "factors": _common_factors(words),
+        "looked_up": {
+            name: words[0]["factors"]["stamp"][name]
+            for word in words.values()
+            for name in word["takes"]
+        },
         **{name: words[0][name] for name in ("session", *RANK_0S_SETTINGS)},
         "warnings": _other_settings(words),
     }
@@ -49,11 +56,22 @@ def decide_open(words: Words) -> Word:
     return {**record, **found}
 
 
+def _completed(word: Word, rank_0s: Word) -> Word:
+    """Return a word with the stamp's fields that its rank takes from rank 0's."""
+    if not word["takes"]:
+        return word
+    theirs = rank_0s["factors"]["stamp"]
+    stamp = {**word["factors"]["stamp"], **{name: theirs[name] for name in word["takes"]}}
+    return {**word, "factors": {**word["factors"], "stamp": stamp}}
+
+
 def _how_far(words: Words, *, require_agreement: bool) -> Word:
     if word := next((word for word in words.values() if word["missing"]), None):
         reason = f"FlashInfer {word['version']} has no {', '.join(word['missing'])}"
         return {"go": "unguarded", "reason": reason}
-    if reason := cannot_share(words):
+    if reason := _cannot_share(words):
+        if any(word["must_share"] for word in words.values()):
+            return {"go": "refuse", "reason": reason}
         return {"go": "defaults" if require_agreement else "per_rank", "reason": reason}
     if words[0]["strategy"] == "per_rank":
         return {"go": "per_rank", "reason": "strategy per_rank"}
@@ -75,11 +93,8 @@ def _refusal(words: Words) -> str:
     return ""
 
 
-def cannot_share(words: Words) -> str:
-    """Return why the ranks' tactics cannot be exchanged, or an empty string.
-
-    Of a word it needs ``version``, ``keys_tell_options_apart`` and the ``factors``.
-    """
+def _cannot_share(words: Words) -> str:
+    """Return why the ranks' tactics cannot be exchanged, or an empty string."""
     for rank, word in words.items():
         if not word["keys_tell_options_apart"]:
             return (

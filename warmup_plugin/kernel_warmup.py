@@ -65,6 +65,7 @@ def warm_up(
     engine: tuple[str, str] = ("custom", "0"),
     progress: Progress | None = None,
     keep_loaded: bool = False,
+    must_share: bool = False,
 ) -> WarmupReport:
     """Tune once, start warm everywhere: run ``forward`` as the survey and do the rest around it.
 
@@ -88,6 +89,8 @@ def warm_up(
         progress: called with step, task, tasks done and tasks in all while this rank tunes.
         keep_loaded: what the tuner of rank 0 holds already wins: for a second session in a process
             whose first one's winners are in captured graphs. All ranks must hold the same.
+        must_share: open no session where the ranks cannot exchange tactics: for a runner that has a
+            better way then than each rank for itself.
 
     Raises:
         SettingError: a malformed setting, with variable, value and rule.

@@ -62,12 +62,14 @@ class StoreLink:
     """A connection to the session's store, used by one thread at a time.
 
     ``silence_s``: how long the store may leave a question unanswered; for ever without it.
+    ``greeting``: what rank 0 has told all with the store's address.
     """
 
     store: TCPStore | None
     rank: int
     size: int
     silence_s: float = 0.0
+    greeting: str = ""
     _gone: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
@@ -166,23 +168,25 @@ def _bound_answers(port: int, limit_s: float) -> None:
                     found.detach()
 
 
-def connect(group: dist.ProcessGroup | None, settings: Settings) -> StoreLink:
+def connect(group: dist.ProcessGroup | None, settings: Settings, greeting: str = "") -> StoreLink:
     """Open the session's store on rank 0 and join it on the others.
 
-    Every rank of ``group`` (None: the default group) must call it. Raises `SessionError` where the
-    store cannot be opened or reached.
+    Every rank of ``group`` (None: the default group) must call it. ``greeting``: rank 0's is known
+    to all afterwards; a hundred characters at most. Raises `SessionError` where the store cannot be
+    opened or reached.
     """
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     if rank == 0:
         store, card = _open(settings)
+        card["greeting"] = greeting
         _broadcast(card, group)
         if store is None:
             raise SessionError(f"rank 0 cannot open a store: {card['error']}")
-        return StoreLink(store, rank, size, settings.silence_s)
+        return StoreLink(store, rank, size, settings.silence_s, greeting)
     card = _broadcast(None, group)
     if "error" in card:
         raise SessionError(f"rank 0 cannot open a store: {card['error']}")
-    return StoreLink(_join(card), rank, size, settings.silence_s)
+    return StoreLink(_join(card), rank, size, settings.silence_s, card["greeting"])
 
 
 def _open(settings: Settings) -> tuple[TCPStore | None, dict[str, Any]]:

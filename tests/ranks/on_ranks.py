@@ -35,6 +35,7 @@ from warmup_plugin.rendezvous import Meeting
 from warmup_plugin.settings import Settings
 from warmup_plugin.store import Store
 from warmup_plugin.storelink import StoreLink, connect
+from warmup_plugin.tuner import probe
 
 
 def plain(engine: Engine) -> tuple[Any, list[str]]:
@@ -150,6 +151,24 @@ def with_a_forward_that_fails(engine: Engine, ranks: list[int]) -> tuple[Any, st
         raised = f"{type(error).__name__}: {error}"
     patch(engine, forward=forward)
     return warm_up_rank(engine), raised
+
+
+def looking_up(engine: Engine, elsewhere: int | None = None) -> tuple[Any, dict[str, Any]]:
+    """Warm up where FlashInfer has looked nothing up yet; see how often it does.
+
+    ``elsewhere``: a rank whose linker looks in another folder.
+    """
+    if engine.ranks.rank == elsewhere:
+        os.environ["LD_LIBRARY_PATH"] = "/elsewhere"
+    places = {field: (sys.modules[module], name) for field, (module, name) in probe.SLOW.items()}
+    own = {field: getattr(module, name) for field, (module, name) in places.items()}
+    for look in own.values():
+        look.cache_clear()
+    result = warm_up_rank(engine)
+    return result, {
+        "looked up": {field: look.cache_info().misses for field, look in own.items()},
+        "left as found": all(getattr(*places[field]) is look for field, look in own.items()),
+    }
 
 
 # -- ops of a test's own ---------------------------------------------------------------------------

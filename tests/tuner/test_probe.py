@@ -7,6 +7,7 @@ The same on the other releases is in `tests/release`.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ import pytest
 from flashinfer.autotuner import AutoTuner
 
 from warmup_plugin.tuner import probe
-from warmup_plugin.tuner.probe import REQUIRED
+from warmup_plugin.tuner.probe import REQUIRED, SLOW
 
 if TYPE_CHECKING:
     from tests.tuner.conftest import Children
@@ -27,6 +28,16 @@ PLACES = {"module": flashinfer.autotuner, "AutoTuner": AutoTuner}
 @pytest.mark.parametrize(("where", "name"), REQUIRED, ids=[".".join(row) for row in REQUIRED])
 def test_required_names_are_there(where: str, name: str) -> None:
     assert hasattr(PLACES.get(where) or AutoTuner(), name)
+
+
+@pytest.mark.parametrize(("module", "name"), SLOW.values(), ids=SLOW)
+def test_what_looks_slow_fields_up_is_there(module: str, name: str) -> None:
+    """And remembers the answer: else no rank could tell whether it is known."""
+    assert hasattr(getattr(sys.modules[module], name), "cache_info")
+
+
+def test_slow_fields_are_fields_of_the_stamp() -> None:
+    assert SLOW.keys() <= probe.stamp().keys()
 
 
 def test_what_the_main_release_can_do() -> None:

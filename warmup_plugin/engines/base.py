@@ -164,8 +164,6 @@ def all_ready(
     reason: str,
     *,
     of: str = "",
-    judge: Callable[[Mapping[int, dict[str, Any]]], str] = lambda _words: "",
-    **word: Any,
 ) -> str:
     """Return why the ranks cannot warm up together, or an empty string: the same on every rank.
 
@@ -174,14 +172,13 @@ def all_ready(
     ``MEET_S`` at most, and not for one that has got as far and is at another meeting. The answer is
     one record, set by compare-and-set: who comes late obeys it. ``session`` names this meeting
     among those of the same ranks, which are the group ``of``; ``reason`` is why this rank cannot,
-    or empty. Where all can, ``judge`` may find a reason in what each rank has put into its
-    ``word``, as JSON.
+    or empty.
     """
     prefix = f"warmup_plugin/{of}"
     keys = [f"{prefix}/{session}/{other}" for other in range(size)]
     places = [f"{prefix}/at/{other}" for other in range(size)]
     number = store.add(f"{prefix}/meetings/{rank}", 1)
-    store.set(keys[rank], json.dumps({"reason": reason, **word}))
+    store.set(keys[rank], json.dumps({"reason": reason}))
     store.set(places[rank], f"{number} {session}")
     decision, deadline = f"{prefix}/{session}/decision", time.monotonic() + MEET_S
     elsewhere, pause_s = "", _LOOK_S[0]
@@ -192,7 +189,7 @@ def all_ready(
         pause_s = min(1.2 * pause_s, _LOOK_S[1])
         elsewhere = _elsewhere(store, keys, places, number)
     words = {o: json.loads(store.get(k)) for o, k in enumerate(keys) if store.check([k])}
-    verdict = elsewhere or _judge(words, size) or judge(words) or "ready"
+    verdict = elsewhere or _judge(words, size) or "ready"
     found: str = store.compare_set(decision, "", verdict).decode()
     return "" if found == "ready" else found
 

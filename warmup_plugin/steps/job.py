@@ -31,6 +31,7 @@ from warmup_plugin.tuner import environment, probe
 from warmup_plugin.tuner.install import Installed
 from warmup_plugin.tuner.known_ops import KnownOps, known_ops
 from warmup_plugin.tuner.observe import Observations, observe
+from warmup_plugin.tuner.stamp import Lookup, surroundings
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -64,6 +65,7 @@ class Options:
     engine: tuple[str, str] = ("custom", "0")
     progress: Progress | None = None
     keep_loaded: bool = False
+    must_share: bool = False
 
 
 @dataclass
@@ -184,11 +186,11 @@ def open_job(options: Options) -> Iterator[Job]:
     """
     with contextlib.ExitStack() as stack:
         began = time.monotonic()
-        progress = _progress(options)
-        meeting = _meet(options, stack)
+        progress, lookup = _progress(options), Lookup()
+        meeting = _meet(options, stack, lookup)
         job: Job | None = None
         try:
-            job = _join(options, meeting, stack, progress)
+            job = _join(options, meeting, stack, progress, lookup)
             job.seconds["open"] = time.monotonic() - began
             job.spans.append(("open", began - job.zero, job.seconds["open"]))
             yield job
@@ -220,16 +222,23 @@ def _progress(options: Options) -> ProgressLine:
 
 
 def _join(
-    options: Options, meeting: Rendezvous, stack: contextlib.ExitStack, progress: ProgressLine
+    options: Options,
+    meeting: Rendezvous,
+    stack: contextlib.ExitStack,
+    progress: ProgressLine,
+    lookup: Lookup,
 ) -> Job:
-    hello = _hello(options)
+    hello = _hello(options, lookup)
     word = meeting.meet("open", hello, decide_open)
     zero = time.monotonic()
     if word["go"] == "refuse":
         raise SessionError(word["reason"])
+    taken = {name: word["looked_up"][name] for name in lookup.taken}
+    stack.enter_context(probe.answering(taken))
     job = Job(
         options=options, meeting=meeting, word=word, identity=Identity(word["factors"]),
-        ops=options.ops or known_ops(probe.version()), stamp=hello["factors"]["stamp"],
+        ops=options.ops or known_ops(probe.version()),
+        stamp={**hello["factors"]["stamp"], **taken},
         installed=Installed.take_down(), seen=stack.enter_context(observe()), stack=stack,
         zero=zero, progress=progress,
     )  # fmt: skip
@@ -241,17 +250,23 @@ def _join(
     return job
 
 
-def _meet(options: Options, stack: contextlib.ExitStack) -> Rendezvous:
+def _meet(options: Options, stack: contextlib.ExitStack, lookup: Lookup) -> Rendezvous:
+    if options.ranks.rank == 0:
+        lookup.begin()
     if options.ranks.world_size == 1 and options.group is None:
         return Alone()
     from warmup_plugin.storelink import connect  # a single process needs no store
 
-    meeting = Meeting(connect(options.group, options.settings), options.settings)
+    greeting = surroundings() if options.ranks.rank == 0 else ""
+    link = connect(options.group, options.settings, greeting)
+    meeting = Meeting(link, options.settings)
     stack.callback(meeting.close)
+    if meeting.rank:
+        lookup.take(link.greeting)
     return meeting
 
 
-def _hello(options: Options) -> Word:
+def _hello(options: Options, lookup: Lookup) -> Word:
     capabilities, settings = probe.probe(), options.settings
     return {
         "ranks": options.ranks.to_json(),
@@ -259,7 +274,9 @@ def _hello(options: Options) -> Word:
         "version": capabilities.version,
         "missing": list(capabilities.missing),
         "keys_tell_options_apart": capabilities.keys_tell_options_apart,
-        "factors": options.identity.with_factors(**environment.factors()).factors,
+        "factors": options.identity.with_factors(**environment.factors(lookup.stamp())).factors,
+        "takes": lookup.taken,
+        "must_share": options.must_share,
         "require_agreement": settings.require_agreement,
         "session": secrets.token_hex(4),
         **{name: getattr(settings, name) for name in RANK_0S_SETTINGS},

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-
-from warmup_plugin.tuner import probe
 
 #: FlashInfer's variables that change candidates or what they are timed on (read in 0.7.2.post1).
 SWITCHES = (
@@ -77,6 +76,6 @@ def switches() -> dict[str, str]:
     return found
 
 
-def factors() -> dict[str, Any]:
-    """Return the environment's config factors by their names in `Identity`."""
-    return {"stamp": probe.stamp(), "gpu": gpu(), "switches": switches()}
+def factors(stamp: Mapping[str, str]) -> dict[str, Any]:
+    """Return the environment's config factors by their names in `Identity`, with this stamp."""
+    return {"stamp": stamp, "gpu": gpu(), "switches": switches()}

@@ -17,7 +17,7 @@ import os
 import sys
 import tempfile
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,6 +94,42 @@ def stamp() -> dict[str, str]:
     """Return FlashInfer's environment stamp; absent values read "unknown"."""
     collect = getattr(fi, "_collect_metadata", dict)
     return {name: str(value or "unknown") for name, value in collect().items()}
+
+
+def origin() -> tuple[str, ...]:
+    """Return which FlashInfer this is, and where it was imported from."""
+    return version(), str(flashinfer.__file__)
+
+
+#: What takes long in a stamp: field -> where the function is that looks it up, once per process.
+SLOW = {
+    "cublas_version": (fi.AutoTuner.__module__, "_get_cublas_version"),
+    "cutlass_dsl_version": ("flashinfer.jit.cute_dsl_core", "_get_cute_dsl_version"),
+}
+#: The one of them for which FlashInfer runs other programs, and waits for them.
+BY_PROGRAMS = "cublas_version"
+
+
+def slow_fields() -> dict[str, Callable[[], str]]:
+    """Return what looks up each slow field of the stamp, of those that are not yet known."""
+    found = {}
+    for field, (module, name) in SLOW.items():
+        look: Any = getattr(sys.modules.get(module), name, None)
+        if hasattr(look, "cache_info") and not look.cache_info().currsize:
+            found[field] = look
+    return found
+
+
+@contextlib.contextmanager
+def answering(fields: Mapping[str, str]) -> Iterator[None]:
+    """Have FlashInfer take these for the answers to its slow questions in the body."""
+    with contextlib.ExitStack() as stack:
+        for field, answer in fields.items():
+            place, name = SLOW[field]
+            module = sys.modules[place]
+            stack.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, functools.partial(str, answer))
+        yield
 
 
 @functools.cache

@@ -305,12 +305,12 @@ def default_first(_rank: int) -> Callable[[str, str, int, Any], float]:
 def identity_elsewhere(spec: Spec) -> tuple[str, Any]:
     """Return digest and factors with those of the environment, as a session has them."""
     from warmup_plugin.engines.sglang.factors import identity_of
-    from warmup_plugin.tuner import environment
+    from warmup_plugin.tuner import environment, probe
 
     publish(spec)
     _stand_in()
     plant(spec, Path(spec.model).parent)
-    found = identity_of(Model(spec).runner()).with_factors(**environment.factors())
+    found = identity_of(Model(spec).runner()).with_factors(**environment.factors(probe.stamp()))
     return found.digest, found.factors
 
 

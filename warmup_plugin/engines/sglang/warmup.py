@@ -119,7 +119,6 @@ class Context:
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator[None]:
         """Open it by the nine steps, or as without us: the same on every rank of the group."""
-        from warmup_plugin.decide import cannot_share
         from warmup_plugin.errors import RankLostError, SessionError
         from warmup_plugin.kernel_warmup import session
 
@@ -130,7 +129,6 @@ class Context:
                 reason = base.all_ready(
                     base.default_store(), name, group.rank_in_group, group.world_size, reason,
                     of=f"stage {names.of_parallel('pp_rank', 0)}",
-                    judge=cannot_share, **_environment(reason),
                 )  # fmt: skip
             if not reason:
                 try:
@@ -183,6 +181,9 @@ class Context:
             "engine": ("sglang", names.version()),
             "others": own_tables(self._runner) if reuses else (),
             "keep_loaded": True,  # of an earlier context, in whose graphs it is captured
+            # Else they are SGLang's: it has them measure in lock step, and so agree, where we could
+            # only let each choose for itself.
+            "must_share": group.world_size > 1,
             "tuning_context": lambda: survey(self._runner, run_lm_head=self._run_lm_head),
             **given,
         }
@@ -199,21 +200,3 @@ class Context:
             ep_rank=of("moe_ep_rank", 0), ep_size=of("moe_ep_size", 1),
             device_index=self._runner.gpu_id or 0,
         )  # fmt: skip
-
-
-def _environment(reason: str) -> dict[str, Any]:
-    """Return what a rank's tactics depend on; nothing where there is a ``reason`` already.
-
-    Ranks that cannot exchange theirs are SGLang's: it has them measure in lock step, and so agree,
-    where we could only let each choose for itself.
-    """
-    if reason:
-        return {}
-    from warmup_plugin.tuner import environment, probe
-
-    found = probe.probe()
-    return {
-        "version": found.version,
-        "keys_tell_options_apart": found.keys_tell_options_apart,
-        "factors": environment.factors(),
-    }
