@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from warmup_plugin.errors import SessionError
 from warmup_plugin.tuner import probe, stamp
 from warmup_plugin.tuner.stamp import Lookup, surroundings
 
 Patch = pytest.MonkeyPatch
+
+LIMIT_S = 30.0
 
 OTHERWISE: dict[str, Callable[[Patch, Path], None]] = {
     "a folder for the linker": lambda p, _: p.setenv("LD_LIBRARY_PATH", "/elsewhere"),
@@ -59,7 +63,7 @@ def test_what_cannot_be_told_is_equal_to_nothing(monkeypatch: Patch) -> None:
     assert surroundings() == ""
     for look in probe.SLOW.values():
         getattr(sys.modules[look[0]], look[1]).cache_clear()
-    lookup = Lookup()
+    lookup = Lookup(LIMIT_S)
     lookup.take("")
     assert lookup.taken == ()
 
@@ -67,7 +71,7 @@ def test_what_cannot_be_told_is_equal_to_nothing(monkeypatch: Patch) -> None:
 def test_a_known_field_is_not_taken() -> None:
     """A process that has looked already has an answer of its own."""
     whole = probe.stamp()
-    lookup = Lookup()
+    lookup = Lookup(LIMIT_S)
     lookup.take(surroundings())
     assert lookup.taken == ()
     assert lookup.stamp() == whole
@@ -79,7 +83,7 @@ def test_what_is_taken_is_left_out() -> None:
     own = [getattr(sys.modules[module], name) for module, name in probe.SLOW.values()]
     for look in own:
         look.cache_clear()
-    lookup = Lookup()
+    lookup = Lookup(LIMIT_S)
     lookup.take(surroundings())
     assert set(lookup.taken) == probe.SLOW.keys()
     assert lookup.stamp() == {n: v for n, v in whole.items() if n not in probe.SLOW}
@@ -92,7 +96,7 @@ def test_each_field_is_looked_up_once() -> None:
     own = [getattr(sys.modules[module], name) for module, name in probe.SLOW.values()]
     for look in own:
         look.cache_clear()
-    lookup = Lookup()
+    lookup = Lookup(LIMIT_S)
     lookup.begin()
     assert lookup.stamp() == whole
     assert [look.cache_info().misses for look in own] == [1, 1]
@@ -109,7 +113,26 @@ def test_a_look_that_fails_fails_as_flashinfers_own(monkeypatch: Patch) -> None:
     fail.cache_info = own.cache_info  # type: ignore[attr-defined]
     own.cache_clear()
     monkeypatch.setattr(sys.modules[module], name, fail)
-    lookup = Lookup()
+    lookup = Lookup(LIMIT_S)
     lookup.begin()
     with pytest.raises(RuntimeError, match="planted"):
         lookup.stamp()
+
+
+def test_a_look_without_an_end_ends_the_session(monkeypatch: Patch) -> None:
+    """A program that hangs, on a dead network file system say: the engine goes on without us."""
+    module, name = probe.SLOW[probe.BY_PROGRAMS]
+    own, is_over = getattr(sys.modules[module], name), threading.Event()
+
+    def hang() -> str:
+        is_over.wait(LIMIT_S)
+        return "late"
+
+    hang.cache_info = own.cache_info  # type: ignore[attr-defined]
+    own.cache_clear()
+    monkeypatch.setattr(sys.modules[module], name, hang)
+    lookup = Lookup(0.1)
+    lookup.begin()
+    with pytest.raises(SessionError, match="cublas_version: FlashInfer has looked it up for 0 s"):
+        lookup.stamp()
+    is_over.set()

@@ -186,7 +186,7 @@ def open_job(options: Options) -> Iterator[Job]:
     """
     with contextlib.ExitStack() as stack:
         began = time.monotonic()
-        progress, lookup = _progress(options), Lookup()
+        progress, lookup = _progress(options), Lookup(options.settings.task_limit_s)
         meeting = _meet(options, stack, lookup)
         job: Job | None = None
         try:

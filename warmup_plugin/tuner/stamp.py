@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from warmup_plugin.errors import SessionError
 from warmup_plugin.topology import machine_id
 from warmup_plugin.tuner import probe
 
@@ -62,9 +63,13 @@ def _loaded(maps: bytes) -> list[bytes]:
 
 
 class Lookup:
-    """The slow fields of this process's stamp: looked up here, or taken from rank 0."""
+    """The slow fields of this process's stamp: looked up here, or taken from rank 0.
 
-    def __init__(self) -> None:
+    ``limit_s``: how long is waited for the programs that FlashInfer runs; it sets no limit itself.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
         self._thread: threading.Thread | None = None
         self.taken: tuple[str, ...] = ()
 
@@ -87,7 +92,7 @@ class Lookup:
     def stamp(self) -> dict[str, str]:
         """Return this process's stamp, without the fields that are ``taken``.
 
-        Waits for other programs exactly as long as FlashInfer itself would, and no longer.
+        Raises `SessionError` where the programs have not come to an end within the limit.
         """
         if self.taken:
             with probe.answering(dict.fromkeys(self.taken, "")):
@@ -98,5 +103,10 @@ class Lookup:
                 if field != probe.BY_PROGRAMS:
                     with contextlib.suppress(Exception):  # as above
                         look()
-            self._thread.join()
+            self._thread.join(timeout=self._limit_s)
+            if self._thread.is_alive():
+                raise SessionError(
+                    f"{probe.BY_PROGRAMS}: FlashInfer has looked it up for {self._limit_s:.0f} s "
+                    "(ldconfig, gcc, ld): task_limit_s"
+                )
         return probe.stamp()
