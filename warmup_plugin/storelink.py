@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _CARD_BYTES = 1024
 _CONNECT_S = 10.0
 _LOOPBACK = "127.0.0.1"
+#: How often a value is asked for that torch gives up waiting for.
+_MOST_TRIES = 5
 
 
 class BeatLink(Protocol):
@@ -101,7 +103,7 @@ class StoreLink:
 
     def get(self, key: str) -> bytes:
         """Return the value of a key that exists."""
-        value: bytes = self._ask("get", key)
+        value: bytes = self._ask("get", key, tries=_MOST_TRIES)
         return value
 
     def get_now(self, key: str) -> bytes | None:
@@ -130,16 +132,19 @@ class StoreLink:
         """Let go of the store; its sockets and, on rank 0, its thread end with the object."""
         self.store, self._gone = None, "it is closed"
 
-    def _ask(self, question: str, *args: Any) -> Any:
+    def _ask(self, question: str, *args: Any, tries: int = 1) -> Any:
         if self._gone:  # an answer that comes late would be taken for the next one's
             raise RankLostError(0, self._gone)
-        return self._call(question, *args)
+        return self._call(question, *args, tries=tries)
 
-    def _call(self, name: str, *args: Any) -> Any:
+    def _call(self, name: str, *args: Any, tries: int = 1) -> Any:
         try:
             return getattr(self.store, name)(*args)
         except (RuntimeError, AttributeError) as error:  # torch's errors derive from the first
             reason = str(error).split("Exception raised from")[0].strip()
+            if tries > 1 and reason.startswith("wait timeout"):
+                # torch has told the store so, and the store has answered that: it is only slow.
+                return self._call(name, *args, tries=tries - 1)
             self._gone = self._gone or (
                 f"its store has not answered for {self.silence_s:.1f} s"
                 if reason == "Socket Timeout"

@@ -296,10 +296,10 @@ STORE = """
 """
 
 
-def joined(server: Child) -> StoreLink:
+def joined(server: Child, silence_s: float = SILENCE_S) -> StoreLink:
     """Return rank 1's connection to a store of another process."""
     at = ("127.0.0.1", int(server.line()))
-    return StoreLink(TCPStore(*at, is_master=False, wait_for_workers=False), 1, 2, SILENCE_S)
+    return StoreLink(TCPStore(*at, is_master=False, wait_for_workers=False), 1, 2, silence_s)
 
 
 @pytest.mark.multiprocess
@@ -326,6 +326,25 @@ def test_a_stopped_store_is_rank_0_lost(child: Callable[..., Child]) -> None:
     assert server.ask("last words") == "True"
     link.close()
     other.close()
+
+
+@pytest.mark.multiprocess
+def test_a_store_that_is_slow_to_hand_a_value_out_is_asked_again(
+    child: Callable[..., Child],
+) -> None:
+    """Longer than torch waits for a key, and not as long as a store that is stopped for good."""
+    server = child(STORE)
+    link = joined(server, silence_s=4.0)
+    link.set("key", b"1")
+    assert link.has(["key"])
+    server.stop()
+    began, waking = time.monotonic(), threading.Timer(3.0, server.send, [signal.SIGCONT])
+    waking.start()
+    assert link.get("key") == b"1"
+    assert 2.0 < time.monotonic() - began < 6.0, "torch gave up waiting once"
+    assert link.has(["key"]), "the answers are still those of their questions"
+    waking.join(10.0)
+    link.close()
 
 
 class Cell:
