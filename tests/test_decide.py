@@ -50,6 +50,7 @@ def hello(rank: int = 0, size: int = 1, node: str = "n0", **more: Any) -> Word:
         "budget_s": None,
         "margin": 0.03,
         "session": "s",
+        "alike": True,
         "takes": [],
         "must_share": False,
         **more,
@@ -132,11 +133,26 @@ def test_what_a_rank_takes_of_the_stamp_is_rank_0s() -> None:
     stamp = {"cublas_version": "unknown", "cutlass_dsl_version": "4.2"}
     takes = {"takes": ["cublas_version", "cutlass_dsl_version"]}
     told = {"factors": factors(stamp={"cublas_version": "13"})}
-    record = opened({"factors": factors(stamp=stamp)}, takes, {}, told)
+    record = opened({"factors": factors(stamp=stamp)}, takes, {}, {**told, "alike": False})
     assert record["go"] == "share"
     assert record["looked_up"] == stamp
     assert record["factors"]["stamp"]["cutlass_dsl_version"] == "4.2"
     assert record["factors"]["stamp"]["cublas_version"] == "13", "known to rank 3"
+
+
+def test_ranks_that_see_alike_divide_the_look() -> None:
+    """Rank 0 may take what another has found; one that sees otherwise has nothing for them."""
+    words: tuple[Word, ...] = (
+        {"factors": factors(stamp={"cublas_version": "13"}), "takes": ["cutlass_dsl_version"]},
+        {"factors": factors(stamp={"cutlass_dsl_version": "4.1", "cublas_version": "13"}),
+         "alike": False},
+        {"factors": factors(stamp={"cutlass_dsl_version": "4.2"}), "takes": ["cublas_version"]},
+    )  # fmt: skip
+    record = opened(*words)
+    assert record["looked_up"] == {"cublas_version": "13", "cutlass_dsl_version": "4.2"}
+    assert record["reason"] == (
+        "rank 1: stamp.cutlass_dsl_version is '4.1', not '4.2' as on rank 0"
+    )
 
 
 @pytest.mark.parametrize("unknown", ["unknown", "None", None])

@@ -26,10 +26,11 @@ _ENVIRONMENT = ("stamp", "gpu", "switches")
 def decide_open(words: Words) -> Word:
     """Who is here, on which nodes, and how far they can share.
 
-    go: share | per_rank | defaults | unguarded | refuse. ``looked_up``: what ranks take from
-    rank 0's stamp, since they see all that it depends on as rank 0 does.
+    go: share | per_rank | defaults | unguarded | refuse. ``looked_up``: the fields of
+    the stamp that ranks take from one another, since they see all that these depend on alike.
     """
-    words = {rank: _completed(word, words[0]) for rank, word in words.items()}
+    looked_up = _looked_up(words)
+    words = {rank: _completed(word, looked_up) for rank, word in words.items()}
     nodes: dict[str, list[int]] = {}
     for rank in sorted(words):
         nodes.setdefault(words[rank]["ranks"]["node"], []).append(rank)
@@ -39,11 +40,7 @@ def decide_open(words: Words) -> Word:
         "coordinates": [_coordinates(words[ranks[0]]) for ranks in nodes.values()],
         "require_agreement": any(word["require_agreement"] for word in words.values()),
         "factors": _common_factors(words),
-        "looked_up": {
-            name: words[0]["factors"]["stamp"][name]
-            for word in words.values()
-            for name in word["takes"]
-        },
+        "looked_up": looked_up,
         **{name: words[0][name] for name in ("session", *RANK_0S_SETTINGS)},
         "warnings": _other_settings(words),
     }
@@ -56,13 +53,23 @@ def decide_open(words: Words) -> Word:
     return {**record, **found}
 
 
-def _completed(word: Word, rank_0s: Word) -> Word:
-    """Return a word with the stamp's fields that its rank takes from rank 0's."""
-    if not word["takes"]:
+def _looked_up(words: Words) -> dict[str, str]:
+    """Return what ranks that see alike have looked up for each other."""
+    alike = [word for word in words.values() if word["alike"]]
+    taken = {name for word in alike for name in word["takes"]}
+    return {
+        name: next(w["factors"]["stamp"][name] for w in alike if name not in w["takes"])
+        for name in sorted(taken)
+    }
+
+
+def _completed(word: Word, looked_up: Mapping[str, str]) -> Word:
+    """Return a word with those fields of the stamp that its rank takes."""
+    if not (word["alike"] and word["takes"]):
         return word
-    theirs = rank_0s["factors"]["stamp"]
-    stamp = {**word["factors"]["stamp"], **{name: theirs[name] for name in word["takes"]}}
-    return {**word, "factors": {**word["factors"], "stamp": stamp}}
+    taken = {name: looked_up[name] for name in word["takes"]}
+    factors = word["factors"]
+    return {**word, "factors": {**factors, "stamp": {**factors["stamp"], **taken}}}
 
 
 def _how_far(words: Words, *, require_agreement: bool) -> Word:

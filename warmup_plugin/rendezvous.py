@@ -48,6 +48,8 @@ _PARTS = "parts: "  # in place of a body: it is found in so many
 _ENDS = ("refuse", "abort", "retry")
 #: How often rank 0 says whom it waits for, seconds.
 _TELL_S = 30.0
+#: All waiting ranks together ask the store about this often, seconds, in the first second.
+_EACH_ASKS_S = 0.001
 #: How long a rank that was stopped gives the store to read what arrived meanwhile, seconds.
 _CATCH_UP_S = 0.5
 
@@ -436,7 +438,7 @@ class Meeting:
             return found
 
         with self._pulse.idle():
-            wait_until(is_there, look)
+            wait_until(is_there, look, brief_pause_s=_EACH_ASKS_S * self.size)
 
     def close(self) -> None:
         """Stop the heartbeat and let go of the store.

@@ -14,19 +14,25 @@ from collections.abc import Callable
 #: wait so far, so that nobody who waited briefly waits much longer than needed.
 _PAUSE_S = (0.0002, 0.05)
 _SHARE = 1 / 8
+#: How long a wait counts as brief, seconds.
+_BRIEF_S = 1.0
 #: How often the waiting one looks round, seconds.
 _LOOK_S = 0.25
 
 
-def wait_until(is_there: Callable[[], bool], look: Callable[[float], None]) -> None:
+def wait_until(
+    is_there: Callable[[], bool], look: Callable[[float], None], *, brief_pause_s: float = 1.0
+) -> None:
     """Ask until ``is_there``; call ``look`` with the seconds waited, a few times a second.
 
+    ``brief_pause_s``: the longest pause while the wait is brief, which most are.
     Raises whatever ``look`` raises: that is how a wait ends that has nothing to wait for any more.
     """
     began = looked = time.monotonic()
     now = began
     while not is_there():
-        time.sleep(min(max((now - began) * _SHARE, _PAUSE_S[0]), _PAUSE_S[1]))
+        most = min(brief_pause_s, _PAUSE_S[1]) if now - began < _BRIEF_S else _PAUSE_S[1]
+        time.sleep(min(max((now - began) * _SHARE, _PAUSE_S[0]), most))
         now = time.monotonic()
         if now - looked > _LOOK_S:
             look(now - began)

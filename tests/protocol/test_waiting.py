@@ -56,7 +56,7 @@ ALLOWED = {
     "honour where the store's process is stopped: only called on a thread of its own",
     ("storelink.py", "_addresses", "probe.connect"): "of a datagram socket: sends nothing",
     ("steps/job.py", "_meet", "connect"): "storelink's, above",
-    ("tuner/stamp.py", "Lookup.stamp", "self._thread.join"): "a time-out is given",
+    ("tuner/stamp.py", "Lookup._wait", "thread.join"): "a time-out is given",
     ("cli/checks.py", "_tried", "fcntl.flock"): "asks with LOCK_NB, of a file of its own",
     ("cli/live.py", "_answer", "subprocess.run"): "a time-out is given",
     ("cli/machine.py", "_compute_capabilities", "subprocess.run"): "a time-out is given",

@@ -8,12 +8,15 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from warmup_plugin.errors import SessionError
+from warmup_plugin.rendezvous import Alone
 from warmup_plugin.tuner import probe, stamp
-from warmup_plugin.tuner.stamp import Lookup, surroundings
+from warmup_plugin.tuner.stamp import Lookup, begin, surroundings
+from warmup_plugin.waiting import wait_until, within
 
 Patch = pytest.MonkeyPatch
 
@@ -53,7 +56,34 @@ def test_a_loaded_library_counts() -> None:
     assert stamp._loaded((line % b"cublas").replace(b" 42 ", b" 43 ")) != found
 
 
-def test_what_cannot_be_told_is_equal_to_nothing(monkeypatch: Patch) -> None:
+class Meeting(Alone):
+    """This rank among two, in a meeting that counts what is taken."""
+
+    def __init__(self, rank: int, *, others_took: int = 0) -> None:
+        super().__init__()
+        self.rank, self.size, self._others_took = rank, 2, others_took
+
+    def take(self, name: str) -> int:
+        """Count one more, after what others have taken."""
+        return super().take(name) + self._others_took
+
+
+@pytest.fixture
+def looks() -> list[Any]:
+    """FlashInfer's own functions, which have looked nothing up yet."""
+    found: list[Any] = [getattr(sys.modules[module], name) for module, name in probe.SLOW.values()]
+    for look in found:
+        look.cache_clear()
+    return found
+
+
+def divided(meeting: Meeting, theirs: str) -> Lookup:
+    lookup = Lookup(LIMIT_S)
+    lookup.divide(meeting, theirs)
+    return lookup
+
+
+def test_what_cannot_be_told_is_equal_to_nothing(monkeypatch: Patch, looks: list[Any]) -> None:
     """Not even to itself: who has no /proc looks for himself."""
 
     def fail() -> str:
@@ -61,45 +91,58 @@ def test_what_cannot_be_told_is_equal_to_nothing(monkeypatch: Patch) -> None:
 
     monkeypatch.setattr(stamp, "machine_id", fail)
     assert surroundings() == ""
-    for look in probe.SLOW.values():
-        getattr(sys.modules[look[0]], look[1]).cache_clear()
-    lookup = Lookup(LIMIT_S)
-    lookup.take("")
+    lookup = divided(Meeting(1), "")
+    assert not lookup.is_alike
     assert lookup.taken == ()
+    assert [look.cache_info().misses for look in looks] == [0, 0], "not before its stamp"
 
 
 def test_a_known_field_is_not_taken() -> None:
     """A process that has looked already has an answer of its own."""
     whole = probe.stamp()
-    lookup = Lookup(LIMIT_S)
-    lookup.take(surroundings())
+    lookup = divided(Meeting(1, others_took=1), surroundings())
     assert lookup.taken == ()
     assert lookup.stamp() == whole
 
 
-def test_what_is_taken_is_left_out() -> None:
-    """And nothing is looked up for it."""
-    whole = probe.stamp()
-    own = [getattr(sys.modules[module], name) for module, name in probe.SLOW.values()]
-    for look in own:
-        look.cache_clear()
+#: This rank, how many have come before it, what it takes.
+DIVISIONS = {
+    "rank 0, first": (0, 0, ()),
+    "rank 0, after another": (0, 1, ("cutlass_dsl_version",)),
+    "another, first": (1, 0, ("cublas_version",)),
+    "another, after one": (1, 1, ("cublas_version", "cutlass_dsl_version")),
+}
+
+
+@pytest.mark.parametrize(("rank", "before", "taken"), DIVISIONS.values(), ids=DIVISIONS)
+def test_what_another_looks_up_is_left_out(
+    rank: int, before: int, taken: tuple[str, ...], looks: list[Any]
+) -> None:
+    """And nothing is looked up for it here, not by FlashInfer either."""
+    lookup = divided(Meeting(rank, others_took=before), surroundings())
+    assert lookup.is_alike
+    assert lookup.taken == taken
+    found = lookup.stamp()
+    misses = [look.cache_info().misses for look in looks]
+    assert misses == [int(field not in taken) for field in probe.SLOW]
+    assert found == {name: v for name, v in probe.stamp().items() if name not in taken}
+
+
+def test_a_rank_alone_takes_nothing(looks: list[Any]) -> None:
     lookup = Lookup(LIMIT_S)
-    lookup.take(surroundings())
-    assert set(lookup.taken) == probe.SLOW.keys()
-    assert lookup.stamp() == {n: v for n, v in whole.items() if n not in probe.SLOW}
-    assert [look.cache_info().misses for look in own] == [0, 0]
+    lookup.divide(Alone(), "")
+    assert lookup.taken == ()
+    assert lookup.stamp() == probe.stamp()
+    assert [look.cache_info().misses for look in looks] == [1, 1]
 
 
-def test_each_field_is_looked_up_once() -> None:
+def test_each_field_is_looked_up_once(looks: list[Any]) -> None:
     """On two threads, and FlashInfer's own look is answered by what they have found."""
-    whole = probe.stamp()
-    own = [getattr(sys.modules[module], name) for module, name in probe.SLOW.values()]
-    for look in own:
-        look.cache_clear()
-    lookup = Lookup(LIMIT_S)
-    lookup.begin()
-    assert lookup.stamp() == whole
-    assert [look.cache_info().misses for look in own] == [1, 1]
+    begin()
+    begin()
+    found = Lookup(LIMIT_S).stamp()
+    assert [look.cache_info().misses for look in looks] == [1, 1]
+    assert found == probe.stamp()
 
 
 def test_a_look_that_fails_fails_as_flashinfers_own(monkeypatch: Patch) -> None:
@@ -113,10 +156,9 @@ def test_a_look_that_fails_fails_as_flashinfers_own(monkeypatch: Patch) -> None:
     fail.cache_info = own.cache_info  # type: ignore[attr-defined]
     own.cache_clear()
     monkeypatch.setattr(sys.modules[module], name, fail)
-    lookup = Lookup(LIMIT_S)
-    lookup.begin()
+    begin()
     with pytest.raises(RuntimeError, match="planted"):
-        lookup.stamp()
+        Lookup(LIMIT_S).stamp()
 
 
 def test_a_look_without_an_end_ends_the_session(monkeypatch: Patch) -> None:
@@ -131,8 +173,9 @@ def test_a_look_without_an_end_ends_the_session(monkeypatch: Patch) -> None:
     hang.cache_info = own.cache_info  # type: ignore[attr-defined]
     own.cache_clear()
     monkeypatch.setattr(sys.modules[module], name, hang)
-    lookup = Lookup(0.1)
-    lookup.begin()
-    with pytest.raises(SessionError, match="cublas_version: FlashInfer has looked it up for 0 s"):
-        lookup.stamp()
+    begin()
+    for lost in (Lookup(0.1).stamp, lambda: Lookup(0.1).divide(Meeting(0), "")):
+        with pytest.raises(SessionError, match="cublas_version: FlashInfer has looked it up for"):
+            lost()
     is_over.set()
+    wait_until(lambda: stamp._under_way is None, within(LIMIT_S))

@@ -134,11 +134,16 @@ def log_through(engine_logger: str) -> None:
         logger.propagate = False
 
 
-def prepared(make: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], str]:
-    """Return the arguments of a warm-up, or why there are none on this rank. Never raises."""
-    try:
-        from warmup_plugin.tuner import probe
+def prepared(make: Callable[[], dict[str, Any]], *, leads: bool) -> tuple[dict[str, Any], str]:
+    """Return the arguments of a warm-up, or why there are none on this rank. Never raises.
 
+    ``leads``: this is rank 0, whose look at the environment the others wait for; it begins.
+    """
+    try:
+        from warmup_plugin.tuner import probe, stamp
+
+        if leads:
+            stamp.begin()
         capabilities = probe.probe()
         if capabilities.missing:
             found = f"FlashInfer {capabilities.version} has no {', '.join(capabilities.missing)}"

@@ -31,7 +31,7 @@ from warmup_plugin.tuner import environment, probe
 from warmup_plugin.tuner.install import Installed
 from warmup_plugin.tuner.known_ops import KnownOps, known_ops
 from warmup_plugin.tuner.observe import Observations, observe
-from warmup_plugin.tuner.stamp import Lookup, surroundings
+from warmup_plugin.tuner.stamp import Lookup, begin, surroundings
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -186,11 +186,11 @@ def open_job(options: Options) -> Iterator[Job]:
     """
     with contextlib.ExitStack() as stack:
         began = time.monotonic()
-        progress, lookup = _progress(options), Lookup(options.settings.task_limit_s)
-        meeting = _meet(options, stack, lookup)
+        progress = _progress(options)
+        meeting, rank_0s = _meet(options, stack)
         job: Job | None = None
         try:
-            job = _join(options, meeting, stack, progress, lookup)
+            job = _join(options, meeting, stack, progress, rank_0s)
             job.seconds["open"] = time.monotonic() - began
             job.spans.append(("open", began - job.zero, job.seconds["open"]))
             yield job
@@ -226,8 +226,10 @@ def _join(
     meeting: Rendezvous,
     stack: contextlib.ExitStack,
     progress: ProgressLine,
-    lookup: Lookup,
+    rank_0s: str,
 ) -> Job:
+    lookup = Lookup(options.settings.task_limit_s)
+    lookup.divide(meeting, rank_0s)
     hello = _hello(options, lookup)
     word = meeting.meet("open", hello, decide_open)
     zero = time.monotonic()
@@ -250,20 +252,19 @@ def _join(
     return job
 
 
-def _meet(options: Options, stack: contextlib.ExitStack, lookup: Lookup) -> Rendezvous:
+def _meet(options: Options, stack: contextlib.ExitStack) -> tuple[Rendezvous, str]:
+    """Open the session; return with it the surroundings of rank 0."""
     if options.ranks.rank == 0:
-        lookup.begin()
+        begin()
     if options.ranks.world_size == 1 and options.group is None:
-        return Alone()
+        return Alone(), ""
     from warmup_plugin.storelink import connect  # a single process needs no store
 
     greeting = surroundings() if options.ranks.rank == 0 else ""
     link = connect(options.group, options.settings, greeting)
     meeting = Meeting(link, options.settings)
     stack.callback(meeting.close)
-    if meeting.rank:
-        lookup.take(link.greeting)
-    return meeting
+    return meeting, link.greeting
 
 
 def _hello(options: Options, lookup: Lookup) -> Word:
@@ -275,6 +276,7 @@ def _hello(options: Options, lookup: Lookup) -> Word:
         "missing": list(capabilities.missing),
         "keys_tell_options_apart": capabilities.keys_tell_options_apart,
         "factors": options.identity.with_factors(**environment.factors(lookup.stamp())).factors,
+        "alike": lookup.is_alike,
         "takes": lookup.taken,
         "must_share": options.must_share,
         "require_agreement": settings.require_agreement,

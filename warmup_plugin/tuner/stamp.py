@@ -3,9 +3,9 @@
 
 Two fields make up nearly all that a stamp costs, 50 to 150 ms of a new process: for the version of
 cuBLAS FlashInfer runs ldconfig, a compiler and a linker, and for that of the CuTe DSL it reads the
-metadata of every installed package (0.7.2.post1). Rank 0 looks both up, on a thread of its own
-while the ranks meet. A rank whose `surroundings` are rank 0's takes them from there; any other, and
-any that cannot tell, looks for itself. All other fields each rank reads for itself, always.
+metadata of every installed package (0.7.2.post1). Ranks with equal `surroundings` look each up once
+among them, at the same time: rank 0 the first, on a thread of its own while the ranks meet. Any
+other rank, and any that cannot tell, looks for itself, and all other fields each reads for itself.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -23,9 +24,15 @@ from warmup_plugin.errors import SessionError
 from warmup_plugin.topology import machine_id
 from warmup_plugin.tuner import probe
 
+if TYPE_CHECKING:
+    from warmup_plugin.rendezvous import Rendezvous
+
 _VARIABLES = ("LD_LIBRARY_PATH", "LD_PRELOAD", "PATH", "CUDA_HOME", "CUDA_PATH")
 #: What the dynamic linker finds without a search, since it is loaded already.
 _LOADED = (b"cublas", b"cudnn")
+
+#: The one that is looking, if one is.
+_under_way: threading.Thread | None = None
 
 
 def surroundings() -> str:
@@ -62,51 +69,80 @@ def _loaded(maps: bytes) -> list[bytes]:
     return sorted(found)
 
 
-class Lookup:
-    """The slow fields of this process's stamp: looked up here, or taken from rank 0.
+def begin() -> None:
+    """Begin to look up what other programs are run for, unless it is known or has been begun.
 
-    ``limit_s``: how long is waited for the programs that FlashInfer runs; it sets no limit itself.
+    Where it fails, or does not come to an end, who needs the answer is told.
+    """
+    global _under_way  # noqa: PLW0603  # the answer is of the process, as FlashInfer keeps it
+    if (look := probe.slow_fields().get(probe.BY_PROGRAMS)) is None or _under_way is not None:
+        return
+
+    def look_quietly() -> None:
+        global _under_way  # noqa: PLW0603
+        with contextlib.suppress(Exception):
+            look()
+        _under_way = None
+
+    _under_way = threading.Thread(target=look_quietly, name="warmup-lookup", daemon=True)
+    _under_way.start()
+
+
+class Lookup:
+    """Who looks up the slow fields of this process's stamp: this rank, or others that see alike.
+
+    ``is_alike``: this rank sees all that they depend on as rank 0 does. ``taken``: the fields that
+    another such rank looks up. ``limit_s``: how long is waited for the programs that FlashInfer
+    runs; it sets no limit itself.
     """
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
-        self._thread: threading.Thread | None = None
+        self.is_alike = False
         self.taken: tuple[str, ...] = ()
 
-    def begin(self) -> None:
-        """Begin with those that wait for other programs; a field that is known is slow no more."""
-        if (look := probe.slow_fields().get(probe.BY_PROGRAMS)) is not None:
+    def divide(self, meeting: Rendezvous, rank_0s: str) -> None:
+        """Settle which fields this rank looks up; ``rank_0s``: the surroundings of rank 0.
 
-            def look_quietly() -> None:
-                with contextlib.suppress(Exception):  # who needs the answer will be told again
-                    look()
-
-            self._thread = threading.Thread(target=look_quietly, name="warmup-lookup", daemon=True)
-            self._thread.start()
-
-    def take(self, theirs: str) -> None:
-        """Look nothing up that is slow, if rank 0's surroundings are this rank's."""
-        if theirs and (fields := tuple(probe.slow_fields())) and theirs == surroundings():
-            self.taken = fields
+        Rank 0 has begun with those that other programs are run for. Any other is the first one's
+        who comes: that is another rank, where one sees alike, unless rank 0 has ended before.
+        """
+        self.is_alike, slow = meeting.rank == 0, probe.slow_fields()
+        if meeting.size == 1 or not slow:
+            return
+        if meeting.rank == 0:
+            self._wait()
+        elif rank_0s and rank_0s == surroundings():
+            self.is_alike = True
+        if self.is_alike:
+            is_rank_0s = meeting.rank > 0
+            self.taken = tuple(
+                field
+                for field in slow
+                if (is_rank_0s if field == probe.BY_PROGRAMS else meeting.take(f"lookup/{field}"))
+            )
 
     def stamp(self) -> dict[str, str]:
         """Return this process's stamp, without the fields that are ``taken``.
 
         Raises `SessionError` where the programs have not come to an end within the limit.
         """
-        if self.taken:
-            with probe.answering(dict.fromkeys(self.taken, "")):
-                found = probe.stamp()
-            return {name: value for name, value in found.items() if name not in self.taken}
-        if self._thread is not None:
-            for field, look in probe.slow_fields().items():
-                if field != probe.BY_PROGRAMS:
-                    with contextlib.suppress(Exception):  # as above
-                        look()
-            self._thread.join(timeout=self._limit_s)
-            if self._thread.is_alive():
-                raise SessionError(
-                    f"{probe.BY_PROGRAMS}: FlashInfer has looked it up for {self._limit_s:.0f} s "
-                    "(ldconfig, gcc, ld): task_limit_s"
-                )
-        return probe.stamp()
+        with probe.answering(dict.fromkeys(self.taken, "")):
+            if _under_way is not None:  # as long as they run, the rest
+                for field, look in probe.slow_fields().items():
+                    if field != probe.BY_PROGRAMS:
+                        with contextlib.suppress(Exception):  # told of where it is needed
+                            look()
+                self._wait()
+            found = probe.stamp()
+        return {name: value for name, value in found.items() if name not in self.taken}
+
+    def _wait(self) -> None:
+        if (thread := _under_way) is None:
+            return
+        thread.join(timeout=self._limit_s)
+        if thread.is_alive():
+            raise SessionError(
+                f"{probe.BY_PROGRAMS}: FlashInfer has looked it up for {self._limit_s:.0f} s "
+                "(ldconfig, gcc, ld): task_limit_s"
+            )

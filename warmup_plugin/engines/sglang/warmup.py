@@ -123,8 +123,10 @@ class Context:
         from warmup_plugin.kernel_warmup import session
 
         with contextlib.ExitStack() as stack:
-            given, reason = base.prepared(lambda: self._given(stack))
             group = names.parallel().tp_group
+            given, reason = base.prepared(
+                lambda: self._given(stack), leads=group.rank_in_group == 0
+            )
             if group.world_size > 1:
                 reason = base.all_ready(
                     base.default_store(), name, group.rank_in_group, group.world_size, reason,

@@ -64,7 +64,9 @@ def _warm_up(own: FunctionType, settings: Settings, runner: Any, *, skip_attn: b
         logger.warning("warmup-plugin: vLLM warms up as without this package: elastic experts")
         own(runner, skip_attn=skip_attn)
         return
-    given, reason = base.prepared(lambda: _given(settings, runner, world))
+    given, reason = base.prepared(
+        lambda: _given(settings, runner, world), leads=world.rank_in_group == 0
+    )
     if world.world_size > 1:
         store = base.default_store()
         session = str(next(_sessions))
