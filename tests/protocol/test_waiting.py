@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import ast
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import warmup_plugin
+from warmup_plugin import waiting
 from warmup_plugin.waiting import wait_until, within
 
 PACKAGE = Path(warmup_plugin.__file__).parent
@@ -163,6 +165,22 @@ def test_it_asks_at_once_and_looks_a_few_times_a_second() -> None:
     assert 2 <= len(told) <= 4
     assert told == sorted(told)
     assert 0.2 < told[0] < 0.6
+
+
+def test_a_brief_wait_pauses_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as it is told; a longer one as long as ever, as most of its looks are for nothing."""
+    now, pauses = 0.0, list[tuple[float, float]]()
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        pauses.append((now, seconds))
+        now += seconds
+
+    clock = types.SimpleNamespace(monotonic=lambda: now, sleep=sleep)
+    monkeypatch.setattr(waiting, "time", clock)
+    wait_until(lambda: now > 2.0, lambda _waited_s: None, brief_pause_s=0.002)
+    assert max(pause for at, pause in pauses if at < 1.0) == 0.002
+    assert {pause for at, pause in pauses if at >= 1.0} == {0.05}
 
 
 def test_a_look_ends_the_wait() -> None:

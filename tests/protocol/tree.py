@@ -81,8 +81,15 @@ class Player:
             raise RuntimeError(_FAILURES[answer])
         return answer
 
-    def wait_until(self, is_there: Callable[[], bool], look: Callable[[float], None]) -> None:
+    def wait_until(
+        self,
+        is_there: Callable[[], bool],
+        look: Callable[[float], None],
+        *,
+        brief_pause_s: float = 0.0,
+    ) -> None:
         """Stand in for `waiting.wait_until`, without the time that passes."""
+        del brief_pause_s
         begin, was_fresh = len(self.kept), self.is_fresh
         while self._asks_first(is_there):
             self.in_round = True

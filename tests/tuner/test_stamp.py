@@ -136,10 +136,24 @@ def test_a_rank_alone_takes_nothing(looks: list[Any]) -> None:
     assert [look.cache_info().misses for look in looks] == [1, 1]
 
 
+def test_others_are_told_what_was_seen_before_the_look(
+    monkeypatch: Patch, looks: list[Any]
+) -> None:
+    """A look may load a library, and what it has found is kept: so is what was seen."""
+    monkeypatch.setattr(stamp, "_seen", "")
+    before = surroundings()
+    assert begin(tells=False) == ""
+    assert begin(tells=True) == before
+    Lookup(LIMIT_S).stamp()
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/elsewhere")
+    assert begin(tells=True) == before != surroundings()
+    assert looks[0].cache_info().misses == 1
+
+
 def test_each_field_is_looked_up_once(looks: list[Any]) -> None:
     """On two threads, and FlashInfer's own look is answered by what they have found."""
-    begin()
-    begin()
+    begin(tells=False)
+    begin(tells=False)
     found = Lookup(LIMIT_S).stamp()
     assert [look.cache_info().misses for look in looks] == [1, 1]
     assert found == probe.stamp()
@@ -156,7 +170,7 @@ def test_a_look_that_fails_fails_as_flashinfers_own(monkeypatch: Patch) -> None:
     fail.cache_info = own.cache_info  # type: ignore[attr-defined]
     own.cache_clear()
     monkeypatch.setattr(sys.modules[module], name, fail)
-    begin()
+    begin(tells=False)
     with pytest.raises(RuntimeError, match="planted"):
         Lookup(LIMIT_S).stamp()
 
@@ -173,7 +187,7 @@ def test_a_look_without_an_end_ends_the_session(monkeypatch: Patch) -> None:
     hang.cache_info = own.cache_info  # type: ignore[attr-defined]
     own.cache_clear()
     monkeypatch.setattr(sys.modules[module], name, hang)
-    begin()
+    begin(tells=False)
     for lost in (Lookup(0.1).stamp, lambda: Lookup(0.1).divide(Meeting(0), "")):
         with pytest.raises(SessionError, match="cublas_version: FlashInfer has looked it up for"):
             lost()

@@ -134,16 +134,18 @@ def log_through(engine_logger: str) -> None:
         logger.propagate = False
 
 
-def prepared(make: Callable[[], dict[str, Any]], *, leads: bool) -> tuple[dict[str, Any], str]:
+def prepared(
+    make: Callable[[], dict[str, Any]], rank: int, size: int
+) -> tuple[dict[str, Any], str]:
     """Return the arguments of a warm-up, or why there are none on this rank. Never raises.
 
-    ``leads``: this is rank 0, whose look at the environment the others wait for; it begins.
+    On rank 0 its look at the environment begins, for which the others wait.
     """
     try:
         from warmup_plugin.tuner import probe, stamp
 
-        if leads:
-            stamp.begin()
+        if rank == 0:
+            stamp.begin(tells=size > 1)
         capabilities = probe.probe()
         if capabilities.missing:
             found = f"FlashInfer {capabilities.version} has no {', '.join(capabilities.missing)}"

@@ -31,7 +31,7 @@ from warmup_plugin.tuner import environment, probe
 from warmup_plugin.tuner.install import Installed
 from warmup_plugin.tuner.known_ops import KnownOps, known_ops
 from warmup_plugin.tuner.observe import Observations, observe
-from warmup_plugin.tuner.stamp import Lookup, begin, surroundings
+from warmup_plugin.tuner.stamp import Lookup, begin
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -254,13 +254,12 @@ def _join(
 
 def _meet(options: Options, stack: contextlib.ExitStack) -> tuple[Rendezvous, str]:
     """Open the session; return with it the surroundings of rank 0."""
-    if options.ranks.rank == 0:
-        begin()
-    if options.ranks.world_size == 1 and options.group is None:
+    is_alone = options.ranks.world_size == 1 and options.group is None
+    greeting = begin(tells=not is_alone) if options.ranks.rank == 0 else ""
+    if is_alone:
         return Alone(), ""
     from warmup_plugin.storelink import connect  # a single process needs no store
 
-    greeting = surroundings() if options.ranks.rank == 0 else ""
     link = connect(options.group, options.settings, greeting)
     meeting = Meeting(link, options.settings)
     stack.callback(meeting.close)

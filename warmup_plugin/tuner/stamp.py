@@ -31,8 +31,9 @@ _VARIABLES = ("LD_LIBRARY_PATH", "LD_PRELOAD", "PATH", "CUDA_HOME", "CUDA_PATH")
 #: What the dynamic linker finds without a search, since it is loaded already.
 _LOADED = (b"cublas", b"cudnn")
 
-#: The one that is looking, if one is.
+#: The one that is looking, if one is, and what this process saw before, where others are told.
 _under_way: threading.Thread | None = None
+_seen = ""
 
 
 def surroundings() -> str:
@@ -69,12 +70,21 @@ def _loaded(maps: bytes) -> list[bytes]:
     return sorted(found)
 
 
-def begin() -> None:
+def begin(*, tells: bool) -> str:
     """Begin to look up what other programs are run for, unless it is known or has been begun.
 
-    Where it fails, or does not come to an end, who needs the answer is told.
+    Returns, for a rank that ``tells`` others, the surroundings in which this process has looked: a
+    look may itself load a library. Where it fails, or does not end, who needs the answer is told.
     """
-    global _under_way  # noqa: PLW0603  # the answer is of the process, as FlashInfer keeps it
+    global _seen  # noqa: PLW0603  # of the process, as FlashInfer keeps the answer
+    if tells and not _seen:
+        _seen = surroundings()
+    _look()
+    return _seen
+
+
+def _look() -> None:
+    global _under_way  # noqa: PLW0603
     if (look := probe.slow_fields().get(probe.BY_PROGRAMS)) is None or _under_way is not None:
         return
 

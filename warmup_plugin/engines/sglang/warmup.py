@@ -125,7 +125,7 @@ class Context:
         with contextlib.ExitStack() as stack:
             group = names.parallel().tp_group
             given, reason = base.prepared(
-                lambda: self._given(stack), leads=group.rank_in_group == 0
+                lambda: self._given(stack), group.rank_in_group, group.world_size
             )
             if group.world_size > 1:
                 reason = base.all_ready(

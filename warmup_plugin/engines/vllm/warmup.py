@@ -65,7 +65,7 @@ def _warm_up(own: FunctionType, settings: Settings, runner: Any, *, skip_attn: b
         own(runner, skip_attn=skip_attn)
         return
     given, reason = base.prepared(
-        lambda: _given(settings, runner, world), leads=world.rank_in_group == 0
+        lambda: _given(settings, runner, world), world.rank_in_group, world.world_size
     )
     if world.world_size > 1:
         store = base.default_store()
