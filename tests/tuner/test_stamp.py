@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flashinfer.autotuner
 import pytest
 
 from warmup_plugin.errors import SessionError
@@ -97,6 +98,28 @@ def test_what_cannot_be_told_is_equal_to_nothing(monkeypatch: Patch, looks: list
     assert [look.cache_info().misses for look in looks] == [0, 0], "not before its stamp"
 
 
+def test_a_stamp_of_another_making_is_read_as_it_is(monkeypatch: Patch, looks: list[Any]) -> None:
+    """Where FlashInfer does not use what it is answered, nobody takes anything from others."""
+    theirs = surroundings()
+    module: Any = flashinfer.autotuner
+    collect = module._collect_metadata
+    monkeypatch.setattr(module, "_collect_metadata", lambda: {**collect(), "cublas_version": "own"})
+    assert surroundings() == ""
+    lookup = divided(Meeting(1, others_took=1), theirs)
+    assert not lookup.is_alike
+    assert lookup.taken == ()
+    assert lookup.stamp()["cublas_version"] == "own"
+    assert [look.cache_info().misses for look in looks] == [1, 1]
+
+
+@pytest.mark.parametrize("field", probe.SLOW)
+def test_a_release_without_a_slow_function_divides_nothing(monkeypatch: Patch, field: str) -> None:
+    """Its stamp may be made otherwise."""
+    module, name = probe.SLOW[field]
+    monkeypatch.delattr(sys.modules[module], name)
+    assert surroundings() == ""
+
+
 def test_a_known_field_is_not_taken() -> None:
     """A process that has looked already has an answer of its own."""
     whole = probe.stamp()
@@ -167,7 +190,7 @@ def test_a_look_that_fails_fails_as_flashinfers_own(monkeypatch: Patch) -> None:
     def fail() -> str:
         raise RuntimeError("planted")
 
-    fail.cache_info = own.cache_info  # type: ignore[attr-defined]
+    fail.cache_info = own.cache_info  # type: ignore[attr-defined]  # as if it remembered
     own.cache_clear()
     monkeypatch.setattr(sys.modules[module], name, fail)
     begin(tells=False)
@@ -184,7 +207,7 @@ def test_a_look_without_an_end_ends_the_session(monkeypatch: Patch) -> None:
         is_over.wait(LIMIT_S)
         return "late"
 
-    hang.cache_info = own.cache_info  # type: ignore[attr-defined]
+    hang.cache_info = own.cache_info  # type: ignore[attr-defined]  # as if it remembered
     own.cache_clear()
     monkeypatch.setattr(sys.modules[module], name, hang)
     begin(tells=False)

@@ -39,10 +39,13 @@ _seen = ""
 def surroundings() -> str:
     """Return a digest of all that the slow fields depend on; empty where it cannot be told.
 
+    Nor where FlashInfer makes its stamp of something else.
     Machine, mount namespace, root and working directory, user, the variables that direct the
     linker, as they are and as the process began with them, the libraries of interest that are
     loaded already, interpreter, where packages are imported from, torch and FlashInfer.
     """
+    if not probe.can_answer():
+        return ""
     try:
         root, initial = Path("/").stat(), Path("/proc/self/environ").read_bytes().split(b"\0")
         named = tuple(f"{name}=".encode() for name in _VARIABLES)
