@@ -120,6 +120,22 @@ def test_a_release_without_a_slow_function_divides_nothing(monkeypatch: Patch, f
     assert surroundings() == ""
 
 
+def test_a_stamp_without_a_slow_field_divides_nothing(monkeypatch: Patch, looks: list[Any]) -> None:
+    """As before 0.7, where the function is there and its answer is in no stamp; nobody looks."""
+    module: Any = flashinfer.autotuner
+    collect = module._collect_metadata
+
+    def shorter() -> dict[str, str]:
+        with probe.answering({"cutlass_dsl_version": ""}):
+            return {n: v for n, v in collect().items() if n != "cutlass_dsl_version"}
+
+    monkeypatch.setattr(module, "_collect_metadata", shorter)
+    assert surroundings() == ""
+    begin(tells=False)
+    assert "cutlass_dsl_version" not in Lookup(LIMIT_S).stamp()
+    assert [look.cache_info().misses for look in looks] == [1, 0]
+
+
 def test_a_known_field_is_not_taken() -> None:
     """A process that has looked already has an answer of its own."""
     whole = probe.stamp()

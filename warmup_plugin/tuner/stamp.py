@@ -141,8 +141,9 @@ class Lookup:
         Raises `SessionError` where the programs have not come to an end within the limit.
         """
         with probe.answering(dict.fromkeys(self.taken, "")):
-            if _under_way is not None:  # as long as they run, the rest
-                for field, look in probe.slow_fields().items():
+            if _under_way is not None:
+                # As long as they run, the rest: where the stamp has it, not so before 0.7.
+                for field, look in probe.slow_fields().items() if probe.can_answer() else ():
                     if field != probe.BY_PROGRAMS:
                         with contextlib.suppress(Exception):  # told of where it is needed
                             look()
