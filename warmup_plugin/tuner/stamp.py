@@ -37,12 +37,12 @@ _seen = ""
 
 
 def surroundings() -> str:
-    """Return a digest of all that the slow fields depend on; empty where it cannot be told.
+    """Return a digest of all that the slow fields depend on.
 
-    Nor where FlashInfer makes its stamp of something else.
-    Machine, mount namespace, root and working directory, user, the variables that direct the
-    linker, as they are and as the process began with them, the libraries of interest that are
-    loaded already, interpreter, where packages are imported from, torch and FlashInfer.
+    Empty where that cannot be told, or where FlashInfer makes its stamp of something else. Machine,
+    mount namespace, root and working directory, user, the variables that direct the linker, as they
+    are and as the process began with them, the libraries of interest that are loaded already,
+    interpreter, where packages are imported from, torch and FlashInfer.
     """
     if not probe.can_answer():
         return ""
@@ -87,13 +87,13 @@ def begin(*, tells: bool) -> str:
 
 
 def _look() -> None:
-    global _under_way  # noqa: PLW0603
+    global _under_way  # noqa: PLW0603  # as above
     if (look := probe.slow_fields().get(probe.BY_PROGRAMS)) is None or _under_way is not None:
         return
 
     def look_quietly() -> None:
-        global _under_way  # noqa: PLW0603
-        with contextlib.suppress(Exception):
+        global _under_way  # noqa: PLW0603  # as above
+        with contextlib.suppress(Exception):  # nobody hears of it here: FlashInfer asks again
             look()
         _under_way = None
 
