@@ -44,6 +44,8 @@ ROLES: Final = ("target", "draft")
 MAX_DEPTH: Final = 32
 ABSENT: Final = "(absent)"
 
+_LEAVES: Final = frozenset({str, int, bool, type(None)})
+
 #: Keys of a model's config that say where it lies or who saved it, not what it computes.
 _NOT_THE_MODEL: Final = frozenset({"_name_or_path", "name_or_path", "transformers_version"})
 
@@ -119,7 +121,9 @@ class Identity:
         Raises:
             IdentityError: a factor is unknown or has no canonical form.
         """
-        return Identity({**self.factors, **more})
+        found = Identity(more)  # what is here is normal already
+        object.__setattr__(found, "factors", {**self.factors, **found.factors})
+        return found
 
 
 class Difference(NamedTuple):
@@ -156,7 +160,7 @@ def _plain(path: str, value: object, depth: int = 0) -> Any:
         raise IdentityError(path, "...", f"nested at most {MAX_DEPTH} deep")
     # Exact types: a subclass (an enum, a NumPy scalar) may print as itself on one version only.
     # And first: asked whether it is a mapping, each new type takes 0.1 to 0.4 ms.
-    if value is None or type(value) in (str, int, bool):
+    if type(value) in _LEAVES:
         return value
     if type(value) is float:
         if not math.isfinite(value):
@@ -168,7 +172,11 @@ def _plain(path: str, value: object, depth: int = 0) -> Any:
         for key in value:
             if not isinstance(key, str):
                 raise IdentityError(f"{path}.{key}", key, "a string, as every key")
-        return {key: _plain(f"{path}.{key}", below, depth + 1) for key, below in value.items()}
+        return {
+            # Most are leaves: no path is written for those, which no error will name.
+            key: below if type(below) in _LEAVES else _plain(f"{path}.{key}", below, depth + 1)
+            for key, below in value.items()
+        }
     raise IdentityError(path, repr(value), "a string, number, boolean, null, list or mapping")
 
 
@@ -184,10 +192,7 @@ def _model(name: str, value: object) -> object:
         return {"label": value}
     if not isinstance(value, Mapping):
         raise IdentityError(name, repr(value), "a label or the model's config as a mapping")
-    if value.keys() in (
-        {"label"},
-        {"config_sha256"},
-    ):  # already normal: with_factors() passes by here
+    if value.keys() in ({"label"}, {"config_sha256"}):  # already normal, as from another rank
         return _plain(name, value)
     config = _encode(_without(_plain(name, value), _NOT_THE_MODEL))
     return {"config_sha256": hashlib.sha256(config).hexdigest()}

@@ -12,11 +12,11 @@ import torch
 from warmup_plugin.tuner.task import (
     Extras,
     Task,
+    TaskIds,
     may_differ,
     name_rank_fields,
     numbers_of,
     options_of,
-    task_id,
 )
 
 PROFILE = ((64, 8), (8, 8), (0,))
@@ -28,7 +28,7 @@ def extras(*real: Any, **own: tuple[int, int]) -> Extras:
 
 
 def identity(*runners: tuple[str, Extras], op: str = "op") -> str:
-    return task_id(op, runners, PROFILE)
+    return TaskIds(op, runners).at(PROFILE)
 
 
 A = ("A", extras(1, "fp8"))
@@ -49,7 +49,7 @@ def test_an_id_is_the_same_in_every_process() -> None:
         (identity(A, B), identity(B, A)),
         (identity(A), identity(("A", extras(2, "fp8")))),
         (identity(A), identity(("A", extras("1", "fp8")))),
-        (identity(A), task_id("op", [A], ((128, 8), (8, 8), (0,)))),
+        (identity(A), TaskIds("op", [A]).at(((128, 8), (8, 8), (0,)))),
     ],
     ids=["op", "class", "list", "order", "extras", "type of extras", "profile"],
 )

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from warmup_plugin.tuner import capture
-from warmup_plugin.tuner.task import Extras, Shapes
+from warmup_plugin.tuner.task import Extras, Shapes, TaskIds
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ class Asked:
         return self.find_profiles()
 
     @functools.cached_property
+    def ids(self) -> TaskIds:
+        """The ids of its tasks."""
+        return TaskIds(self.op, self.named)
+
+    @functools.cached_property
     def has_unstable_key(self) -> bool:
         """Whether a runner's extras follow the batch, as cuBLASLt's do.
 
@@ -73,13 +78,13 @@ class Asked:
             tuple((name, extras.neutral) for name, extras in self.named),
             tuple(self.switches),
             tuple(self.numbers),
-            _Same(self.config),
+            Same(self.config),
         )
         shared = (known.setdefault(part, part) for part in parts)
         return (self.op, shapes_of(self.inputs), self.v2, *shared)
 
 
-class _Same:
+class Same:
     """A config as part of a dictionary key: by value where it can be hashed, else by identity."""
 
     def __init__(self, config: Any) -> None:
@@ -93,7 +98,7 @@ class _Same:
         return self._hash
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Same):
+        if not isinstance(other, Same):
             return False
         return self.config is other.config or bool(self.config == other.config)
 

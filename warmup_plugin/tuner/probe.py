@@ -111,11 +111,14 @@ BY_PROGRAMS = "cublas_version"
 
 
 def slow_fields() -> dict[str, Callable[[], str]]:
-    """Return what looks up each slow field of the stamp, of those that are not yet known."""
+    """Return what looks up each slow field that the stamp has, of those that are not yet known."""
+    # To make a stamp, only to see its fields, takes two searches for packages that may be missing.
+    told = getattr(getattr(fi, "_collect_metadata", None), "__code__", None)
     found = {}
     for field, (module, name) in SLOW.items():
         look: Any = getattr(sys.modules.get(module), name, None)
-        if hasattr(look, "cache_info") and not look.cache_info().currsize:
+        is_told = told is not None and field in told.co_consts  # not all before 0.7
+        if is_told and hasattr(look, "cache_info") and not look.cache_info().currsize:
             found[field] = look
     return found
 
@@ -501,6 +504,27 @@ def sparing_others(tuner: Any) -> Iterator[None]:
                 tuner._profiling_cache_policies[key] = policy
         for namespace in dirty:  # with an effect on disk still to come
             tuner.publish_namespaced_records(namespace, tuner.get_namespaced_records(namespace))
+
+
+@contextlib.contextmanager
+def saving_all_but(path: Path) -> Iterator[None]:
+    """Save nothing to this path in the body; to any other, and other products' records, as ever.
+
+    An attribute of the tuner object, gone at the end: `AutoTuner.save_configs` is FlashInfer's own.
+    """
+    own = tuner()
+    save = own.save_configs
+
+    def save_configs(to: str) -> None:
+        has_others = len(getattr(own, "_dirty_namespaces", ())) > 0
+        if Path(to) != path or has_others:
+            save(to)
+
+    own.save_configs = save_configs
+    try:
+        yield
+    finally:
+        del own.save_configs
 
 
 def clear(tuner: Any) -> None:

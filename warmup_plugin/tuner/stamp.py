@@ -142,8 +142,7 @@ class Lookup:
         """
         with probe.answering(dict.fromkeys(self.taken, "")):
             if _under_way is not None:
-                # As long as they run, the rest: where the stamp has it, not so before 0.7.
-                for field, look in probe.slow_fields().items() if probe.can_answer() else ():
+                for field, look in probe.slow_fields().items():  # as long as the programs run
                     if field != probe.BY_PROGRAMS:
                         with contextlib.suppress(Exception):  # told of where it is needed
                             look()

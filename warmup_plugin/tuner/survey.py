@@ -25,6 +25,7 @@ from warmup_plugin.tuner import capture, probe
 from warmup_plugin.tuner.asked import Asked, dynamic_inputs, shapes_of
 from warmup_plugin.tuner.install import LoadedEntries
 from warmup_plugin.tuner.known_ops import KnownOps, distribution_aware
+from warmup_plugin.tuner.profiles import Profiles
 from warmup_plugin.tuner.register import Known, Register
 from warmup_plugin.tuner.replay import narrow
 from warmup_plugin.tuner.tally import Answer, Tally
@@ -39,7 +40,6 @@ from warmup_plugin.tuner.task import (
     name_rank_fields,
     numbers_of,
     options_of,
-    task_id,
 )
 
 logger = logging.getLogger("warmup_plugin")
@@ -90,6 +90,7 @@ class Survey:
         self._pinned: dict[int, tuple[Any, str]] = {}
         self._answers: dict[Answer, Answer] = {}
         self._buckets: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._profiles = Profiles()
         self._tally: Tally | None = None
 
     def tally(self) -> Tally:
@@ -214,9 +215,7 @@ class Survey:
     ) -> None:
         asked = Asked(
             op, runners, config, inputs, kwargs,
-            find_profiles=lambda: [
-                p.get_opt_shapes() for p in probe.profiles(self._tuner, config, inputs)
-            ],
+            find_profiles=lambda: self._profiles.of(self._tuner, config, inputs),
             named=[(type(r).__name__, self._extras(op, r, inputs)) for r in runners],
             switches=[options_of(r) for r in runners],
             numbers=[numbers_of(r) for r in runners],
@@ -257,7 +256,7 @@ class Survey:
 
     def _record_task(self, asked: Asked, keep: Callable[[], Call], shapes: Shapes) -> None:
         profile = probe.nearest_profile(shapes, asked.config)
-        name = task_id(asked.op, asked.named, profile)
+        name = asked.ids.at(profile)
         keys = tuple(self._keys.file_key(asked.op, n, profile, e.real) for n, e in asked.named)
         if name not in self.tasks:
             shapes = profile if profile == shapes else shapes  # FlashInfer keeps that one anyway

@@ -118,14 +118,23 @@ def name_rank_fields(real: tuple[Any, ...], own: dict[int, tuple[str, int]]) -> 
     return Extras(real, str(tuple(named)), is_twin)
 
 
-def task_id(op: str, runners: Sequence[tuple[str, Extras]], profile: Shapes) -> str:
-    """Return the task's id, 32 hex digits, equal on every rank that holds the same task.
+class TaskIds:
+    """The ids of one call's tasks, 32 hex digits, equal on every rank that holds the same task.
 
-    The pipeline stage is no part of it: stages with one file key have one entry in any table, and
+    The pipeline stage is no part of them: stages with one file key have one entry in any table, and
     what else a twin's key holds (sizes, types, layouts) is equal or it is no twin.
     """
-    identity = [op, [[name, extras.neutral] for name, extras in runners], profile]
-    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+
+    def __init__(self, op: str, runners: Sequence[tuple[str, Extras]]) -> None:
+        common = json.dumps([op, [[name, extras.neutral] for name, extras in runners]])
+        self._common = hashlib.sha256(f"{common[:-1]}, ".encode())
+
+    def at(self, profile: Shapes) -> str:
+        """Return the id of the task at this mapped profile; the rest has been hashed once."""
+        found = self._common.copy()
+        # A list of lists of whole numbers is its own JSON.
+        found.update(f"{[[*shape] for shape in profile]}]".encode())
+        return found.hexdigest()[:32]
 
 
 def options_of(runner: Any) -> Switches:

@@ -142,6 +142,7 @@ def warm_up(spec: Spec) -> dict[str, Any]:
     _meet(spec)
     _stand_in()
     import torch
+    from flashinfer.autotuner import AutoTuner
 
     from warmup_plugin.engines import base
     from warmup_plugin.engines.embedded.count_calls import count_calls, tuning_functions
@@ -150,9 +151,8 @@ def warm_up(spec: Spec) -> dict[str, Any]:
         base.MEET_S = float(limit)
     model = Model(spec)
     plant(spec, Path(spec.model).parent)
-    counting: Any = (
-        contextlib.nullcontext({}) if spec.is_timed else count_calls(**tuning_functions())
-    )
+    counted = tuning_functions() | {"saves": AutoTuner.save_configs}
+    counting: Any = contextlib.nullcontext({}) if spec.is_timed else count_calls(**counted)
     with counting as counts:
         began = time.perf_counter()
         model.warm_up()
@@ -251,11 +251,12 @@ class Model:
         from warmup_plugin.engines.sglang import warmup
 
         reports = [report and report.to_json() for report in warmup.reports]
+        saves = counts.pop("saves", None)
         return {
             "rank": self.spec.rank, "stage": get_parallel().pp_rank,
             "is_patched": f"{MODULE}.flashinfer_autotune_context" in HookRegistry._patched,
             "reports": reports, "report": reports[0] if reports else None,
-            "timed": counts.get("profile_single_kernel"), "counts": dict(counts),
+            "timed": counts.get("profile_single_kernel"), "counts": dict(counts), "saves": saves,
             "passes": self.passes, "served": self.ops.served(), "lines": lines,
             "seconds": seconds, "tokens": self.spec.batch,
         }  # fmt: skip

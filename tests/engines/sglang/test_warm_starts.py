@@ -55,6 +55,8 @@ def test_the_second_start_is_warm(
         assert rank["counts"] == {
             "profile_single_kernel": 0, "prepare_input_tensors": 0, "reductions": 0,
         }  # fmt: skip
+        # What a context finds in the tuner is set aside; that SGLang would save it again, is not.
+        assert rank["saves"] == len(passes) - 1
     assert certificates(cold) == certificates(warm)
     assert len(certificates(warm)) == len(passes)
     assert cold.disputed == warm.disputed == set()

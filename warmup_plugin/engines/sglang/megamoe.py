@@ -20,11 +20,8 @@ logger = logging.getLogger("warmup_plugin")
 
 
 @contextlib.contextmanager
-def records_kept(model_runner: Any, *, reuses: bool) -> Iterator[None]:
+def records_kept(model_runner: Any) -> Iterator[None]:
     """Load the records of this GPU, run the body, and write them back if it has changed them."""
-    if not (reuses and names.uses_megamoe(model_runner)):
-        yield
-        return
     from warmup_plugin.tuner import probe
 
     namespace, path = names.megamoe_namespace(), names.rank_file(model_runner)

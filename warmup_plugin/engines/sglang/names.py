@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -96,8 +96,11 @@ class _Always:
 def as_survey(own: Any, scratch: Path) -> Callable[..., Any]:
     """Return SGLang's context with only its persistence taken out.
 
-    What it would save goes to ``scratch``, which does not exist when it looks for it.
+    It looks for its file at ``scratch``, where there is none, and what it would save there is not:
+    all that the tuner holds, written out once more at the end of each context.
     """
+    from warmup_plugin.tuner import probe
+
     generator = _generator(own)
     assert generator is not None
     replaced = {
@@ -105,7 +108,14 @@ def as_survey(own: Any, scratch: Path) -> Callable[..., Any]:
         _GATE: lambda *_args: None,
         "envs": _Envs(generator.__globals__["envs"]),
     }
-    return contextlib.contextmanager(_over(generator, replaced))
+    context = contextlib.contextmanager(_over(generator, replaced))
+
+    @contextlib.contextmanager
+    def survey(*args: Any, **kwargs: Any) -> Iterator[None]:
+        with probe.saving_all_but(scratch), context(*args, **kwargs):
+            yield
+
+    return survey
 
 
 def _over(function: FunctionType, replaced: dict[str, Any]) -> FunctionType:

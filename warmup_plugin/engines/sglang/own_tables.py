@@ -7,6 +7,7 @@ Owns the way to them; reading is `borrow.py`'s, and no tactic of ours is ever wr
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ from warmup_plugin.engines.sglang import names
 logger = logging.getLogger("warmup_plugin")
 
 
-def own_tables(model_runner: Any) -> tuple[Path, ...]:
-    """Return SGLang's files that exist, of this rank first and of its pipeline stage next."""
+def own_tables(model_runner: Any) -> Iterator[Path]:
+    """Yield SGLang's files that exist, of this rank first and of its pipeline stage next.
+
+    Looks when it is iterated, which is where something is missing.
+    """
     try:
         mine = names.rank_file(model_runner)
         stage = f"_pp{names.of_parallel('pp_rank', 0)}_"
         found = sorted(mine.parent.glob("rank_*.json"))
     except Exception:  # the engine's own tables are an offer, not a need
         logger.debug("warmup-plugin: cannot find SGLang's own tables", exc_info=True)
-        return ()
-    return tuple(sorted(found, key=lambda path: (path != mine, stage not in path.name, path.name)))
+        return
+    yield from sorted(found, key=lambda path: (path != mine, stage not in path.name, path.name))

@@ -150,7 +150,6 @@ class Context:
     def _given(self, stack: contextlib.ExitStack) -> dict[str, Any]:
         """Return the arguments of `session`; what they need until its end goes on the stack."""
         from warmup_plugin.engines.sglang.factors import identity_of
-        from warmup_plugin.engines.sglang.megamoe import records_kept
         from warmup_plugin.engines.sglang.own_tables import own_tables
         from warmup_plugin.tuner import probe
         from warmup_plugin.tuner.known_ops import known_ops
@@ -171,7 +170,10 @@ class Context:
             given["root"] = folder
             mode = "read-only" if settings.mode == "on" else settings.mode
             settings = replace(settings, mode=mode, layers=())
-        stack.enter_context(records_kept(self._runner, reuses=reuses))
+        if reuses and names.uses_megamoe(self._runner):
+            from warmup_plugin.engines.sglang.megamoe import records_kept
+
+            stack.enter_context(records_kept(self._runner))
         scratch = folder / "unused: warmup-plugin keeps the table"
         survey = names.as_survey(self._own, scratch)
         return {
