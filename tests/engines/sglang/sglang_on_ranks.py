@@ -32,6 +32,7 @@ PRELOAD = [
     "warmup_plugin.kernel_warmup",
     "warmup_plugin.engines.sglang.warmup",
     "warmup_plugin.engines.sglang.factors",
+    "warmup_plugin.engines.sglang.own_tables",
 ]
 #: Models that are only their configuration: no weights, no tokenizer.
 LLAMA = {
