@@ -30,7 +30,7 @@ class Mutant(NamedTuple):
 
 MUTANTS = (
     Mutant(
-        "sha256 of the wire body", "rendezvous.py",
+        "sha256 of the wire body", "bodies.py",
         "        if digest(body) != sha256:\n", "        if False:\n",
         "tests/ranks/test_rendezvous.py::test_bytes_that_do_not_match_their_sha256_are_refused",
     ),

@@ -35,7 +35,7 @@ import torch
 import torch.distributed as dist
 from flashinfer import autotuner
 
-from warmup_plugin import kernel_warmup, rendezvous, storelink
+from warmup_plugin import kernel_warmup, meeting, storelink
 from warmup_plugin.engines.embedded import host_clock
 from warmup_plugin.engines.embedded.config import resolve
 from warmup_plugin.engines.embedded.count_calls import count_calls, tuning_functions
@@ -188,7 +188,7 @@ def _at(here: Here, point: str, strike: Callable[[], None]) -> None:
     elif point == "forward":
         here.forward = _before(here.forward, strike)
     elif kind == "meet":
-        _patch(rendezvous.Meeting, "meet", strike, lambda args: bool(args[1] == which))
+        _patch(meeting.Meeting, "meet", strike, lambda args: bool(args[1] == which))
     elif kind == "profile":
         counted = itertools.count(1)
         tuner = autotuner.AutoTuner

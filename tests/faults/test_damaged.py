@@ -25,8 +25,8 @@ from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.identity import Identity
 from warmup_plugin.lease import hold
 from warmup_plugin.manifest import Manifest, TaskRecord
+from warmup_plugin.meeting import Meeting
 from warmup_plugin.pulse import Pulse, Watch
-from warmup_plugin.rendezvous import Meeting
 from warmup_plugin.settings import Settings
 from warmup_plugin.steps.tables import Held
 from warmup_plugin.store import Published, Store

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from warmup_plugin.engines.embedded.worker import Engine, warm_up_rank
-from warmup_plugin.rendezvous import Meeting
+from warmup_plugin.meeting import Meeting
 
 
 def calls(engine: Engine) -> list[str]:

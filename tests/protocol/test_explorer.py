@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from warmup_plugin import rendezvous
 from warmup_plugin.engines.embedded import EngineConfig, launch
 from warmup_plugin.errors import RankLostError
-from warmup_plugin.rendezvous import Meeting
+from warmup_plugin.meeting import Meeting
 from warmup_plugin.table import digest
 from warmup_plugin.waiting import within
 
@@ -330,8 +330,8 @@ class NeverConfirms(Meeting):
 
 
 def wait_until(is_there: Callable[[], bool], look: Callable[[float], None]) -> None:
-    """Wait as `rendezvous.py` does: by the explorer's stand-in."""
-    vars(rendezvous)["wait_until"](is_there, look)
+    """Wait as `meeting.py` does: by the explorer's stand-in."""
+    vars(sys.modules[Meeting.__module__])["wait_until"](is_there, look)
 
 
 class NeverLooks(Meeting):

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from warmup_plugin.errors import RankLostError
+from warmup_plugin.meeting import Meeting
 from warmup_plugin.pulse import EXIT_ABANDONED, FAILED, ForwardGuard, Pulse, Watch
-from warmup_plugin.rendezvous import Meeting
 from warmup_plugin.settings import Settings
 from warmup_plugin.storelink import StoreLink
 
@@ -164,7 +164,7 @@ def test_a_process_stuck_in_its_forward_ends_itself(
         """
         import ctypes, sys
         from torch.distributed import TCPStore
-        from warmup_plugin.rendezvous import Meeting
+        from warmup_plugin.meeting import Meeting
         from warmup_plugin.settings import Settings
         from warmup_plugin.storelink import StoreLink
         store = TCPStore("127.0.0.1", int(sys.argv[1]), is_master=False, wait_for_workers=False)

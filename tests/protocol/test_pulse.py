@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
-from warmup_plugin import rendezvous
 from warmup_plugin.errors import RankLostError
+from warmup_plugin.meeting import Meeting
 from warmup_plugin.pulse import BYE, EXIT_ABANDONED, ForwardGuard, Pulse, Watch
-from warmup_plugin.rendezvous import Meeting
 from warmup_plugin.renewal import RenewedLink
 from warmup_plugin.settings import Settings
 from warmup_plugin.storelink import StoreLink
@@ -176,7 +175,7 @@ def test_rank_0_says_whom_it_waits_for(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Every so often, with the time and what that rank is at; not for a short wait."""
-    monkeypatch.setattr(rendezvous, "_TELL_S", 0.5)
+    monkeypatch.setattr("warmup_plugin.meeting._TELL_S", 0.5)
     caplog.set_level(logging.INFO, "warmup_plugin")
     link.beats(1, 1, task="gemm @ 128")
     meeting = Meeting(link, SETTINGS, watch=Watch(link, SETTINGS), pulse=quiet)

@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
 
-from warmup_plugin import rendezvous
 from warmup_plugin.errors import RankLostError
-from warmup_plugin.rendezvous import Meeting
+from warmup_plugin.meeting import Meeting
 from warmup_plugin.settings import Settings
 from warmup_plugin.storelink import StoreLink
 
@@ -243,7 +242,7 @@ class Tree:
         player = Player(answers)
         link = StoreLink(_Store(player), self._rank, SIZE)  # type: ignore[arg-type]  # a model of it
         outcome = ""
-        with mock.patch.object(rendezvous, "wait_until", player.wait_until):
+        with mock.patch("warmup_plugin.meeting.wait_until", player.wait_until):
             pulse = _Pulse(link, player, may_stop=self._may_stop)
             meeting = self._make(link, SETTINGS, watch=_Watch(link), pulse=pulse)
             try:

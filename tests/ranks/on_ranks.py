@@ -31,7 +31,7 @@ from warmup_plugin.engines.embedded import host_clock, parallel, worker
 from warmup_plugin.engines.embedded.runners import BlockedGemmRunner
 from warmup_plugin.engines.embedded.worker import Engine, warm_up_rank
 from warmup_plugin.errors import RankLostError, SessionError
-from warmup_plugin.rendezvous import Meeting
+from warmup_plugin.meeting import Meeting
 from warmup_plugin.settings import Settings
 from warmup_plugin.store import Store
 from warmup_plugin.storelink import StoreLink, connect

@@ -24,7 +24,8 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # document
 from warmup_plugin import storelink
 from warmup_plugin.engines.embedded import LaunchError
 from warmup_plugin.errors import RankLostError, SessionError
-from warmup_plugin.rendezvous import Alone, Meeting
+from warmup_plugin.meeting import Meeting
+from warmup_plugin.rendezvous import Alone
 from warmup_plugin.settings import Settings
 from warmup_plugin.storelink import StoreLink
 from warmup_plugin.table import digest

@@ -19,7 +19,7 @@ from flashinfer.autotuner import AutoTuner, autotune
 from warmup_plugin.engines.embedded.parallel import tuning_over
 from warmup_plugin.engines.embedded.worker import Engine
 from warmup_plugin.kernel_warmup import Session
-from warmup_plugin.rendezvous import Meeting
+from warmup_plugin.meeting import Meeting
 from warmup_plugin.serving import serving_fallbacks
 from warmup_plugin.tuner.known_ops import KNOWN_OPS
 

@@ -23,7 +23,7 @@ from warmup_plugin.identity import Identity
 from warmup_plugin.journal import Journal
 from warmup_plugin.paths import Placement, resolve
 from warmup_plugin.progress import Progress as ProgressLine
-from warmup_plugin.rendezvous import Alone, Meeting, Rendezvous, Word
+from warmup_plugin.rendezvous import Alone, Rendezvous, Word
 from warmup_plugin.settings import Settings
 from warmup_plugin.store import Store
 from warmup_plugin.topology import RankInfo
@@ -258,7 +258,8 @@ def _meet(options: Options, stack: contextlib.ExitStack) -> tuple[Rendezvous, st
     greeting = begin(tells=not is_alone) if options.ranks.rank == 0 else ""
     if is_alone:
         return Alone(), ""
-    from warmup_plugin.storelink import connect  # a single process needs no store
+    from warmup_plugin.meeting import Meeting  # a single process needs no store
+    from warmup_plugin.storelink import connect
 
     link = connect(options.group, options.settings, greeting)
     meeting = Meeting(link, options.settings)
