@@ -88,6 +88,11 @@ MUTANTS = (
         "tests/tuner/test_replay.py::test_one_context_at_a_time_and_no_process_group",
     ),
     Mutant(
+        "FlashInfer's own profiles", "tuner/profiles.py",
+        "= found == _counted(config, shapes)", "= True",
+        "tests/tuner/test_profiles.py::test_a_flashinfer_that_counts_otherwise_is_believed",
+    ),
+    Mutant(
         "twin allow-list", "tuner/survey.py",
         "        fields = self._ops.twin_fields.get(op, {})\n",
         "        fields = dict(enumerate(['ep_rank'] * 9))\n",
