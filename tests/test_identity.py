@@ -214,6 +214,11 @@ class Word(str):
 ENDLESS: list[Any] = []
 ENDLESS.append(ENDLESS)
 
+#: A leaf one level too deep.
+DEEP: Any = 1
+for _ in range(32):
+    DEEP = {"y": DEEP}
+
 
 @pytest.mark.parametrize(
     ("factors", "name", "rule"),
@@ -246,6 +251,7 @@ ENDLESS.append(ENDLESS)
         ({"extra": {"x": Word("w")}}, "extra.x", "a string, number, "),
         ({"gpu": {"name": Path("/dev")}}, "gpu.name", "a string, number, "),
         ({"extra": {"x": ENDLESS}}, "extra.x" + "[0]" * 32, "nested at most 32 deep"),
+        ({"extra": {"x": DEEP}}, "extra.x" + ".y" * 32, "nested at most 32 deep"),
     ],
     ids=lambda value: None if isinstance(value, str) else str(value)[:40],
 )

@@ -28,13 +28,15 @@ Wait = Callable[[str, Callable[[], None]], None]
 
 @dataclass
 class Traffic:
-    """Bytes that this rank has handed to the store, and taken from it."""
+    """What crosses between this rank and the store but for heartbeats, in bytes."""
 
+    link: Link
     sent: int = 0
     received: int = 0
 
-    def taken(self, body: bytes) -> bytes:
-        """Count bytes that were taken; return them."""
+    def read(self, key: str) -> bytes:
+        """Return the value of a key that is there."""
+        body = self.link.get(key)
         self.received += len(body)
         return body
 
@@ -42,8 +44,8 @@ class Traffic:
 class Bodies:
     """The bodies of one session, as one rank sees them."""
 
-    def __init__(self, link: Link, traffic: Traffic, wait: Wait) -> None:
-        self._link = link
+    def __init__(self, traffic: Traffic, wait: Wait) -> None:
+        self._link = traffic.link
         self._traffic = traffic
         self._wait = wait
         self._offered = ""
@@ -71,7 +73,7 @@ class Bodies:
     def take_offered(self) -> bool:
         """Take what has arrived of an offered body; return whether that is all of it."""
         if not self._offered and self._link.has([_OFFER]):
-            self._offered = self._read(_OFFER).decode(errors="replace")
+            self._offered = self._traffic.read(_OFFER).decode(errors="replace")
         if not self._offered:
             return False
         self._take_parts(self._offered)
@@ -90,7 +92,7 @@ class Bodies:
             return self._whole[1]
         key = f"body/{sha256}"
         self._wait(key, lambda: self._take_parts(sha256))
-        body = self._read(key)
+        body = self._traffic.read(key)
         if body.startswith(_PARTS.encode()):
             body = self._in_parts(key, body, self._parts.pop(sha256, []))
         if digest(body) != sha256:
@@ -101,7 +103,7 @@ class Bodies:
         """Take those parts of a body that are there, while the others are on their way."""
         taken = self._parts.setdefault(sha256, [])
         while self._link.has([f"body/{sha256}/{len(taken)}"]):
-            taken.append(self._read(f"body/{sha256}/{len(taken)}"))
+            taken.append(self._traffic.read(f"body/{sha256}/{len(taken)}"))
 
     def _in_parts(self, key: str, told: bytes, taken: list[bytes]) -> bytes:
         """Return a body that is too large for one value of the store; the first parts are taken."""
@@ -112,7 +114,4 @@ class Bodies:
         left = [f"{key}/{index}" for index in range(len(taken), int(number))]
         if left and not self._link.has(left):  # they were there before their number was
             raise SessionError(f"{key}: a part of it is not there")
-        return b"".join([*taken, *map(self._read, left)])
-
-    def _read(self, key: str) -> bytes:
-        return self._traffic.taken(self._link.get(key))
+        return b"".join([*taken, *map(self._traffic.read, left)])

@@ -44,8 +44,6 @@ ROLES: Final = ("target", "draft")
 MAX_DEPTH: Final = 32
 ABSENT: Final = "(absent)"
 
-_LEAVES: Final = frozenset({str, int, bool, type(None)})
-
 #: Keys of a model's config that say where it lies or who saved it, not what it computes.
 _NOT_THE_MODEL: Final = frozenset({"_name_or_path", "name_or_path", "transformers_version"})
 
@@ -160,7 +158,7 @@ def _plain(path: str, value: object, depth: int = 0) -> Any:
         raise IdentityError(path, "...", f"nested at most {MAX_DEPTH} deep")
     # Exact types: a subclass (an enum, a NumPy scalar) may print as itself on one version only.
     # And first: asked whether it is a mapping, each new type takes 0.1 to 0.4 ms.
-    if type(value) in _LEAVES:
+    if value is None or type(value) in (str, int, bool):
         return value
     if type(value) is float:
         if not math.isfinite(value):
@@ -172,11 +170,7 @@ def _plain(path: str, value: object, depth: int = 0) -> Any:
         for key in value:
             if not isinstance(key, str):
                 raise IdentityError(f"{path}.{key}", key, "a string, as every key")
-        return {
-            # Most are leaves: no path is written for those, which no error will name.
-            key: below if type(below) in _LEAVES else _plain(f"{path}.{key}", below, depth + 1)
-            for key, below in value.items()
-        }
+        return {key: _plain(f"{path}.{key}", below, depth + 1) for key, below in value.items()}
     raise IdentityError(path, repr(value), "a string, number, boolean, null, list or mapping")
 
 

@@ -68,8 +68,8 @@ class Meeting:
         self._settings = settings
         self._forwards = 0
         self._is_over = self._expects = False
-        self._traffic = Traffic()
-        self._bodies = Bodies(link, self._traffic, self._wait_for_body)
+        self._traffic = Traffic(link)
+        self._bodies = Bodies(self._traffic, self._wait_for_body)
         self._watch = watch or Watch(link, settings)
         self._pulse = pulse or Pulse(link, settings)
 
@@ -102,7 +102,7 @@ class Meeting:
             else:
                 look_after = {0, (self.rank + 1) % self.size}
                 self._wait([key], waits_for=look_after, meanwhile=self._take_offered)
-                found = self._read(key)
+                found = self._traffic.read(key)
         except RankLostError as error:
             found = self._propose(key, _lost(error))
         self._expects = False
@@ -119,7 +119,7 @@ class Meeting:
         for rank in range(self.size):
             key = f"{step}/{rank}"
             self._wait([key], waits_for={rank})
-            words[rank] = wire.word(self._read(key), rank, f"word at step {step}")
+            words[rank] = wire.word(self._traffic.read(key), rank, f"word at step {step}")
         try:
             return decide(words)
         except RankLostError:
@@ -155,7 +155,7 @@ class Meeting:
         self._tell_lost(rank, reason)
         if self.rank == 0:
             byes = [f"{BYE}/{other}" for other in range(1, self.size)]
-            with contextlib.suppress(TimeoutError, RankLostError):
+            with contextlib.suppress(TimeoutError, RankLostError):  # it ends either way
                 wait_until(lambda: self._link.has(byes), within(_CATCH_UP_S))
 
     def confirm(self) -> None:
@@ -168,7 +168,7 @@ class Meeting:
         self._obey()
         while self.rank == 0 and self._pulse.overslept():
             # Its store was stopped with it, and has the others' last words still to read.
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError):  # nobody has given it up
                 wait_until(lambda: self._link.has([_LOST]), within(_CATCH_UP_S))
             self._obey()
 
@@ -224,9 +224,6 @@ class Meeting:
         """Count one more of something that each is given once; return how many there were."""
         self.confirm()
         return self._link.add(f"take/{name}") - 1
-
-    def _read(self, key: str) -> bytes:
-        return self._traffic.taken(self._link.get(key))
 
     def note(self, step: str, task: str = "") -> None:
         """Tell the others what this rank is at; raises as `confirm` does."""

@@ -116,33 +116,33 @@ def test_the_stamp_has_no_gaps() -> None:
 
 
 @pytest.fixture
-def filled(monkeypatch: pytest.MonkeyPatch) -> AutoTuner:
-    """The process's tuner, holding one entry of another product."""
+def without_records(monkeypatch: pytest.MonkeyPatch) -> AutoTuner:
+    """The process's tuner, with nothing of other products; what a test gives it is gone after."""
     tuner = AutoTuner.get()
     monkeypatch.setattr(tuner, "_namespaced_records", {})
     monkeypatch.setattr(tuner, "_dirty_namespaces", set())
     return tuner
 
 
-def test_one_path_is_not_saved_to(filled: AutoTuner, tmp_path: Path) -> None:
+def test_one_path_is_not_saved_to(without_records: AutoTuner, tmp_path: Path) -> None:
     """All others are, and that one again afterwards."""
     left, other = tmp_path / "left.json", tmp_path / "other.json"
     with probe.saving_all_but(left):
-        filled.save_configs(str(left))
-        filled.save_configs(str(other))
+        without_records.save_configs(str(left))
+        without_records.save_configs(str(other))
         assert not left.exists()
         assert other.exists()
-    filled.save_configs(str(left))
+    without_records.save_configs(str(left))
     assert left.exists()
-    assert "save_configs" not in vars(filled)
+    assert "save_configs" not in vars(without_records)
 
 
-def test_what_others_have_to_save_is_saved(filled: AutoTuner, tmp_path: Path) -> None:
+def test_what_others_have_to_save_is_saved(without_records: AutoTuner, tmp_path: Path) -> None:
     """Records of another product have no other way to a file than with the winners."""
     path = tmp_path / "theirs.json"
-    filled.publish_namespaced_records("theirs", {"a": 1})
+    without_records.publish_namespaced_records("theirs", {"a": 1})
     with probe.saving_all_but(path):
-        filled.save_configs(str(path))
+        without_records.save_configs(str(path))
     assert "theirs" in path.read_text()
 
 

@@ -43,7 +43,7 @@ CONFIGS = {
         ),
     ),
 }
-#: Of one kind; the second is narrower, the third has no tensor where the others have one.
+#: Of two calls of one kind.
 SIZES = ((6, 16, 3), (2, 8, 5))
 
 
@@ -76,22 +76,22 @@ def flashinfers(config: Any, inputs: list[Any]) -> list[Shapes]:
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_further_calls_of_a_kind_are_counted_out(config: Any, asked: list[int]) -> None:
     """In FlashInfer's order, which is asked once."""
-    profiles, calls = Profiles(), [inputs_of(*sizes) for sizes in SIZES]
+    profiles, calls = Profiles(AutoTuner.get()), [inputs_of(*sizes) for sizes in SIZES]
     expected = [flashinfers(config, inputs) for inputs in calls]
     del asked[:]
-    assert [profiles.of(AutoTuner.get(), config, inputs) for inputs in calls] == expected
+    assert [profiles.of(config, inputs) for inputs in calls] == expected
     assert asked == [len(expected[0])]
 
 
 def test_a_call_of_another_kind_is_asked_about(asked: list[int]) -> None:
-    """With no tensor where there was one, or with another config, equal or not."""
-    config, profiles = CONFIGS["two dimensions"], Profiles()
+    """With no tensor where there was one, with fewer inputs, or with another config."""
+    config, profiles = CONFIGS["two dimensions"], Profiles(AutoTuner.get())
     inputs = inputs_of(*SIZES[0])
     for others in ([*inputs[:3], None, *inputs[4:]], inputs[:3]):
-        profiles.of(AutoTuner.get(), config, inputs)
-        profiles.of(AutoTuner.get(), config, others)
+        profiles.of(config, inputs)
+        profiles.of(config, others)
     assert len(asked) == 3
-    profiles.of(AutoTuner.get(), CONFIGS["linked dimensions"], inputs)
+    profiles.of(CONFIGS["linked dimensions"], inputs)
     assert len(asked) == 4
 
 
@@ -114,16 +114,16 @@ def test_a_flashinfer_that_counts_otherwise_is_believed(
         "_generate_optimization_profiles",
         lambda _tuner, config, inputs: other(config, inputs, own),
     )
-    profiles = Profiles()
+    profiles = Profiles(AutoTuner.get())
     for sizes in SIZES:
         inputs = inputs_of(*sizes)
-        assert profiles.of(AutoTuner.get(), config, inputs) == flashinfers(config, inputs)
+        assert profiles.of(config, inputs) == flashinfers(config, inputs)
 
 
 def test_what_flashinfer_refuses_is_refused_by_it() -> None:
     """Also where a call like it was counted out before."""
     few = DynamicTensorSpec((0,), (0,), lambda size: range(size - 2), same)
-    config, profiles = TuningConfig(dynamic_tensor_specs=(few,)), Profiles()
-    profiles.of(AutoTuner.get(), config, inputs_of(6, 16, 3))
+    config, profiles = TuningConfig(dynamic_tensor_specs=(few,)), Profiles(AutoTuner.get())
+    profiles.of(config, inputs_of(6, 16, 3))
     with pytest.raises(AssertionError, match="Empty tuning buckets"):
-        profiles.of(AutoTuner.get(), config, inputs_of(2, 16, 3))
+        profiles.of(config, inputs_of(2, 16, 3))

@@ -113,12 +113,12 @@ BY_PROGRAMS = "cublas_version"
 def slow_fields() -> dict[str, Callable[[], str]]:
     """Return what looks up each slow field that the stamp has, of those that are not yet known."""
     # To make a stamp, only to see its fields, takes two searches for packages that may be missing.
-    told = getattr(getattr(fi, "_collect_metadata", None), "__code__", None)
+    code = getattr(getattr(fi, "_collect_metadata", None), "__code__", None)
+    told = getattr(code, "co_consts", ())  # not all of them before 0.7
     found = {}
     for field, (module, name) in SLOW.items():
         look: Any = getattr(sys.modules.get(module), name, None)
-        is_told = told is not None and field in told.co_consts  # not all before 0.7
-        if is_told and hasattr(look, "cache_info") and not look.cache_info().currsize:
+        if field in told and hasattr(look, "cache_info") and not look.cache_info().currsize:
             found[field] = look
     return found
 
@@ -486,11 +486,16 @@ def process_group() -> Any:
 _BESIDE = ("_namespaced_records", "_observed_cache_generations", "_winner_partitions")
 
 
+def _unsaved_namespaces(tuner: Any) -> list[str]:
+    """Return the other products whose records have an effect on disk still to come."""
+    return sorted(getattr(tuner, "_dirty_namespaces", ()))
+
+
 @contextlib.contextmanager
 def sparing_others(tuner: Any) -> Iterator[None]:
     """Clear, load or save winners in the body, and nothing else: what is not ours stays."""
     beside = {name: dict(getattr(tuner, name)) for name in _BESIDE if hasattr(tuner, name)}
-    dirty = sorted(getattr(tuner, "_dirty_namespaces", ()))
+    unsaved = _unsaved_namespaces(tuner)
     policies = dict(getattr(tuner, "_profiling_cache_policies", {}))
     try:
         yield
@@ -502,7 +507,7 @@ def sparing_others(tuner: Any) -> Iterator[None]:
         for key, policy in policies.items():
             if isinstance(key, tuple) and key[0] is not None:  # of such a partition
                 tuner._profiling_cache_policies[key] = policy
-        for namespace in dirty:  # with an effect on disk still to come
+        for namespace in unsaved:
             tuner.publish_namespaced_records(namespace, tuner.get_namespaced_records(namespace))
 
 
@@ -516,8 +521,7 @@ def saving_all_but(path: Path) -> Iterator[None]:
     save = own.save_configs
 
     def save_configs(to: str) -> None:
-        has_others = len(getattr(own, "_dirty_namespaces", ())) > 0
-        if Path(to) != path or has_others:
+        if Path(to) != path or _unsaved_namespaces(own):
             save(to)
 
     own.save_configs = save_configs

@@ -2,8 +2,9 @@
 """The profiles that tuning would measure, without a copy of each.
 
 FlashInfer copies a whole profile, one object for each dimension, at every bucket: 50 us and more of
-each task, a third of a warm survey (0.7.2). They are counted out here instead, for a kind of call
-whose first one FlashInfer was asked about and said the same of; of any other it is asked each time.
+each task, a third and more of a warm survey (0.7.2). They are counted out here instead, for a kind
+of call whose first one FlashInfer was asked about and said the same of; of any other it is asked
+each time.
 """
 
 from __future__ import annotations
@@ -23,16 +24,19 @@ class Profiles:
     Two calls are of a kind where config, number of inputs and numbers of dimensions are equal.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tuner: Any) -> None:
+        self._tuner = tuner
         self._is_counted: dict[tuple[Same, tuple[int, ...]], bool] = {}
 
-    def of(self, tuner: Any, config: Any, inputs: list[Any]) -> list[Shapes]:
+    def of(self, config: Any, inputs: list[Any]) -> list[Shapes]:
         """Return the shapes of all inputs at each bucket, in FlashInfer's order."""
         shapes = shapes_of(inputs)
         kind = Same(config), tuple(map(len, shapes))
         if self._is_counted.get(kind) and (counted := _counted(config, shapes)):
             return counted
-        found = [profile.get_opt_shapes() for profile in probe.profiles(tuner, config, inputs)]
+        found = [
+            profile.get_opt_shapes() for profile in probe.profiles(self._tuner, config, inputs)
+        ]
         if kind not in self._is_counted:
             self._is_counted[kind] = False
             with contextlib.suppress(Exception):  # a config that only FlashInfer understands

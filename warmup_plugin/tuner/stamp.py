@@ -101,6 +101,14 @@ def _look() -> None:
     _under_way.start()
 
 
+def _look_meanwhile() -> None:
+    """Look up, as long as the programs run, what none is run for."""
+    for field, look in probe.slow_fields().items():
+        if field != probe.BY_PROGRAMS:
+            with contextlib.suppress(Exception):  # told of where it is needed
+                look()
+
+
 class Lookup:
     """Who looks up the slow fields of this process's stamp: this rank, or others that see alike.
 
@@ -142,10 +150,7 @@ class Lookup:
         """
         with probe.answering(dict.fromkeys(self.taken, "")):
             if _under_way is not None:
-                for field, look in probe.slow_fields().items():  # as long as the programs run
-                    if field != probe.BY_PROGRAMS:
-                        with contextlib.suppress(Exception):  # told of where it is needed
-                            look()
+                _look_meanwhile()
                 self._wait()
             found = probe.stamp()
         return {name: value for name, value in found.items() if name not in self.taken}

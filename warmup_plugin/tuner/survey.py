@@ -90,7 +90,7 @@ class Survey:
         self._pinned: dict[int, tuple[Any, str]] = {}
         self._answers: dict[Answer, Answer] = {}
         self._buckets: dict[tuple[int, ...], tuple[int, ...]] = {}
-        self._profiles = Profiles()
+        self._profiles = Profiles(self._tuner)
         self._tally: Tally | None = None
 
     def tally(self) -> Tally:
@@ -215,7 +215,7 @@ class Survey:
     ) -> None:
         asked = Asked(
             op, runners, config, inputs, kwargs,
-            find_profiles=lambda: self._profiles.of(self._tuner, config, inputs),
+            find_profiles=lambda: self._profiles.of(config, inputs),
             named=[(type(r).__name__, self._extras(op, r, inputs)) for r in runners],
             switches=[options_of(r) for r in runners],
             numbers=[numbers_of(r) for r in runners],

@@ -154,10 +154,7 @@ class Context:
         from warmup_plugin.tuner import probe
         from warmup_plugin.tuner.known_ops import known_ops
 
-        if names.is_elastic():
-            raise RuntimeError("elastic experts: ranks come and go")
-        if not names.is_own(self._own):
-            raise RuntimeError(f"another plugin has put a hook on {names.CONTEXT}")
+        self._refuse_what_is_not_ours()
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="warmup-plugin-")))
         settings, group = self._settings, names.parallel().tp_group
         if names.has_symmetric_memory():
@@ -170,12 +167,11 @@ class Context:
             given["root"] = folder
             mode = "read-only" if settings.mode == "on" else settings.mode
             settings = replace(settings, mode=mode, layers=())
-        if reuses and names.uses_megamoe(self._runner):
+        elif names.uses_megamoe(self._runner):
             from warmup_plugin.engines.sglang.megamoe import records_kept
 
             stack.enter_context(records_kept(self._runner))
-        scratch = folder / "unused: warmup-plugin keeps the table"
-        survey = names.as_survey(self._own, scratch)
+        survey = names.as_survey(self._own, folder / "unused: warmup-plugin keeps the table")
         return {
             "identity": identity_of(self._runner, phase=self._phase),
             "ranks": self._ranks(group),
@@ -191,6 +187,13 @@ class Context:
             "tuning_context": lambda: survey(self._runner, run_lm_head=self._run_lm_head),
             **given,
         }
+
+    def _refuse_what_is_not_ours(self) -> None:
+        """Raise `RuntimeError` where SGLang must warm up as without this package."""
+        if names.is_elastic():
+            raise RuntimeError("elastic experts: ranks come and go")
+        if not names.is_own(self._own):
+            raise RuntimeError(f"another plugin has put a hook on {names.CONTEXT}")
 
     def _ranks(self, group: Any) -> RankInfo:
         from warmup_plugin.topology import RankInfo
