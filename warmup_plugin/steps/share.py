@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import msgspec
 
 from warmup_plugin.decide import decide_certify, decide_ready
-from warmup_plugin.errors import InstallError
+from warmup_plugin.errors import InstallError, RankLostError
 from warmup_plugin.manifest import Manifest, render_manifest
 from warmup_plugin.packing import pack_results, unpack_results
 from warmup_plugin.plan import Plan
@@ -84,7 +84,7 @@ def _exchange(job: Job, agreed: Agreed, work: Work) -> Shared:
             "errors": {str(rank): word["error"] for rank, word in words.items() if word["error"]},
         }
 
-    record = job.meeting.meet("share", word, lead)
+    record = job.meet("share", word, lead)
     job.warn(*(f"rank {rank} did not tune: {error}" for rank, error in record["errors"].items()))
     job.failure = ""
     work.left = _left(work.plan, record["left"])
@@ -175,7 +175,7 @@ def prepare(job: Job, survey: Survey, work: Work, shared: Shared) -> None:
         return
     with job.timed("prepare"):
         failed = _build(job, survey, work, shared) if job.shares and not job.failure else {}
-        record = job.meeting.meet("ready", {"failed": failed, "error": job.failure}, decide_ready)
+        record = job.meet("ready", {"failed": failed, "error": job.failure}, decide_ready)
         if record["go"] == "defaults":
             job.serve_defaults(record["reason"])
             return
@@ -185,7 +185,7 @@ def prepare(job: Job, survey: Survey, work: Work, shared: Shared) -> None:
             with job.failing_as_data():
                 _install(job, survey, work, shared, work.dropped)
         tune_own(job, survey, work)
-        job.meeting.meet("built", {}, lambda _words: {"go": "on"})
+        job.meet("built", {}, lambda _words: {"go": "on"})
 
 
 def _label(survey: Survey, name: str) -> str:
@@ -236,7 +236,8 @@ def seal(job: Job, agreed: Agreed, survey: Survey) -> Word | None:
     work, shared = Work(), Shared(agreed.table, "")
     served, deviates = _ask(job, survey, work, shared)
     row = row_of(job, survey, work, shared.entry_of)
-    return {"served": served, "deviates": deviates[:8], "published": [], "row": row}
+    word = {"served": served, "deviates": deviates[:8], "published": [], "row": row}
+    return {**word, "leaves": job.leaves}
 
 
 def certify(
@@ -260,14 +261,17 @@ def certify(
         deviates += [job.failure] if job.failure else []
         word = {
             "served": served, "deviates": deviates[:8], "published": published,
-            "row": row_of(job, survey, work, shared.entry_of),
+            "row": row_of(job, survey, work, shared.entry_of), "leaves": job.leaves,
         }  # fmt: skip
 
         def lead(words: Words) -> Word:
             collect(job, words)
             return decide_certify(words)
 
-        record = job.meeting.meet("certify", word, lead)
+        record = job.meet("certify", word, lead)
+        job.is_settled = True
+        if record["go"] == "end":
+            raise RankLostError(record["rank"], record["reason"])
         if record["go"] == "defaults" and job.shares:
             job.serve_defaults(record["reason"])
             if job.store is not None:
