@@ -327,7 +327,7 @@ def _hello(options: Options, lookup: Lookup) -> Word:
         "keys_tell_options_apart": capabilities.keys_tell_options_apart,
         "factors": options.identity.with_factors(**environment.factors(lookup.stamp())).factors,
         "alike": lookup.is_alike,
-        "takes": lookup.taken,
+        "takes": list(lookup.taken),
         "must_share": options.must_share,
         "require_agreement": settings.require_agreement,
         "session": secrets.token_hex(4),

@@ -117,9 +117,15 @@ def _runs_again(context: Context, error: Exception, settings: Settings) -> bool:
         return True
     if not isinstance(error, WarmupError) or context.is_without:
         return False
-    attempt.follow(error, settings, "SGLang")
+    attempt.follow(error, settings, "SGLang", of=_stage())
     _without.append(str(error))
     return True
+
+
+def _stage() -> str:
+    """Return the name of this rank's pipeline stage, where there are several."""
+    stage = f"stage {names.of_parallel('pp_rank', 0)}"
+    return stage if names.of_parallel("pp_size", 1) > 1 else ""
 
 
 class Context:
@@ -172,7 +178,7 @@ class Context:
                 failure = error
             if failure:
                 self.is_without = True
-                attempt.follow(failure, self._settings, "SGLang")
+                attempt.follow(failure, self._settings, "SGLang", of=_stage())
                 stack.enter_context(self._without())
             yield
 
