@@ -175,7 +175,7 @@ def link_beside(store: TCPStore, rank: int, size: int, silence_s: float) -> Stor
             raise error.__cause__ from error
         raise
     _bound_answers(store.port, silence_s, but=others)
-    link.silence_s = silence_s
+    link.silence_s, link.leader = silence_s, store.host
     return link
 
 

@@ -60,7 +60,6 @@ class Readiness:
         self._number = self._link.add(f"{self._prefix}/meetings/{rank}")
         self._cards: dict[int, dict[str, Any]] = {}
         self._unwell: dict[int, float] = {}
-        self._leader = ""
         card = {**own_card().to_json(), "host": socket.gethostname()[:64]}
         self._link.set(self._key("card", rank), json.dumps(card).encode())
 
@@ -115,12 +114,12 @@ class Readiness:
         """Join the session's store on another rank, once rank 0 has said where it is."""
         address = self._key("address")
         self._wait([address], {0})
+        self._card(0)  # its host, while there is somebody to ask
         body = self._link.get_now(address)
         if self._link.has([self._key("decision")]) or body is None:
             return None  # it is too late for that, and rank 0's store may be gone already
         if "error" in (card := json.loads(body)):
             return None  # what rank 0 has found is the reason for all
-        self._leader = str(card.get("leader", ""))
         return join_session(card, self._rank, self._size, self._settings)
 
     def _decided(self) -> dict[str, Any]:
@@ -226,7 +225,7 @@ class Readiness:
         with contextlib.suppress(RankLostError):
             self._card(rank)
         host = str(self._cards.get(rank, {}).get("host", ""))
-        return RankLostError(rank, reason, host or (self._leader if rank == 0 else ""))
+        return RankLostError(rank, reason, host or (self._link.leader if rank == 0 else ""))
 
 
 def _linked(store: Any, rank: int, size: int, silence_s: float) -> StoreLink:

@@ -271,6 +271,10 @@ def certify(
         record = job.meet("certify", word, lead)
         job.is_settled = True
         if record["go"] == "end":
+            if (
+                job.leaves
+            ):  # the signal, given back, ends this process before it sees the others off
+                job.meeting.close()
             raise RankLostError(record["rank"], record["reason"])
         if record["go"] == "defaults" and job.shares:
             job.serve_defaults(record["reason"])
