@@ -11,12 +11,14 @@ not answer and does not hang up either. Public torch names only.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
 import socket
 import stat
 import struct
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
@@ -36,6 +38,8 @@ _CONNECT_S = 10.0
 _LOOPBACK = "127.0.0.1"
 #: How often a value is asked for that torch gives up waiting for.
 _MOST_TRIES = 5
+#: What a connection fails for that says nothing of the other side.
+_OWN_LACK = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class BeatLink(Protocol):
@@ -52,6 +56,9 @@ class BeatLink(Protocol):
 
 class Link(BeatLink, Protocol):
     """What a meeting needs of it; `StoreLink` over the network, a model of it in tests."""
+
+    #: The name of rank 0's machine, empty where it is not known.
+    leader: str
 
     def clone(self) -> Link: ...
     def get(self, key: str) -> bytes: ...
@@ -72,6 +79,7 @@ class StoreLink:
     size: int
     silence_s: float = 0.0
     greeting: str = ""
+    leader: str = ""
     _gone: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
@@ -95,7 +103,7 @@ class StoreLink:
             store = TCPStore(*at, is_master=False, wait_for_workers=False, timeout=limit)
         except (OSError, RuntimeError) as error:
             raise RankLostError(0, f"its store is gone: {error}") from error
-        return StoreLink(store, self.rank, self.size, self.silence_s)
+        return StoreLink(store, self.rank, self.size, self.silence_s, leader=self.leader)
 
     def set(self, key: str, value: bytes) -> None:
         """Write a value. Waits for no answer, so a store that is only stopped gets it later."""
@@ -153,13 +161,26 @@ class StoreLink:
             raise RankLostError(0, self._gone) from error
 
 
-def _bound_answers(port: int, limit_s: float) -> None:
-    """Let this process wait no longer than that for a byte from the store at a port.
+def link_beside(store: TCPStore, rank: int, size: int, silence_s: float) -> StoreLink:
+    """Return a connection of our own to somebody else's store, whose own keeps having no bound.
 
-    torch bounds the wait for a key by a clock of the store's process, and nothing else by any: a
-    call to a stopped process would not end. It does honour a limit of the socket (SO_RCVTIMEO).
+    Raises `RankLostError` where nobody listens there any more, `OSError` where this process lacks
+    what it takes.
     """
-    limit = struct.pack("ll", int(limit_s), int(limit_s % 1 * 1e6))
+    others = frozenset(_connected(store.port))
+    try:
+        link = StoreLink(store, rank, size).clone()
+    except RankLostError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _OWN_LACK:
+            raise error.__cause__ from error
+        raise
+    _bound_answers(store.port, silence_s, but=others)
+    link.silence_s, link.leader = silence_s, store.host
+    return link
+
+
+def _connected(port: int) -> Iterator[int]:
+    """Yield the descriptors of this process's connections to a port."""
     for descriptor in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208  # a third of the time
         with contextlib.suppress(OSError):  # no socket, not connected, or closed meanwhile
             if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
@@ -167,10 +188,29 @@ def _bound_answers(port: int, limit_s: float) -> None:
                 # process is waited for.
                 found = socket.socket(fileno=descriptor)
                 try:
-                    if found.getpeername()[1:2] == (port,):
-                        found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+                    is_it = found.getpeername()[1:2] == (port,)
                 finally:
                     found.detach()
+                if is_it:
+                    yield descriptor
+
+
+def _bound_answers(port: int, limit_s: float, *, but: Collection[int] = ()) -> None:
+    """Let this process wait no longer than that for a byte from the store at a port.
+
+    torch bounds the wait for a key by a clock of the store's process, and nothing else by any: a
+    call to a stopped process would not end. It does honour a limit of the socket (SO_RCVTIMEO).
+    """
+    limit = struct.pack("ll", int(limit_s), int(limit_s % 1 * 1e6))
+    for descriptor in _connected(port):
+        if descriptor in but:
+            continue
+        with contextlib.suppress(OSError):  # closed meanwhile
+            found = socket.socket(fileno=descriptor)
+            try:
+                found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+            finally:
+                found.detach()
 
 
 def connect(group: dist.ProcessGroup | None, settings: Settings, greeting: str = "") -> StoreLink:
@@ -181,17 +221,35 @@ def connect(group: dist.ProcessGroup | None, settings: Settings, greeting: str =
     opened or reached.
     """
     rank, size = dist.get_rank(group), dist.get_world_size(group)
-    if rank == 0:
-        store, card = _open(settings)
-        card["greeting"] = greeting
-        _broadcast(card, group)
-        if store is None:
-            raise SessionError(f"rank 0 cannot open a store: {card['error']}")
-        return StoreLink(store, rank, size, settings.silence_s, greeting)
-    card = _broadcast(None, group)
+    if rank:
+        return join_session(_broadcast(None, group), rank, size, settings)
+    link, card = open_session(size, settings, greeting)
+    _broadcast(card, group)
+    if link is None:
+        raise SessionError(f"rank 0 cannot open a store: {card['error']}")
+    return link
+
+
+def open_session(
+    size: int, settings: Settings, greeting: str
+) -> tuple[StoreLink | None, dict[str, Any]]:
+    """Open the store on rank 0; return with it the card by which the others find it.
+
+    Without a store the card says why, and `join_session` raises.
+    """
+    store, card = _open(settings)
+    card["greeting"] = greeting
+    if store is None:
+        return None, card
+    return StoreLink(store, 0, size, settings.silence_s, greeting, card["leader"]), card
+
+
+def join_session(card: dict[str, Any], rank: int, size: int, settings: Settings) -> StoreLink:
+    """Join the store that rank 0's card leads to. Raises `SessionError`."""
     if "error" in card:
         raise SessionError(f"rank 0 cannot open a store: {card['error']}")
-    return StoreLink(_join(card), rank, size, settings.silence_s, card["greeting"])
+    leader = str(card.get("leader", ""))
+    return StoreLink(_join(card), rank, size, settings.silence_s, card["greeting"], leader)
 
 
 def _open(settings: Settings) -> tuple[TCPStore | None, dict[str, Any]]:
@@ -205,7 +263,10 @@ def _open(settings: Settings) -> tuple[TCPStore | None, dict[str, Any]]:
     except (RuntimeError, OSError) as error:
         return None, {"error": ascii(str(error))[:400]}  # one byte a character: the card is small
     hosts = [settings.address] if settings.address else _addresses()
-    return store, {"hosts": hosts, "port": store.port, "nonce": nonce, "machine": machine_id()}
+    return store, {
+        "hosts": hosts, "port": store.port, "nonce": nonce, "machine": machine_id(),
+        "leader": socket.gethostname()[:64],
+    }  # fmt: skip
 
 
 def _addresses() -> list[str]:
