@@ -13,10 +13,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import secrets
 import socket
 import stat
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,6 +28,7 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
 from warmup_plugin.errors import RankLostError, SessionError
+from warmup_plugin.streams import hold_standard_streams
 from warmup_plugin.topology import machine_id
 
 if TYPE_CHECKING:
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 _CARD_BYTES = 1024
 _CONNECT_S = 10.0
 _LOOPBACK = "127.0.0.1"
+#: More numbers of open files than this are not looked at one by one.
+_MOST_DESCRIPTORS = 1 << 16
 #: How often a value is asked for that torch gives up waiting for.
 _MOST_TRIES = 5
 
@@ -160,7 +165,7 @@ def _bound_answers(port: int, limit_s: float) -> None:
     call to a stopped process would not end. It does honour a limit of the socket (SO_RCVTIMEO).
     """
     limit = struct.pack("ll", int(limit_s), int(limit_s % 1 * 1e6))
-    for descriptor in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208  # a third of the time
+    for descriptor in _descriptors():
         with contextlib.suppress(OSError):  # no socket, not connected, or closed meanwhile
             if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 # Not a copy of it: by now it may be the end of somebody's pipe, for whose closing a
@@ -171,6 +176,14 @@ def _bound_answers(port: int, limit_s: float) -> None:
                         found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
                 finally:
                     found.detach()
+
+
+def _descriptors() -> Iterable[int]:
+    """Return the numbers of this process's open files; all there may be where it cannot be told."""
+    try:
+        return [*map(int, os.listdir("/proc/self/fd"))]  # noqa: PTH208  # a third of the time
+    except OSError:  # no /proc, or no descriptor to read it with
+        return range(min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], _MOST_DESCRIPTORS))
 
 
 def connect(group: dist.ProcessGroup | None, settings: Settings, greeting: str = "") -> StoreLink:
@@ -196,6 +209,7 @@ def connect(group: dist.ProcessGroup | None, settings: Settings, greeting: str =
 
 def _open(settings: Settings) -> tuple[TCPStore | None, dict[str, Any]]:
     nonce = secrets.token_hex(8)
+    hold_standard_streams()
     try:
         store = TCPStore(
             _LOOPBACK, 0, is_master=True, wait_for_workers=False,
@@ -211,15 +225,15 @@ def _open(settings: Settings) -> tuple[TCPStore | None, dict[str, Any]]:
 def _addresses() -> list[str]:
     """Return the names by which other nodes may reach this one, likeliest first."""
     found = []
-    # Connecting a datagram socket sends nothing; it only asks which interface would be used.
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # an address reserved for documentation
-            found.append(str(probe.getsockname()[0]))
-        except OSError:
-            pass  # no route: a machine with the loopback interface alone
-    found.append(socket.gethostname()[:200])
-    return found
+    # Connecting a datagram socket sends nothing; it only asks which interface would be used. No
+    # route is a machine with the loopback interface alone.
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe,
+    ):
+        probe.connect(("192.0.2.1", 9))  # an address reserved for documentation
+        found.append(str(probe.getsockname()[0]))
+    return [*found, ascii(socket.gethostname())[1:-1][:200]]
 
 
 def _broadcast(card: dict[str, Any] | None, group: dist.ProcessGroup | None) -> dict[str, Any]:
@@ -239,6 +253,7 @@ def _join(card: dict[str, Any]) -> TCPStore:
     same_machine = card["machine"] == machine_id()
     hosts = [_LOOPBACK, *card["hosts"]] if same_machine else card["hosts"]
     refused = []
+    hold_standard_streams()
     for host in hosts:
         try:
             store = TCPStore(

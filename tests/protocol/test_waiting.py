@@ -34,9 +34,8 @@ WAITING = {
 #: What may wait without `wait_until`: file, function, call, and why that has an end.
 ALLOWED = {
     ("waiting.py", "wait_until", "time.sleep"): "the pause between two looks",
-    ("locks.py", "_try_lock", "fcntl.flock"): "asks with LOCK_NB; the wait is around it",
-    ("journal.py", "Journal._open", "fcntl.flock"): "asks with LOCK_NB",
-    ("journal.py", "_is_free", "fcntl.flock"): "asks with LOCK_NB",
+    ("flocks.py", "_ask", "fcntl.flock"): "asks with LOCK_NB, on a thread that nobody waits for",
+    ("flocks.py", "try_lock", "asking.join"): "a time-out is given",
     ("pulse.py", "Pulse._run", "self._stop.wait"): "the heartbeat's pause, ended by `stop`",
     ("pulse.py", "Pulse._run", "self._is_needed.wait"): "as long as between two beats",
     ("pulse.py", "Pulse._connect", "self._link.connect"): "renewal's, which only begins it",

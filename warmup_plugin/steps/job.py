@@ -25,7 +25,8 @@ from warmup_plugin.paths import Placement, resolve
 from warmup_plugin.progress import Progress as ProgressLine
 from warmup_plugin.rendezvous import Alone, Rendezvous, Word
 from warmup_plugin.settings import Settings
-from warmup_plugin.store import Store
+from warmup_plugin.store import Store, unsafe
+from warmup_plugin.streams import hold_standard_streams
 from warmup_plugin.topology import RankInfo
 from warmup_plugin.tuner import environment, probe
 from warmup_plugin.tuner.install import Installed
@@ -82,6 +83,8 @@ class Job:
     seen: Observations
     stack: contextlib.ExitStack
     placement: Placement | None = None
+    #: Its directory, where it may be used.
+    directory: Path | None = None
     store: Store | None = None
     journal: Journal = field(default_factory=lambda: Journal(None, "", driver="", stamp={}))
     seconds: dict[str, float] = field(default_factory=dict)
@@ -186,6 +189,7 @@ def open_job(options: Options) -> Iterator[Job]:
     """
     with contextlib.ExitStack() as stack:
         began = time.monotonic()
+        hold_standard_streams()
         progress = _progress(options)
         meeting, rank_0s = _meet(options, stack)
         job: Job | None = None
@@ -301,15 +305,17 @@ def _place(job: Job) -> None:
         ]
     except PlacementError as error:
         job.warn(f"memory only: {error}")
+    if directory is not None and not unsafe(directory, root or directory, options.settings):
+        job.directory = directory
     if job.shares and job.meeting.rank in job.word["writers"]:
         job.store = Store(directory, options.settings, root=root, layers=layers)
 
 
 def _open_journal(job: Job) -> None:
     """Let this rank keep what it finds out, whichever rank writes the table in the end."""
-    if job.shares and job.word["mode"] == "on" and job.placement is not None:
+    if job.shares and job.word["mode"] == "on" and job.directory is not None:
         job.journal = Journal(
-            job.placement.directory, f"{job.word['session']}.{job.meeting.rank}",
+            job.directory, f"{job.word['session']}.{job.meeting.rank}",
             driver=environment.driver(), stamp=job.stamp,
         )  # fmt: skip
         job.stack.callback(job.journal.close)

@@ -187,14 +187,14 @@ def _assign(job: Job, agreed: Agreed, lots: Lots) -> Plan:
 
 def _costs(job: Job, agreed: Agreed) -> Costs:
     """Gather what is known of how long tasks take, here and in sibling identities."""
-    if job.placement is None:
+    if job.directory is None:
         return Costs()
     candidates: dict[str, int] = {}
     for record in agreed.manifest.tasks.values() if agreed.manifest else ():
         candidates[record.op] = max(record.candidates or 0, candidates.get(record.op, 0))
     limit = job.options.settings.table_bytes
     known = {op: count for op, count in candidates.items() if count}
-    return Costs(seconds_by_label(job.placement.directory, limit), known)
+    return Costs(seconds_by_label(job.directory, limit), known)
 
 
 def _unvouched(agreed: Agreed, lots: Lots) -> set[str]:

@@ -98,7 +98,10 @@ def _look() -> None:
         _under_way = None
 
     _under_way = threading.Thread(target=look_quietly, name="warmup-lookup", daemon=True)
-    _under_way.start()
+    try:
+        _under_way.start()
+    except RuntimeError:  # no thread: looked up where it is needed
+        _under_way = None
 
 
 def _look_meanwhile() -> None:
