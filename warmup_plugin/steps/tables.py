@@ -144,7 +144,10 @@ def _with_borrowed(job: Job, held: Held, own: list[Part], kept: Mapping[str, Ent
     place, layers = job.placement, job.store.layers if job.store else ()
     usable = [job.directory] if job.directory else []
     shelves, root = [*usable, *layers], place.root if place else None
-    found = borrow(shelves, options.others, job.stamp, options.settings, root=root, kept=kept)
+    found = borrow(
+        shelves, options.others, job.stamp, options.settings, root=root, kept=kept,
+        switches=job.identity.factors["switches"],
+    )  # fmt: skip
     found = found.without(claimed)
     if not found.entries:
         return held
