@@ -9,6 +9,7 @@ own, so a release that moved something is reported, by name, and never half used
 from __future__ import annotations
 
 import contextlib
+import ctypes.util
 import functools
 import io
 import itertools
@@ -16,6 +17,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -93,7 +95,40 @@ def tuner() -> Any:
 def stamp() -> dict[str, str]:
     """Return FlashInfer's environment stamp; absent values read "unknown"."""
     collect = getattr(fi, "_collect_metadata", dict)
-    return {name: str(value or "unknown") for name, value in collect().items()}
+    with bearing_failed_searches():
+        return {name: str(value or "unknown") for name, value in collect().items()}
+
+
+_searches = threading.Lock()
+_search_depth = 0
+_own_search = ctypes.util.find_library
+
+
+@contextlib.contextmanager
+def bearing_failed_searches() -> Iterator[None]:
+    """Have a library not be found in the body where it cannot be searched for.
+
+    Where the linker's cache does not name it, Python has a compiler and a linker look for it, for
+    which it needs a temporary directory; without one it raises. FlashInfer then asks elsewhere.
+    """
+    global _search_depth  # noqa: PLW0603  # of the process, as the function it stands for
+
+    def find_library(name: str) -> str | None:
+        try:
+            return _own_search(name)
+        except OSError:
+            return None
+
+    with _searches:
+        _search_depth += 1
+        ctypes.util.find_library = find_library
+    try:
+        yield
+    finally:
+        with _searches:
+            _search_depth -= 1
+            if not _search_depth:
+                ctypes.util.find_library = _own_search
 
 
 def origin() -> tuple[str, ...]:

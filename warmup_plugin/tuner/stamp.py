@@ -93,7 +93,8 @@ def _look() -> None:
 
     def look_quietly() -> None:
         global _under_way  # noqa: PLW0603  # as above
-        with contextlib.suppress(Exception):  # nobody hears of it here: FlashInfer asks again
+        # Nobody hears of what fails here: FlashInfer asks again.
+        with contextlib.suppress(Exception), probe.bearing_failed_searches():
             look()
         _under_way = None
 
