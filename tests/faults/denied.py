@@ -54,6 +54,10 @@ GROUP_S: Final = 12.0
 CELL_S: Final = 30.0
 #: Users of whom the system knows nothing, one for each rank that needs to be one.
 _FIRST_USER: Final = 400_000
+#: PR_SET_KEEPCAPS, _LINUX_CAPABILITY_VERSION_3, CAP_DAC_READ_SEARCH.
+_KEEP_CAPABILITIES: Final = 8
+_CAPABILITY_VERSION: Final = 0x20080522
+_READ_AND_SEARCH: Final = 1 << 2
 _users = iter(range(_FIRST_USER, 1 << 30))
 
 
@@ -120,12 +124,22 @@ class _Here:
     lines: list[str] = field(default_factory=list)
 
 
-def _become_a_user(number: int) -> None:
-    """Give up root and all its rights but those over files, which limits on processes bind."""
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS
+def _become_a_user(number: int, root: Path) -> None:
+    """Give up root, and all its rights but to read, since Python may stand in a closed directory.
+
+    Such a user is bound by limits on processes. The cache root is this user's.
+    """
+    for path in (root, *root.rglob("*")):
+        os.chown(path, number, number)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_KEEP_CAPABILITIES, 1, 0, 0, 0)
+    os.setgroups([])
     os.setresgid(number, number, number)
     os.setresuid(number, number, number)
+    words = ctypes.c_uint32 * 6  # twice: effective, permitted, inheritable
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
+    if libc.capset(header, words(_READ_AND_SEARCH, _READ_AND_SEARCH)):
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 def _rank(cell: Cell, rank: int, port: tuple[int, int]) -> dict[str, Any]:
@@ -142,7 +156,7 @@ def _rank(cell: Cell, rank: int, port: tuple[int, int]) -> dict[str, Any]:
     here = _Here(cell, rank, Path(cell.root))
     place = Place(here.root)
     if denial is not None and denial.as_user:
-        _become_a_user(next(_users) + rank)
+        _become_a_user(next(_users) + rank, here.root)
     if denial is not None and denial.early:
         denial.deny(place)
     torch.set_num_threads(1)

@@ -82,7 +82,7 @@ def run(cells: Sequence[Cell], folder: Path) -> list[dict[str, Any]]:
             for line in process.stdout:
                 row = json.loads(line)
                 found[indices[row["cell"]]] = row
-                _keep({**every[indices[row["cell"]]], "ranks": row})
+                _keep({**every[indices[row["cell"]]], "start": row})
         assert process.returncode == 0
 
     with ThreadPoolExecutor(RUNNERS) as pool:
