@@ -58,6 +58,9 @@ class BeatLink(Protocol):
 class Link(BeatLink, Protocol):
     """What a meeting needs of it; `StoreLink` over the network, a model of it in tests."""
 
+    #: The name of rank 0's machine, empty where it is not known.
+    leader: str
+
     def clone(self) -> Link: ...
     def get(self, key: str) -> bytes: ...
     def add(self, key: str) -> int: ...
@@ -77,6 +80,7 @@ class StoreLink:
     size: int
     silence_s: float = 0.0
     greeting: str = ""
+    leader: str = ""
     _gone: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
@@ -100,7 +104,7 @@ class StoreLink:
             store = TCPStore(*at, is_master=False, wait_for_workers=False, timeout=limit)
         except (OSError, RuntimeError) as error:
             raise RankLostError(0, f"its store is gone: {error}") from error
-        return StoreLink(store, self.rank, self.size, self.silence_s)
+        return StoreLink(store, self.rank, self.size, self.silence_s, leader=self.leader)
 
     def set(self, key: str, value: bytes) -> None:
         """Write a value. Waits for no answer, so a store that is only stopped gets it later."""
@@ -194,17 +198,35 @@ def connect(group: dist.ProcessGroup | None, settings: Settings, greeting: str =
     opened or reached.
     """
     rank, size = dist.get_rank(group), dist.get_world_size(group)
-    if rank == 0:
-        store, card = _open(settings)
-        card["greeting"] = greeting
-        _broadcast(card, group)
-        if store is None:
-            raise SessionError(f"rank 0 cannot open a store: {card['error']}")
-        return StoreLink(store, rank, size, settings.silence_s, greeting)
-    card = _broadcast(None, group)
+    if rank:
+        return join_session(_broadcast(None, group), rank, size, settings)
+    link, card = open_session(size, settings, greeting)
+    _broadcast(card, group)
+    if link is None:
+        raise SessionError(f"rank 0 cannot open a store: {card['error']}")
+    return link
+
+
+def open_session(
+    size: int, settings: Settings, greeting: str
+) -> tuple[StoreLink | None, dict[str, Any]]:
+    """Open the store on rank 0; return with it the card by which the others find it.
+
+    Without a store the card says why, and `join_session` raises.
+    """
+    store, card = _open(settings)
+    card["greeting"] = greeting
+    if store is None:
+        return None, card
+    return StoreLink(store, 0, size, settings.silence_s, greeting, card["leader"]), card
+
+
+def join_session(card: dict[str, Any], rank: int, size: int, settings: Settings) -> StoreLink:
+    """Join the store that rank 0's card leads to. Raises `SessionError`."""
     if "error" in card:
         raise SessionError(f"rank 0 cannot open a store: {card['error']}")
-    return StoreLink(_join(card), rank, size, settings.silence_s, card["greeting"])
+    leader = str(card.get("leader", ""))
+    return StoreLink(_join(card), rank, size, settings.silence_s, card["greeting"], leader)
 
 
 def _open(settings: Settings) -> tuple[TCPStore | None, dict[str, Any]]:
@@ -219,7 +241,10 @@ def _open(settings: Settings) -> tuple[TCPStore | None, dict[str, Any]]:
     except (RuntimeError, OSError) as error:
         return None, {"error": ascii(str(error))[:400]}  # one byte a character: the card is small
     hosts = [settings.address] if settings.address else _addresses()
-    return store, {"hosts": hosts, "port": store.port, "nonce": nonce, "machine": machine_id()}
+    return store, {
+        "hosts": hosts, "port": store.port, "nonce": nonce, "machine": machine_id(),
+        "leader": socket.gethostname()[:64],
+    }  # fmt: skip
 
 
 def _addresses() -> list[str]:

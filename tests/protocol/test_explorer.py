@@ -316,10 +316,9 @@ def test_two_meetings_with_any_two_faults(explore: Explore, parts: list[Part]) -
 class LastRecordWins(Meeting):
     """Writes a record whether there is one or not."""
 
-    def _propose(self, key: str, record: dict[str, Any]) -> bytes:
-        body = json.dumps(record, sort_keys=True).encode()
-        self._link.set(key, body)
-        return body
+    def _propose(self, key: str, body: str) -> bytes:
+        self._link.set(key, body.encode())
+        return body.encode()
 
 
 class NeverConfirms(Meeting):

@@ -88,7 +88,7 @@ def make_work(job: Job, agreed: Agreed, survey: Survey, surveyed: Word) -> Work:
             refusal = complete.judge(job, work.lots)
             return {"plan": job.meeting.put(body), "refused": refused[:_MOST_SAID], **refusal}
 
-        record = job.meeting.meet("plan", {"inventory": own}, lead)
+        record = job.meet("plan", {"inventory": own}, lead)
         complete.obey(record)
         if budget_s := job.word["budget_s"]:
             work.until = time.monotonic() + budget_s
@@ -217,7 +217,7 @@ def tune(job: Job, survey: Survey, work: Work) -> None:
     reach = queue.reach(work.plan.shared, job.meeting.rank)
     if not reach:
         return
-    shutdown = job.stack.enter_context(Shutdown(job.journal.leaves))
+    shutdown = job.shutdown = job.stack.enter_context(Shutdown(job.journal.leaves))
     drawn = queue.draw(
         work.plan.shared, job.meeting.rank, job.meeting.take,
         lambda: shutdown.is_requested or work.is_over,
