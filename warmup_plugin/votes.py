@@ -42,15 +42,15 @@ _FIELDS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
     "survey": {
         "error": (str,), "last_answered": (str,), "missing": (int,), "stored": (bool,),
         "unshared": (int,), "skipped": (list,), "ops": (list,), "heal": (bool,),
-        "sealed": (dict, type(None)),
+        "sealed": (dict, type(None)), "unrecorded": (dict,),
     },
     "plan": {"inventory": (list,)},
     "share": {"results": (str,), "error": (str,)},
-    "ready": {"failed": (dict,), "error": (str,)},
+    "ready": {"failed": (dict,), "refused": (list,), "error": (str,)},
     "built": {},
     "certify": {
         "served": (str,), "deviates": (list,), "published": (list,), "row": (dict,),
-        "leaves": (str,),
+        "apart": (dict,), "leaves": (str,),
     },
 }  # fmt: skip
 
