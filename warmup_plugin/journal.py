@@ -15,7 +15,6 @@ import contextlib
 import errno
 import logging
 import os
-import socket
 import time
 import zlib
 from collections.abc import Iterable, Mapping
@@ -31,6 +30,7 @@ from warmup_plugin.lease import JOURNAL
 from warmup_plugin.liveness import ProcessCard, own_card, view
 from warmup_plugin.settle import Result
 from warmup_plugin.table import Miss, decode
+from warmup_plugin.topology import host_name
 
 logger = logging.getLogger("warmup_plugin")
 
@@ -174,7 +174,7 @@ class Journal:
         self._descriptor, self._size = os.open(path, flags, 0o644), 0
         _own.add(self._name)
         try_lock(self._descriptor)  # where there are none the card in the first line has to do
-        opened = Opened(own_card(), socket.gethostname(), self._driver, self._stamp)
+        opened = Opened(own_card(), host_name(), self._driver, self._stamp)
         self._write(opened, synced=False)
 
 

@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import secrets
-import socket
 import stat
 import threading
 import time
@@ -28,6 +27,7 @@ from warmup_plugin.files import make_directory, read_file
 from warmup_plugin.liveness import ProcessCard, own_card, view
 from warmup_plugin.locks import locked
 from warmup_plugin.table import Miss
+from warmup_plugin.topology import host_name
 
 JOURNAL: Final = "journal"
 _NAME: Final = "tuning.json"
@@ -96,7 +96,7 @@ def _write(path: Path, lease: dict[str, Any]) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags, 0o644), "w", encoding="ascii") as file:
         try:
-            json.dump({**lease, "host": socket.gethostname()}, file)
+            json.dump({**lease, "host": host_name()}, file)
             file.flush()
         except OSError:
             path.unlink()

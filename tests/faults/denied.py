@@ -50,8 +50,8 @@ ENVIRONMENT: Final = {
     "WARMUP_PLUGIN_TASK_LIMIT_S": "10",
 }
 #: What the engine waits in its own collectives, and what a cell may take in all, seconds.
-GROUP_S: Final = 12.0
-CELL_S: Final = 30.0
+GROUP_S: Final = 20.0
+CELL_S: Final = 45.0
 #: Users of whom the system knows nothing, one for each rank that needs to be one.
 _FIRST_USER: Final = 400_000
 #: PR_SET_KEEPCAPS, _LINUX_CAPABILITY_VERSION_3, CAP_DAC_READ_SEARCH.

@@ -28,8 +28,8 @@ DENIALS = resolve(f"{HERE / 'denials.py'}:DENIALS")
 RANKS: Mapping[str, tuple[int, ...]] = resolve(f"{HERE / 'denials.py'}:RANKS")
 #: What a start with us may take longer than alone: two silences and a grace period, on a busy
 #: machine. A start that waits for a time-out of the engine's takes longer.
-LONGER_S = 8.0
-RUNNERS = 4
+LONGER_S = 12.0
+RUNNERS = 3
 
 Cell = dict[str, Any]
 

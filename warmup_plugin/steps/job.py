@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import secrets
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,13 +28,15 @@ from warmup_plugin.errors import (
 )
 from warmup_plugin.identity import Identity
 from warmup_plugin.journal import Journal
+from warmup_plugin.needs import lacking
 from warmup_plugin.paths import Placement, resolve
 from warmup_plugin.progress import Progress as ProgressLine
 from warmup_plugin.rendezvous import Alone, Rendezvous, Word
+from warmup_plugin.rollcall import stay_away
 from warmup_plugin.settings import Settings
 from warmup_plugin.store import Store, unsafe
 from warmup_plugin.streams import hold_standard_streams
-from warmup_plugin.topology import RankInfo
+from warmup_plugin.topology import RankInfo, host_name
 from warmup_plugin.tuner import environment, probe
 from warmup_plugin.tuner.install import Installed
 from warmup_plugin.tuner.known_ops import KnownOps, known_ops
@@ -303,11 +304,20 @@ def _join(
 def _meet(options: Options, stack: contextlib.ExitStack) -> tuple[Rendezvous, str]:
     """Open the session; return with it the surroundings of rank 0."""
     is_alone = options.ranks.world_size == 1 and options.group is None
-    greeting = begin(tells=not is_alone) if options.ranks.rank == 0 else ""
-    if is_alone:
-        return Alone(), ""
-    from warmup_plugin.meeting import Meeting, turn_away  # a single process needs no store
-    from warmup_plugin.storelink import connect
+    try:
+        greeting = begin(tells=not is_alone) if options.ranks.rank == 0 else ""
+        if is_alone:
+            return Alone(), ""
+        from warmup_plugin.meeting import Meeting, turn_away  # a single process needs no store
+        from warmup_plugin.storelink import connect
+
+        if reason := lacking(options.ranks.rank, options.ranks.world_size):
+            raise SessionError(reason)
+    except Exception as error:
+        if options.link is None and not is_alone:  # the others are on their way to the group
+            ours = isinstance(error, SessionError)
+            stay_away(str(error) if ours else f"{type(error).__name__}: {error}", options.group)
+        raise
 
     link = options.link or connect(options.group, options.settings, greeting)
     try:
@@ -323,7 +333,7 @@ def _hello(options: Options, lookup: Lookup) -> Word:
     capabilities, settings = probe.probe(), options.settings
     return {
         VERSION: __version__,
-        "host": socket.gethostname()[:64],
+        "host": host_name()[:64],
         "ranks": options.ranks.to_json(),
         "tuning": probe.is_tuning(probe.tuner()),
         "version": capabilities.version,
