@@ -11,7 +11,7 @@ is loaded already. Fails as torch.distributed does: each is bounded by the group
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -51,7 +51,7 @@ def call_the_roll(failure: str, group: ProcessGroup | None) -> str:
     return f"rank {failing} {tell(card, group, source=failing)['failure']}"
 
 
-def stay_away(failure: str, group: ProcessGroup | None) -> None:
+def stay_away(failure: str, group: ProcessGroup | None) -> NoReturn:
     """Take part in both collectives for a rank that can do no more; raises `SessionError`."""
     error = {"error": ascii(failure)[1:-1][:_REASON_BYTES]}
     tell(error if dist.get_rank(group) == 0 else None, group)

@@ -303,22 +303,23 @@ def _join(
 
 def _meet(options: Options, stack: contextlib.ExitStack) -> tuple[Rendezvous, str]:
     """Open the session; return with it the surroundings of rank 0."""
-    is_alone = options.ranks.world_size == 1 and options.group is None
+    is_alone, greeting = options.ranks.world_size == 1 and options.group is None, ""
+    if options.ranks.rank == 0:
+        with contextlib.suppress(Exception):  # only begun early: who needs it looks again
+            greeting = begin(tells=not is_alone)
+    if is_alone:
+        return Alone(), ""
     try:
-        greeting = begin(tells=not is_alone) if options.ranks.rank == 0 else ""
-        if is_alone:
-            return Alone(), ""
         from warmup_plugin.meeting import Meeting, turn_away  # a single process needs no store
         from warmup_plugin.storelink import connect
 
-        if reason := lacking(options.ranks.rank, options.ranks.world_size):
-            raise SessionError(reason)
+        reason = "" if options.link else lacking(options.ranks.rank, options.ranks.world_size)
     except Exception as error:
-        if options.link is None and not is_alone:  # the others are on their way to the group
-            ours = isinstance(error, SessionError)
-            stay_away(str(error) if ours else f"{type(error).__name__}: {error}", options.group)
-        raise
-
+        if options.link is not None:
+            raise
+        reason = f"{type(error).__name__}: {error}"
+    if reason:
+        stay_away(reason, options.group)  # the others are on their way to the group
     link = options.link or connect(options.group, options.settings, greeting)
     try:
         meeting = Meeting(link, options.settings)
