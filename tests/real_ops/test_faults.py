@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.real_ops.keys import place_of
+
 pytestmark = pytest.mark.multiprocess
 
 Ask = Callable[..., Any]
@@ -145,7 +147,8 @@ def test_a_decided_default_is_no_gap(ask: Ask, margin: float) -> None:
     """FlashInfer finds an entry for it, so serving neither warns nor counts a fallback."""
     found = ask("faults", "decided_defaults", on=BLACKWELL, margin=margin)
     assert found["alone_fallen_back"] == 0
-    assert found["entries"].keys() == found["alone"].keys()
+    # Where the default wins, the entry is the first runner's.
+    assert sorted(map(place_of, found["entries"])) == sorted(map(place_of, found["alone"]))
     assert found["fallen_back"] == 0
     assert found["counted"] == {}
 
