@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One random example with this package and with FlashInfer alone, and what must hold of the two.
+
+Owns the oracle and the laws. The oracle is FlashInfer's tuner in the same process, which tunes the
+same forward without this package; the tuner is emptied between the ways. Each law that an example
+breaks is a sentence, so that a failure reads like a report.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flashinfer.autotuner import AutoTuner
+
+from tests.tuner import child, random_ops
+from tests.tuner.random_ops import CONTEXTS, UNSTABLE, Example, Model, OpPlan
+from warmup_plugin.engines.embedded.worker import Engine
+from warmup_plugin.kernel_warmup import warm_up
+from warmup_plugin.settings import Settings
+from warmup_plugin.tuner.probe import open_contexts
+
+#: Buckets, batches between them, and beyond the largest.
+SERVED = (1, 2, 3, 4, 9, 16, 40, 64, 200)
+_ROUNDING = 1e-6
+
+#: What an op serves at a batch: (runner's number, tactic) and how long that truly takes.
+Answer = tuple[Any, Any, float]
+
+
+@dataclass
+class Way:
+    """What one way of starting came to."""
+
+    error: Exception | None = None
+    report: Any = None
+    served: dict[tuple[str, int], Answer] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    timed: frozenset[str] = frozenset()
+    synthesised: frozenset[str] = frozenset()
+
+    def times(self, op: str) -> dict[int, float]:
+        return {batch: time for (name, batch), (_, _, time) in self.served.items() if name == op}
+
+
+def check(engine: Engine, example: Example) -> list[str]:
+    """Return the laws that this example breaks."""
+    alone = _start(example, lambda forward: _alone(example, forward))
+    with tempfile.TemporaryDirectory(dir=engine.root) as root:
+        ours = lambda forward: _ours(engine, example, Path(root), forward)  # noqa: E731
+        cold, warm = _start(example, ours), _start(example, ours)
+    broken = []
+    for name, way in (("cold", cold), ("warm", warm)):
+        broken += [
+            f"{name}: {law}" for law in (*_raised(alone, way), *_slower(example, alone, way))
+        ]
+    if cold.error is None and warm.error is None:
+        broken += _tuned_again(example, cold, warm)
+    return broken
+
+
+def _start(example: Example, run: Callable[[Callable[[], None]], Any]) -> Way:
+    """Start as a process does that has tuned nothing, then serve."""
+    tuner = AutoTuner.get()
+    tuner.clear_cache()
+    tuner.reset_statistics()
+    random_ops.timed.clear()
+    random_ops.synthesised.clear()
+    way, model = Way(), Model(example)
+    with child.counting() as counts:
+        try:
+            way.report = run(model.forward)
+        except Exception as raised:  # noqa: BLE001  # whatever it is, the laws judge it
+            way.error = raised
+    way.counts = dict(counts)
+    way.timed = frozenset(random_ops.timed)
+    way.synthesised = frozenset(random_ops.synthesised)
+    assert open_contexts(tuner) == 0
+    assert child.left_behind() == []
+    way.served = {
+        (op.name, batch): _serve(model, op, batch) for op in example.called for batch in SERVED
+    }
+    return way
+
+
+def _alone(example: Example, forward: Callable[[], None]) -> None:
+    with CONTEXTS[example.context]():
+        forward()
+
+
+def _ours(engine: Engine, example: Example, root: Path, forward: Callable[[], None]) -> Any:
+    given = child.arguments(engine, root=root, tuning_context=CONTEXTS[example.context])
+    return warm_up(forward, **{**given, "settings": Settings.from_env(margin=example.margin)})
+
+
+def _serve(model: Model, op: OpPlan, batch: int) -> Answer:
+    """Ask outside all contexts, as serving does, and run what is answered."""
+    try:
+        runner, tactic = model.choose(op, batch)
+    except Exception as raised:  # noqa: BLE001  # planted in a key
+        return type(raised).__name__, None, float("inf")
+    return runner.plan.number, tactic, random_ops.true_time(runner, tactic, batch)
+
+
+# -- the laws ------------------------------------------------------------------------------------
+
+
+def _raised(alone: Way, way: Way) -> list[str]:
+    """No exception leaves `warm_up` but the forward's own, which FlashInfer alone lets out too."""
+    if way.error is None or type(way.error) is type(alone.error):
+        return []
+    return [f"raised {type(way.error).__name__}: {way.error}; alone: {alone.error!r}"]
+
+
+def _slower(example: Example, alone: Way, way: Way) -> list[str]:
+    """What serves takes no longer than what FlashInfer alone would serve, but for the margin."""
+    if way.error is not None:
+        return []
+    found = []
+    for (op, batch), (_, _, time) in way.served.items():
+        best = alone.served[op, batch][2]
+        if time > best / (1 - example.margin) + _ROUNDING:
+            ours, theirs = way.served[op, batch], alone.served[op, batch]
+            found.append(f"{op} @ {batch} serves {ours}, FlashInfer alone {theirs}")
+    return found
+
+
+def _is_sound(op: OpPlan) -> bool:
+    """Return whether an op's winners can be stored and nothing that runs it runs out of memory.
+
+    What is lost to memory is tried again at the next start; so is an op of which nothing runs.
+    """
+    if op.faults or any(plan.key in UNSTABLE for plan in op.runners):
+        return False
+    faults = [fault for plan in op.runners for fault in plan.faults]
+    if any("Memory" in f.error or f.place in ("key", "candidates", "preparation") for f in faults):
+        return False
+    return any(plan.tactics and not plan.faults for plan in op.runners)
+
+
+def _tuned_again(example: Example, cold: Way, warm: Way) -> list[str]:
+    """A warm start times and synthesises nothing for what can be stored, and says what it does."""
+    found = []
+    for op in example.called:
+        told = json.dumps([warm.report.unshared, dict(warm.report.passed_through),
+                           warm.report.warnings])  # fmt: skip
+        if op.name in warm.timed | warm.synthesised:
+            if _is_sound(op):
+                found.append(f"{op.name}: tuned again by a warm start")
+            elif op.name not in told:
+                found.append(f"{op.name}: tuned again by a warm start, which does not say so")
+        if _is_sound(op) and warm.times(op.name) != cold.times(op.name):
+            found.append(f"{op.name}: a warm start serves {warm.served}, the cold {cold.served}")
+    if all(map(_is_sound, example.called)):
+        counts = {name: n for name, n in warm.counts.items() if n and name != "reductions"}
+        found += [f"a warm start: {counts}"] if counts else []
+    return found
