@@ -109,8 +109,9 @@ bench: $(PACKAGE)  ## warm start against its floor, the cost of the import, ten 
 soak: $(PACKAGE) $(call stamp,dev)  ## 10 000 damaged files and messages, 500 schedules of kills and delays
 	@$(BIN)/pytest -m soak --timeout 900 -rP tests/faults tests/protocol tests/ranks
 
-fuzz: $(PACKAGE) $(call stamp,dev)  ## property-based tests of every parser, 5 000 examples each
+fuzz: $(PACKAGE) $(call stamp,dev)  ## 5 000 examples for each parser; 2 000 runner lists against FlashInfer alone
 	@WARMUP_FUZZ_EXAMPLES=5000 $(BIN)/pytest --timeout 1800 tests/test_fuzz.py
+	@WARMUP_RANDOM_OPS=2000 $(BIN)/pytest tests/tuner/test_random_ops.py
 
 mutants: $(PACKAGE) $(call stamp,dev)  ## take each guard out once; the test that is named must fail
 	@$(PY) tools/mutants.py

@@ -52,7 +52,7 @@ def _runners(draw: st.DrawFn) -> tuple[RunnerPlan, ...]:
             validates=draw(st.sampled_from(("", "", "", "offered", "even", "raises"))),
             faults=draw(_runner_faults),
         )
-        for number in range(draw(st.integers(1, 3)))
+        for number in range(draw(st.sampled_from((1, 2, 2, 3))))
     ]
     seen: dict[tuple[int, str], RunnerPlan] = {}
     for plan in plans:
@@ -60,28 +60,35 @@ def _runners(draw: st.DrawFn) -> tuple[RunnerPlan, ...]:
     return tuple(seen.values())
 
 
+def _steps(ops: int) -> st.SearchStrategy[tuple[Step, ...]]:
+    step = st.builds(
+        Step,
+        st.integers(0, ops - 1),
+        st.sampled_from(_BATCHES),
+        st.sampled_from(("", "", "", "skip", "skip another", "tune", "no tuning")),
+    )
+    return st.lists(step, min_size=1, max_size=4).map(tuple)
+
+
 @st.composite
-def examples(draw: st.DrawFn) -> Example:
-    """One or two ops, up to four calls."""
+def examples(draw: st.DrawFn, *, ranks: int = 1) -> Example:
+    """One or two ops, up to four calls; with several ranks some give them other batches."""
     ops = tuple(
         OpPlan(
             name=f"op{index}",
             runners=draw(_runners()),
             config=draw(st.sampled_from(("floor", "floor", "floor", "cold", "graph", "static"))),
-            order=draw(st.sampled_from(("fixed", "fixed", "reversed", "without the last"))),
+            order=draw(st.sampled_from(("fixed", "reversed", "without the last"))),
             faults=draw(_op_faults),
         )
         for index in range(draw(st.integers(1, 2)))
     )
-    step = st.builds(
-        Step,
-        st.integers(0, len(ops) - 1),
-        st.sampled_from(_BATCHES),
-        st.sampled_from(("", "", "", "skip", "skip another", "tune", "no tuning")),
-    )
+    steps = draw(_steps(len(ops)))
+    others = [draw(st.one_of(st.just(steps), _steps(len(ops)))) for _ in range(ranks - 1)]
     return Example(
         ops=ops,
-        steps=tuple(draw(st.lists(step, min_size=1, max_size=4))),
+        steps=steps,
+        others=tuple(others),
         context=draw(st.sampled_from(sorted(CONTEXTS))),
         margin=draw(st.sampled_from((0.0, 0.03))),
         keeps_runners=draw(st.booleans()),

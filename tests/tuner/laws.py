@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,17 @@ class Way:
         return {batch: time for (name, batch), (_, _, time) in self.served.items() if name == op}
 
 
+def cache_root(engine: Engine) -> Path:
+    """Return the engine's cache root, which is there afterwards."""
+    assert engine.root is not None
+    engine.root.mkdir(parents=True, exist_ok=True)
+    return engine.root
+
+
 def check(engine: Engine, example: Example) -> list[str]:
     """Return the laws that this example breaks."""
     alone = _start(example, lambda forward: _alone(example, forward))
-    with tempfile.TemporaryDirectory(dir=engine.root) as root:
+    with tempfile.TemporaryDirectory(dir=cache_root(engine)) as root:
         ours = lambda forward: _ours(engine, example, Path(root), forward)  # noqa: E731
         cold, warm = _start(example, ours), _start(example, ours)
     broken = []
@@ -63,8 +70,12 @@ def check(engine: Engine, example: Example) -> list[str]:
     return broken
 
 
-def _start(example: Example, run: Callable[[Callable[[], None]], Any]) -> Way:
-    """Start as a process does that has tuned nothing, then serve."""
+def _start(
+    example: Example,
+    run: Callable[[Callable[[], None]], Any],
+    ops: tuple[OpPlan, ...] = (),
+) -> Way:
+    """Start as a process does that has tuned nothing, then serve these ops or those called."""
     tuner = AutoTuner.get()
     tuner.clear_cache()
     tuner.reset_statistics()
@@ -82,7 +93,9 @@ def _start(example: Example, run: Callable[[Callable[[], None]], Any]) -> Way:
     assert open_contexts(tuner) == 0
     assert child.left_behind() == []
     way.served = {
-        (op.name, batch): _serve(model, op, batch) for op in example.called for batch in SERVED
+        (op.name, batch): _serve(model, op, batch)
+        for op in ops or example.called
+        for batch in SERVED
     }
     return way
 
@@ -142,20 +155,70 @@ def _is_sound(op: OpPlan) -> bool:
     return any(plan.tactics and not plan.faults for plan in op.runners)
 
 
+def _told(way: Way) -> str:
+    """Return what a report says of single ops beside counting them."""
+    report = way.report
+    if report is None:
+        return ""
+    return json.dumps([dict(report.unshared), dict(report.passed_through), report.warnings])
+
+
 def _tuned_again(example: Example, cold: Way, warm: Way) -> list[str]:
     """A warm start times and synthesises nothing for what can be stored, and says what it does."""
     found = []
     for op in example.called:
-        told = json.dumps([warm.report.unshared, dict(warm.report.passed_through),
-                           warm.report.warnings])  # fmt: skip
         if op.name in warm.timed | warm.synthesised:
             if _is_sound(op):
                 found.append(f"{op.name}: tuned again by a warm start")
-            elif op.name not in told:
+            elif op.name not in _told(warm):
                 found.append(f"{op.name}: tuned again by a warm start, which does not say so")
         if _is_sound(op) and warm.times(op.name) != cold.times(op.name):
             found.append(f"{op.name}: a warm start serves {warm.served}, the cold {cold.served}")
     if all(map(_is_sound, example.called)):
         counts = {name: n for name, n in warm.counts.items() if n and name != "reductions"}
         found += [f"a warm start: {counts}"] if counts else []
+    return found
+
+
+# -- several ranks -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rank:
+    """What one rank of several came to, as plain values."""
+
+    error: str
+    agreement: str
+    told: str
+    served: dict[tuple[str, int], tuple[Any, Any]]
+
+
+def on_a_rank(engine: Engine, example: Example) -> Rank:
+    """Start with this package on this rank, whose times are its own."""
+    rank = engine.ranks.rank
+    random_ops.noise = f"rank {rank}"
+    steps = (example.steps, *example.others)[rank] if rank <= len(example.others) else example.steps
+    own = replace(example, steps=steps, others=())
+    root = cache_root(engine)
+    way = _start(own, lambda forward: _ours(engine, own, root, forward), ops=example.ops)
+    return Rank(
+        f"{type(way.error).__name__}: {way.error}" if way.error else "",
+        way.report.agreement if way.report else "",
+        _told(way),
+        {at: (number, tactic) for at, (number, tactic, _) in way.served.items()},
+    )
+
+
+def divided(ranks: list[Rank]) -> list[str]:
+    """Return where ranks differ though all is certified, or without a word of it."""
+    if any(rank.error for rank in ranks):
+        return [] if all(rank.error for rank in ranks) else [f"raised on one: {ranks}"]
+    found = []
+    for at in ranks[0].served:
+        if len({str(rank.served[at]) for rank in ranks}) > 1:
+            answers = [rank.served[at] for rank in ranks]
+            if ranks[0].agreement == "certified":
+                found.append(f"certified, but {at} serves {answers}")
+            elif at[0] not in ranks[0].told:
+                found.append(f"{at} serves {answers}, and the report does not say so")
     return found

@@ -14,14 +14,13 @@ from warmup_plugin.engines.embedded.worker import Engine
 sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package stays the wheel's
 
 from tests.tuner.drawing import examples
-from tests.tuner.laws import check
+from tests.tuner.laws import Rank, check, on_a_rank
 from tests.tuner.random_ops import Example
 
 
 def explore(engine: Engine, number: int, *, derandomized: bool) -> int:
     """Check examples until one breaks a law, then make it as small as it gets; return how many."""
     logging.disable(logging.CRITICAL)
-    engine.root.mkdir(parents=True, exist_ok=True)
     checked = 0
 
     @settings(
@@ -42,5 +41,10 @@ def explore(engine: Engine, number: int, *, derandomized: bool) -> int:
 
 def one(engine: Engine, example: Example) -> list[str]:
     """Check one example."""
-    engine.root.mkdir(parents=True, exist_ok=True)
     return check(engine, example)
+
+
+def on_ranks(engine: Engine, example: Example) -> Rank:
+    """Start one example on each of several ranks."""
+    logging.disable(logging.CRITICAL)
+    return on_a_rank(engine, example)

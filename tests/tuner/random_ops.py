@@ -9,7 +9,7 @@ what a run takes follows from op, runner, bucket and tactic alone: that is the o
 from __future__ import annotations
 
 import contextlib
-import zlib
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -20,7 +20,7 @@ import torch
 from flashinfer.autotuner import AutoTuner, TunableRunner, autotune
 
 from tests.tuner import toys
-from tests.tuner.toys import BUCKETS, WEIGHT, WIDTH, floor_bucket, rows
+from tests.tuner.toys import BUCKETS, WEIGHT, floor_bucket, rows
 
 #: What runs where nothing is tuned.
 DEFAULT = -1
@@ -104,10 +104,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Example:
-    """A forward and how it is tuned. ``keeps_runners``: one object for all calls, else one each."""
+    """A forward and how it is tuned. ``keeps_runners``: one object for all calls, else one each.
+
+    ``others``: the steps of ranks 1, 2, ... where they are not ``steps``, too.
+    """
 
     ops: tuple[OpPlan, ...]
     steps: tuple[Step, ...]
+    others: tuple[tuple[Step, ...], ...] = ()
     context: str = "plain"
     margin: float = 0.0
     keeps_runners: bool = False
@@ -134,8 +138,8 @@ def pass_time(ms: float) -> None:
 
 def _cost(op: str, number: int, bucket: int, tactic: Any) -> float:
     """Milliseconds of one run; a default takes about what tactics take, so it wins at times."""
-    share = zlib.crc32(repr((op, number, bucket, tactic, noise)).encode()) / 2**32
-    return 1.0 + share
+    told = repr((op, number, bucket, tactic, noise)).encode()
+    return 1.0 + int.from_bytes(hashlib.blake2s(told, digest_size=4).digest()) / 2**32
 
 
 def true_time(runner: Any, tactic: Any, batch: int) -> float:
@@ -210,7 +214,7 @@ class Validating(Drawn):
             raise RuntimeError("planted in validate_tactic")
         if self.plan.validates == "even" and inputs[0].shape[0] % 2 and inputs[0].shape[0] > 1:
             return False
-        return tactic == DEFAULT or tactic[0] < self.plan.tactics
+        return bool(tactic == DEFAULT or tactic[0] < self.plan.tactics)
 
 
 @cache
@@ -322,4 +326,3 @@ CONTEXTS: dict[str, Callable[[], contextlib.AbstractContextManager[object]]] = {
     "sglang": _sglang,
     "skipping": lambda: autotune(True, skip_ops={"op0"}),
 }
-assert WIDTH > 4  # "sliced" takes four rows of the weight
