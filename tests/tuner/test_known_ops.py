@@ -179,9 +179,9 @@ def test_a_number_is_a_ranks_own_where_there_are_others(
         probe.Keys(capabilities), ops, ranks, clone_bytes=0, is_default=lambda _name: False,
         restore=lambda: False, entries={},
     )  # fmt: skip
-    runner = probe._ProbeRunner(("fp8", getattr(ranks, field)))
-    assert survey._extras("op", runner, []).is_twin is is_twin
-    assert not survey._extras("another op", runner, []).is_twin
+    extras = ("fp8", getattr(ranks, field))
+    assert survey._extras("op", extras).is_twin is is_twin
+    assert not survey._extras("another op", extras).is_twin
 
 
 def test_only_listed_fields_make_twins() -> None:
@@ -192,9 +192,8 @@ def test_only_listed_fields_make_twins() -> None:
         KnownOps(twin_fields={"op": {1: "ep_rank"}}), ranks,
         clone_bytes=0, is_default=lambda _name: False, restore=lambda: False, entries={},
     )  # fmt: skip
-    runner = probe._ProbeRunner((1, 1, 1))
-    assert survey._extras("op", runner, []).neutral == "(1, '<ep_rank>', 1)"
-    assert survey._extras("another op", runner, []).neutral == "(1, 1, 1)"
+    assert survey._extras("op", (1, 1, 1)).neutral == "(1, '<ep_rank>', 1)"
+    assert survey._extras("another op", (1, 1, 1)).neutral == "(1, 1, 1)"
 
 
 @pytest.mark.multiprocess

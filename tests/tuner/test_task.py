@@ -14,7 +14,7 @@ from warmup_plugin.tuner.task import (
     Task,
     TaskIds,
     may_differ,
-    name_rank_fields,
+    name_fields,
     numbers_of,
     options_of,
 )
@@ -24,7 +24,7 @@ PROFILE = ((64, 8), (8, 8), (0,))
 
 def extras(*real: Any, **own: tuple[int, int]) -> Extras:
     """Extras of a rank; ``ep_rank=(index, number)`` says where its own number may stand."""
-    return name_rank_fields(real, {index: (name, number) for name, (index, number) in own.items()})
+    return name_fields(real, {index: (name, number) for name, (index, number) in own.items()})
 
 
 def identity(*runners: tuple[str, Extras], op: str = "op") -> str:
