@@ -18,7 +18,7 @@ from typing import Any
 from flashinfer.autotuner import AutoTuner
 
 from tests.tuner import child, random_ops
-from tests.tuner.random_ops import CONTEXTS, UNSTABLE, Example, Model, OpPlan
+from tests.tuner.random_ops import CONTEXTS, DEFAULT, UNSTABLE, Example, Model, OpPlan
 from warmup_plugin.engines.embedded.worker import Engine
 from warmup_plugin.kernel_warmup import warm_up
 from warmup_plugin.settings import Settings
@@ -131,26 +131,38 @@ def _raised(alone: Way, way: Way) -> list[str]:
 
 def _slower(example: Example, alone: Way, way: Way) -> list[str]:
     """What serves takes no longer than what FlashInfer alone would serve, but for the margin."""
-    if way.error is not None:
-        return []
+    if way.error is not None or alone.error is not None:
+        return []  # a start that has failed serves nothing
+    starved = {op.name for op in example.called if _is_starved(op)}
     found = []
-    for (op, batch), (_, _, time) in way.served.items():
-        best = alone.served[op, batch][2]
-        if time > best / (1 - example.margin) + _ROUNDING:
-            ours, theirs = way.served[op, batch], alone.served[op, batch]
+    for (op, batch), ours in way.served.items():
+        theirs = alone.served[op, batch]
+        # Alone it gives a whole call up to its default, which a tactic need not beat: a start with
+        # a process group does as ours does, and leaves out what has no room.
+        bound = float("inf") if op in starved and theirs[1] == DEFAULT else theirs[2]
+        if ours[2] > bound / (1 - example.margin) + _ROUNDING:
             found.append(f"{op} @ {batch} serves {ours}, FlashInfer alone {theirs}")
     return found
+
+
+def _is_starved(op: OpPlan) -> bool:
+    """Return whether something that runs the op finds no memory."""
+    faults = [*op.faults, *(fault for plan in op.runners for fault in plan.faults)]
+    return any("Memory" in fault.error for fault in faults)
 
 
 def _is_sound(op: OpPlan) -> bool:
     """Return whether an op's winners can be stored and nothing that runs it runs out of memory.
 
-    What is lost to memory is tried again at the next start; so is an op of which nothing runs.
+    What is lost to memory is tried again at the next start; so is an op of which nothing runs. Two
+    lists of one op, one within the other, share FlashInfer's file keys and may not share an entry.
     """
-    if op.faults or any(plan.key in UNSTABLE for plan in op.runners):
+    if op.order == "without the last" and len(op.runners) > 1:
         return False
-    faults = [fault for plan in op.runners for fault in plan.faults]
-    if any("Memory" in f.error or f.place in ("key", "candidates", "preparation") for f in faults):
+    if op.faults or _is_starved(op) or any(plan.key in UNSTABLE for plan in op.runners):
+        return False
+    places = {fault.place for plan in op.runners for fault in plan.faults}
+    if places & {"key", "candidates", "preparation"}:
         return False
     return any(plan.tactics and not plan.faults for plan in op.runners)
 

@@ -32,8 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="gpu-evidence-") as folder:
         spec = Spec("ops", folder, 0, batches=_BATCHES, served=_SERVED, stand_in=options.stand_in)
-        result = _measure(spec, options)
-    if not result["names"]:
+        try:
+            result = _measure(spec, options)
+        except run.NoAnswerError as error:
+            _say(str(error))
+            return BROKEN
+    if result is None:
         _say("no CUDA device: nothing is measured")
         return NO_DEVICE
     verdicts = {name: judge(result["ops"][name], result["margin"]) for name in result["names"]}
@@ -47,9 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return HELD if compared and not any(found.broken for found in compared) else BROKEN
 
 
-def _measure(spec: Spec, options: argparse.Namespace) -> dict[str, Any]:
+def _measure(spec: Spec, options: argparse.Namespace) -> dict[str, Any] | None:
     clock = run.Clock(options.seconds, options.op_seconds, time.monotonic())
     found = run.find_ops(spec, clock)
+    if not found["names"]:
+        return None
     names = [name for name in found["names"] if options.only in name]
     ops: dict[str, dict[str, Any]] = {name: {} for name in names}
     for way in ("alone", "cold", "warm"):

@@ -29,6 +29,10 @@ _UNTIL = {"alone": 0.5, "cold": 0.8, "warm": 0.97}
 _START_S = 120.0
 
 
+class NoAnswerError(RuntimeError):
+    """No child came as far as telling what there is to try."""
+
+
 @dataclass
 class Clock:
     """The budget: ``seconds`` in all, ``op_s`` for one op."""
@@ -66,7 +70,7 @@ def find_ops(spec: Spec, clock: Clock) -> dict[str, Any]:
     deadline = Deadline(min(time.monotonic() + _START_S, clock.until("alone")))
     for line in _Child(spec).lines(deadline):
         return line
-    raise RuntimeError(f"no answer from the first child: {_last_words(spec)}")
+    raise NoAnswerError(f"no answer from the first child; its last words: {_last_words(spec)}")
 
 
 def measure(spec: Spec, names: Sequence[str], clock: Clock) -> dict[str, Any]:
