@@ -168,11 +168,13 @@ def _is_sound(op: OpPlan) -> bool:
 
 
 def _told(way: Way) -> str:
-    """Return what a report says of single ops beside counting them."""
+    """Return what a report says of single ops beside what it has tuned or found stored."""
     report = way.report
     if report is None:
         return ""
-    return json.dumps([dict(report.unshared), dict(report.passed_through), report.warnings])
+    left = {op for op, n in report.ops.items() if any(n.get(k) for k in ("failed", "unshared"))}
+    texts = [dict(report.unshared), dict(report.passed_through), report.warnings]
+    return json.dumps([*texts, sorted(left)])
 
 
 def _tuned_again(example: Example, cold: Way, warm: Way) -> list[str]:

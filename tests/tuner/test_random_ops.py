@@ -102,6 +102,16 @@ FOUND = {
     "no memory for the default": plain(
         RunnerPlan(0, 0, 3, faults=(Fault(-1, "OutOfMemoryError", 16),)), batches=(4,), margin=0.03
     ),
+    "a tactic is refused at some batches": plain(
+        FIRST, RunnerPlan(1, 1, 2, validates="even"), batches=(17,), margin=0.03
+    ),
+    "no memory for the key of another op": Example(
+        (
+            OpPlan("op0", (FIRST,)),
+            OpPlan("op1", (RunnerPlan(0, 0, 3, faults=(Fault("key", "OutOfMemoryError", 16),)),)),
+        ),
+        (Step(0, 3), Step(1, 3)),
+    ),
     "no memory for one tactic": plain(
         RunnerPlan(0, 0, 3, faults=(Fault(0, "MemoryError", 64),)), margin=0.03
     ),
