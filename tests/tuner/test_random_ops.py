@@ -102,6 +102,18 @@ FOUND = {
     "no memory for the default": plain(
         RunnerPlan(0, 0, 3, faults=(Fault(-1, "OutOfMemoryError", 16),)), batches=(4,), margin=0.03
     ),
+    "two runners of one class": plain(
+        RunnerPlan(0, 0, 1, "expanded"), RunnerPlan(1, 0, 4, "none"), batches=(17, 100)
+    ),
+    "the batch orders runners of one class": plain(
+        RunnerPlan(0, 0, 1, "expanded"),
+        RunnerPlan(1, 0, 4, "none"),
+        order="reversed",
+        batches=(4, 64),
+    ),
+    "the batch orders runners, and one key has it": plain(
+        RunnerPlan(0, 0, 0, "parity"), SECOND, batches=(64, 4), order="reversed", context="sglang"
+    ),
     "a tactic is refused at some batches": plain(
         FIRST, RunnerPlan(1, 1, 2, validates="even"), batches=(17,), margin=0.03
     ),
