@@ -41,7 +41,7 @@ TEST_RELEASES   := $(patsubst %,$(S)/release-%-once,$(call releases,test))
 MATRIX_RELEASES := $(patsubst %,$(S)/release-%-once,$(call releases,matrix))
 
 .PHONY: help demo test retest test-engines test-vllm test-sglang lint docs settings-page questions-page \
-        matrix bench soak fuzz mutants guarantees clean
+        matrix bench soak fuzz mutants guarantees gpu-evidence clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -121,6 +121,14 @@ guarantees: $(PACKAGE) $(call stamp,dev)  ## run the rows of the fault table; wr
 	    $(BIN)/pytest --junitxml=$(S)/faults.xml tests/faults tests/ranks/test_bad_tables.py \
 	        --deselect tests/faults/test_guarantees.py || status=$$?; \
 	    $(PY) tests/faults/guarantees.py $(S)/faults.xml; exit $$status
+
+# In the environment of GPU_PYTHON, which must have a CUDA build of torch, FlashInfer with what its
+# kernels need, msgspec and rich: nothing is installed there, the wheel lies beside it.
+GPU_PYTHON ?= python3
+
+gpu-evidence: $(WHEEL)  ## FlashInfer alone against this package on the GPU of GPU_PYTHON's torch; 8 minutes at most
+	@$(PIP) install --no-deps --upgrade --target $(VENV)/gpu dist/*.whl
+	@PYTHONPATH=$(CURDIR)/$(VENV)/gpu $(GPU_PYTHON) -m warmup_plugin.gpu_evidence
 
 clean:  ## remove all that make built
 	rm -rf $(VENV) .venv-vllm .venv-sglang dist site .mypy_cache .pytest_cache .ruff_cache
