@@ -68,9 +68,9 @@ def test_an_error_is_one_line(
         raise error
 
     monkeypatch.setattr(show, "look_into", raise_it)
-    ran = cli("show", "file")
+    ran = cli("show", __file__)
     assert (ran.code, ran.out, ran.err) == (code, "", f"warmup-plugin: {line}\n")
-    for argv in (["--debug", "show", "file"], ["show", "file", "--debug"]):
+    for argv in (["--debug", "show", __file__], ["show", __file__, "--debug"]):
         ran = cli(*argv)
         assert ran.code == code
         assert "in raise_it" in ran.err

@@ -234,14 +234,15 @@ def test_a_missing_file(cli: Cli, tmp_path: Path) -> None:
     for options in ([], ["--json"]):
         ran = cli("show", file, *options)
         assert (ran.code, ran.out) == (1, "")
-        assert ran.err == f"warmup-plugin: {file}: no such file\n"
+        assert ran.err == f"warmup-plugin: {file}: no such file or directory\n"
 
 
-def test_a_directory(cli: Cli, tmp_path: Path) -> None:
-    """It is there, and it is none."""
+def test_a_directory(cli: Cli, two_starts: TwoStarts, tmp_path: Path) -> None:
+    """It stands for the table in it."""
     ran = cli("show", tmp_path)
-    assert ran.code == 1
-    assert "a directory, not a file" in ran.out
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err == f"warmup-plugin: {tmp_path}: no table there\n"
+    assert cli("show", two_starts.table.path.parent).out == cli("show", two_starts.table.path).out
 
 
 def test_a_file_cannot_steer_the_terminal(cli: Cli, table_path: Path) -> None:
