@@ -333,9 +333,15 @@ def unknown_variables(environ: Mapping[str, str]) -> dict[str, str]:
 
     Each with the name that was meant, as far as one is near; an empty string where none is.
     """
-    known = [row.metadata["variable"] for row in fields(Settings)]
-    found = sorted(name for name in environ if name.startswith(_PREFIX) and name not in known)
-    return {name: (difflib.get_close_matches(name, known, n=1) or [""])[0] for name in found}
+    known = {row.metadata["variable"].removeprefix(_PREFIX): row.metadata["variable"]
+             for row in fields(Settings)}  # fmt: skip
+    given = sorted(name.removeprefix(_PREFIX) for name in environ if name.startswith(_PREFIX))
+    found = {}
+    for name in given:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            found[f"{_PREFIX}{name}"] = known[nearest[0]] if nearest else ""
+    return found
 
 
 def markdown_table() -> str:

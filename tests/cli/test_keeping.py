@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cli.shelves import ARCH, STAMP, VERSION, age, files_below, identity, put, receipt
+from tests.cli.shelves import ARCH, GONE, STAMP, VERSION, age, files_below, identity, put, receipt
 from warmup_plugin.cli import checks
 from warmup_plugin.lease import hold
 from warmup_plugin.liveness import own_card
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 Cli = Callable[..., "Ran"]
 
-GONE = {"pid": 1 << 30, "started": 1, "place": own_card().place}
 ELSEWHERE = {"pid": 7, "started": 7, "place": "another machine"}
 
 

@@ -14,7 +14,7 @@ Print a script for bash, zsh or fish that completes verbs and their options, and
 files elsewhere. It is made from the verbs of this version."""
 EXAMPLES = """\
 examples:
-  warmup-plugin completion bash > ~/.local/share/bash-completion/completions/warmup-plugin
+  warmup-plugin completion bash                   to eval in .bashrc
   warmup-plugin completion zsh                    to eval in .zshrc
   warmup-plugin completion fish                   to source in config.fish
 """

@@ -20,13 +20,18 @@ from warmup_plugin.store import REPORTS
 _DIGITS = re.compile("[0-9a-f]{1,64}")
 
 
-def kept_as(name: str, roots: Sequence[Root]) -> list[tree.Kept]:
-    """Return the directories of the identity with these first digits, one for each root."""
+def kept_as(
+    name: str, roots: Sequence[Root], version: str | None = None, arch: str | None = None
+) -> list[tree.Kept]:
+    """Return the directories of the identity with these first digits, one for each root.
+
+    Of any FlashInfer version and architecture, unless one is named.
+    """
     digits = name.lower()
     if not _DIGITS.fullmatch(digits):
         nor = "" if "/" in name or "." in name else ", nor the first digits of an identity"
         raise CommandError(f"{name}: no such file or directory{nor}")
-    return tree.matching(list(roots), digits)
+    return tree.matching(list(roots), digits, version, arch)
 
 
 def directory(name: str, roots: Sequence[Root]) -> Path:

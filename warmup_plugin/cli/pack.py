@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from warmup_plugin.cli import archive, output, places, tree, verify
+from warmup_plugin.cli import archive, named, output, places, tree, verify
 from warmup_plugin.cli.output import CommandError, note
 from warmup_plugin.settings import Settings
 
@@ -78,7 +78,7 @@ def _chosen(
 ) -> list[tree.Kept]:
     """Return the identities to pack; of one that is in several roots, the first."""
     if names:
-        found = [k for name in names for k in tree.matching(roots, name, version, arch)]
+        found = [k for name in names for k in named.kept_as(name, roots, version, arch)]
     else:
         found = [
             kept

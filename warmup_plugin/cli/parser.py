@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -56,9 +57,17 @@ _COMMON = (
 )
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that does not keep to itself that its help could not be written."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if message:
+            (file or sys.stderr).write(message)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all verbs."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="warmup-plugin",
         description="Tune FlashInfer kernels once, start warm everywhere.",
         epilog=_EXAMPLES,

@@ -39,7 +39,7 @@ it), a manifest, a report, an identity.json. A file that cannot be used is
 described too, with exit code 1."""
 EXAMPLES = """\
 examples:
-  warmup-plugin show ed16c9                          by an identity's first digits
+  warmup-plugin show ed16c9                          by first digits
   warmup-plugin show rank_tp0_pp0_dp0.json           the table and its manifest
   warmup-plugin show rank_tp0_pp0_dp0.json --tasks   every task with its winner
   warmup-plugin show reports/20261120T091545.120Z_rank0.json

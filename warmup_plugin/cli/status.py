@@ -33,7 +33,7 @@ journal: only its progress file tells of it."""
 EXAMPLES = """\
 examples:
   warmup-plugin status
-  warmup-plugin status --watch 2                  again every 2 seconds, until ^C
+  warmup-plugin status --watch 2                  again every 2 s, until ^C
   warmup-plugin status --json | jq .starts
 """
 _MOST_BYTES = 1 << 16
