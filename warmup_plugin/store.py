@@ -148,7 +148,10 @@ class Store:
     def _unsafe(self, directory: Path, settings: Settings) -> str:
         """Return why this directory must not be used, or an empty string."""
         if not is_inside(directory, self._root):
-            return f"{directory}: a link that leads out of {self._root}"
+            return (
+                f"{directory}: a link that leads out of {self._root}: make the root itself the "
+                f"link, or its target the root"
+            )
         place = exposed(directory, self._root)
         if place is None:
             return ""

@@ -120,6 +120,19 @@ def test_interrupting_the_demo(tmp_path: Path, when: str) -> None:
     assert [path for path in tmp_path.iterdir() if not path.name.startswith("pymp-")] == []
 
 
+@pytest.mark.multiprocess
+def test_the_tests_do_not_depend_on_who_starts_them() -> None:
+    """`nohup make test &`, cron and some CI agents ignore SIGINT; children would inherit that."""
+    one = f"{__file__}::test_interrupting_the_demo[load]"
+    nested = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", one]
+    done = subprocess.run(
+        ["/bin/bash", "-c", """trap '' INT QUIT; exec "$@" </dev/null""", "-", *nested],
+        capture_output=True, text=True, check=False, timeout=120,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
 def _all_gone(group: int) -> bool:
     """Return whether the process group dies out; the fork server follows its parent."""
     deadline = time.monotonic() + 20.0

@@ -141,5 +141,5 @@ def _print(found: list[Checked], bad: list[Checked]) -> None:
             output.print_rows(out, [(output.words("NO", "bold red"), fault)])
     good, incomplete = len(found) - len(bad), sum(not each.complete for each in found)
     whole = "" if not incomplete else f", {incomplete} incomplete"
-    hold = "holds" if good == 1 else "hold"
+    hold = "holds" if 1 in (good, len(found)) else "hold"
     out.print(f"  {good} of {output.plural(len(found), 'table')} {hold}{whole}")
