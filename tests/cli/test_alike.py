@@ -15,6 +15,7 @@ import pytest
 
 from tests.cli.shelves import GONE, VERSION, age, files_below, identity, put, receipt
 from warmup_plugin.cli.parser import VERBS, name_of
+from warmup_plugin.engines.embedded import EngineConfig, launch
 from warmup_plugin.settings import Settings, unknown_variables
 
 if TYPE_CHECKING:
@@ -338,6 +339,32 @@ def test_config_names_value_and_source(cli: Cli, tmp_path: Path) -> None:
     found = cli("doctor", "--quick", "--json", "--root", tmp_path, **env).document["findings"]
     (row,) = (row for row in found if row["words"].startswith("WARMUP_PLUGIN_MOD:"))
     assert (row["state"], row["fix"]) == ("bad", "is it WARMUP_PLUGIN_MODE?")
+
+
+@pytest.mark.multiprocess
+def test_a_start_warns_of_a_variable_that_is_none(tmp_path: Path) -> None:
+    """Every rank's receipt has it, once; the start goes on as without it."""
+    env = {"WARMUP_PLUGIN_MOD": "off", "WARMUP_PLUGIN_LAYER": "/x"}
+    for found in launch(EngineConfig(tp=2), root=tmp_path, env=env):
+        told = [text for text in found.report.warnings if "no such setting" in text]
+        assert told == [
+            "no such setting: WARMUP_PLUGIN_LAYER (is it WARMUP_PLUGIN_LAYERS?), "
+            "WARMUP_PLUGIN_MOD (is it WARMUP_PLUGIN_MODE?)"
+        ]
+        assert found.report.agreement == "certified"
+
+
+def test_a_file_by_name_needs_no_home(cli: Cli, tmp_path: Path) -> None:
+    """Where no cache root can be had, what is named by its path is still looked at."""
+    directory = put(tmp_path)
+    path, table = receipt(directory), directory / "rank_tp0_pp0_dp0.json"
+    nowhere = {"HOME": None, "XDG_CACHE_HOME": None}
+    for words in (["show", table], ["verify", table], ["report", path], ["explain", path],
+                  ["diff", table, table], ["retry", directory], ["config"]):  # fmt: skip
+        assert cli(*words, **nowhere).code == 0, words
+    ran = cli("verify", "abc", **nowhere)
+    assert (ran.code, "set WARMUP_PLUGIN_CACHE_ROOT" in ran.err) == (1, True)
+    assert cli("ls", **nowhere).code == 1
 
 
 def test_unknown_variables() -> None:

@@ -51,7 +51,7 @@ def run(*, set: bool, root: Path | None, engine_root: Path | None, json: bool) -
     """Look and print."""
     settings = Settings.from_env()
     rows = [row for row in effective(settings) if not set or row.source != "default"]
-    roots = places.find(root, engine_root, settings, os.environ)
+    roots = places.offered(root, engine_root, settings, os.environ)
     unknown = unknown_variables(os.environ)
     useless = places.useless(settings, os.environ)
     if json:

@@ -69,7 +69,7 @@ def run(
 ) -> int:  # fmt: skip
     """Compare and print; return 1 where a winner differs."""
     settings = Settings.from_env()
-    roots = places.find(root, engine_root, settings, os.environ)
+    roots = places.offered(root, engine_root, settings, os.environ)
     one, other = (rows_of(name, roots, settings.table_bytes) for name in (a, b))
     for each in (one, other):
         if not each.entries:

@@ -58,7 +58,7 @@ def run(
         message = "name two identities, or one receipt, or --last, or --cold"
         raise CommandError(message, code=CommandError.USAGE)
     settings = Settings.from_env()
-    roots = places.find(root, engine_root, settings, os.environ)
+    roots = places.offered(root, engine_root, settings, os.environ)
     limit = settings.table_bytes
     if a is not None and b is not None:
         _two(a, b, roots, limit, as_json=json)

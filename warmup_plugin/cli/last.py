@@ -45,7 +45,7 @@ def last_receipt(roots: list[places.Root], limit: int, *, cold: bool = False) ->
     Raises:
         CommandError: there is none.
     """
-    where = ", ".join(str(root.path) for root in roots)
+    where = ", ".join(str(root.path) for root in roots) or "any cache root"
     found = [path for kept in tree.walk(roots) for path in _receipts(kept)]
     return newest(found, limit, of=f"below {where}", cold=cold)
 

@@ -31,6 +31,11 @@ def kept_as(
     if not _DIGITS.fullmatch(digits):
         nor = "" if "/" in name or "." in name else ", nor the first digits of an identity"
         raise CommandError(f"{name}: no such file or directory{nor}")
+    if not roots:
+        message = (
+            f"{name}: no such file, and no cache root to look in: set WARMUP_PLUGIN_CACHE_ROOT"
+        )
+        raise CommandError(message)
     return tree.matching(list(roots), digits, version, arch)
 
 

@@ -85,6 +85,16 @@ def find(
     return [*found, *layers]
 
 
+def offered(
+    root: Path | None, engine_root: Path | None, settings: Settings, environ: Mapping[str, str]
+) -> list[Root]:
+    """Return the same for a command that may have been given a file: none where there is none."""
+    try:
+        return find(root, engine_root, settings, environ)
+    except CommandError:
+        return [Root(path, "WARMUP_PLUGIN_LAYERS", "layer") for path in settings.layers]
+
+
 def target(roots: list[Root]) -> Root:
     """Return the root that the next start on this machine will use.
 

@@ -61,7 +61,7 @@ def run(
     settings = Settings.from_env()
     if receipt is not None and cold:
         raise CommandError("name a receipt, or --cold, not both", code=CommandError.USAGE)
-    roots = places.find(root, engine_root, settings, os.environ)
+    roots = places.offered(root, engine_root, settings, os.environ)
     if receipt is None:
         path = last.last_receipt(roots, settings.table_bytes, cold=cold)
     else:

@@ -52,7 +52,7 @@ def run(
 ) -> int:  # fmt: skip
     """Lift and print."""
     settings = Settings.from_env()
-    folder = named.directory(directory, places.find(root, engine_root, settings, os.environ))
+    folder = named.directory(directory, places.offered(root, engine_root, settings, os.environ))
     if not named.is_of_identity(folder):
         raise CommandError(f"{folder}: not the directory of an identity")
     try:

@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(*, file: str, tasks: bool, root: Path | None, engine_root: Path | None, json: bool) -> int:
     """Read and print; return 1 where something cannot be used."""
     settings = Settings.from_env()
-    path = named.file(file, places.find(root, engine_root, settings, os.environ))
+    path = named.file(file, places.offered(root, engine_root, settings, os.environ))
     kind, found = look_into(path, settings.table_bytes)
     out = output.console()
     if json and isinstance(found, TableFile):

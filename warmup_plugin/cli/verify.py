@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(*, what: list[str], root: Path | None, engine_root: Path | None, json: bool) -> int:
     """Check and print; return 1 where something fails, or there is nothing to check."""
     settings = Settings.from_env()
-    roots = places.find(root, engine_root, settings, os.environ)
+    roots = places.offered(root, engine_root, settings, os.environ)
     paths = [path for name in what for path in named.tables(name, roots)] if what else _all(roots)
     found = [check(path, settings.table_bytes) for path in paths]
     if not found:
