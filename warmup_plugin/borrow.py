@@ -7,8 +7,9 @@
     imported/<sha256>.json            beside ours: such tables, put there by `warmup-plugin import`
 
 Owns what may be borrowed: entries of this very environment, by exact key, and from a sibling only
-for the very task that it was tuned for (a key is shared by tasks with other runner lists). Reads
-only: nothing here is written, moved or judged for others. What cannot be read is left out.
+for the very task that it was tuned for (a key is shared by tasks with other runner lists), among
+the candidates that there are here. Reads only: nothing here is written, moved or judged for others.
+What cannot be read is left out.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import msgspec
 
 from warmup_plugin.files import read_file
 from warmup_plugin.manifest import Manifest
+from warmup_plugin.paths import IDENTITY_NAME
 from warmup_plugin.store import Store
 from warmup_plugin.table import Entry, Miss, Table, decode, parse_table, stamp_conflicts
 
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 #: The most recent siblings are asked, no more: a directory may have seen hundreds of configs.
 MOST_SIBLINGS: Final = 16
 IMPORTED: Final = "imported"
+#: FlashInfer's variable that names a file of tactics which are no candidates; among the switches.
+BLOCKLIST: Final = "FLASHINFER_TACTICS_BLOCKLIST"
 _MOST_FILES: Final = 20_000
 _IDENTITY: Final = re.compile("[0-9a-f]{64}")
 _MANIFEST: Final = "manifest.json"
@@ -100,28 +104,53 @@ def borrow(
     *,
     root: Path | None = None,
     kept: Mapping[str, Entry] | None = None,
+    switches: Mapping[str, str] | None = None,
 ) -> Borrowed:
     """Return what others have found out in this environment.
+
+    Not where they may have had other candidates: ``switches`` are this job's factors of that name,
+    and a sibling's must be the same. Which ones a table without an identity was tuned under nobody
+    knows, so it is taken where none is set. A blocklist alone is no hindrance: every rank asks it
+    about each borrowed tactic before it serves (`replay.prepare`).
 
     In order: what is ``kept`` from an earlier session of the process, the engine's own tables
     (``others``), those imported, then siblings; ``directories`` are this identity's, the writable
     one first. No link is followed out of that one's ``root``, out of a layer's directory, nor out
     of the folder of an engine's table.
     """
-    found, directories = Borrowed(), tuple(directories)
+    found, directories, switches = Borrowed(), tuple(directories), dict(switches or {})
     found.take_engine(Table(stamp, kept or {}))
-    for path in (*others, *(path for each in directories for path in imported(each.parent))):
+    if switches.keys() - {BLOCKLIST}:
+        others = ()
+    else:
+        others = (*others, *(path for each in directories for path in imported(each.parent)))
+    for path in others:
         table = read_any(path, settings.table_bytes)
         if isinstance(table, Table) and not stamp_conflicts(table.stamp, stamp):
             found.take_engine(table, str(path))
     siblings = [(path, i) for i, each in enumerate(directories) for path in _siblings(each)]
     for sibling, index in siblings:
         within = None if index else root
+        if not _has_our_candidates(sibling, switches, settings.table_bytes):
+            continue
         reading = Store(sibling, replace(settings, mode="read-only"), root=within).read(stamp)
         for part in reading.parts:
             if part.manifest is not None:
                 found.take_sibling(part.table, part.manifest, part.path)
     return found
+
+
+def _has_our_candidates(sibling: Path, switches: Mapping[str, str], limit: int) -> bool:
+    """Return whether a sibling was tuned among the candidates that there are here.
+
+    A tactic that is blocked here is refused later; one that was blocked there may be the best.
+    """
+    factors = _decoded(_FACTORS, sibling / IDENTITY_NAME, limit, sibling)
+    theirs = dict(getattr(factors, "switches", {"": "not known"}))
+    is_blocked_there = theirs.pop(BLOCKLIST, None) not in (None, switches.get(BLOCKLIST))
+    return not is_blocked_there and theirs == {
+        name: value for name, value in switches.items() if name != BLOCKLIST
+    }
 
 
 def imported(shelf: Path) -> list[Path]:
@@ -159,6 +188,11 @@ class _Row(msgspec.Struct):
     profiling_policy: msgspec.Raw = msgspec.Raw(b"null")
 
 
+class _Factors(msgspec.Struct):
+    switches: dict[str, str] = {}
+
+
+_FACTORS: Final = msgspec.json.Decoder(_Factors)
 _ROW: Final = msgspec.json.Decoder(_Row)
 _STAMP: Final = msgspec.json.Decoder(dict[str, str | None])
 

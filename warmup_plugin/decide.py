@@ -213,11 +213,12 @@ def decide_load(words: Words) -> Word:
     return {"go": "loaded", "redundant": redundant}
 
 
-def decide_survey(words: Words) -> Word:
+def decide_survey(words: Words, *, last: bool = False) -> Word:
     """What the forwards have shown. go: warm | plan | rerun | abort.
 
     A rerun follows where all ranks failed at one op: without stored tactics in the forward
-    (``distrust``) if it was served one, else with the ``op`` passed through.
+    (``distrust``) if it was served one, else with the ``op`` passed through. It is passed through
+    as well where some rank could not record a call of it, unless this run was the ``last``.
 
     ``certified``, on a warm start where every rank has its word for that ready: the record of
     `decide_certify`, and the last one of the session.
@@ -236,6 +237,16 @@ def decide_survey(words: Words) -> Word:
         found: Word = {"go": "rerun", "op": ops.pop()} if is_the_op else {"go": "abort"}
         found["distrust"] = any(word.get("stored") for word in words.values())
         return {**found, "rank": rank, "reason": errors[rank], **skips}
+    unrecorded = {
+        op: why for word in words.values() for op, why in word.get("unrecorded", {}).items()
+    }
+    if unrecorded and not last:
+        op = min(unrecorded)
+        reason = f"a call of it cannot be recorded: {unrecorded[op]}"
+        return {
+            "go": "rerun", "op": op, "unrecorded": True, "distrust": False, "rank": 0,
+            "reason": reason, **skips,
+        }  # fmt: skip
     if any(word["missing"] or word["unshared"] or word["heal"] for word in words.values()):
         return {"go": "plan", "reason": "", **skips}
     return {"go": "warm", "reason": "", **skips, **_certified(words)}
@@ -252,37 +263,54 @@ def decide_only_survey(words: Words) -> Word:
 
     A retry ends this session on every rank: another one may run the forward.
     """
-    found = decide_survey(words)
+    found = decide_survey(words, last=True)
     return {**found, "go": "retry"} if found["go"] == "rerun" else found
 
 
 def decide_ready(words: Words) -> Word:
     """Which winners cannot be built on some rank, and whether the table is in force everywhere.
 
-    go: serve | defaults. ``drop``: task id -> reason.
+    go: serve | defaults. ``drop``: task id -> reason; ``refused``: those of them of which a runner
+    says that it does not offer the tactic, wherever and whenever it is asked.
     """
     drop: dict[str, str] = {}
     for rank, word in words.items():
         for name, reason in word["failed"].items():
             drop.setdefault(name, f"rank {rank}: {reason}")
+    refused = sorted({name for word in words.values() for name in word["refused"]})
     errors = [f"rank {rank}: {word['error']}" for rank, word in words.items() if word["error"]]
     if errors:
-        return {"go": "defaults", "drop": {}, "reason": "; ".join(errors)}
-    return {"go": "serve", "drop": drop, "reason": ""}
+        return {"go": "defaults", "drop": {}, "refused": [], "reason": "; ".join(errors)}
+    return {"go": "serve", "drop": drop, "refused": refused, "reason": ""}
 
 
 def decide_certify(words: Words) -> Word:
     """Whether all ranks serve what was agreed. go: serve (with its ``certificate``) | defaults.
 
     A rank's digest covers its own tasks, and stages have different ones: the certificate is over
-    the distinct digests, equal on every rank and at every start that serves the same.
+    the distinct digests, equal on every rank and at every start that serves the same. ``differ``:
+    the tasks, by label, that are in no table and of which ranks serve different tactics.
     """
     published = [path for word in words.values() for path in word["published"]]
+    differ = _differ(words)
     deviates = {rank: word["deviates"] for rank, word in words.items() if word["deviates"]}
     if deviates:
         named = "; ".join(f"rank {rank}: {', '.join(tasks)}" for rank, tasks in deviates.items())
         reason = f"other tactics are served than agreed ({named})"
-        return {"go": "defaults", "reason": reason, "published": published}
+        return {"go": "defaults", "reason": reason, "published": published, "differ": []}
     served = sorted({word["served"] for word in words.values()})
     certificate = hashlib.sha256("".join(served).encode()).hexdigest() if served != [""] else ""
-    return {"go": "serve", "certificate": certificate, "published": published}
+    return {
+        "go": "serve", "certificate": certificate, "published": published, "differ": differ,
+    }  # fmt: skip
+
+
+def _differ(words: Words) -> list[str]:
+    """Return the labels of the tasks that ranks tuned for themselves and serve differently."""
+    answers: dict[str, dict[str, str]] = {}
+    for word in words.values():
+        for task, (label, answer) in word.get("apart", {}).items():
+            answers.setdefault(task, {})[answer] = label
+    return sorted(
+        {label for found in answers.values() if len(found) > 1 for label in found.values()}
+    )

@@ -19,11 +19,15 @@ from warmup_plugin.table import Miss, decode, json_document, json_line
 
 #: Grows when the meaning of a field changes, not when one is added. A reader takes its own and the
 #: one before.
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 
+#: ``unstable`` stands in files of schema 1 only.
 Outcome = Literal["tuned", "adopted", "default", "unstable"]
 #: Outcomes without a winner: such a task is known, and not tuned again unless asked for.
-DEFAULTS: Final = ("default", "unstable")
+DEFAULTS: Final = ("default",)
+_WINNERS: Final = ("tuned", "adopted")
+#: Schema 1 had ``default`` also for what had only been in the way: no memory, no compiler.
+_TELLS_FAILURES: Final = 2
 
 
 class TaskRecord(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -216,6 +220,10 @@ def parse_manifest(data: bytes, *, limit: int) -> Manifest | Miss:
     extra = {name: decode(_ANYTHING, bytes(value)) for name, value in fields.items()}
     values = msgspec.structs.asdict(header)
     undecoded = Tasks.undecoded(tasks, values.pop("known_defaults"), values.pop("blocked"))
+    if header.schema < _TELLS_FAILURES:
+        lasting = {t: r for t, r in undecoded.items() if r.outcome in _WINNERS or r.blocked}
+        values["complete"] = header.complete and len(lasting) == len(undecoded)
+        values["schema"], undecoded = SCHEMA, Tasks(lasting)
     return Manifest(**values, tasks=undecoded, extra=extra)
 
 

@@ -12,7 +12,13 @@ from typing import Any, Literal
 
 #: certified: all ranks serve the certificate's tactics. none: each rank its own. defaults: all
 #: ranks FlashInfer's. unguarded: FlashInfer tuned inside the forward. off: nothing was done.
-Agreement = Literal["certified", "none", "defaults", "unguarded", "off"]
+#: partial: as certified, but for the tasks named in ``differing``, of which each rank has its own.
+Agreement = Literal["certified", "partial", "none", "defaults", "unguarded", "off"]
+_TUPLES = (
+    "published", "skipped_ops", "differing", "warnings", "read", "ranks", "winners", "waited",
+)  # fmt: skip
+#: In the order of the log line.
+_OUTCOMES = ("tuned", "received", "adopted", "default", "unshared", "failed", "left")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +26,14 @@ class WarmupReport:
     """One rank's receipt of one session.
 
     ``tasks`` counts this rank's tasks by what became of them: seen, from_cache, tuned (here),
-    received (from the rank that tuned it), adopted (another's entry answers), default, unshared,
-    left (to the next start). ``seconds`` is by step, ``ops`` by custom op. ``timeline`` has a row
-    for each task tuned here: [label, began, seconds] on the machine's monotonic clock. ``costs``,
-    on rank 0: seconds by label of every task the job has tuned. ``at`` is the time of day, unix
-    seconds. ``read``: what became of each file of this node; ``adopted_from``: tasks that another
-    table answers, by that table; ``process``: what tells this process from others on its machine.
+    received (from the rank that tuned it), adopted (another's entry answers), default, unshared
+    (each rank tunes for itself), failed (no winner this time), left (to the next start).
+    ``seconds`` is by step, ``ops`` by custom op. ``timeline`` has a row for each task tuned here:
+    [label, began, seconds] on the machine's monotonic clock. ``costs``, on rank 0: seconds by label
+    of every task the job has tuned. ``at`` is the time of day, unix seconds. ``read``: what became
+    of each file of this node; ``adopted_from``: tasks that another table answers, by that table;
+    ``differing``: labels of the tasks of which ranks serve different tactics; ``process``: what
+    tells this process from others on its machine.
 
     On rank 0 alone, about all ranks: ``ranks`` has a row for each (steps, waits, counts; times in
     seconds since the first meeting was over), ``winners`` one for each task that was tuned, and
@@ -51,6 +59,7 @@ class WarmupReport:
     passed_through: Mapping[str, str] = field(default_factory=dict)
     skipped_ops: tuple[str, ...] = ()
     unshared: Mapping[str, str] = field(default_factory=dict)
+    differing: tuple[str, ...] = ()
     tactics_timed: int = 0
     inputs_synthesised: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -80,7 +89,7 @@ class WarmupReport:
         """Return the receipt of JSON values; fields of a newer schema are left out."""
         known = {row.name for row in fields(cls)}
         values = {name: value for name, value in data.items() if name in known}
-        for name in ("published", "skipped_ops", "warnings", "read", "ranks", "winners", "waited"):
+        for name in _TUPLES:
             values[name] = tuple(values.get(name, ()))
         values["timeline"] = tuple((n, b, s) for n, b, s in values.get("timeline", ()))
         return cls(**values)
@@ -95,11 +104,7 @@ class WarmupReport:
         counts = self.tasks
         parts = [
             f"{counts.get('from_cache', 0)} of {counts.get('seen', 0)} tasks from cache",
-            *(
-                f"{counts[name]} {name}"
-                for name in ("tuned", "received", "adopted", "default", "unshared", "left")
-                if counts.get(name)
-            ),
+            *(f"{counts[name]} {name}" for name in _OUTCOMES if counts.get(name)),
             f"{self.tactics_timed} tactics timed",
         ]
         found = self.agreement + (f" {self.certificate[:12]}" if self.certificate else "")

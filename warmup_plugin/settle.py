@@ -17,6 +17,9 @@ from warmup_plugin.manifest import DEFAULTS, Manifest, Outcome, TaskRecord
 from warmup_plugin.plan import Item, Lots, find_refused, find_unshared
 from warmup_plugin.table import Entry, Table
 
+#: What is known of a task from now on. Another result says something of one start alone
+#: (``failed``) or is each rank's own (``unshared``): it is not stored, and the task is tuned again.
+LASTING = ("tuned", "adopted", "default")
 _COLLISION = "one file key has come to mean two configurations"
 
 
@@ -85,7 +88,7 @@ def settle(
         if is_unshared and name in records:
             # A record, since the union with the file would bring back what is left out here.
             result = Result(name, "default", reason=item.reason or _COLLISION)
-        elif result is None or is_unshared:
+        elif result is None or result.kind not in LASTING or is_unshared:
             complete = complete and is_unshared
             merged.pop(name, None)
             continue

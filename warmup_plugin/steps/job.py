@@ -47,7 +47,7 @@ TuningContext = Callable[[], contextlib.AbstractContextManager[object]]
 
 def plain_context() -> contextlib.AbstractContextManager[object]:
     """Return FlashInfer's plain tuning context."""
-    context: contextlib.AbstractContextManager[object] = probe.tuning_context(memory_only_v2=False)
+    context: contextlib.AbstractContextManager[object] = probe.tuning_context()
     return context
 
 

@@ -32,7 +32,8 @@ def publish(job: Job, held: Held, agreed: Agreed, shared: Shared, work: Work) ->
             return []
         table, thrown_out = shared.table, _thrown_out(shared, manifest, work)
         if work.dropped:
-            again = {*work.plan.held} - {*work.plan.resumed}
+            # Somebody else's entry was no good, or something was in the way of building a winner.
+            again = {*work.plan.held} - {*work.plan.resumed} | work.dropped.keys() - work.refused
             table, manifest = without(table, manifest, work.dropped, again=again)
         job.meeting.confirm()
         done: Published | NotPublished = NotPublished("")

@@ -55,7 +55,8 @@ def make_report(
         engine=options.engine[0], engine_version=options.engine[1], plugin_version=__version__,
         flashinfer_version=probe.version(), rank=job.meeting.rank, world_size=job.meeting.size,
         mode=job.word["mode"], strategy=job.word["strategy"],
-        agreement=_agreement(job), reason=job.word["reason"],
+        agreement=_agreement(job, certified), differing=tuple((certified or {}).get("differ", ())),
+        reason=job.word["reason"],
         certificate=(certified or {}).get("certificate", ""),
         identity=job.identity.digest,
         path=_path(job),
@@ -119,7 +120,9 @@ def _path(job: Job) -> str:
     return str(job.placement.table(*job.word["coordinates"][node]))
 
 
-def _agreement(job: Job) -> Agreement:
+def _agreement(job: Job, certified: Word | None) -> Agreement:
+    if job.word["go"] == "share" and (certified or {}).get("differ"):
+        return "partial"
     found: dict[str, Agreement] = {
         "share": "certified", "per_rank": "none", "unguarded": "unguarded", "defaults": "defaults",
     }  # fmt: skip

@@ -23,13 +23,11 @@ from warmup_plugin.journal import (
 )
 from warmup_plugin.manifest import Manifest, TaskRecord
 from warmup_plugin.merge import Part
-from warmup_plugin.settle import record_of
+from warmup_plugin.settle import LASTING, record_of
 from warmup_plugin.steps.job import Job
 from warmup_plugin.store import Store
 from warmup_plugin.table import Entry, Table, stamp_conflicts
 from warmup_plugin.tuner import environment
-
-_KINDS = ("tuned", "default", "unstable")
 
 
 @dataclass
@@ -76,7 +74,7 @@ def part_of(
     tasks: dict[str, TaskRecord] = {}
     for row in rows:
         name, result = row.result.task, row.result
-        if name in tasks or name in without or result.kind not in _KINDS:
+        if name in tasks or name in without or result.kind not in LASTING:
             continue
         if result.kind == "tuned":
             winner = -1 if result.winner is None else result.winner

@@ -97,6 +97,7 @@ def _became(task: Task, work: Work, adopted: Collection[str], entry_of: EntryOf 
     is_tuned = outcome is not None and outcome.kind == "tuned"
     words = {
         "unshared": "unshared" in (task.state, outcome.kind if outcome else ""),
+        "failed": task.id in work.failed or (outcome is not None and outcome.kind == "failed"),
         "default": task.id in work.dropped or (outcome is not None and not is_tuned),
         "tuned": is_tuned,
         "adopted": task.id in adopted,

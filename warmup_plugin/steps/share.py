@@ -10,7 +10,7 @@ taken out by all.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -55,13 +55,13 @@ def share(job: Job, agreed: Agreed, survey: Survey, work: Work) -> Shared:
     with job.timed("share"):
         shared = Shared(agreed.table, agreed.word.get("manifest", ""))
         if work.is_new and job.shares:
-            shared = _exchange(job, agreed, work)
+            shared = _exchange(job, agreed, survey, work)
         with job.failing_as_data():
             _install(job, survey, work, shared)
         return shared
 
 
-def _exchange(job: Job, agreed: Agreed, work: Work) -> Shared:
+def _exchange(job: Job, agreed: Agreed, survey: Survey, work: Work) -> Shared:
     results = [result_of(outcome, job.meeting.rank) for outcome in work.outcomes.values()]
     body = pack_results(results, {task: place for place, task in enumerate(work.plan.tasks)})
     word = {"results": job.meeting.put(body), "error": job.failure}
@@ -70,7 +70,8 @@ def _exchange(job: Job, agreed: Agreed, work: Work) -> Shared:
         bodies = dict.fromkeys(word["results"] for word in words.values())
         tasks = list(work.plan.tasks)
         found = [unpack_results(job.meeting.get(body), tasks) for body in bodies]
-        settled = _settle(agreed, work, [result for some in found for result in some])
+        results = [result for some in found for result in some]
+        settled = _settle(agreed, work, results)
         manifest = Manifest(
             identity=job.identity.digest, tasks=settled.tasks, complete=settled.complete,
             generation=agreed.manifest.generation if agreed.manifest else 0,
@@ -81,13 +82,20 @@ def _exchange(job: Job, agreed: Agreed, work: Work) -> Shared:
             "table": job.meeting.put(render_table(settled.table)),
             "manifest": job.meeting.put(render_manifest(manifest)),
             "left": _spans(work.plan.tasks, settled.tasks),
+            "failed": {r.task: r.reason for r in results if r.kind == "failed"},
+            "apart": {r.task: r.reason for r in results if r.kind == "unshared"},
             "errors": {str(rank): word["error"] for rank, word in words.items() if word["error"]},
         }
 
     record = job.meeting.meet("share", word, lead)
     job.warn(*(f"rank {rank} did not tune: {error}" for rank, error in record["errors"].items()))
     job.failure = ""
-    work.left = _left(work.plan, record["left"])
+    work.failed, apart = record["failed"], record["apart"]
+    survey.unshare(apart)
+    _tune_apart(job, survey, work, apart)
+    if work.failed:
+        job.warn(_tell_failed(survey, work))
+    work.left = _left(work.plan, record["left"]) - work.failed.keys() - apart.keys()
     if work.left:
         done = f"{len(work.left)} of {len(list(work.plan.tasks))} tasks are left to the next start"
         job.warn(done + (f": budget of {job.word['budget_s']:g} s" if work.is_over else ""))
@@ -95,6 +103,23 @@ def _exchange(job: Job, agreed: Agreed, work: Work) -> Shared:
     if not isinstance(table, Table):
         raise InstallError(f"the shared table cannot be read: {table.reason}")
     return Shared(table, record["manifest"])
+
+
+def _tune_apart(job: Job, survey: Survey, work: Work, apart: Collection[str]) -> None:
+    """Leave to this rank what no table can hold: it is tuned in step 7, by each rank for itself."""
+    rank, local = job.meeting.rank, work.plan.local
+    own = (*local.get(rank, ()), *(name for name in apart if name in survey.tasks))
+    work.plan = replace(work.plan, local={**local, rank: own})
+
+
+def _tell_failed(survey: Survey, work: Work) -> str:
+    """Return the one warning about all tasks that have no winner for the time being."""
+    first, reason = next(iter(work.failed.items()))
+    number = f"{len(work.failed)} of {len(list(work.plan.tasks))} tasks have no winner"
+    return (
+        f"{number}, the first {_label(survey, first)}: {reason}; they serve FlashInfer's default "
+        "and are tuned again at the next start"
+    )
 
 
 def _settle(agreed: Agreed, work: Work, results: list[Result]) -> Settled:
@@ -175,11 +200,14 @@ def prepare(job: Job, survey: Survey, work: Work, shared: Shared) -> None:
         return
     with job.timed("prepare"):
         failed = _build(job, survey, work, shared) if job.shares and not job.failure else {}
-        record = job.meeting.meet("ready", {"failed": failed, "error": job.failure}, decide_ready)
+        told = {name: f"{type(error).__name__}: {error}"[:400] for name, error in failed.items()}
+        refused = [name for name, error in failed.items() if type(error) is replay.RefusedError]
+        word = {"failed": told, "refused": refused, "error": job.failure}
+        record = job.meeting.meet("ready", word, decide_ready)
         if record["go"] == "defaults":
             job.serve_defaults(record["reason"])
             return
-        work.dropped = record["drop"]
+        work.dropped, work.refused = record["drop"], frozenset(record["refused"])
         if work.dropped:
             job.warn(*(f"{_label(survey, n)}: default: {why}" for n, why in work.dropped.items()))
             with job.failing_as_data():
@@ -192,10 +220,10 @@ def _label(survey: Survey, name: str) -> str:
     return survey.tasks[name].label if name in survey.tasks else f"task {name[:8]}"
 
 
-def _build(job: Job, survey: Survey, work: Work, shared: Shared) -> dict[str, str]:
+def _build(job: Job, survey: Survey, work: Work, shared: Shared) -> dict[str, Exception]:
     """Run once every new winner of this rank as it will serve; return those that fail."""
     new = {*work.plan.tasks, *work.plan.held}
-    failed: dict[str, str] = {}
+    failed: dict[str, Exception] = {}
     limit_s = job.options.settings.task_limit_s
 
     def give_up(task: Task) -> None:
@@ -218,7 +246,7 @@ def _build(job: Job, survey: Survey, work: Work, shared: Shared) -> dict[str, st
                 # What was timed here ran at its bucket, not yet at the size that was asked for.
                 replay.prepare(task, entry, at_bucket=name not in work.outcomes)
             except Exception as error:  # noqa: BLE001  # whatever a runner raises: this winner is out
-                failed[name] = f"{type(error).__name__}: {error}"[:400]
+                failed[name] = error
         job.journal.leaves()
     return failed
 
@@ -228,7 +256,13 @@ def seal(job: Job, agreed: Agreed, survey: Survey) -> Word | None:
 
     Nothing to tune, install, heal, write or tell: what the survey has asked is what is served.
     """
-    is_left = survey.passed or survey.skipped or agreed.deaths or agreed.needs_healing
+    is_left = (
+        survey.passed
+        or survey.skipped
+        or survey.unrecorded
+        or agreed.deaths
+        or agreed.needs_healing
+    )
     if is_left or not (job.shares and survey.is_vouched and agreed.is_held):
         return None
     if not (job.installed.only(survey.tally().number("known")) and job.installed.is_intact()):
@@ -260,19 +294,35 @@ def certify(
         deviates += [job.failure] if job.failure else []
         word = {
             "served": served, "deviates": deviates[:8], "published": published,
-            "row": row_of(job, survey, work, shared.entry_of),
+            "row": row_of(job, survey, work, shared.entry_of), "apart": {},
         }  # fmt: skip
+        if survey is not None and job.shares:
+            with job.failing_as_data():  # what is served apart is told, no condition for serving
+                word["apart"] = _tell_apart(survey)
+            job.warn(*filter(None, [job.take_failure()]))
 
         def lead(words: Words) -> Word:
             collect(job, words)
             return decide_certify(words)
 
         record = job.meeting.meet("certify", word, lead)
+        if record["differ"]:
+            job.warn(
+                f"ranks serve different tactics for {len(record['differ'])} tasks that are in no "
+                f"table: {', '.join(record['differ'][:8])}; WARMUP_PLUGIN_REQUIRE_AGREEMENT=1 has "
+                "them on FlashInfer's default everywhere"
+            )
         if record["go"] == "defaults" and job.shares:
             job.serve_defaults(record["reason"])
             if job.store is not None:
                 job.store.set_aside(job.options.ranks.coordinates, record["reason"])
         return record
+
+
+def _tell_apart(survey: Survey) -> dict[str, list[str]]:
+    """Return label and answer of each task that this rank has tuned for itself, by id."""
+    apart = (task for task in survey.tally().others if task.state == "unshared")
+    return {task.id: [task.label, str(replay.served(task))] for task in apart}
 
 
 def _ask(job: Job, survey: Survey, work: Work, shared: Shared) -> tuple[str, list[str]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from warmup_plugin.decide import decide_only_survey, decide_survey
 from warmup_plugin.errors import RankLostError, SessionError
@@ -39,7 +40,8 @@ def run_survey(job: Job, agreed: Agreed, forward: Callable[[], object]) -> tuple
                 forward()
         except Exception as raised:  # noqa: BLE001  # travels as data, and is raised again below
             error = raised
-        record = _compare(job, agreed, survey, error, attempt=attempt)
+        decide = partial(decide_survey, last=attempt == _MOST_RERUNS)
+        record = _compare(job, agreed, survey, error, attempt=attempt, decide=decide)
         if record["go"] != "rerun" or attempt == _MOST_RERUNS:
             break
         if record["distrust"]:
@@ -50,7 +52,8 @@ def run_survey(job: Job, agreed: Agreed, forward: Callable[[], object]) -> tuple
                 "tried apart before they are used"
             )
             continue
-        survey.pass_through(record["op"], f"cannot take a default tactic: {record['reason']}")
+        why = "" if record.get("unrecorded") else "cannot take a default tactic: "
+        survey.pass_through(record["op"], why + record["reason"])
         job.warn(f"{record['op']} is passed through: {record['reason']}")
     return survey, _settled(job, survey, record, error)
 
@@ -104,6 +107,7 @@ def _compare(
     word = {
         "error": f"{type(error).__name__}: {error}"[:1000] if error else "",
         "last_answered": survey.last_answered,
+        "unrecorded": survey.unrecorded,
         "missing": tally.number("missing", "refused"),
         "stored": survey.last_was_stored,
         "unshared": tally.number("unshared"),
@@ -146,6 +150,8 @@ def _settled(job: Job, survey: Survey, record: Word, error: Exception | None) ->
         raise SessionError(f"rank {record['rank']}: the forward failed: {record['reason']}")
     for op in record["skipped"]:
         survey.skip(op)
+    for op, reason in survey.unrecorded.items():
+        job.warn(f"{op} is not tuned: a call of it cannot be recorded: {reason}")
     if ops := record["overruled"]:
         job.warn(f"{', '.join(ops)}: default on all ranks, as one rank's skip list has it")
     if not job.installed.is_intact():

@@ -143,7 +143,10 @@ def _with_borrowed(job: Job, held: Held, own: list[Part], kept: Mapping[str, Ent
         claimed.update(key for keys in record.keys for key in keys)
     place, layers = job.placement, job.store.layers if job.store else ()
     shelves, root = ([place.directory, *layers], place.root) if place else (list(layers), None)
-    found = borrow(shelves, options.others, job.stamp, options.settings, root=root, kept=kept)
+    found = borrow(
+        shelves, options.others, job.stamp, options.settings, root=root, kept=kept,
+        switches=job.identity.factors["switches"],
+    )  # fmt: skip
     found = found.without(claimed)
     if not found.entries:
         return held

@@ -22,7 +22,7 @@ from warmup_plugin.plan import Item, Lot, Lots, Plan, find_refused, make_plan
 from warmup_plugin.progress import counted
 from warmup_plugin.rendezvous import Word, Words
 from warmup_plugin.settings import REPLAYS, Strategy
-from warmup_plugin.settle import Result
+from warmup_plugin.settle import LASTING, Result
 from warmup_plugin.shutdown import Shutdown, TaskLimit
 from warmup_plugin.steps import complete
 from warmup_plugin.steps.job import Job
@@ -44,8 +44,10 @@ class Work:
 
     ``is_new`` is false on a warm start: every task is answered and the plan is empty. Rank 0 keeps
     the ``lots``, every rank's inventory. ``until``: when the budget is used up, on this process's
-    monotonic clock. ``left``: the tasks that nobody has tuned for that. ``fit``: tasks whose stored
-    entry has been tried on this rank.
+    monotonic clock. ``left``: the tasks that nobody has tuned for that. ``failed``: those that were
+    tuned without a result, with the reason. ``fit``: tasks whose stored entry has been tried on
+    this rank. ``refused``: those of the ``dropped`` ones of which a runner says that it does not
+    offer the tactic.
     """
 
     is_new: bool = False
@@ -55,6 +57,8 @@ class Work:
     dropped: Mapping[str, str] = field(default_factory=dict)
     until: float = _FOR_EVER
     left: frozenset[str] = frozenset()
+    failed: Mapping[str, str] = field(default_factory=dict)
+    refused: frozenset[str] = frozenset()
     fit: Mapping[str, Entry] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)
 
@@ -92,7 +96,8 @@ def make_work(job: Job, agreed: Agreed, survey: Survey, surveyed: Word) -> Work:
             work.plan = Plan.from_json(unpacked(job.meeting.get(record["plan"])))
         job.warn(*(f"a stored tactic is refused: {why}" for why in record["refused"]))
         if job.shares:
-            survey.unshare(work.plan.local.get(job.meeting.rank, ()))
+            apart = work.plan.local.get(job.meeting.rank, ())
+            survey.unshare(dict.fromkeys(apart, "another rank's task has one of its file keys"))
         _follow(job, work.plan)
         return work
 
@@ -221,9 +226,11 @@ def tune(job: Job, survey: Survey, work: Work) -> None:
     try:
         with job.timed("tune"), job.failing_as_data():
             for task, outcome in _tune(job, tasks, work, reach, margin=job.word["margin"]):
-                if outcome.kind != "unshared":
+                if outcome.kind in LASTING:
                     result = result_of(outcome, job.meeting.rank)
                     job.journal.found(task.op, task.keys, result, synced=False)
+                else:
+                    job.journal.leaves()
     finally:
         job.journal.leaves()
     if shutdown.is_requested:
@@ -244,8 +251,9 @@ def tune_own(job: Job, survey: Survey, work: Work) -> None:
             for place, task in enumerate(own)
             if task.call is not None and not (shutdown.is_requested or work.is_over)
         )
-        for _ in _tune(job, tasks, work, len(names), margin=None):
-            pass
+        for task, outcome in _tune(job, tasks, work, len(names), margin=None):
+            if outcome.kind == "failed":
+                job.warn(f"{task.label}: no winner: {outcome.reason}; it serves the default")
 
 
 def _tune(

@@ -7,7 +7,6 @@ Copies nothing: what the replay needs is kept by `capture.py`.
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,12 +15,18 @@ from typing import Any
 import torch
 
 from warmup_plugin.tuner import capture
+from warmup_plugin.tuner.probe import Options
 from warmup_plugin.tuner.task import Extras, Shapes, TaskIds
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One intercepted call as it came: nothing is copied yet."""
+    """One intercepted call as it came: nothing is copied yet.
+
+    ``runners`` stand in the order of the call; ``named``, ``switches`` and ``numbers`` in that of
+    `canonical`, which ``places`` leads to: the place of each in ``runners``. ``apart``: why each
+    rank has to tune the call for itself, or an empty string.
+    """
 
     op: str
     runners: list[Any]
@@ -29,10 +34,12 @@ class Asked:
     inputs: list[Any]
     kwargs: dict[str, Any]
     find_profiles: Callable[[], list[Shapes]]
+    places: list[int]
     named: list[tuple[str, Extras]]
     switches: list[tuple[tuple[str, str], ...]]
     numbers: list[tuple[tuple[str, float], ...]]
-    v2: bool
+    options: Options
+    apart: str = ""
 
     @property
     def width(self) -> int:
@@ -55,19 +62,23 @@ class Asked:
         return TaskIds(self.op, self.named)
 
     @functools.cached_property
-    def has_unstable_key(self) -> bool:
-        """Whether a runner's extras follow the batch, as cuBLASLt's do.
+    def follows_batch(self) -> frozenset[str]:
+        """The runner classes whose extras follow the batch, as cuBLASLt's do."""
+        return frozenset(name for name, extras in self.named if extras.follows_batch)
 
-        FlashInfer would look winners up under the batch at hand and store them under the bucket's.
-        """
-        own = shapes_of(self.inputs)
-        other = next((shapes for shapes in self.profiles if shapes != own), own)
-        inputs = copy.copy(self.inputs)
-        for index, size in enumerate(other):
-            if size != own[index] and isinstance(inputs[index], torch.Tensor):
-                inputs[index] = capture.stand_in(inputs[index], size)
-        pairs = zip(self.runners, self.named, strict=True)
-        return any(runner.get_cache_key_extras(inputs) != e.real for runner, (_, e) in pairs)
+    def at(self, shapes: Shapes) -> list[Any]:
+        """Return inputs of these shapes that a runner can be asked about."""
+        return capture.at_size(self.inputs, shapes, dynamic_inputs(self.config))
+
+    def extras_at(self, shapes: Shapes) -> list[tuple[Any, ...]]:
+        """Return each runner's extras as FlashInfer stores them with a winner at this profile."""
+        if not self.follows_batch:
+            return [extras.real for _, extras in self.named]
+        inputs = self.at(shapes)
+        return [
+            self.runners[place].get_cache_key_extras(inputs) if e.follows_batch else e.real
+            for place, (_, e) in zip(self.places, self.named, strict=True)
+        ]
 
     def mark(self, known: dict[Any, Any]) -> tuple[Any, ...]:
         """Return what two calls have in common when recording both would add nothing.
@@ -81,7 +92,7 @@ class Asked:
             Same(self.config),
         )
         shared = (known.setdefault(part, part) for part in parts)
-        return (self.op, shapes_of(self.inputs), self.v2, *shared)
+        return (self.op, shapes_of(self.inputs), self.options, *shared)
 
 
 class Same:

@@ -5,30 +5,55 @@ Owns copies: of runners, of inputs, of tensors that initialisers and hooks have 
 with a dynamic dimension become stand-ins without storage, since FlashInfer synthesises them anew;
 integer tensors and fixed activations are cloned at equal alignment, since engines overwrite them
 (a routing table read later may point past the experts); weights are referenced. Past the byte
-budget a tensor is referenced too: the replay then reads what the engine has left there.
+budget, or where no memory is found, a tensor is referenced too: the replay then reads what the
+engine has left there. A stand-in cannot be viewed (torch refuses), so no runner is ever asked about
+one: `at_size` has the inputs that a runner can be asked about.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import gc
 import types
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from warmup_plugin.tuner.task import Shapes
+
 #: Kernels look at pointer alignment up to this many bytes.
 _ALIGNMENT = 256
 
 
+#: From this size on it is worth the search whether a tensor is a weight.
+_LARGE = 64 * 1024
+
+
 class Budget:
-    """Bytes left for clones on this rank in this session."""
+    """Bytes left for clones on this rank in this session, and which tensors are weights."""
 
     def __init__(self, limit: int) -> None:
         self.left = limit
         self.refused = 0
+        self._weights: frozenset[tuple[torch.device, int]] | None = None
+
+    def is_weight(self, tensor: torch.Tensor) -> bool:
+        """Return whether a tensor lies in the storage of some parameter of this process.
+
+        By the storage, since neither `parameter.data` nor a view of another dtype names its base.
+        All of the process's objects are looked through once, at the first large tensor.
+        """
+        base = tensor._base if tensor._base is not None else tensor  # noqa: SLF001  # torch's only name for a view's owner
+        if isinstance(base, torch.nn.Parameter):
+            return True
+        if tensor.numel() * tensor.element_size() < _LARGE:
+            return False
+        if self._weights is None:
+            self._weights = frozenset(map(_place, _parameters()))
+        return _place(tensor) in self._weights
 
     def take(self, size: int) -> bool:
         """Return whether ``size`` bytes may be cloned, and count them."""
@@ -159,9 +184,36 @@ def _is_integer_tensor(value: object) -> bool:
     )
 
 
-def _is_weight(tensor: torch.Tensor) -> bool:
-    base = tensor._base if tensor._base is not None else tensor  # noqa: SLF001  # torch's only name for a view's owner
-    return isinstance(base, torch.nn.Parameter)
+def _parameters() -> Iterator[torch.Tensor]:
+    """Return the parameters of this process; by type, as `isinstance` asks Python code of torch."""
+    is_parameter: dict[type, bool] = {}
+    for found in gc.get_objects():
+        kind = type(found)
+        if kind not in is_parameter:
+            is_parameter[kind] = issubclass(kind, torch.nn.Parameter)
+        if is_parameter[kind]:
+            yield found
+
+
+def _place(tensor: torch.Tensor) -> tuple[torch.device, int]:
+    """Return where a tensor's storage begins; that of an uninitialised parameter nowhere."""
+    try:
+        return tensor.device, tensor.untyped_storage().data_ptr()
+    except (RuntimeError, ValueError, NotImplementedError):
+        return tensor.device, -1
+
+
+def at_size(inputs: list[Any], shapes: Shapes, dynamic: Collection[int]) -> list[Any]:
+    """Return the inputs of a call with fresh ``dynamic`` ones of these shapes.
+
+    For what a runner says of its inputs: their contents are undefined, and nothing is launched.
+    Raises `torch.OutOfMemoryError`.
+    """
+    fresh = copy.copy(inputs)
+    for index, shape in enumerate(shapes):
+        if index in dynamic and isinstance(inputs[index], torch.Tensor):
+            fresh[index] = inputs[index].new_empty(shape)
+    return fresh
 
 
 def stand_in(tensor: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
@@ -180,14 +232,16 @@ def _clone(tensor: torch.Tensor, budget: Budget) -> torch.Tensor:
     Runners read the alignment of their inputs into cache keys, so a clone that is better aligned
     would be another key. Weights stay as they are; so do tensors whose elements overlap.
     """
-    if _is_weight(tensor) or tensor.numel() == 0:
+    if tensor.numel() == 0 or budget.is_weight(tensor):
         return tensor
     span = 1 + sum((n - 1) * s for n, s in zip(tensor.size(), tensor.stride(), strict=True))
     if span < tensor.numel() or not budget.take(span * tensor.element_size()):
         return tensor
-    raw = torch.empty(
-        span * tensor.element_size() + _ALIGNMENT, dtype=torch.uint8, device=tensor.device
-    )
+    size = span * tensor.element_size() + _ALIGNMENT
+    try:
+        raw = torch.empty(size, dtype=torch.uint8, device=tensor.device)
+    except (torch.cuda.OutOfMemoryError, MemoryError):
+        return tensor
     shift = (tensor.data_ptr() - raw.data_ptr()) % _ALIGNMENT
     if shift % tensor.element_size():
         return tensor

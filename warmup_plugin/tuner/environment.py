@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from warmup_plugin.borrow import BLOCKLIST
+
 #: FlashInfer's variables that change candidates or what they are timed on (read in 0.7.2.post1).
 SWITCHES = (
     "B12X_AUTOTUNE",
@@ -34,7 +36,6 @@ SWITCHES = (
     "FLASHINFER_PRIMS_TS_COMPILE_OPTIONS",
     "MOE_AUTOTUNE",
 )
-_BLOCKLIST = "FLASHINFER_TACTICS_BLOCKLIST"
 
 
 def architecture() -> str:
@@ -68,11 +69,11 @@ def driver() -> str:
 def switches() -> dict[str, str]:
     """Return the switches that are set, and the digest of the blocklist in force."""
     found = {name: os.environ[name] for name in SWITCHES if os.environ.get(name)}
-    if path := os.environ.get(_BLOCKLIST):
+    if path := os.environ.get(BLOCKLIST):
         try:
-            found[_BLOCKLIST] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            found[BLOCKLIST] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         except OSError as error:
-            found[_BLOCKLIST] = f"unreadable ({type(error).__name__})"
+            found[BLOCKLIST] = f"unreadable ({type(error).__name__})"
     return found
 
 

@@ -269,9 +269,54 @@ def synthesise(tuner: Any, profile: Any, inputs: list[Any], config: Any) -> list
     return list(hook(tensors)) if hook is not None else tensors
 
 
+def free_memory() -> None:
+    """Give cached device memory back, as FlashInfer does when a tactic finds none."""
+    with contextlib.suppress(Exception):  # no device, or one that is lost: the tactic has failed
+        torch.cuda.empty_cache()
+
+
+def clear_device_error() -> None:
+    """Take back the error flag that a failed kernel leaves, as FlashInfer does after a tactic.
+
+    It would come up again at the next call of CUDA, in a graph capture for instance.
+    """
+    with contextlib.suppress(Exception):  # to wait for the device is what raises that error
+        torch.cuda.synchronize()
+    with contextlib.suppress(Exception):  # as above, where the device is lost
+        cudart: Any = torch.cuda.cudart  # untyped in torch
+        cudart().cudaGetLastError()
+
+
 def skipped_ops(tuner: Any) -> frozenset[str]:
     """Return the ops the open contexts exclude from tuning (none before 0.6.13)."""
     return frozenset(getattr(tuner, "_effective_skip_ops", ()))
+
+
+#: The fields of an entry of FlashInfer's override stack that are replayed, in order: buckets,
+#: rounding and graph replays are in the effective config; the last is 0.7.4's `tie_tolerance`.
+_OVERRIDES = ("tuning_buckets", "round_up", "cuda_graph_profile_replays", "tie_tolerance")
+
+
+class Options(NamedTuple):
+    """What of the open contexts a replay needs besides the effective config.
+
+    ``unknown``: why an option in force cannot be replayed, or an empty string.
+    """
+
+    memory_only_v2: bool = False
+    tie_tolerance: float | None = None
+    unknown: str = ""
+
+
+def options_in_force(tuner: Any) -> Options:
+    """Return the options of the open contexts that change a winner."""
+    ask = getattr(tuner, "_get_override_stack", None)  # from 0.6.18 on
+    stack = ask() if ask is not None else ()
+    top = tuple(stack[-1]) if stack else ()
+    more = [value for value in top[len(_OVERRIDES) :] if value not in (None, False)]
+    unknown = f"a tuning context has an option in force that is not known: {more!r}" if more else ""
+    tie = top[3] if len(top) > 3 else None  # noqa: PLR2004  # its place among `_OVERRIDES`
+    return Options(in_v2_context(tuner), tie or None, unknown)
 
 
 class Winner(NamedTuple):
@@ -345,6 +390,20 @@ def look_up(
         tuner.is_tuning_mode = mode
 
 
+def is_blocked(tuner: Any, op: str, runner: Any, tactic: Any) -> bool:
+    """Return whether FlashInfer's blocklist keeps this tactic from being a candidate.
+
+    `TacticsBlocklist.filter`, which FlashInfer asks of each list of candidates (from 0.6.13 on).
+    """
+    blocklist = getattr(tuner, "_blocklist", None)
+    if blocklist is None or tactic == -1:
+        return False
+    try:
+        return not blocklist.filter(op, runner, [tactic])
+    except Exception:  # noqa: BLE001  # what the list cannot judge is no candidate
+        return True
+
+
 def accepts(runner: Any, inputs: list[Any], tactic: Any) -> bool:
     """Return whether a runner still offers a tactic, where it can tell (`validate_tactic`).
 
@@ -373,12 +432,19 @@ def in_v2_context(tuner: Any) -> bool:
     return bool(getattr(tuner, "_in_v2_context", False))
 
 
-def tuning_context(*, memory_only_v2: bool) -> Any:
-    """Return a fresh tuning context of the recorded kind; in v2's the default tactic races."""
-    if memory_only_v2:
-        return flashinfer.autotune_v2(mode="tune", persistent_cache=False)
-    autotune = getattr(fi, "autotune", None)
-    return contextlib.nullcontext() if autotune is None else autotune(True)
+@contextlib.contextmanager
+def tuning_context(options: Options = Options()) -> Iterator[None]:  # noqa: B008  # it is immutable
+    """Open a fresh tuning context with the recorded options; in v2's the default tactic races."""
+    autotune: Any = getattr(fi, "autotune", contextlib.nullcontext)
+    with contextlib.ExitStack() as stack:
+        if options.tie_tolerance is not None:
+            # Without tuning: the context that tunes must be the only one (`autotune` counts them).
+            stack.enter_context(autotune(False, tie_tolerance=options.tie_tolerance))
+        if options.memory_only_v2:
+            stack.enter_context(flashinfer.autotune_v2(mode="tune", persistent_cache=False))
+        else:
+            stack.enter_context(autotune(True))
+        yield
 
 
 def is_tuning(tuner: Any) -> bool:

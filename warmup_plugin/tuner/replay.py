@@ -4,7 +4,7 @@
 Owns how a task is replayed: the recorded runner copy, inputs and effective config with only the
 bucket generator narrowed to the task's bucket, so that keys come out as the whole call's would.
 One tuning context at a time, FlashInfer's process group unset. A task that fails has no winner, and
-says why; only interrupts leave `tune`.
+says why: that is no fact about the task, and it is tuned again. Only interrupts leave `tune`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from typing import Any
 import torch
 
 from warmup_plugin.table import Entry, Tactic, canonical_tactic
-from warmup_plugin.tuner import probe
-from warmup_plugin.tuner.observe import Observations
-from warmup_plugin.tuner.race import DEFAULT, beats_default, is_alone, racing_default, times_of
-from warmup_plugin.tuner.task import Call, Task
+from warmup_plugin.tuner import capture, probe
+from warmup_plugin.tuner.asked import dynamic_inputs
+from warmup_plugin.tuner.observe import OUT_OF_MEMORY, Observations
+from warmup_plugin.tuner.race import DEFAULT, beats_default, time_of
+from warmup_plugin.tuner.task import Call, Shapes, Task
 
 logger = logging.getLogger("warmup_plugin")
 
@@ -32,9 +33,12 @@ logger = logging.getLogger("warmup_plugin")
 class Outcome:
     """What tuning one task gave.
 
-    ``winner`` is the index of the winning runner, ``entry`` its table entry; both None without a
-    winner, ``reason`` says why then. ``ms`` is the fastest tactic's time and ``default_ms`` that of
-    FlashInfer's default, None where not measured: each the mean of ``samples``.
+    ``kind``: tuned; default, where FlashInfer offers no candidate; failed, where something was in
+    the way that may be gone at the next start (memory, a compiler); unshared, where each rank has
+    to tune it for itself. ``winner`` is the index of the winning runner's key, ``entry`` its table
+    entry; both None without a winner, ``reason`` says why then. ``ms`` is the time of FlashInfer's
+    choice and ``default_ms`` that of FlashInfer's default, None where not measured: each the mean
+    of ``samples``.
     """
 
     task: str
@@ -70,9 +74,9 @@ def tune(
     if empty:
         probe.clear(tuner)
     try:
-        with probe.no_process_group(), probe.no_bars():
-            for v2, group in itertools.groupby(tasks, key=_is_v2):
-                with probe.tuning_context(memory_only_v2=v2):
+        with probe.no_process_group(), probe.no_bars(), seen.replaying():
+            for options, group in itertools.groupby(tasks, key=_options):
+                with probe.tuning_context(options):
                     for task in group:
                         on_task(task)
                         yield _tune_one(tuner, task, seen, margin)
@@ -80,56 +84,76 @@ def tune(
         probe.forget_profiles(tuner)
 
 
-def _is_v2(task: Task) -> bool:
-    return task.recorded().memory_only_v2
+def _options(task: Task) -> probe.Options:
+    return task.recorded().options
 
 
 def _tune_one(tuner: Any, task: Task, seen: Observations, margin: float) -> Outcome:
     assert probe.process_group() is None, "FlashInfer's process group is set in step 5"
     seen.begin_task()
     began, stored = time.monotonic(), len(tuner.profiling_cache)
-    error, candidates = "", []
-    for call in (task.recorded(), *task.rivals):
-        before = len(seen.times)
-        config = narrow(call.config, task.buckets)
-        with_default = racing_default(call.runners) if margin else contextlib.nullcontext()
-        try:
-            with _as_recorded(call), with_default:
-                tuner.choose_one(call.op, call.runners, config, call.inputs, **call.kwargs)
-        except Exception as raised:  # noqa: BLE001  # a broken runner costs its task, never the session
-            error = f"{type(raised).__name__}: {raised}"[:400]
-            logger.warning("warmup-plugin: %s has no winner: %s", task.label, error)
-        candidates.append([(name, tactic) for name, tactic, _ in seen.times[before:]])
-    winners = probe.winners_since(tuner, stored)
     recorded = task.recorded()
-    ms, default_ms = times_of(type(recorded.runners[0]).__name__, seen.times)
+    error, candidates = _run(tuner, task, recorded, seen, margin)
+    rivals = [_run(tuner, task, rival, seen, margin=0.0) for rival in task.rivals]
+    winners = probe.winners_since(tuner, stored)
     outcome = Outcome(
-        task.id, ms=ms, default_ms=default_ms, samples=probe.samples_of(tuner, recorded.config),
-        candidates=len(candidates[0]), began=began, seconds=time.monotonic() - began,
+        task.id, default_ms=time_of(seen.times, type(recorded.runners[0]).__name__, DEFAULT),
+        samples=probe.samples_of(tuner, recorded.config), candidates=len(candidates),
+        began=began, seconds=time.monotonic() - began,
     )  # fmt: skip
-    if any(found != candidates[0] for found in candidates[1:]):
-        task.state, task.reason = "unshared", "one file key, runners with different candidates"
-        return replace(outcome, kind="unshared", reason=task.reason)
+    if any(others != candidates for _, others in rivals):
+        reason = "one file key, runners with different candidates"
+        return replace(outcome, kind="unshared", reason=reason)
+    error = next((said for said in (error, *(said for said, _ in rivals)) if said), "")
     found = _with_winner(outcome, task, winners, error, seen)
-    if found.entry is None or beats_default(ms, default_ms, margin):
+    if found.entry is None or beats_default(found.ms, found.default_ms, margin):
         return found
-    if is_alone(seen.times) and not recorded.memory_only_v2:  # it raced for our sake only
-        return replace(outcome, reason=_why_none(seen))
     return _with_default(found, task, margin)
 
 
-def _with_default(outcome: Outcome, task: Task, margin: float) -> Outcome:
-    """Return the outcome with FlashInfer's default for a winner: an entry, so that it is known.
+def _run(
+    tuner: Any, task: Task, call: Call, seen: Observations, margin: float
+) -> tuple[str, set[str]]:
+    """Have FlashInfer choose at the task's bucket, and time its default; return error, candidates.
 
-    No entry where FlashInfer would ask the runner about it at every lookup.
+    The candidates that it timed are named by runner class and tactic.
+    """
+    before, error = len(seen.times), ""
+    config, first = narrow(call.config, task.buckets), call.runners[0]
+    try:
+        with _as_recorded(call):
+            inputs = _askable(call, task.shapes)
+            tuner.choose_one(call.op, call.runners, config, inputs, **call.kwargs)
+    except Exception as raised:  # noqa: BLE001  # a broken runner costs its task, never the session
+        error = f"{type(raised).__name__}: {raised}"[:400]
+        logger.warning("warmup-plugin: %s has no winner: %s", task.label, error)
+    timed = [(name, tactic) for name, tactic, _ in seen.times[before:]]
+    if margin and (type(first).__name__, DEFAULT) not in timed:
+        with _as_recorded(call):
+            seen.time_default(first, DEFAULT)
+    return error, {f"{name} {tactic!r}" for name, tactic in timed}
+
+
+def _askable(call: Call, shapes: Shapes) -> list[Any]:
+    """Return the call's inputs at these shapes, of which a runner may be asked its key."""
+    return capture.at_size(call.inputs, shapes, dynamic_inputs(call.config))
+
+
+def _with_default(outcome: Outcome, task: Task, margin: float) -> Outcome:
+    """Return the outcome with FlashInfer's default for a winner: an entry, so that it is found.
+
+    No entry where the runner would refuse it, since FlashInfer asks it about any entry it finds.
     """
     assert outcome.entry is not None
-    first = task.recorded().runners[0]
+    policy = outcome.entry.policy
+    call = task.recorded()
+    first = call.runners[0]
     reason = f"nothing is faster than the default by {margin:.0%}"
-    if hasattr(first, "validate_tactic"):
-        return replace(outcome, kind="default", winner=None, entry=None, reason=reason)
-    entry = Entry(type(first).__name__, DEFAULT, outcome.entry.policy)
-    return replace(outcome, winner=0, entry=entry, reason=reason)
+    outcome = replace(outcome, reason=reason)
+    if not probe.accepts(first, _askable(call, task.shapes), DEFAULT):
+        return replace(outcome, kind="default", winner=None, entry=None)
+    entry = Entry(type(first).__name__, DEFAULT, policy)
+    return replace(outcome, winner=call.places.index(0), entry=entry)
 
 
 def _with_winner(
@@ -139,27 +163,37 @@ def _with_winner(
     found = [(task.keys.index(w.key), w) for w in stored if w.key in task.keys]
     if not found:
         if stored:
-            reason = "the winner is stored under another key than looked up"
-            return replace(outcome, kind="unstable", reason=reason)
-        return replace(outcome, reason=error or _why_none(seen))
+            reason = "its winner is stored under another key than looked up"
+            return replace(outcome, kind="unshared", reason=reason)
+        return _without_winner(outcome, error, seen)
     index, winner = found[0]
     try:
         tactic = canonical_tactic(winner.tactic)
     except (TypeError, ValueError) as unfit:
-        return replace(outcome, reason=str(unfit))
+        return replace(outcome, kind="unshared", reason=str(unfit))
     # FlashInfer drops these when it loads a table (`load_configs`): the tuner would serve them from
     # memory while every other rank served its default.
     if winner.runner.startswith("Cudnn") and isinstance(tactic, int) and tactic >= 0:
-        return replace(outcome, reason="an integer cuDNN tactic cannot be shared")
+        reason = "an integer cuDNN tactic cannot be shared"
+        return replace(outcome, kind="unshared", reason=reason)
     policy = probe.policy_of(task.recorded().config)
-    return replace(outcome, kind="tuned", winner=index, entry=Entry(winner.runner, tactic, policy))
+    ms = time_of(seen.times, winner.runner, winner.tactic)
+    entry = Entry(winner.runner, tactic, policy)
+    return replace(outcome, kind="tuned", winner=index, entry=entry, ms=ms)
 
 
-def _why_none(seen: Observations) -> str:
-    if seen.out_of_memory:
-        return "out of memory"
-    is_timed = any(tactic != DEFAULT for _, tactic, _ in seen.times)
-    return "all tactics failed" if is_timed else "no tactic was timed"
+def _without_winner(outcome: Outcome, error: str, seen: Observations) -> Outcome:
+    """Tell what says something about the task from what was only in the way this time."""
+    if error:
+        return replace(outcome, kind="failed", reason=error)
+    # FlashInfer gives an op up where making inputs or listing candidates finds no memory; else it
+    # looks for the winner once more at the end.
+    if seen.out_of_memory or seen.lookups % 2:
+        return replace(outcome, kind="failed", reason="out of memory")
+    if any(tactic != DEFAULT for _, tactic, _ in seen.times):
+        reason = f"all tactics failed, the first with {seen.first_error}"
+        return replace(outcome, kind="failed", reason=reason)
+    return replace(outcome, reason="no tactic was timed")
 
 
 def narrow(config: Any, buckets: tuple[int, ...]) -> Any:
@@ -196,7 +230,8 @@ def prepare(task: Task, entry: Entry, *, at_bucket: bool = True) -> None:
         profile = probe.profiles(tuner, narrow(call.config, size), call.inputs)[0]
         with _as_recorded(call):
             inputs = probe.synthesise(tuner, profile, call.inputs, call.config)
-            if not probe.accepts(runner, inputs, entry.tactic):
+            is_blocked = probe.is_blocked(tuner, call.op, runner, entry.tactic)
+            if is_blocked or not probe.accepts(runner, inputs, entry.tactic):
                 raise RefusedError(f"{entry.runner} does not offer tactic {entry.tactic!r}")
             runner(inputs, tactic=entry.tactic, **call.kwargs)
 
@@ -213,17 +248,14 @@ def served(task: Task) -> tuple[str, Tactic] | None:
     call, tuner = task.call, probe.tuner()
     if call is None:
         return probe.loaded_answer(tuner, task.keys)
+    try:
+        inputs = _askable(call, task.shapes)
+    except OUT_OF_MEMORY:  # to ask costs more than to serve: what is loaded answers
+        return probe.loaded_answer(tuner, task.keys)
     with _as_recorded(call):
         found, index, tactic, _ = tuner.search_cache(
-            call.op, call.runners, task.shapes, call.config, inputs=call.inputs
+            call.op, call.runners, task.shapes, call.config, inputs=inputs
         )
-        if not found and any(hasattr(runner, "validate_tactic") for runner in call.runners):
-            # Asked with stand-ins, which are of another size and have no storage.
-            profile = probe.profiles(tuner, narrow(call.config, task.buckets), call.inputs)[0]
-            inputs = probe.synthesise(tuner, profile, call.inputs, call.config)
-            found, index, tactic, _ = tuner.search_cache(
-                call.op, call.runners, task.shapes, call.config, inputs=inputs
-            )
     return (type(call.runners[index]).__name__, canonical_tactic(tactic)) if found else None
 
 

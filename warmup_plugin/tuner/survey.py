@@ -14,7 +14,7 @@ import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,11 +23,11 @@ from warmup_plugin.table import Entry, canonical_tactic
 from warmup_plugin.topology import RankInfo
 from warmup_plugin.tuner import capture, probe
 from warmup_plugin.tuner.asked import Asked, dynamic_inputs, shapes_of
+from warmup_plugin.tuner.batch_fields import BatchFields
 from warmup_plugin.tuner.install import LoadedEntries
 from warmup_plugin.tuner.known_ops import KnownOps, distribution_aware
 from warmup_plugin.tuner.profiles import Profiles
 from warmup_plugin.tuner.register import Known, Register
-from warmup_plugin.tuner.replay import narrow
 from warmup_plugin.tuner.tally import Answer, Tally
 from warmup_plugin.tuner.task import (
     MOST_RIVALS,
@@ -36,8 +36,9 @@ from warmup_plugin.tuner.task import (
     Shapes,
     Switches,
     Task,
+    canonical,
     may_differ,
-    name_rank_fields,
+    name_fields,
     numbers_of,
     options_of,
 )
@@ -48,8 +49,9 @@ logger = logging.getLogger("warmup_plugin")
 class Survey:
     """What one rank's forward asked of the tuner, which holds ``entries``, the agreed table's.
 
-    ``tasks``: by id, in the order met. ``passed``: op -> why it was passed through. ``skipped``:
-    ops the engine's skip list took out; their stored entries are not installed either.
+    ``tasks``: by id, in the order met. ``passed``: op -> why it was passed through. ``unrecorded``:
+    op -> why a call of it could not be recorded. ``skipped``: ops that the engine's skip list takes
+    out at every call; their stored entries are not installed either.
     ``adopted``: task id -> key of the old file's entry that answers it.
     Unless ``is_vouched``, stored tactics do not run in the forward: one that a runner refuses would
     leave the other ranks in a collective. They are run apart, in step 7, and only then served.
@@ -69,7 +71,9 @@ class Survey:
     ) -> None:
         self.tasks = Register()
         self.passed: dict[str, str] = {}
-        self.skipped: set[str] = set()
+        self.unrecorded: dict[str, str] = {}
+        self._skipped: set[str] = set()
+        self._told: set[tuple[str, str]] = set()
         self.adopted: dict[str, str] = {}
         self.last_answered = ""
         self.budget = capture.Budget(clone_bytes)
@@ -91,6 +95,7 @@ class Survey:
         self._answers: dict[Answer, Answer] = {}
         self._buckets: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._profiles = Profiles(self._tuner)
+        self._batch_fields = BatchFields(self._profiles)
         self._tally: Tally | None = None
 
     def tally(self) -> Tally:
@@ -110,6 +115,15 @@ class Survey:
             del self._tuner.choose_one
 
     @property
+    def skipped(self) -> set[str]:
+        """The ops that were met and never recorded, as a skip list has them.
+
+        An op that is recorded elsewhere was skipped by a context round single calls: those keep
+        the default in the warm-up, as FlashInfer has it, and the op is tuned for the others.
+        """
+        return self._skipped - set(self.tally().ops)
+
+    @property
     def is_vouched(self) -> bool:
         """Return whether stored tactics run in the forward."""
         return self._is_vouched
@@ -126,6 +140,7 @@ class Survey:
     def pass_through(self, op: str, reason: str) -> None:
         """Leave an op alone from now on; what was recorded of it is dropped."""
         self._ops = self._ops.plus(pass_through={op: reason})
+        self.unrecorded.pop(op, None)
         self._tally = None
         for task in [task for task in self.tasks.values() if task.op == op]:
             del self.tasks[task.id]
@@ -135,14 +150,15 @@ class Survey:
         recorded = [task for task in self.tasks.values() if task.op == op]
         for task in recorded:
             del self.tasks[task.id]
-        self.skipped.add(op)
+        self._skipped.add(op)
         self._tally = None
         return bool(recorded)
 
-    def unshare(self, names: Iterable[str]) -> None:
-        """Take tasks for unshared that the plan has found to be: it sees every rank's keys."""
-        for name in names:
-            self._unshare(self.tasks[name], "another rank's task has one of its file keys")
+    def unshare(self, reasons: Mapping[str, str]) -> None:
+        """Take tasks for unshared that plan or tuning have found to be. ``reasons``: by task id."""
+        for name, reason in reasons.items():
+            if name in self.tasks:
+                self._unshare(self.tasks[name], reason)
 
     def _choose_one(
         self,
@@ -157,17 +173,22 @@ class Survey:
             is_tuning = self._tuner.is_tuning_mode
         if not is_tuning:
             return self._pass(call, kwargs)
-        if custom_op in probe.skipped_ops(self._tuner):
-            self.skipped.add(custom_op)
-            return self._pass(call, kwargs)
+        if custom_op in probe.skipped_ops(self._tuner) and runners:
+            self._skipped.add(custom_op)
+            # FlashInfer's own answer, before which 0.7.4 meets the other ranks of its tuning group.
+            return runners[0], -1
         if reason := self._why_not(custom_op, runners, kwargs):
             self.passed.setdefault(custom_op, reason)
             return self._pass(call, kwargs)
         with self._lock:
-            self._restore()
-            config = probe.effective_config(self._tuner, tuning_config)
-            self._record(custom_op, runners, config, inputs, kwargs)
             self.last_answered = custom_op
+            try:
+                self._restore()
+                config = probe.effective_config(self._tuner, tuning_config)
+                self._record(custom_op, runners, config, inputs, kwargs)
+            except Exception as error:  # noqa: BLE001  # of no concern to the engine: the op is left to FlashInfer
+                self.unrecorded.setdefault(custom_op, f"{type(error).__name__}: {error}"[:400])
+                return runners[0], -1
             return self._answer(custom_op, runners, config, inputs)
 
     def _pass(self, call: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
@@ -194,6 +215,8 @@ class Survey:
             return reason
         if reason := probe.store_or_policy_in_force(self._tuner):
             return reason
+        if reason := probe.options_in_force(self._tuner).unknown:
+            return reason
         for part in (*runners, *kwargs.values()):
             if reason := self._group_inside(part):
                 return reason
@@ -213,14 +236,7 @@ class Survey:
     def _record(
         self, op: str, runners: list[Any], config: Any, inputs: list[Any], kwargs: dict[str, Any]
     ) -> None:
-        asked = Asked(
-            op, runners, config, inputs, kwargs,
-            find_profiles=lambda: self._profiles.of(config, inputs),
-            named=[(type(r).__name__, self._extras(op, r, inputs)) for r in runners],
-            switches=[options_of(r) for r in runners],
-            numbers=[numbers_of(r) for r in runners],
-            v2=probe.in_v2_context(self._tuner),
-        )  # fmt: skip
+        asked = self._asked(op, runners, config, inputs, kwargs)
         if (mark := asked.mark(self._marked)) in self._seen:
             return
         self._seen.add(mark)
@@ -229,7 +245,31 @@ class Survey:
         for shapes in asked.profiles:
             self._record_task(asked, keep, shapes)
 
-    def _extras(self, op: str, runner: Any, inputs: list[Any]) -> Extras:
+    def _asked(
+        self, op: str, runners: list[Any], config: Any, inputs: list[Any], kwargs: dict[str, Any]
+    ) -> Asked:
+        switches = [options_of(runner) for runner in runners]
+        named, apart = [], ""
+        for runner, its_switches in zip(runners, switches, strict=True):
+            real = runner.get_cache_key_extras(inputs)
+            fields = self._batch_fields.of((op, runner, its_switches), real, config, inputs)
+            name = type(runner).__name__
+            named.append((name, self._extras(op, real, fields.batch)))
+            if fields.is_made_otherwise:
+                apart = f"{name} has another key for the inputs that FlashInfer tunes with"
+        places = canonical(named)
+        return Asked(
+            op, runners, config, inputs, kwargs,
+            find_profiles=lambda: self._profiles.of(config, inputs),
+            places=places,
+            named=[named[place] for place in places],
+            switches=[switches[place] for place in places],
+            numbers=[numbers_of(runners[place]) for place in places],
+            options=probe.options_in_force(self._tuner),
+            apart=self._ops.key_unstable.get(op, apart),
+        )  # fmt: skip
+
+    def _extras(self, op: str, real: tuple[Any, ...], batch: tuple[int, ...] = ()) -> Extras:
         fields = self._ops.twin_fields.get(op, {})
         # A rank without others along an axis has no twins there, and 0 is many things' number.
         own = {
@@ -237,7 +277,7 @@ class Survey:
             for index, name in fields.items()
             if getattr(self._ranks, f"{name.removesuffix('_rank')}_size", 2) > 1
         }
-        return name_rank_fields(runner.get_cache_key_extras(inputs), own)
+        return name_fields(real, own, batch)
 
     def _keep(self, asked: Asked) -> Call:
         """Copy what the replay will need, before the forward goes on and changes it."""
@@ -245,10 +285,11 @@ class Survey:
         return Call(
             op=asked.op,
             runners=[copies.runner(r) for r in asked.runners],
+            places=asked.places,
             config=copies.config(asked.config),
             inputs=copies.inputs(asked.inputs, dynamic_inputs(asked.config)),
             kwargs=copies.kwargs(asked.kwargs),
-            memory_only_v2=asked.v2,
+            options=asked.options,
             inference=torch.is_inference_mode_enabled(),
             stream=torch.cuda.current_stream() if torch.cuda.is_available() else None,
             width=asked.width,
@@ -257,7 +298,11 @@ class Survey:
     def _record_task(self, asked: Asked, keep: Callable[[], Call], shapes: Shapes) -> None:
         profile = probe.nearest_profile(shapes, asked.config)
         name = asked.ids.at(profile)
-        keys = tuple(self._keys.file_key(asked.op, n, profile, e.real) for n, e in asked.named)
+        names = (runner for runner, _ in asked.named)
+        keys = tuple(
+            self._keys.file_key(asked.op, runner, profile, extras)
+            for runner, extras in zip(names, asked.extras_at(shapes), strict=True)
+        )
         if name not in self.tasks:
             shapes = profile if profile == shapes else shapes  # FlashInfer keeps that one anyway
             buckets = asked.buckets(shapes)
@@ -306,34 +351,40 @@ class Survey:
             return
         task.state, task.reason = "unshared", reason
         self._tally = None
-        logger.warning("warmup-plugin: %s is neither shared nor stored: %s", task.label, reason)
+        if (task.op, reason) not in self._told:
+            self._told.add((task.op, reason))
+            logger.warning(
+                "warmup-plugin: %s, and perhaps other sizes, is in no table: each rank tunes it "
+                "for itself at every start: %s", task.label, reason,
+            )  # fmt: skip
 
     def _judge(self, task: Task, asked: Asked, profile: Any) -> None:
         """Decide whether the agreed table answers the task, by FlashInfer's rule while tuning."""
-        if task.op in self._ops.key_unstable:
-            task.state, task.reason = "unstable", self._ops.key_unstable[task.op]
+        if asked.apart:
+            self._unshare(task, asked.apart)
             return
         found, index, tactic = probe.look_up(
             self._tuner, task.op, asked.runners, task.shapes, asked.config, inputs=asked.inputs
         )
-        held = [entry for key in task.keys if (entry := self._entries.get(key)) is not None]
+        keys = dict.fromkeys(task.keys)
+        held = [entry for key in keys if (entry := self._entries.get(key)) is not None]
         is_answer = len(held) == 1 and probe.is_measured_as(asked.config, held[0].policy)
         offers = self._offers(task, asked, profile, held[0]) if is_answer else None
         if offers is False:
             task.state = "refused"
             task.reason = f"{held[0].runner} does not offer tactic {held[0].tactic!r}"
-        elif is_answer and (found or offers):
+        elif is_answer and (found or offers or held[0].runner in asked.follows_batch):
             task.state = "known"
-            # FlashInfer asks a runner that can tell with the inputs at hand, of whatever size.
-            served = (asked.named[index][0], canonical_tactic(tactic)) if found else held[0][:2]
+            # FlashInfer asks with the inputs at hand: their size is not the task's, which a runner
+            # that can tell may refuse, and one whose key follows the batch looks elsewhere.
+            runner = type(asked.runners[index]).__name__
+            served = (runner, canonical_tactic(tactic)) if found else held[0][:2]
             task.is_agreed = served == held[0][:2]
             # Few answers differ; of equal ones one is kept, but to a dictionary True is 1.
             is_plain = type(served[1]) is int
             task.served = self._answers.setdefault(served, served) if is_plain else served
         elif self._is_default(task.id):
             task.state = "default"
-        elif asked.has_unstable_key:
-            task.state, task.reason = "unstable", "stored under another key than looked up"
         elif self._may_adopt(asked):
             legacy = [self._keys.legacy_key(task.op, name, profile) for name, _ in asked.named]
             old_keys = [
@@ -351,9 +402,7 @@ class Survey:
             return None
         inputs = asked.inputs
         if profile != probe.nearest_profile(shapes_of(inputs), asked.config):
-            config = narrow(asked.config, task.buckets)
-            sized = probe.profiles(self._tuner, config, inputs)[0]
-            inputs = probe.synthesise(self._tuner, sized, inputs, config)
+            inputs = asked.at(task.shapes)
         return probe.accepts(able[0], inputs, entry.tactic)
 
     def _may_adopt(self, asked: Asked) -> bool:

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A recorded tuning call and its tasks.
 
-Owns what identifies a task: custom op, runner classes in order, each runner's cache key extras,
-mapped profile. One task has several possible file keys, one per runner, because FlashInfer's key
-holds the runner's class. Extras that are this rank's own number (twins, `KnownOps.twin_fields`)
-are replaced by the field's name, so that ranks which differ in nothing else hold one task.
+Owns what identifies a task: custom op, the set of runner classes with each runner's cache key
+extras, mapped profile. One task has several possible file keys, one per runner, because
+FlashInfer's key holds the runner's class. The order of the runners is no part of it: some ops
+order, or choose, them by the batch. Extras that are this rank's own number (twins,
+`KnownOps.twin_fields`) or that follow the batch are replaced by the field's name, so that ranks and
+calls which differ in nothing else hold one task.
 """
 
 from __future__ import annotations
@@ -12,19 +14,21 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
 from warmup_plugin.table import Tactic
+from warmup_plugin.tuner.probe import Options
 
 Shapes = tuple[tuple[int, ...], ...]
 Switches = tuple[tuple[str, str], ...]
-#: ``default`` and ``unstable`` are known, without a winner: nothing is tuned or stored.
-#: ``refused``: the entry that answers it cannot be used; as good as missing, on every rank.
-State = Literal["known", "default", "unstable", "missing", "unshared", "refused"]
+#: ``default`` is known, without a winner: nothing is tuned or stored. ``refused``: the entry that
+#: answers it cannot be used; as good as missing, on every rank. ``unshared``: each rank tunes it
+#: for itself, at every start.
+State = Literal["known", "default", "missing", "unshared", "refused"]
 
 #: How many further runners with the same key and other numbers are kept to compare candidates.
 MOST_RIVALS = 3
@@ -35,15 +39,17 @@ class Call:
     """One intercepted ``choose_one``, as it was at that moment.
 
     ``inputs`` holds stand-ins and clones (`capture.py`), ``config`` the effective tuning config
-    with the engine's bucket overrides applied.
+    with the engine's bucket overrides applied. ``runners`` stand in the order of the call;
+    ``places`` leads from the order of a task's keys (`canonical`) to them.
     """
 
     op: str
     runners: list[Any]
+    places: list[int]
     config: Any
     inputs: list[Any]
     kwargs: dict[str, Any]
-    memory_only_v2: bool
+    options: Options
     inference: bool
     stream: Any
     width: int
@@ -51,7 +57,7 @@ class Call:
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
 class Task:
-    """One recorded call at one bucket. ``keys`` are its file keys in runner order.
+    """One recorded call at one bucket. ``keys`` are its file keys, in the order of `canonical`.
 
     Where the agreed table answers it: ``served``, what the tuner served in the survey, as (runner
     class, tactic), and whether the table says so too. Of a task that a vouched table answers no
@@ -98,24 +104,37 @@ class Task:
 
 @dataclass(frozen=True)
 class Extras:
-    """A runner's cache key extras: as they are, and with this rank's own numbers named."""
+    """A runner's cache key extras: as they are, and with this rank's own numbers named.
+
+    ``follows_batch``: some of them are another at another batch, and named in ``neutral``.
+    """
 
     real: tuple[Any, ...]
     neutral: str
     is_twin: bool
+    follows_batch: bool = False
 
 
-def name_rank_fields(real: tuple[Any, ...], own: dict[int, tuple[str, int]]) -> Extras:
-    """Replace each field that holds this rank's own number by that number's name.
+def name_fields(
+    real: tuple[Any, ...], own: Mapping[int, tuple[str, int]], batch: Collection[int] = ()
+) -> Extras:
+    """Replace each field that holds this rank's own number, or follows the batch, by a name.
 
-    ``own``: index in the extras -> (name, this rank's number).
+    ``own``: index in the extras -> (name, this rank's number). ``batch``: indices.
     """
     named = list(real)
     for index, (name, number) in own.items():
         if index < len(real) and type(real[index]) is int and real[index] == number:
             named[index] = f"<{name}>"
     is_twin = named != list(real)
-    return Extras(real, str(tuple(named)), is_twin)
+    for index in batch:
+        named[index] = "<batch>"
+    return Extras(real, str(tuple(named)), is_twin, follows_batch=bool(batch))
+
+
+def canonical(named: Sequence[tuple[str, Extras]]) -> list[int]:
+    """Return the places of a call's runners in an order that all ranks and calls share."""
+    return sorted(range(len(named)), key=lambda place: (named[place][0], named[place][1].neutral))
 
 
 class TaskIds:
@@ -126,7 +145,7 @@ class TaskIds:
     """
 
     def __init__(self, op: str, runners: Sequence[tuple[str, Extras]]) -> None:
-        common = json.dumps([op, [[name, extras.neutral] for name, extras in runners]])
+        common = json.dumps([op, sorted([name, extras.neutral] for name, extras in runners)])
         self._common = hashlib.sha256(f"{common[:-1]}, ".encode())
 
     def at(self, profile: Shapes) -> str:
@@ -161,7 +180,8 @@ def may_differ(ours: Sequence[Any], theirs: Sequence[Any]) -> bool:
 
     Their plain numbers differ, and FlashInfer's memory, which holds the hash, tells them apart.
     """
-    pairs = list(zip(ours, theirs, strict=True))
+    in_order = (sorted(runners, key=lambda r: type(r).__name__) for runners in (ours, theirs))
+    pairs = zip(*in_order, strict=True)
     return any(numbers_of(a) != numbers_of(b) and hash(a) != hash(b) for a, b in pairs)
 
 

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which fields of a runner's cache key follow the batch.
+
+FlashInfer stores a winner under the key of the inputs that it makes for a bucket and looks it up
+under the key of the inputs at hand. A runner's extras should be equal for both; cuBLASLt's are not:
+they hold the batch, so that a winner is found at that batch alone. This belongs to the runner, not
+to the call it stands in, so it is asked once for each runner class and its switches.
+
+Owns that question. Runners are asked with tensors of undefined contents, and run nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from warmup_plugin.tuner.asked import dynamic_inputs, shapes_of
+from warmup_plugin.tuner.capture import at_size
+from warmup_plugin.tuner.profiles import Profiles
+from warmup_plugin.tuner.task import Shapes, Switches
+
+
+class Fields(NamedTuple):
+    """What is known of a runner's extras.
+
+    ``batch``: the indices of those that are another at another batch. ``is_made_otherwise``: they
+    differ between the inputs of the call and fresh ones of the same shapes.
+    """
+
+    batch: tuple[int, ...] = ()
+    is_made_otherwise: bool = False
+
+
+class BatchFields:
+    """The answers of one survey, by op, runner class and switches."""
+
+    def __init__(self, profiles: Profiles) -> None:
+        self._profiles = profiles
+        self._known: dict[tuple[str, type, Switches], Fields] = {}
+
+    def of(
+        self,
+        kind: tuple[str, Any, Switches],
+        real: tuple[Any, ...],
+        config: Any,
+        inputs: list[Any],
+    ) -> Fields:
+        """Return what is known of a runner whose extras are ``real`` for these inputs.
+
+        ``kind``: the op, the runner itself, and its switches.
+        """
+        op, runner, switches = kind
+        key = op, type(runner), switches
+        if key not in self._known:
+            others = self._other_sizes(config, inputs)
+            if not others:  # a call with one size: there is no batch to follow
+                return Fields()
+            self._known[key] = _ask(runner, real, config, inputs, others)
+        return self._known[key]
+
+    def _other_sizes(self, config: Any, inputs: list[Any]) -> list[Shapes]:
+        """Return the smallest and the largest other profile of a call."""
+        own = shapes_of(inputs)
+        found = [shapes for shapes in self._profiles.of(config, inputs) if shapes != own]
+        return [min(found, key=_elements), max(found, key=_elements)] if found else []
+
+
+def _elements(shapes: Shapes) -> int:
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def _ask(
+    runner: Any, real: tuple[Any, ...], config: Any, inputs: list[Any], others: list[Shapes]
+) -> Fields:
+    dynamic = dynamic_inputs(config)
+    batch: set[int] = set()
+    is_made_otherwise = False
+    for shapes in (shapes_of(inputs), *others):
+        try:
+            extras = runner.get_cache_key_extras(at_size(inputs, shapes, dynamic))
+        except Exception:  # noqa: BLE001, S112  # no memory, or a size it refuses: FlashInfer would fail at it, too
+            continue
+        if len(extras) != len(real):
+            batch.update(range(len(real)))
+        else:
+            batch.update(i for i, (a, b) in enumerate(zip(extras, real, strict=True)) if a != b)
+        if batch and shapes == shapes_of(inputs):
+            is_made_otherwise = True
+    return Fields(tuple(sorted(batch)), is_made_otherwise)
