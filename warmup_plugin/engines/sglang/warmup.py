@@ -216,7 +216,7 @@ class Context:
             "ranks": self._ranks(group),
             "group": group.cpu_group if group.world_size > 1 else None,
             "settings": settings,
-            "engine_root": names.cache_root(),
+            "engine_root": base.engine_root(names.ROOT_VARIABLE, names.cache_root, settings),
             "engine": ("sglang", names.version()),
             "others": own_tables(self._runner) if reuses else (),
             "keep_loaded": True,  # of an earlier context, in whose graphs it is captured
