@@ -96,7 +96,7 @@ def test_the_margin(
 
 
 def test_the_time_of_a_tactic() -> None:
-    """Its last, of this runner class: 0.7.4 times near ties again. A failure is no time."""
+    """Its least, of this runner class; a failure is no time."""
     times = [("A", 0, 3.0), ("B", 0, 2.0), ("A", 0, 2.5), ("A", (0,), 1.0), ("A", 1, float("inf"))]
     assert time_of(times, "A", 0) == 2.5
     assert time_of(times, "B", 0) == 2.0
