@@ -127,8 +127,10 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
 ROW = {"timed": 16, "synthesised": 4, "seconds": 1.0, "served": [[1, "op", "R", 2]], "told": []}
 AGAIN = {"1": {"ours": 1.0, "default": 2.0, "alone": 1.0, "alone again": 1.01}}
 GOOD: dict[str, Any] = {
-    "alone": {**ROW}, "cold": {**ROW}, "warm": {**ROW, "timed": 0, "synthesised": 0, "again": AGAIN},
-}  # fmt: skip
+    "alone": {**ROW},
+    "cold": {**ROW},
+    "warm": {**ROW, "timed": 0, "synthesised": 0, "again": AGAIN},
+}
 
 
 def changed(way: str, **values: Any) -> dict[str, Any]:

@@ -187,7 +187,8 @@ def open_job(options: Options) -> Iterator[Job]:
     with contextlib.ExitStack() as stack:
         began = time.monotonic()
         progress = _progress(options)
-        meeting, rank_0s = _meet(options, stack)
+        stack.callback(progress.hush)
+        meeting, rank_0s = _meet(options, stack, progress)
         job: Job | None = None
         try:
             job = _join(options, meeting, stack, progress, rank_0s)
@@ -218,6 +219,7 @@ def _progress(options: Options) -> ProgressLine:
     ranks, settings = options.ranks, options.settings
     progress = ProgressLine(ranks.rank, path=None if ranks.local_rank else settings.progress_file)
     progress.step("open")
+    progress.begin()
     return progress
 
 
@@ -252,7 +254,9 @@ def _join(
     return job
 
 
-def _meet(options: Options, stack: contextlib.ExitStack) -> tuple[Rendezvous, str]:
+def _meet(
+    options: Options, stack: contextlib.ExitStack, progress: ProgressLine
+) -> tuple[Rendezvous, str]:
     """Open the session; return with it the surroundings of rank 0."""
     is_alone = options.ranks.world_size == 1 and options.group is None
     greeting = begin(tells=not is_alone) if options.ranks.rank == 0 else ""
@@ -263,6 +267,7 @@ def _meet(options: Options, stack: contextlib.ExitStack) -> tuple[Rendezvous, st
 
     link = connect(options.group, options.settings, greeting)
     meeting = Meeting(link, options.settings)
+    meeting.on_wait = progress.waits
     stack.callback(meeting.close)
     return meeting, link.greeting
 
