@@ -6,11 +6,15 @@ from __future__ import annotations
 import io
 import json
 import logging
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from warmup_plugin.progress import LOG_S, Progress, counted
+from warmup_plugin.doing import is_compiling
+from warmup_plugin.progress import LOG_S, STUCK_S, Glance, Progress, counted
+from warmup_plugin.ticking import Ticking
 
 
 class Clock:
@@ -124,3 +128,172 @@ def test_nobody_waits_for_it(
     progress.task("op::a @ 128", 2)
     progress.end("ready")
     assert [r.levelname for r in caplog.records] == ["WARNING"]
+
+
+# -- a clock of its own --------------------------------------------------------------------------
+
+
+class Tactics:
+    """How far the one task in hand is; the test moves it on."""
+
+    def __init__(self) -> None:
+        self.now = Glance()
+
+    def __call__(self) -> Glance:
+        return self.now
+
+
+@pytest.fixture
+def tactics() -> Tactics:
+    return Tactics()
+
+
+def one_long_task(progress: Progress, tactics: Tactics) -> None:
+    """One rank, one task, no heartbeat of others."""
+    progress.plan(1)
+    progress.step("tune")
+    progress.task("op::a @ 64", 0, tactics, 1800.0)
+
+
+def test_one_long_task_is_told_of(
+    clock: Clock, tactics: Tactics, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing but the clock calls: a line each half minute, a file that changes."""
+    caplog.set_level(logging.INFO, "warmup_plugin")
+    path = tmp_path / "progress.json"
+    progress = Progress(0, path=path, stream=io.StringIO(), clock=clock)
+    one_long_task(progress, tactics)
+    found = []
+    for number in range(1, 15):
+        clock.now += 5.0
+        tactics.now = Glance(number, 16, 0.5)
+        progress.tick()
+        found.append(json.loads(path.read_bytes()))
+    assert [each["tactic"] for each in found] == list(range(1, 15))
+    assert {(each["doing"], each["of"], each["best_ms"]) for each in found} == {("tuning", 16, 0.5)}
+    assert [each["in_task_s"] for each in found] == [5.0 * n for n in range(1, 15)]
+    assert found[-1]["limit_s"] == 1800.0
+    assert found[8]["left_s"] == pytest.approx(45 / 8 * 8, abs=0.1)
+    words = (
+        "warmup-plugin: tuning: op::a @ 64, tactic {} of 16, best 0.5 ms; 0 of 1 tasks, about {}"
+    )
+    assert caplog.messages == [
+        words.format(6, "1 min 6 s left"),
+        words.format(12, "27 s left"),
+    ]
+
+
+def test_what_does_not_move_is_stuck_and_the_limit_is_named(clock: Clock, tactics: Tactics) -> None:
+    """A tactic that ends counts as a move; so does the next task."""
+    progress = Progress(0, stream=io.StringIO(), clock=clock)
+    one_long_task(progress, tactics)
+    tactics.now = Glance(3, 16)
+    progress.tick()
+    clock.now += STUCK_S - 1
+    progress.tick()
+    assert progress.document()["doing"] == "tuning"
+    clock.now += 14
+    progress.tick()
+    assert progress.document()["doing"] == "stuck"
+    assert progress.line() == (
+        "warmup-plugin: stuck: op::a @ 64, tactic 3 of 16, nothing has moved for 1 min 13 s, given "
+        "up 30 min 0 s after it began (WARMUP_PLUGIN_TASK_LIMIT_S); 0 of 1 tasks"
+    )
+    tactics.now = Glance(4, 16)
+    progress.tick()
+    assert progress.document()["doing"] == "tuning"
+
+
+def test_who_is_waited_for_is_told(clock: Clock) -> None:
+    progress = Progress(0, stream=io.StringIO(), clock=clock)
+    progress.step("share")
+    progress.waits([3])
+    assert (progress.document()["doing"], progress.document()["waits_for"]) == ("waiting", [3])
+    assert progress.line() == "warmup-plugin: step share, waiting for rank 3"
+    progress.waits([])
+    assert (progress.document()["doing"], progress.document()["waits_for"]) == ("working", [])
+
+
+def in_a_file_called(name: str) -> Any:
+    """Return a function that waits for an event, as if its code stood in this file."""
+    code = "def wait(is_there, is_over):\n    is_there.set()\n    is_over.wait(20)\n"
+    space: dict[str, Any] = {}
+    exec(compile(code, name, "exec"), space)  # noqa: S102  # a stack with this file name in it
+    return space["wait"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("/env/site-packages/flashinfer/jit/core.py", True),
+        ("/env/site-packages/torch/utils/cpp_extension.py", True),
+        ("/env/site-packages/cutlass/base_dsl/dsl.py", True),
+        ("/env/site-packages/triton/compiler/compiler.py", True),
+        ("/env/site-packages/flashinfer/gemm/gemm_base.py", False),
+        ("/home/jitter/model.py", False),
+    ],
+)
+def test_a_compiler_on_the_stack_is_compiling(
+    name: str,
+    expected: bool,  # noqa: FBT001  # a case of the table
+    clock: Clock,
+    tactics: Tactics,
+) -> None:
+    """Seen from another thread; it is not stuck, however long it takes."""
+    is_there, is_over, made = threading.Event(), threading.Event(), list[Progress]()
+
+    def work() -> None:
+        made.append(Progress(0, stream=io.StringIO(), clock=clock))
+        one_long_task(made[0], tactics)
+        in_a_file_called(name)(is_there, is_over)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        assert is_there.wait(20)
+        assert is_compiling(thread.ident or 0) is expected
+        clock.now += STUCK_S + 1
+        assert made[0].document()["doing"] == ("compiling" if expected else "stuck")
+        assert made[0].line().startswith(f"warmup-plugin: {made[0].document()['doing']}: op::a")
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def test_it_ticks_until_it_ends() -> None:
+    """And not a tick later; it can be ended without having begun, and twice."""
+    ticked = threading.Event()
+    ticking = Ticking(ticked.set, 0.001)
+    ticking.begin()
+    ticking.begin()
+    assert ticked.wait(20)
+    ticking.end()
+    ticking.end()
+    assert "warmup-progress" not in [thread.name for thread in threading.enumerate()]
+    ticked.clear()
+    ticking.begin()
+    Ticking(ticked.set, 0.001).end()
+    assert not ticked.is_set()
+
+
+def test_without_a_thread_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_thread(_self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    ticking = Ticking(lambda: None, 0.001)
+    ticking.begin()
+    ticking.end()
+    assert caplog.messages == [
+        "warmup-plugin: progress is told at steps and tasks only: can't start new thread"
+    ]
+
+
+def test_impossible_times_are_no_gain(clock: Clock) -> None:
+    """A clock that goes wrong gives negative ones; no logarithm is taken of them."""
+    progress = Progress(0, stream=io.StringIO(), clock=clock)
+    for ms, default_ms in ((-5.0, 1.0), (1.0, -5.0), (0.0, 1.0), (1.0, 0.0)):
+        progress.tuned(ms, default_ms)
+    assert progress.document()["over_default"] is None

@@ -19,7 +19,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from warmup_plugin import wire
@@ -67,6 +67,8 @@ class Meeting:
         self.rank = link.rank
         self.size = link.size
         self.waits: list[tuple[str, float, float]] = []
+        #: Told which ranks this one waits for, and nobody when it waits no more.
+        self.on_wait: Callable[[Iterable[int]], None] = lambda _ranks: None
         self._link = link
         self._settings = settings
         self._forwards = 0
@@ -288,6 +290,7 @@ class Meeting:
             nonlocal told_s
             self._obey()
             self._watch.look(set(others))
+            self.on_wait(others)
             if self.rank == 0 and waited_s - told_s > _TELL_S:
                 told_s = waited_s
                 for rank in others:
@@ -300,8 +303,11 @@ class Meeting:
                 meanwhile()
             return found
 
-        with self._pulse.idle():
-            wait_until(is_there, look, brief_pause_s=_EACH_ASKS_S * self.size)
+        try:
+            with self._pulse.idle():
+                wait_until(is_there, look, brief_pause_s=_EACH_ASKS_S * self.size)
+        finally:
+            self.on_wait(())
 
     def close(self) -> None:
         """Stop the heartbeat and let go of the store.

@@ -9,8 +9,10 @@ this cannot show: a time, a compiler, a kernel that fails, the ops of FlashInfer
 from __future__ import annotations
 
 import os
+import site
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -80,3 +82,21 @@ def _hanging() -> Prepare:
 
 def _deadly() -> Prepare:
     os._exit(9)
+
+
+def hopper() -> None:
+    """Put the stand-in of the tests with FlashInfer's own op code in place, for SM90.
+
+    Its ops are then tried themselves, on small weights. What it assumes is told in
+    `tests/real_ops/gpu/install.py`: a fused MoE, for one, does not take the time of its two GEMMs,
+    so only an op with one call of the tuner is worth comparing on it.
+    """
+    # What that code imports; `make test` puts it there. It has .pth files.
+    folder = os.environ.get("WARMUP_TEST_REAL_OPS") or Path(__file__).parents[2] / ".venv/real-ops"
+    site.addsitedir(str(folder))
+    from tests.real_ops.gpu.install import install as install_gpu
+    from warmup_plugin.gpu_evidence import ops
+
+    install_gpu((9, 0), NAME, 132)
+    small: Any = ops
+    small._K, small._WIDTHS = 256, (128, 384)

@@ -116,6 +116,22 @@ def test_the_budget_ends_the_run(tmp_path: Path) -> None:
     assert "no answer from the first child" in found.said
 
 
+@pytest.mark.real_ops
+@pytest.mark.timeout(300)
+def test_flashinfers_own_op_code_is_compared(tmp_path: Path) -> None:
+    """A real op, chosen by compute capability, down to its runner and its keys."""
+    found = run(
+        tmp_path, "--stand-in", f"{HERE / 'stand_in.py'}:hopper", "--only", "bmm_fp8 cublas",
+        "--seconds", "250",
+    )  # fmt: skip
+    assert found.status == 0, found.said
+    (rows,) = found.result["ops"].values()
+    assert rows["alone"]["timed"] > 50
+    assert rows["cold"]["entries"].keys() == rows["alone"]["entries"].keys()
+    assert all("'CublasFp8GemmRunner'" in key for key in rows["warm"]["entries"])
+    assert (rows["warm"]["timed"], rows["warm"]["synthesised"]) == (0, 0)
+
+
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     found = run(tmp_path)
     assert (found.status, found.said) == (2, "no CUDA device: nothing is measured\n")
@@ -127,8 +143,10 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
 ROW = {"timed": 16, "synthesised": 4, "seconds": 1.0, "served": [[1, "op", "R", 2]], "told": []}
 AGAIN = {"1": {"ours": 1.0, "default": 2.0, "alone": 1.0, "alone again": 1.01}}
 GOOD: dict[str, Any] = {
-    "alone": {**ROW}, "cold": {**ROW}, "warm": {**ROW, "timed": 0, "synthesised": 0, "again": AGAIN},
-}  # fmt: skip
+    "alone": {**ROW},
+    "cold": {**ROW},
+    "warm": {**ROW, "timed": 0, "synthesised": 0, "again": AGAIN},
+}
 
 
 def changed(way: str, **values: Any) -> dict[str, Any]:

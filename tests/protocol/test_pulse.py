@@ -174,7 +174,10 @@ def test_rank_0_says_whom_it_waits_for(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Every so often, with the time and what that rank is at; not for a short wait."""
+    """Every so often, with the time and what that rank is at; not for a short wait.
+
+    Whoever shows progress is told at once, and told again when the wait is over.
+    """
     monkeypatch.setattr("warmup_plugin.meeting._TELL_S", 0.5)
     caplog.set_level(logging.INFO, "warmup_plugin")
     link.beats(1, 1, task="gemm @ 128")
@@ -184,8 +187,11 @@ def test_rank_0_says_whom_it_waits_for(
     def has(keys: list[str]) -> bool:
         return time.monotonic() > end if keys == ["a key"] else keys[0] in link.held
 
+    told = list[list[int]]()
+    meeting.on_wait = lambda ranks: told.append([*ranks])
     monkeypatch.setattr(link, "has", has)
     meeting._wait(["a key"], waits_for={1})
+    assert (told[0], told[-1]) == ([1], [])
     said = [record.getMessage() for record in caplog.records]
     assert 1 <= len(said) <= 3
     assert re.fullmatch(r"waiting for rank 1 for \d+ s: in step tune, at gemm @ 128", said[0])

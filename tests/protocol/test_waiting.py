@@ -49,6 +49,8 @@ ALLOWED = {
     ("shutdown.py", "TaskLimit.__exit__", "self._thread.join"): "it is over; a time-out is given",
     ("shutdown.py", "TaskLimit._watch", "self._is_over.wait"): "until the task's time is over",
     ("shutdown.py", "Shutdown._request", "self._asked.acquire"): "asks with blocking=False",
+    ("ticking.py", "Ticking._run", "self._is_over.wait"): "the pause between two ticks",
+    ("ticking.py", "Ticking.end", "self._thread.join"): "a second; the thread is a daemon",
     ("storelink.py", "_open", "TCPStore"): "the server; a time-out is given",
     ("storelink.py", "_join", "TCPStore"): "a time-out is given",
     ("rollcall.py", "tell", "dist.broadcast"): "bounded by the time-out of the group it is given",
@@ -61,6 +63,18 @@ ALLOWED = {
     ("tuner/stamp.py", "Lookup._wait", "thread.join"): "a time-out is given",
     ("cli/checks.py", "_tried", "fcntl.flock"): "asks with LOCK_NB, of a file of its own",
     ("cli/live.py", "_answer", "subprocess.run"): "a time-out is given",
+    ("gpu_evidence/facts.py", "_smi", "subprocess.run"): "a time-out is given",
+    ("gpu_evidence/run.py", "_Child.lines", "subprocess.Popen"): "only starts it",
+    ("gpu_evidence/run.py", "_Child.lines", "process.wait"): "it has been killed",
+    ("gpu_evidence/run.py", "_until", "selector.select"): "a time-out is given",
+    **{
+        ("gpu_evidence/child.py", function, "torch.cuda.synchronize"): "the parent ends the child"
+        for function in ("main", "_timed")
+    },
+    **{
+        ("gpu_evidence/timing.py", function, "torch.cuda.synchronize"): "the parent ends the child"
+        for function in ("_captured", "_time")
+    },
     ("cli/machine.py", "_compute_capabilities", "subprocess.run"): "a time-out is given",
 }
 

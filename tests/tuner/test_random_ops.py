@@ -105,6 +105,9 @@ FOUND = {
     "two runners of one class": plain(
         RunnerPlan(0, 0, 1, "expanded"), RunnerPlan(1, 0, 4, "none"), batches=(17, 100)
     ),
+    "two runners of one class and one tactic": plain(
+        RunnerPlan(0, 0, 1, "dtype"), RunnerPlan(1, 0, 1, "none"), batches=(1,), margin=0.03
+    ),
     "the batch orders runners of one class": plain(
         RunnerPlan(0, 0, 1, "expanded"),
         RunnerPlan(1, 0, 4, "none"),

@@ -224,10 +224,11 @@ def open_job(options: Options) -> Iterator[Job]:
         began = time.monotonic()
         hold_standard_streams()
         progress = _progress(options)
+        stack.callback(progress.hush)
         meeting: Rendezvous | None = None
         job: Job | None = None
         try:
-            meeting, rank_0s = _meet(options, stack)
+            meeting, rank_0s = _meet(options, stack, progress)
             job = _join(options, meeting, stack, progress, rank_0s)
             job.seconds["open"] = time.monotonic() - began
             job.spans.append(("open", began - job.zero, job.seconds["open"]))
@@ -266,6 +267,7 @@ def _progress(options: Options) -> ProgressLine:
     ranks, settings = options.ranks, options.settings
     progress = ProgressLine(ranks.rank, path=None if ranks.local_rank else settings.progress_file)
     progress.step("open")
+    progress.begin()
     return progress
 
 
@@ -317,7 +319,9 @@ def _warn_of_variables(job: Job) -> None:
     job.warn(text)
 
 
-def _meet(options: Options, stack: contextlib.ExitStack) -> tuple[Rendezvous, str]:
+def _meet(
+    options: Options, stack: contextlib.ExitStack, progress: ProgressLine
+) -> tuple[Rendezvous, str]:
     """Open the session; return with it the surroundings of rank 0."""
     is_alone, greeting = options.ranks.world_size == 1 and options.group is None, ""
     if options.ranks.rank == 0:
@@ -342,6 +346,7 @@ def _meet(options: Options, stack: contextlib.ExitStack) -> tuple[Rendezvous, st
     except Exception as error:
         turn_away(link, f"{type(error).__name__}: {error}"[:1000], options.settings.silence_s)
         raise
+    meeting.on_wait = progress.waits
     stack.callback(meeting.close)
     return meeting, link.greeting
 

@@ -9,7 +9,7 @@ hand.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from warmup_plugin import queue
@@ -18,7 +18,7 @@ from warmup_plugin.history import seconds_by_label
 from warmup_plugin.journal import Death
 from warmup_plugin.packing import pack_items, packed, unpack_items, unpacked
 from warmup_plugin.plan import Item, Lot, Lots, Plan, find_refused, make_plan
-from warmup_plugin.progress import counted
+from warmup_plugin.progress import Glance, counted
 from warmup_plugin.rendezvous import Word, Words
 from warmup_plugin.settings import REPLAYS, Strategy
 from warmup_plugin.settle import LASTING, Result
@@ -29,7 +29,8 @@ from warmup_plugin.steps.replica import answered, take_turn
 from warmup_plugin.steps.tables import Agreed
 from warmup_plugin.table import Entry
 from warmup_plugin.topology import host_name
-from warmup_plugin.tuner import environment, replay
+from warmup_plugin.tuner import environment, probe, replay
+from warmup_plugin.tuner.observe import Time
 from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task import Task
 
@@ -271,16 +272,26 @@ def _tune(
             in_hand[:] = [(task, place)]
             yield task
 
+    offered, besides = [0], [0]
+
+    def count(candidates: int) -> None:
+        offered[0] += candidates
+
+    def look() -> Glance:
+        return _glance(job.seen.times, offered[0] and offered[0] + besides[0])
+
     def on_task(task: Task) -> None:
         limit.begins(task)
-        job.progress.task(task.label, len(work.outcomes))
+        # The default is timed as well, and is no candidate that is offered.
+        offered[0], besides[0] = 0, int(bool(margin) or task.recorded().options.memory_only_v2)
+        job.progress.task(task.label, len(work.outcomes), look, limit_s)
         job.meeting.note("tune", counted(task.label, len(work.outcomes)))
         if job.options.progress is not None:
             job.options.progress("tune", task.label, in_hand[0][1], of)
         if is_shared:
             job.journal.begins(task.id, task.label)
 
-    with TaskLimit(limit_s, give_up) as limit:
+    with TaskLimit(limit_s, give_up) as limit, probe.telling_candidates(count):
         for outcome in replay.tune(
             drawn(), job.seen, on_task, empty=is_shared, margin=margin or 0.0
         ):
@@ -289,6 +300,15 @@ def _tune(
             job.progress.tuned(outcome.ms, outcome.default_ms)
             job.timeline.append((task.label, outcome.began, outcome.seconds))
             yield task, outcome
+
+
+def _glance(times: Sequence[Time], of: int) -> Glance:
+    """Return how far a task is: what is timed, of what is known by now to be timed."""
+    if not of:
+        return Glance()
+    of = max(of, len(times))
+    finite = [ms for _, _, ms in times if ms < _FOR_EVER]
+    return Glance(min(len(times) + 1, of), of, min(finite, default=None))
 
 
 def give_up_on(job: Job, task: Task, reason: str, *, is_shared: bool = True) -> None:
