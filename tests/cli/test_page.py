@@ -111,22 +111,25 @@ def test_it_can_be_photographed(page: Path, tmp_path: Path) -> None:
 def test_it_can_be_read_on_a_phone_and_at_night(page: Path, width: int, scheme: str) -> None:
     """In the reader's colours, drawings too; no wider than the window but where it scrolls."""
     probe = page.with_name("probe.html")
-    asked = """<script>window.addEventListener("load", () => {
+    asked = """<script>window.addEventListener("load", () => setTimeout(() => {
       const of = (node, name) => getComputedStyle(node)[name];
       const label = document.querySelector("#timeline .ytick text");
       document.body.setAttribute("data-told", JSON.stringify([
         of(document.body, "backgroundColor"), of(document.body, "color"), of(label, "fill"),
-        document.documentElement.scrollWidth - document.documentElement.clientWidth]));
-    });</script></body>"""
+        document.documentElement.scrollWidth - document.documentElement.clientWidth,
+        document.querySelector("#timeline .main-svg").getBoundingClientRect().right
+          - document.documentElement.clientWidth]));
+    }, 1000));</script></body>"""
     probe.write_text(page.read_text().replace("</body>", asked))
     dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
     document = browse(probe, "--dump-dom", f"--window-size={width},900", *dark)
     (told,) = re.findall(r'data-told="([^"]*)"', document)
-    paper, ink, label, beyond = json.loads(html.unescape(told))
+    paper, ink, label, beyond, drawn_beyond = json.loads(html.unescape(told))
     night = ("rgb(22, 32, 43)", "rgb(217, 226, 236)", "rgb(217, 226, 236)")
     day = ("rgb(255, 255, 255)", "rgb(31, 41, 51)", "rgb(31, 41, 51)")
     assert (paper, ink, label) == (night if scheme == "dark" else day)
     assert beyond == 0
+    assert drawn_beyond <= 0
 
 
 def test_it_tells_the_jobs_counts_from_a_ranks(page: Path) -> None:

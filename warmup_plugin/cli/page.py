@@ -29,7 +29,8 @@ body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1100
 h1 {{ font-size: 1.4rem; }} h2 {{ font-size: 1.1rem; margin: 2rem 0 .2rem; }}
 p.about, p.legend {{ color: var(--soft); margin: 0 0 .5rem; }}
 p.legend span {{ white-space: nowrap; margin-right: 1rem; }}
-p.legend i {{ display: inline-block; width: .8em; height: .8em; margin-right: .3em; }}
+p.legend i {{ display: inline-block; width: .8em; height: .8em; margin-right: .3em;
+  outline: 1px solid var(--soft); }}
 div.scrolls {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; }} td, th {{ padding: .2rem .8rem .2rem 0; text-align: left;
   vertical-align: top; }} th {{ font-weight: 600; }} td {{ overflow-wrap: anywhere; }}
@@ -49,7 +50,14 @@ function paint() {
       "xaxis.zerolinecolor": grid, "yaxis.zerolinecolor": grid});
   }
 }
-if (window.Plotly) { paint(); dark.addEventListener("change", paint); }
+if (window.Plotly) {
+  paint();
+  dark.addEventListener("change", paint);
+  // A drawing that was made before its column had its width would stay as wide.
+  const fit = new ResizeObserver((seen) => seen.forEach((each) =>
+    Plotly.Plots.resize(each.target.querySelector(".js-plotly-plot"))));
+  for (const each of document.querySelectorAll("div.scrolls > div")) { fit.observe(each); }
+}
 """
 
 
