@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from warmup_plugin import __version__
 from warmup_plugin.decide import (
     decide_agree,
     decide_certify,
@@ -37,6 +38,8 @@ def factors(**more: Any) -> dict[str, Any]:
 
 def hello(rank: int = 0, size: int = 1, node: str = "n0", **more: Any) -> Word:
     return {
+        "plugin": __version__,
+        "host": f"host of {node}",
         "ranks": {"rank": rank, "world_size": size, "node": node},
         "tuning": False,
         "version": "0.7.2",

@@ -230,10 +230,10 @@ def test_a_body_that_cannot_run_again_names_the_op_on_every_rank(
 
 
 def test_an_op_that_raises_on_one_rank_only_is_that_ranks_failure(children: Children) -> None:
-    """Its own error there, a `SessionError` naming it on the other; nothing is left or stored."""
+    """Its own error there, a `ForwardError` naming it on the other; nothing is left or stored."""
     first, second = children.ranks("on_survey:no_default", tp=2, raise_on=(1,))
     assert first[:2] == (
-        "SessionError",
+        "ForwardError",
         "rank 1: the forward failed: ValueError: picky needs a tactic",
     )
     assert second[:2] == ("ValueError", "picky needs a tactic")
