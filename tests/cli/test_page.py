@@ -110,26 +110,33 @@ def test_it_can_be_photographed(page: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_can_be_read_on_a_phone_and_at_night(page: Path, width: int, scheme: str) -> None:
     """In the reader's colours, drawings too; no wider than the window but where it scrolls."""
-    probe = page.with_name("probe.html")
+    probe, frame = page.with_name("probe.html"), page.with_name("frame.html")
     asked = """<script>window.addEventListener("load", () => setTimeout(() => {
       const of = (node, name) => getComputedStyle(node)[name];
       const label = document.querySelector("#timeline .ytick text");
-      document.body.setAttribute("data-told", JSON.stringify([
-        of(document.body, "backgroundColor"), of(document.body, "color"), of(label, "fill"),
-        document.documentElement.scrollWidth - document.documentElement.clientWidth,
-        document.querySelector("#timeline .main-svg").getBoundingClientRect().right
-          - document.documentElement.clientWidth]));
+      const wide = document.documentElement.clientWidth;
+      parent.postMessage(JSON.stringify([
+        of(document.body, "backgroundColor"), of(document.body, "color"), of(label, "fill"), wide,
+        document.documentElement.scrollWidth,
+        document.querySelector("#timeline .main-svg").getBoundingClientRect().right]), "*");
     }, 1000));</script></body>"""
     probe.write_text(page.read_text().replace("</body>", asked))
+    # No window is as narrow as a phone; a frame is.
+    frame.write_text(
+        f'<body><iframe width="{width}" height="900" src="probe.html" frameborder="0"></iframe>'
+        '<script>window.addEventListener("message", (told) => '
+        'document.body.setAttribute("data-told", told.data));</script></body>'
+    )
     dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
-    document = browse(probe, "--dump-dom", f"--window-size={width},900", *dark)
+    document = browse(frame, "--dump-dom", *dark)
     (told,) = re.findall(r'data-told="([^"]*)"', document)
-    paper, ink, label, beyond, drawn_beyond = json.loads(html.unescape(told))
+    paper, ink, label, wide, whole, drawn = json.loads(html.unescape(told))
     night = ("rgb(22, 32, 43)", "rgb(217, 226, 236)", "rgb(217, 226, 236)")
     day = ("rgb(255, 255, 255)", "rgb(31, 41, 51)", "rgb(31, 41, 51)")
     assert (paper, ink, label) == (night if scheme == "dark" else day)
-    assert beyond == 0
-    assert drawn_beyond <= 0
+    assert 0 <= width - wide <= 20, "but for a scroll bar"
+    assert whole == wide
+    assert drawn <= wide
 
 
 def test_it_tells_the_jobs_counts_from_a_ranks(page: Path) -> None:
