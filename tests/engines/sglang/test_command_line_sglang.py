@@ -17,7 +17,11 @@ from warmup_plugin.engines.sglang import names
 
 pytestmark = [pytest.mark.engine, pytest.mark.multiprocess]
 
-_ASK = "from sglang.srt.environ import envs; print(envs.SGLANG_CACHE_DIR.get())"
+HERE = str(Path(__file__).parent)
+#: Its import needs what `sglang_import` puts right on a machine without a GPU.
+_ASK = (
+    "import sglang_import; from sglang.srt.environ import envs; print(envs.SGLANG_CACHE_DIR.get())"
+)
 
 
 def answer(environ: dict[str, str], *words: str) -> Any:
@@ -61,6 +65,7 @@ def test_the_default_root_is_the_engines(
     """What SGLang itself says of it, without its variable."""
     environ = {name: value for name, value in os.environ.items() if name != "SGLANG_CACHE_DIR"}
     environ |= {"HOME": str(tmp_path), "FLASHINFER_WORKSPACE_BASE": str(tmp_path)}
+    environ["PYTHONPATH"] = os.pathsep.join([HERE, environ.get("PYTHONPATH", "")])
     environ.pop("XDG_CACHE_HOME", None)
     if has_xdg:
         environ["XDG_CACHE_HOME"] = str(tmp_path / "xdg")
