@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import re
+import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -105,7 +109,7 @@ def test_again_on_the_same_root(two_starts: TwoStarts, cli: Cli) -> None:
     assert ran.document["kept"] is True
     assert ran.document["layout"] == {"tp": 2, "pp": 2, "dp": 1, "ep": 1}
     assert [check["name"] for check in ran.document["checks"]] == CHECKS
-    assert "before: this root had the table" in ran.document["checks"][1]["words"]
+    assert "before: the table was there" in ran.document["checks"][1]["words"]
     assert {rank["counts"]["profile_single_kernel"] for rank in ran.document["cold"]} == {0}
     assert ran.document["table"] == str(two_starts.table.path)
     assert ran.err.splitlines()[0] == "cold start: ranks load torch and FlashInfer"
@@ -122,8 +126,8 @@ def test_per_rank_is_told_as_it_is(
     assert verdict.count("NO") >= 4
     assert "NO  warm start" in ran.out
     assert "agreement: none" in ran.out
-    assert "cold start: rank 0 tunes 62 tasks" in ran.err
-    assert "warm start: rank 0 tunes 62 tasks" in ran.err
+    assert "cold start: the ranks tune 62 tasks" in ran.err
+    assert "warm start: the ranks tune 62 tasks" in ran.err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -310,3 +314,41 @@ def test_a_rank_that_fails(
     assert "Traceback" not in ran.err
     assert list(tmp_path.iterdir()) == []
     assert failure in cli("demo", "--debug").err
+
+
+# -- what surrounds it -----------------------------------------------------------------------------
+
+
+def test_mode_off_has_nothing_to_show(cli: Cli) -> None:
+    """It is said before anything is started."""
+    ran = cli("demo", WARMUP_PLUGIN_MODE="off")
+    assert (ran.code, ran.out) == (2, "")
+    assert "WARMUP_PLUGIN_MODE is 'off': must be another mode" in ran.err
+
+
+def test_a_baked_table_can_be_tried(cli: Cli, two_starts: TwoStarts, tmp_path: Path) -> None:
+    """In a layer and with `require-complete`, as an image has it: the verdict is yes."""
+    ran = cli(
+        "demo", "--tp", "2", "--pp", "2", "--root", tmp_path / "empty", "-q", width=200,
+        WARMUP_PLUGIN_LAYERS=str(two_starts.root), WARMUP_PLUGIN_MODE="require-complete",
+    )  # fmt: skip
+    assert ran.code == 0, ran.out
+    assert "62 tasks, before: the table was there" in ran.out
+    assert ran.err == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+    """No temporary root, and the exit code says which it was."""
+    environ = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-m", "warmup_plugin", "demo", "--tp", "2"], env=environ, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        while "forward" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert list(tmp_path.glob("warmup-demo-*")) == []

@@ -87,13 +87,13 @@ def test_a_real_browser_draws_all_of_it(page: Path) -> None:
     for rank in range(4):
         assert f">rank {rank}<" in timeline
     for step in ("open", "survey", "tune", "a task"):
-        assert f">{step}<" in timeline
+        assert f"</i>{step}</span>" in timeline
     assert timeline.count('class="point"') >= 62 + 4 * 5
     assert re.search(r">embedded::gemm<", svg_of(document, "per-op"))
     gains = re.findall(r">(\d+\.\d\d)<", svg_of(document, "gains"))
     assert len(gains) >= 20
     assert max(map(float, gains)) > 1.0
-    assert ">tuned<" in svg_of(document, "sources")
+    assert "</i>tuned</span>" in svg_of(document, "sources")
 
 
 @pytest.mark.browser
@@ -103,6 +103,53 @@ def test_it_can_be_photographed(page: Path, tmp_path: Path) -> None:
     browse(page, f"--screenshot={shot}")
     assert shot.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert shot.stat().st_size > 40_000
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_can_be_read_on_a_phone_and_at_night(page: Path, width: int, scheme: str) -> None:
+    """In the reader's colours, drawings too; no wider than the window but where it scrolls."""
+    probe, frame = page.with_name("probe.html"), page.with_name("frame.html")
+    asked = """<script>window.addEventListener("load", () => setTimeout(() => {
+      const of = (node, name) => getComputedStyle(node)[name];
+      const label = document.querySelector("#timeline .ytick text");
+      const wide = document.documentElement.clientWidth;
+      parent.postMessage(JSON.stringify([
+        of(document.body, "backgroundColor"), of(document.body, "color"), of(label, "fill"), wide,
+        document.documentElement.scrollWidth,
+        document.querySelector("#timeline .main-svg").getBoundingClientRect().right]), "*");
+    }, 1000));</script></body>"""
+    probe.write_text(page.read_text().replace("</body>", asked))
+    # No window is as narrow as a phone; a frame is.
+    frame.write_text(
+        f'<body><iframe width="{width}" height="900" src="probe.html" frameborder="0"></iframe>'
+        '<script>window.addEventListener("message", (told) => '
+        'document.body.setAttribute("data-told", told.data));</script></body>'
+    )
+    dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
+    document = browse(frame, "--dump-dom", *dark)
+    (told,) = re.findall(r'data-told="([^"]*)"', document)
+    paper, ink, label, wide, whole, drawn = json.loads(html.unescape(told))
+    night = ("rgb(22, 32, 43)", "rgb(217, 226, 236)", "rgb(217, 226, 236)")
+    day = ("rgb(255, 255, 255)", "rgb(31, 41, 51)", "rgb(31, 41, 51)")
+    assert (paper, ink, label) == (night if scheme == "dark" else day)
+    assert 0 <= width - wide <= 20, "but for a scroll bar"
+    assert whole == wide
+    assert drawn <= wide
+
+
+def test_it_tells_the_jobs_counts_from_a_ranks(page: Path) -> None:
+    """And in which time zone it was; a list of one path is that path."""
+    text = re.sub(r"<script.*?</script>", "", page.read_text(), flags=re.DOTALL)
+    rows = dict(re.findall(r"<tr><th>(.*?)</th><td>(.*?)</td></tr>", text))
+    assert re.search(r" \(\+\d{4}\)$|\(-\d{4}\)$", rows["when"])
+    assert int(rows["tactics timed by all ranks"]) > int(rows["tactics timed by rank 0"]) > 0
+    assert rows["tasks of rank 0"].startswith("27 seen")
+    assert rows["written"].endswith("rank_tp0_pp0_dp0.json")
+    legends = re.findall(r'<p class="legend">(.*?)</p>', text)
+    assert len(legends) == 2
+    assert "</i>tuned</span>" in legends[1]
 
 
 def test_it_fetches_nothing(page: Path) -> None:

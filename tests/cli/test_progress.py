@@ -60,7 +60,7 @@ def test_one_line_per_step_where_nobody_watches() -> None:
     assert err.getvalue().splitlines() == [
         "cold start: ranks load torch and FlashInfer",
         "cold start: the forward runs, calls are recorded",
-        "cold start: rank 0 tunes 27 tasks",
+        "cold start: the ranks tune 27 tasks",
     ]
 
 
@@ -74,6 +74,6 @@ def test_one_moving_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     with redirect_stderr(err), ticking("warm") as tick:
         tick(0, "tune 4/27 embedded::gemm @ 2")
     shown = err.getvalue()
-    assert "warm start: rank 0 tunes 5 of 27" in shown
+    assert "warm start: the ranks tune 5 of 27" in shown
     assert "embedded::gemm @ 2" in shown
     assert shown.endswith("\x1b[2K")

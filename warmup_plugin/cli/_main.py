@@ -44,11 +44,14 @@ def _run(words: list[str]) -> int:
     run: Callable[..., int] | None = arguments.pop("run", None)
     arguments.pop("debug", None)
     quiet, verbose = arguments.pop("quiet", False), arguments.pop("verbose", False)
-    output.set_loudness(int(verbose) - int(quiet))
     if run is None:
         make_parser().print_help(sys.stderr)
         return CommandError.USAGE
-    return run(**arguments)
+    output.set_loudness(int(verbose) - int(quiet))
+    try:
+        return run(**arguments)
+    finally:
+        output.set_loudness(0)
 
 
 def _guarded(run: Callable[[], int], *, debug: bool) -> int:

@@ -8,9 +8,11 @@ as everywhere; a layout that does not divide is wrong usage.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import contextlib
+import signal
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 from warmup_plugin.cli import output
 from warmup_plugin.cli.comparison import print_starts
@@ -53,7 +55,8 @@ _MOST_RANKS = 16
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     for axis, meaning in _AXES.items():
-        parser.add_argument(f"--{axis}", type=int, metavar="N", help=f"{meaning} (default: 1)")
+        default = "" if axis in _DEFAULT else " (default: 1)"
+        parser.add_argument(f"--{axis}", type=int, metavar="N", help=f"{meaning}{default}")
     parser.add_argument(
         "--strategy", choices=get_args(Strategy), help="who tunes what (default: sharded)"
     )
@@ -68,15 +71,36 @@ def run(
     *, strategy: str | None, root: Path | None, keep: bool, json: bool, **sizes: int | None,
 ) -> int:  # fmt: skip
     """Run both starts, print them, return the verdict."""
-    Settings.from_env()  # a malformed one is told here, by this process
+    if Settings.from_env().mode == "off":  # a malformed one is told here too, by this process
+        message = "WARMUP_PLUGIN_MODE is 'off': must be another mode, or there is nothing to show"
+        raise CommandError(message, code=CommandError.USAGE)
     env = {"WARMUP_PLUGIN_STRATEGY": strategy} if strategy else {}
     config = layout({axis: size for axis, size in sizes.items() if size is not None})
-    found = start_twice(config, root=root, keep=keep, env=env, watch=ticking)
+    with _ended_by_signals():
+        found = start_twice(config, root=root, keep=keep, env=env, watch=ticking)
     if json:
         output.print_json(found.document())
     else:
-        print_starts(output.console(), found)
+        print_starts(output.console(folded=True), found)
     return 0 if found.holds else CommandError.FAILED
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the body as ^C does: with its ranks, and its temporary root."""
+
+    def leave(number: int, _frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    own = {}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            own[number] = signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in own.items():
+            signal.signal(number, handler)
 
 
 def layout(sizes: Mapping[str, Any]) -> EngineConfig:

@@ -1,44 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
 """One page from a receipt, with nothing to fetch: timeline, time per op, gains, sources.
 
-Owns the page. The drawing is plotly's, an extra (``warmup-plugin[report]``), whose script stands in
-the page. Text from files is escaped. Raises `CommandError` where plotly is not installed.
+Owns the page; `drawings.py` has what is drawn. Plotly draws it, an extra
+(``warmup-plugin[report]``), whose script stands in the page. Text from files is escaped. Raises
+`CommandError` where plotly is not installed.
 """
 
 from __future__ import annotations
 
 import html
-import json
 import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from warmup_plugin.cli import figures, output
+from warmup_plugin.cli import drawings, figures, output
 from warmup_plugin.cli.output import CommandError
 from warmup_plugin.report import WarmupReport
 
-_COLOURS = {
-    "open": "#9aa5b1", "read": "#7bc8a4", "agree": "#4cc3d9", "survey": "#3a7ca5",
-    "plan": "#b39ddb", "tune": "#e4572e", "share": "#f4a259", "prepare": "#ffc65d",
-    "publish": "#8e9aaf", "certify": "#2e933c",
-}  # fmt: skip
-#: What of a tuned task is drawn; receipts of other versions may lack some of it.
-_TASK = {"rank", "op", "bucket", "began", "seconds"}
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
+:root {{ color-scheme: light dark; --ink: #1f2933; --soft: #52606d; --paper: #fff; }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --ink: #d9e2ec; --soft: #9fb3c8; --paper: #16202b; }} }}
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px;
-  padding: 0 1rem; color: #1f2933; }}
+  padding: 0 1rem; color: var(--ink); background: var(--paper); }}
 h1 {{ font-size: 1.4rem; }} h2 {{ font-size: 1.1rem; margin: 2rem 0 .2rem; }}
-p.about {{ color: #52606d; margin: 0 0 .5rem; }}
+p.about, p.legend {{ color: var(--soft); margin: 0 0 .5rem; }}
+p.legend span {{ white-space: nowrap; margin-right: 1rem; }}
+p.legend i {{ display: inline-block; width: .8em; height: .8em; margin-right: .3em;
+  outline: 1px solid var(--soft); }}
+div.scrolls {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; }} td, th {{ padding: .2rem .8rem .2rem 0; text-align: left;
   vertical-align: top; }} th {{ font-weight: 600; }} td {{ overflow-wrap: anywhere; }}
 </style></head><body>
 <h1>{title}</h1>
 {body}
+<script>{paint}</script>
 </body></html>
+"""
+#: Drawings have colours of their own: they follow the reader's scheme, also when it changes.
+_PAINT = """
+const dark = window.matchMedia("(prefers-color-scheme: dark)");
+function paint() {
+  const ink = dark.matches ? "#d9e2ec" : "#1f2933", grid = dark.matches ? "#334e68" : "#e4e7eb";
+  for (const each of document.getElementsByClassName("js-plotly-plot")) {
+    Plotly.relayout(each, {"font.color": ink, "xaxis.gridcolor": grid, "yaxis.gridcolor": grid,
+      "xaxis.zerolinecolor": grid, "yaxis.zerolinecolor": grid});
+  }
+}
+if (window.Plotly) {
+  paint();
+  dark.addEventListener("change", paint);
+  // A drawing that was made before its column had its width would stay as wide.
+  const fit = new ResizeObserver((seen) => seen.forEach((each) =>
+    Plotly.Plots.resize(each.target.querySelector(".js-plotly-plot"))));
+  for (const each of document.querySelectorAll("div.scrolls > div")) { fit.observe(each); }
+}
 """
 
 
@@ -46,12 +65,12 @@ def render(report: WarmupReport, wins: Sequence[figures.Win]) -> str:
     """Return the page."""
     drawn = [
         ("timeline", "Timeline", "Each rank's steps and tasks, in seconds since the first meeting.",
-         _timeline(report)),
-        ("per-op", "Time per op", "Seconds spent on tuning, by op.", _per_op(wins)),
+         drawings.timeline(report)),
+        ("per-op", "Time per op", "Seconds spent on tuning, by op.", drawings.per_op(wins)),
         ("gains", "Speed over the default", "Default's time over the winner's, by op and size.",
-         _gains(wins)),
+         drawings.gains(wins)),
         ("sources", "What came from where", "Tasks of all ranks, by what became of them.",
-         _sources(report)),
+         drawings.sources(report)),
     ]  # fmt: skip
     parts = [_table(_facts(report))]
     script = True  # plotly's own, with the first figure
@@ -60,7 +79,10 @@ def render(report: WarmupReport, wins: Sequence[figures.Win]) -> str:
         if figure is None:
             parts.append(f'<p id="{name}">Nothing was timed.</p>')
             continue
-        parts.append(_drawn(figure, name, script=script))
+        width = figure.get("width", 0)
+        drawing = _drawn(figure, name, script=script)
+        parts.append(f'<div class="scrolls"><div style="min-width:{width}px">{drawing}</div></div>')
+        parts.append(_legend(figure.get("legend", {})))
         script = False
     parts.append("<h2>Who waited for whom</h2>")
     waits = [("", figures.who_waited(row)) for row in report.waited]
@@ -68,7 +90,19 @@ def render(report: WarmupReport, wins: Sequence[figures.Win]) -> str:
     parts.append("<h2>Files</h2>")
     parts.append(_table(_files(report)))
     title = f"{report.engine} {report.engine_version}, {output.plural(report.world_size, 'rank')}"
-    return _PAGE.format(title=html.escape(f"Warm-up of {title}"), body="\n".join(parts))
+    return _PAGE.format(
+        title=html.escape(f"Warm-up of {title}"), body="\n".join(parts), paint=_PAINT
+    )
+
+
+def _legend(colours: Mapping[str, str]) -> str:
+    """Return what the colours of a drawing stand for: words, which break where a phone's lines do.
+
+    A drawing's own legend would lie over its bars there.
+    """
+    cells = [f'<span><i style="background:{colour}"></i>{html.escape(name)}</span>'
+             for name, colour in colours.items()]  # fmt: skip
+    return f'<p class="legend">{" ".join(cells)}</p>' if cells else ""
 
 
 def _plotly() -> Any:
@@ -84,7 +118,8 @@ def _drawn(figure: dict[str, Any], name: str, *, script: bool) -> str:
     plotly = _plotly()
     layout = {
         "template": "plotly_white", "margin": {"l": 10, "r": 10, "t": 10, "b": 40},
-        "yaxis": {"automargin": True}, "legend": {"orientation": "h", "y": 1.12},
+        "yaxis": {"automargin": True}, "showlegend": False,
+        "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
     }  # fmt: skip
     layout |= figure["layout"]
     layout["yaxis"] = {"automargin": True, **figure["layout"].get("yaxis", {})}
@@ -97,107 +132,22 @@ def _drawn(figure: dict[str, Any], name: str, *, script: bool) -> str:
     return text
 
 
-def _timeline(report: WarmupReport) -> dict[str, Any] | None:
-    rows = [(f"rank {row['rank']}", step, began, seconds)
-            for row in report.ranks for step, began, seconds in row["steps"]]  # fmt: skip
-    if not rows:
-        return None
-    data: list[dict[str, Any]] = []
-    for step in dict.fromkeys(step for _, step, _, _ in rows):
-        mine = [row for row in rows if row[1] == step]
-        data.append(_bars(step, mine, _COLOURS.get(step, "#616e7c"), width=0.7))
-    tasks = [(f"rank {row['rank']}", f"{row['op']} @ {row['bucket']}", row["began"],
-              row["seconds"]) for row in report.winners if row.keys() >= _TASK]  # fmt: skip
-    if tasks:
-        data.append(_bars("a task", tasks, "#1f2933", width=0.25))
-    ranks = sorted({row["rank"] for row in report.ranks}, reverse=True)
-    layout = {
-        "barmode": "overlay", "height": 140 + 44 * len(ranks),
-        "xaxis": {"title": "seconds"},
-        "yaxis": {"categoryorder": "array", "categoryarray": [f"rank {rank}" for rank in ranks]},
-    }  # fmt: skip
-    return {"data": data, "layout": layout}
-
-
-def _bars(
-    name: str, rows: Sequence[tuple[str, str, float, float]], colour: str, *, width: float
-) -> dict[str, Any]:
-    return {
-        "type": "bar", "orientation": "h", "name": name, "width": width,
-        "y": [row[0] for row in rows], "base": [row[2] for row in rows],
-        "x": [row[3] for row in rows],
-        "customdata": [[html.escape(row[1]), row[3]] for row in rows],
-        "hovertemplate": "%{y}: %{customdata[0]}<br>%{customdata[1]:.4f} s<extra></extra>",
-        "marker": {"color": colour, "line": {"width": 0}},
-    }  # fmt: skip
-
-
-def _per_op(wins: Sequence[figures.Win]) -> dict[str, Any] | None:
-    rows = [row for row in figures.by_op(wins) if row.seconds is not None][::-1]
-    if not rows:
-        return None
-    data = [{
-        "type": "bar", "orientation": "h", "y": [row.op for row in rows],
-        "x": [row.seconds for row in rows],
-        "text": [output.plural(row.tasks, "task") for row in rows],
-        "marker": {"color": "#e4572e"},
-    }]  # fmt: skip
-    return {"data": data, "layout": {"height": 120 + 34 * len(rows),
-                                     "xaxis": {"title": "seconds"}}}  # fmt: skip
-
-
-def _gains(wins: Sequence[figures.Win]) -> dict[str, Any] | None:
-    gains: dict[tuple[str, str], list[float]] = {}
-    for win in wins:
-        if win.gain:
-            gains.setdefault((win.op, win.size), []).append(win.gain)
-    if not gains:
-        return None
-    ops = sorted({op for op, _ in gains}, reverse=True)
-    sizes = sorted({size for _, size in gains}, key=_as_number)
-    cells = [[figures.mean_gain(gains.get((op, size), ())) for size in sizes] for op in ops]
-    data = [{
-        "type": "heatmap", "x": sizes, "y": ops, "z": cells,
-        "colorscale": "YlGn", "zmin": 1, "zmax": 3,
-        "texttemplate": "%{z:.2f}", "hovertemplate": "%{y} at %{x}: %{z:.2f} x<extra></extra>",
-    }]  # fmt: skip
-    layout = {"height": 140 + 36 * len(ops), "xaxis": {"title": "size", "type": "category"}}
-    return {"data": data, "layout": layout}
-
-
-def _as_number(size: str) -> tuple[int, str]:
-    first = size.split("x", maxsplit=1)[0]
-    return (int(first) if first.isdecimal() else 0, size)
-
-
-def _sources(report: WarmupReport) -> dict[str, Any] | None:
-    counts: dict[str, Counter[str]] = {}
-    for found in [row.get("ops", {}) for row in report.ranks] or [report.ops]:
-        for op, numbers in found.items():
-            counts.setdefault(op, Counter()).update(numbers)
-    ops = sorted(counts, reverse=True)
-    names = dict.fromkeys(n for op in ops for n in counts[op] if n != "seen")
-    data = [
-        {
-            "type": "bar", "orientation": "h", "name": name.replace("_", " "), "y": ops,
-            "x": [counts[op][name] for op in ops],
-        }
-        for name in names
-        if any(counts[op][name] for op in ops)
-    ]  # fmt: skip
-    layout = {"barmode": "stack", "height": 140 + 34 * len(ops), "xaxis": {"title": "tasks"}}
-    return {"data": data, "layout": layout} if data else None
-
-
 def _facts(report: WarmupReport) -> Iterable[tuple[str, str]]:
-    yield "when", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(report.at))
+    yield "when", time.strftime("%Y-%m-%d %H:%M:%S %Z (%z)", time.localtime(report.at))
     yield "agreement", f"{report.agreement} {report.certificate[: output.SHORT]} {report.reason}"
-    yield "tasks", ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in report.tasks.items())
-    yield "tactics timed", str(sum(r.get("tactics_timed", 0) for r in report.ranks)
-                               or report.tactics_timed)  # fmt: skip
+    counts = report.tasks.items()
+    yield f"tasks of rank {report.rank}", ", ".join(f"{n} {_words(name)}" for name, n in counts)
+    timed = [int(row.get("tactics_timed", 0)) for row in report.ranks]
+    if len(timed) > 1:
+        yield "tactics timed by all ranks", str(sum(timed))
+    yield f"tactics timed by rank {report.rank}", str(report.tactics_timed)
     yield "FlashInfer", report.flashinfer_version
     yield "mode", f"{report.mode}, strategy {report.strategy}"
     yield "identity", report.identity
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _files(report: WarmupReport) -> Iterable[tuple[str, str]]:
@@ -206,7 +156,7 @@ def _files(report: WarmupReport) -> Iterable[tuple[str, str]]:
     for source, number in report.adopted_from.items():
         yield "adopted", f"{number} tasks from {source}"
     yield "table", report.path or "memory only"
-    yield "written", json.dumps(list(report.published))
+    yield "written", ", ".join(report.published) or "nothing"
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> str:

@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 _WORDS = {
     "start": "ranks load torch and FlashInfer",
     "survey": "the forward runs, calls are recorded",
-    "tune": "rank 0 tunes",
+    "tune": "the ranks tune",
 }
 
 
 @contextlib.contextmanager
 def ticking(name: str) -> Iterator[Callable[[int, str], None]]:
     """Show the progress of the start of that name; yields what `launch` takes."""
+    if output.is_quiet():
+        yield lambda _rank, _line: None
+        return
     err = output.console(err=True)
     with _bar(err, name) if err.is_interactive else _lines(err, name) as show:
         show(Progress("start"))

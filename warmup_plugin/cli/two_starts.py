@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -105,7 +105,8 @@ def start_twice(
     with _folder(root, keep=keep) as (folder, is_kept):
         cold = _start("cold", config, folder, env, watch)
         warm = _start("warm", config, folder, env, watch)
-        table = read_table(_path(folder, cold), Settings.from_env().table_bytes)
+        settings = Settings.from_env()
+        table = read_table(_path(folder, cold, settings.layers), settings.table_bytes)
         checks = judge(cold, warm, table)
     return TwoStarts(config, folder, is_kept, cold, warm, table, checks)
 
@@ -137,13 +138,20 @@ def _start(
         raise CommandError(message, detail=str(error)) from None
 
 
-def _path(root: Path, ranks: Ranks) -> Path:
-    """Return where the mission has the table of this job: written by rank 0, on a CPU."""
+def _path(root: Path, ranks: Ranks, layers: Iterable[Path] = ()) -> Path:
+    """Return where the mission has the table of this job: written by rank 0, on a CPU.
+
+    Or in the first layer that has it, where the root does not.
+    """
     report = ranks[0].report
     digest = report.identity or "0" * 64
     version = report.flashinfer_version or "0"
-    place = resolve(Settings(), digest, version=version, arch="cpu", argument=root, environ={})
-    return place.table(0, 0, 0)
+    found = [
+        resolve(Settings(), digest, version=version, arch="cpu", argument=each, environ={})
+        .table(0, 0, 0)
+        for each in (root, *layers)
+    ]  # fmt: skip
+    return next((path for path in found if path.exists()), found[0])
 
 
 def judge(cold: Ranks, warm: Ranks, table: TableFile) -> tuple[Check, ...]:
@@ -176,7 +184,7 @@ def _tuned_once(cold: Ranks, warm: Ranks, table: TableFile) -> Check:
     holds = once > 0 and not again and (tuned == once or (had_table and tuned < once))
     done = f"{plural(tuned, 'task')}{': ' if first else ''}{_by(first)}"
     if had_table and not first:
-        done = f"{plural(once, 'task')}, before: this root had the table"
+        done = f"{plural(once, 'task')}, before: the table was there"
     return Check("tuned once", holds, f"{done}; {sum(again.values()) or 'none'} again")
 
 
