@@ -27,6 +27,7 @@ from warmup_plugin.errors import (
     SessionError,
     WarmupError,
 )
+from warmup_plugin.fallback import loss_in
 from warmup_plugin.identity import Identity
 from warmup_plugin.journal import Journal
 from warmup_plugin.paths import Placement, resolve
@@ -247,9 +248,9 @@ def open_job(options: Options) -> Iterator[Job]:
 
 def _take_leave(meeting: Rendezvous, error: BaseException, reason: str, *, lives: bool) -> None:
     """Tell the others why this rank leaves: whom it takes for lost, else what it cannot do."""
-    if isinstance(error, RankLostError):
-        error.name_host(meeting.host_of(error.rank))
-        meeting.abandon(error.reason, of=error.rank)
+    if (lost := loss_in(error)) is not None:
+        lost.name_host(meeting.host_of(lost.rank))
+        meeting.abandon(lost.reason, of=lost.rank)
     else:
         meeting.abandon(reason, lives=lives)
 
