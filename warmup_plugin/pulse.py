@@ -19,7 +19,6 @@ import json
 import logging
 import math
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from warmup_plugin import wire
 from warmup_plugin.errors import RankLostError
 from warmup_plugin.liveness import ProcessCard, View, own_card, view
 from warmup_plugin.renewal import RenewedLink
+from warmup_plugin.topology import host_name
 
 if TYPE_CHECKING:
     from warmup_plugin.settings import Settings
@@ -148,7 +148,7 @@ class Watch:
 
 def announce(link: BeatLink) -> None:
     """Say whose process this rank is, which is how its silence is judged."""
-    card = {**own_card().to_json(), "host": socket.gethostname()[:64]}
+    card = {**own_card().to_json(), "host": host_name()[:64]}
     link.set(f"card/{link.rank}", json.dumps(card).encode())
 
 

@@ -435,6 +435,29 @@ def test_another_rank_that_dies_is_named_on_the_others(deploy: Callable[..., Dep
     assert {rank: word[0] for rank, word in caught.value.results.items()} == {0: 1, 2: 1}
 
 
+LACKS = [
+    (rank, what)
+    for what in ("an import", "descriptors", "an answer", "a thread")
+    for rank in (0, 1)
+] + [(0, "a store"), (1, "a way to it")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rank", "what"), LACKS)
+def test_what_one_rank_lacks_all_hear_of_at_once(
+    rank: int, what: str, deploy: Callable[..., Deployment]
+) -> None:
+    """Whatever it is, and before anything of the engine's is touched: nobody waits for a rank."""
+    told = deploy(tp=2, layers=2, hidden=32, ffn=32).run("lacking_something", rank=rank, what=what)
+    assert all("injected" in text and f"rank {rank}" in text for text in told), told
+    assert all(text.endswith("after 0 s") for text in told), told
+
+
+def test_a_look_that_cannot_begin_is_no_failure(deploy: Callable[..., Deployment]) -> None:
+    """It is only begun early."""
+    told = deploy(tp=2, layers=2, hidden=32, ffn=32).run("lacking_something", rank=0, what="a look")
+    assert told == ["up", "up"]
+
+
 def test_twenty_sessions_leave_nothing_behind(deploy: Callable[..., Deployment]) -> None:
     """No thread, open file or process group more in either process than after the first three."""
     job = deploy(dp=2, layers=2, hidden=32, ffn=32)

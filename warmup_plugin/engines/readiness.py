@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +22,10 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # document
 from warmup_plugin import __version__
 from warmup_plugin.errors import RankLostError
 from warmup_plugin.liveness import ProcessCard, own_card, view
+from warmup_plugin.needs import lacking
 from warmup_plugin.pulse import announce
 from warmup_plugin.storelink import StoreLink, join_session, link_beside, open_session
+from warmup_plugin.topology import host_name
 from warmup_plugin.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Readiness:
         self._number = self._link.add(f"{self._prefix}/meetings/{rank}")
         self._cards: dict[int, dict[str, Any]] = {}
         self._unwell: dict[int, float] = {}
-        card = {**own_card().to_json(), "host": socket.gethostname()[:64]}
+        card = {**own_card().to_json(), "host": host_name()[:64]}
         self._link.set(self._key("card", rank), json.dumps(card).encode())
 
     def _key(self, kind: str, rank: int | str = "") -> str:
@@ -94,7 +95,8 @@ class Readiness:
 
     def _opened(self, greeting: str, reason: str) -> tuple[StoreLink | None, str]:
         """Return the session's store, or why this rank has none; rank 0 says where it is."""
-        link, card = None, {"error": reason}
+        link = None
+        card = {"error": (reason := reason or lacking(self._rank, self._size))}
         try:
             if self._rank and not reason:
                 link = self._joined()

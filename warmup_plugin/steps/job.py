@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import secrets
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,12 +29,15 @@ from warmup_plugin.errors import (
 from warmup_plugin.fallback import loss_in
 from warmup_plugin.identity import Identity
 from warmup_plugin.journal import Journal
+from warmup_plugin.needs import lacking
 from warmup_plugin.paths import Placement, resolve
 from warmup_plugin.progress import Progress as ProgressLine
 from warmup_plugin.rendezvous import Alone, Rendezvous, Word
-from warmup_plugin.settings import Settings
-from warmup_plugin.store import Store
-from warmup_plugin.topology import RankInfo
+from warmup_plugin.rollcall import stay_away
+from warmup_plugin.settings import Settings, unknown_variables
+from warmup_plugin.store import Store, unsafe
+from warmup_plugin.streams import hold_standard_streams
+from warmup_plugin.topology import RankInfo, host_name
 from warmup_plugin.tuner import environment, probe
 from warmup_plugin.tuner.install import Installed
 from warmup_plugin.tuner.known_ops import KnownOps, known_ops
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
     from warmup_plugin.storelink import StoreLink
 
 logger = logging.getLogger("warmup_plugin")
+#: Warnings about the environment that this process has logged.
+_told: set[str] = set()
 
 #: Called as progress(step, task, tasks done, tasks in all) on the rank that works.
 Progress = Callable[[str, str, int, int], None]
@@ -97,6 +101,8 @@ class Job:
     seen: Observations
     stack: contextlib.ExitStack
     placement: Placement | None = None
+    #: Its directory, where it may be used.
+    directory: Path | None = None
     store: Store | None = None
     journal: Journal = field(default_factory=lambda: Journal(None, "", driver="", stamp={}))
     seconds: dict[str, float] = field(default_factory=dict)
@@ -217,6 +223,7 @@ def open_job(options: Options) -> Iterator[Job]:
     """
     with contextlib.ExitStack() as stack:
         began = time.monotonic()
+        hold_standard_streams()
         progress = _progress(options)
         meeting: Rendezvous | None = None
         job: Job | None = None
@@ -292,20 +299,44 @@ def _join(
     job.warn(*word["warnings"])
     if word["reason"]:
         job.warn(f"{word['go']}: {word['reason']}")
+    _warn_of_variables(job)
     _place(job)
     _open_journal(job)
     return job
 
 
+def _warn_of_variables(job: Job) -> None:
+    """Name the variables that look like settings and are none: one line for all of a start."""
+    found = unknown_variables(os.environ)
+    if not found:
+        return
+    named = [name + (f" (is it {near}?)" if near else "") for name, near in found.items()]
+    text = f"no such setting: {', '.join(named)}"
+    if text in _told:
+        job.logged.add(text)  # by an earlier session of this process: some engines have several
+    _told.add(text)
+    job.warn(text)
+
+
 def _meet(options: Options, stack: contextlib.ExitStack) -> tuple[Rendezvous, str]:
     """Open the session; return with it the surroundings of rank 0."""
-    is_alone = options.ranks.world_size == 1 and options.group is None
-    greeting = begin(tells=not is_alone) if options.ranks.rank == 0 else ""
+    is_alone, greeting = options.ranks.world_size == 1 and options.group is None, ""
+    if options.ranks.rank == 0:
+        with contextlib.suppress(Exception):  # only begun early: who needs it looks again
+            greeting = begin(tells=not is_alone)
     if is_alone:
         return Alone(), ""
-    from warmup_plugin.meeting import Meeting, turn_away  # a single process needs no store
-    from warmup_plugin.storelink import connect
+    try:
+        from warmup_plugin.meeting import Meeting, turn_away  # a single process needs no store
+        from warmup_plugin.storelink import connect
 
+        reason = "" if options.link else lacking(options.ranks.rank, options.ranks.world_size)
+    except Exception as error:
+        if options.link is not None:
+            raise
+        reason = f"{type(error).__name__}: {error}"
+    if reason:
+        stay_away(reason, options.group)  # the others are on their way to the group
     link = options.link or connect(options.group, options.settings, greeting)
     try:
         meeting = Meeting(link, options.settings)
@@ -320,7 +351,7 @@ def _hello(options: Options, lookup: Lookup) -> Word:
     capabilities, settings = probe.probe(), options.settings
     return {
         VERSION: __version__,
-        "host": socket.gethostname()[:64],
+        "host": host_name()[:64],
         "ranks": options.ranks.to_json(),
         "tuning": probe.is_tuning(probe.tuner()),
         "version": capabilities.version,
@@ -352,15 +383,17 @@ def _place(job: Job) -> None:
         ]
     except PlacementError as error:
         job.warn(f"memory only: {error}")
+    if directory is not None and not unsafe(directory, root or directory, options.settings):
+        job.directory = directory
     if job.shares and job.meeting.rank in job.word["writers"]:
         job.store = Store(directory, options.settings, root=root, layers=layers)
 
 
 def _open_journal(job: Job) -> None:
     """Let this rank keep what it finds out, whichever rank writes the table in the end."""
-    if job.shares and job.word["mode"] == "on" and job.placement is not None:
+    if job.shares and job.word["mode"] == "on" and job.directory is not None:
         job.journal = Journal(
-            job.placement.directory, f"{job.word['session']}.{job.meeting.rank}",
+            job.directory, f"{job.word['session']}.{job.meeting.rank}",
             driver=environment.driver(), stamp=job.stamp,
         )  # fmt: skip
         job.stack.callback(job.journal.close)

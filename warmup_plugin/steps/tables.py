@@ -142,7 +142,8 @@ def _with_borrowed(job: Job, held: Held, own: list[Part], kept: Mapping[str, Ent
     for record in (held.manifest.tasks if held.manifest else {}).values():
         claimed.update(key for keys in record.keys for key in keys)
     place, layers = job.placement, job.store.layers if job.store else ()
-    shelves, root = ([place.directory, *layers], place.root) if place else (list(layers), None)
+    usable = [job.directory] if job.directory else []
+    shelves, root = [*usable, *layers], place.root if place else None
     found = borrow(
         shelves, options.others, job.stamp, options.settings, root=root, kept=kept,
         switches=job.identity.factors["switches"],

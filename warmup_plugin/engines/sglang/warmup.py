@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from warmup_plugin.engines import base
@@ -195,7 +193,6 @@ class Context:
         from warmup_plugin.tuner.known_ops import known_ops
 
         self._refuse_what_is_not_ours()
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="warmup-plugin-")))
         settings, group = self._settings, names.parallel().tp_group
         if names.has_symmetric_memory():
             settings = replace(settings, require_agreement=True)
@@ -204,20 +201,20 @@ class Context:
         if _passed_through:
             given["ops"] = known_ops(probe.version()).plus(pass_through=_passed_through)
         if not reuses:  # nothing to read there, and nothing written
-            given["root"] = folder
+            given["root"] = probe.NOWHERE
             mode = "read-only" if settings.mode == "on" else settings.mode
             settings = replace(settings, mode=mode, layers=())
         elif names.uses_megamoe(self._runner):
             from warmup_plugin.engines.sglang.megamoe import records_kept
 
             stack.enter_context(records_kept(self._runner))
-        survey = names.as_survey(self._own, folder / "unused: warmup-plugin keeps the table")
+        survey = names.as_survey(self._own)
         return {
             "identity": identity_of(self._runner, phase=self._phase),
             "ranks": self._ranks(group),
             "group": group.cpu_group if group.world_size > 1 else None,
             "settings": settings,
-            "engine_root": names.cache_root(),
+            "engine_root": base.engine_root(names.ROOT_VARIABLE, names.cache_root, settings),
             "engine": ("sglang", names.version()),
             "others": own_tables(self._runner) if reuses else (),
             "keep_loaded": True,  # of an earlier context, in whose graphs it is captured

@@ -13,9 +13,7 @@ import contextlib
 import functools
 import itertools
 import logging
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -96,11 +94,7 @@ class _Pass:
 
     def __call__(self, *, is_hit: bool = False) -> None:
         self.has_begun = True
-        with tempfile.TemporaryDirectory(prefix="warmup-plugin-") as folder:
-            scratch = Path(folder, "unused: warmup-plugin keeps the table")
-            names.as_survey(self._own, scratch, is_hit=is_hit)(
-                self._runner, skip_attn=self._skip_attn
-            )
+        names.as_survey(self._own, is_hit=is_hit)(self._runner, skip_attn=self._skip_attn)
 
 
 def _given(settings: Settings, runner: Any, world: Any) -> dict[str, Any]:
@@ -115,7 +109,7 @@ def _given(settings: Settings, runner: Any, world: Any) -> dict[str, Any]:
         "ranks": _ranks(runner, world),
         "group": world.cpu_group if world.world_size > 1 else None,
         "settings": settings,
-        "engine_root": names.cache_root(),
+        "engine_root": base.engine_root(names.ROOT_VARIABLE, names.cache_root, settings),
         "engine": ("vllm", names.version()),
         "others": own_tables(runner),
     }
