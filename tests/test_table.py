@@ -200,6 +200,16 @@ def test_no_damage_raises() -> None:
             assert isinstance(parse_table(changed, limit=LIMIT), Table | Miss)
 
 
+def test_how_an_entry_was_chosen_is_left_out() -> None:
+    """FlashInfer 0.7.4 saves it as a fourth member: its time, the runner-up's, the margin."""
+    policy = ["cuda_graph_profile_replays", 1]
+    selection = {"time": 0.5, "margin": 0.1}
+    found = parse_table(document(k=["R", [1, 2], policy, selection]), limit=LIMIT)
+    assert isinstance(found, Table)
+    assert found.entries["k"] == Entry("R", (1, 2), ("cuda_graph_profile_replays", 1))
+    assert isinstance(parse_table(document(k=["R", 1, None, {}, 5]), limit=LIMIT), Miss)
+
+
 def test_what_flashinfer_adds_is_left_out() -> None:
     """Its generation is of its own writers; an indeterminate field is no field."""
     data = document(k=["R", 1], _generation="abc").replace(b'"91400"', b"null")

@@ -72,9 +72,41 @@ MUTANTS = (
         "tests/test_store.py::test_no_link_is_followed_out_of_the_root",
     ),
     Mutant(
-        "key-unstable check", "tuner/survey.py",
-        "        elif asked.has_unstable_key:\n", "        elif False:\n",
-        "tests/tuner/test_survey.py::test_a_key_with_the_raw_batch_is_unstable",
+        "batch in a key", "tuner/survey.py",
+        "self._extras(op, real, fields.batch)", "self._extras(op, real)",
+        "tests/tuner/test_survey.py"
+        "::test_a_key_with_the_raw_batch_is_stored_as_flashinfer_stores_it",
+    ),
+    Mutant(
+        "order of runners", "tuner/task.py",
+        "sorted([name, extras.neutral] for name, extras in runners)",
+        "[[name, extras.neutral] for name, extras in runners]",
+        "tests/tuner/test_task.py::test_the_order_of_the_runners_is_no_part_of_an_id",
+    ),
+    Mutant(
+        "failures are no facts", "settle.py",
+        "result.kind not in LASTING or is_unshared", "is_unshared",
+        "tests/test_settle.py::test_what_says_nothing_of_the_task_is_not_recorded",
+    ),
+    Mutant(
+        "a tactic out of memory", "tuner/observe.py",
+        "if seen._is_replaying and isinstance(error, OUT_OF_MEMORY):", "if False:",
+        "tests/tuner/test_survey.py::test_a_tactic_out_of_memory_costs_itself_only",
+    ),
+    Mutant(
+        "blocklist", "tuner/replay.py",
+        "    if probe.is_blocked(tuner, call.op, runner, entry.tactic):\n", "    if False:\n",
+        "tests/tuner/test_survey.py::test_a_blocked_tactic_is_not_taken_over",
+    ),
+    Mutant(
+        "weights by storage", "tuner/capture.py",
+        "return _place(tensor) in self._weights", "return False",
+        "tests/tuner/test_capture.py::test_a_weight_is_known_by_its_storage",
+    ),
+    Mutant(
+        "ranks that differ", "decide.py",
+        "    differ = _differ(words)\n", "    differ: list[str] = []\n",
+        "tests/test_decide.py::test_tasks_that_ranks_serve_differently_are_named",
     ),
     Mutant(
         "pass-through list", "tuner/survey.py",

@@ -75,9 +75,18 @@ class Table:
     records: Mapping[str, Any] = field(default_factory=dict)
 
 
+class _Saved(NamedTuple):
+    """An entry as FlashInfer saves it; from 0.7.4 on with how it was chosen, which none needs."""
+
+    runner: str
+    tactic: Tactic
+    policy: Policy = None
+    selection: dict[str, Any] | None = None
+
+
 _Member: TypeAlias = Entry | dict[str, Any] | str
 _MEMBERS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_MEMBER: Final = msgspec.json.Decoder(_Member)
+_MEMBER: Final = msgspec.json.Decoder(_Saved | dict[str, Any] | str)
 _ENCODER: Final = msgspec.json.Encoder(order="deterministic")
 
 
@@ -126,7 +135,8 @@ class _Known(dict[bytes, "_Member | Miss"]):
     has_miss = False
 
     def __missing__(self, value: bytes) -> _Member | Miss:
-        member: _Member | Miss = decode(_MEMBER, value)
+        saved = decode(_MEMBER, value)
+        member: _Member | Miss = Entry(*saved[:3]) if type(saved) is _Saved else saved
         self.has_miss |= isinstance(member, Miss)
         self[value] = member
         return member

@@ -408,11 +408,11 @@ def die_when_built(here: Here, op: str, batch: int) -> None:
     """End this process in the winner of one task, when it is built apart from the forward."""
     prepare = replay.prepare
 
-    def prepared(task: Any, entry: Any, *, at_bucket: bool = True) -> None:
+    def prepared(task: Any, entry: Any, key: str = "", *, at_bucket: bool = True) -> None:
         if task.op == op and task.buckets == (batch,):
             here.say("killed")
             os.kill(os.getpid(), signal.SIGKILL)
-        prepare(task, entry, at_bucket=at_bucket)
+        prepare(task, entry, key, at_bucket=at_bucket)
 
     replay.prepare = prepared
 

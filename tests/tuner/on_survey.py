@@ -220,6 +220,11 @@ def one_out_of_memory(engine: Engine) -> Any:
     return report, served
 
 
+def two_tactics(engine: Engine) -> Any:
+    report = child.warm(engine, lambda: toy_call(tactics=(0, 1)))
+    return report, {bucket: toy_call(batch=bucket)[1] for bucket in toys.BUCKETS}
+
+
 class CudnnToy(Toy):
     """FlashInfer loads no integer tactic of a class of this name."""
 

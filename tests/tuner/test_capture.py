@@ -121,6 +121,64 @@ def test_weights_and_views_of_weights_are_not_cloned() -> None:
     assert all(new is old for new, old in zip(kept, inputs, strict=True))
 
 
+SEEN_AS: dict[str, Callable[[torch.nn.Parameter], torch.Tensor]] = {
+    "data": lambda weight: weight.data,
+    "another type": lambda weight: weight.view(torch.int64),
+    "data of another type": lambda weight: weight.data.view(torch.int32),
+    "a part of data": lambda weight: weight.data[256:],
+    "detached": lambda weight: weight.detach(),
+}
+
+
+@pytest.mark.parametrize("name", SEEN_AS)
+@pytest.mark.parametrize("inference", [False, True], ids=["plain", "inference"])
+def test_a_weight_is_known_by_its_storage(name: str, *, inference: bool) -> None:
+    """NVFP4 and MXINT4 MoEs see their weights so, in both engines."""
+    weight = torch.nn.Parameter(torch.zeros(1024, 512, dtype=torch.uint8), requires_grad=False)
+    with torch.inference_mode(inference):
+        seen = SEEN_AS[name](weight)
+    budget = Budget(MANY)
+    assert Copies(budget).inputs([seen], set())[0] is seen
+    assert budget.left == MANY
+
+
+def test_a_marked_instance_of_a_tensors_subclass_is_a_weight() -> None:
+    class Sharded(torch.Tensor):
+        pass
+
+    weight = torch.zeros(1024, 64).as_subclass(Sharded)
+    weight._is_param = True  # what `torch.nn.Parameter` makes of it
+    budget = Budget(MANY)
+    plain = weight.as_subclass(torch.Tensor)
+    assert Copies(budget).inputs([plain], set())[0] is plain
+    assert Copies(budget).inputs([torch.zeros(1024, 64)], set())[0] is not plain
+    assert budget.left < MANY
+
+
+def test_where_no_memory_is_left_a_tensor_is_referenced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As past the budget; FlashInfer alone needs no copy either."""
+
+    def no_memory(*_: Any, **_options: Any) -> Any:
+        raise torch.cuda.OutOfMemoryError("planted")
+
+    tensor = torch.arange(8)
+    monkeypatch.setattr(torch, "empty", no_memory)
+    assert copies().inputs([tensor], set())[0] is tensor
+
+
+def test_inputs_to_ask_about_have_a_size_and_can_be_viewed() -> None:
+    """What a stand-in cannot: torch lets nobody view it."""
+    stand_in = capture.stand_in(torch.zeros(300, 8), (300, 8))
+    with pytest.raises(RuntimeError, match="setStorage"):
+        stand_in.t()
+    weight = torch.ones(8)
+    inputs = [stand_in, weight, None]
+    dynamic, static, none = capture.at_size(inputs, ((4, 8), (8,), (0,)), {0})
+    assert (dynamic.t().shape, dynamic[:1].shape, dynamic.dtype) == ((8, 4), (1, 8), torch.float32)
+    assert static is weight
+    assert none is None
+
+
 def test_tensors_whose_elements_overlap_are_not_cloned() -> None:
     """A clone would have other strides, or as much memory as elements."""
     tensor = torch.zeros(1, 4).expand(1000, 4)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,6 +172,22 @@ def test_a_tactic_out_of_memory_costs_itself_only(children: Children) -> None:
     assert cold.tasks == {"seen": 2, "from_cache": 0, "tuned": 2}
     warm, served = children.one("on_survey:one_out_of_memory")
     assert (warm.tactics_timed, served) == (0, {"one": 2, "default": 1})
+
+
+def test_a_blocked_tactic_is_not_taken_over(children: Children, tmp_path: Path) -> None:
+    """The table beside this one has it; its user has blocked it since, and it is tuned anew."""
+    _, before = children.one("on_survey:two_tactics")
+    assert set(before.values()) == {0, 1}
+    path = tmp_path / "blocklist.json"
+    path.write_text(json.dumps({"invalid_tactics": {"toy::Toy": [0]}}))
+    env = {"FLASHINFER_TACTICS_BLOCKLIST": str(path)}
+    report, served = children.one("on_survey:two_tactics", env=env)
+    assert set(served.values()) == {1}
+    adopted = sum(tactic == 1 for tactic in before.values())
+    assert report.tasks == {
+        "seen": 4, "from_cache": 0, "tuned": 4 - adopted, "adopted": adopted,
+    }  # fmt: skip
+    assert report.agreement == "certified"
 
 
 def test_a_tactic_that_no_table_can_hold_is_each_ranks_own(children: Children) -> None:

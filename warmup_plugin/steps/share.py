@@ -43,12 +43,14 @@ class Shared:
     table: Table
     manifest: str
 
+    def key_of(self, task: Task) -> str | None:
+        """Return the key under which the task's winner stands."""
+        return next((key for key in task.keys if key in self.table.entries), None)
+
     def entry_of(self, task: Task) -> Entry | None:
         """Return the task's winner."""
-        for key in task.keys:
-            if (entry := self.table.entries.get(key)) is not None:
-                return entry
-        return None
+        key = self.key_of(task)
+        return None if key is None else self.table.entries[key]
 
 
 def share(job: Job, agreed: Agreed, survey: Survey, work: Work) -> Shared:
@@ -245,7 +247,8 @@ def _build(job: Job, survey: Survey, work: Work, shared: Shared) -> dict[str, Ex
             job.journal.begins(task.id, task.label, synced=False)
             try:
                 # What was timed here ran at its bucket, not yet at the size that was asked for.
-                replay.prepare(task, entry, at_bucket=name not in work.outcomes)
+                key = shared.key_of(task) or ""
+                replay.prepare(task, entry, key, at_bucket=name not in work.outcomes)
             except Exception as error:  # noqa: BLE001  # whatever a runner raises: this winner is out
                 failed[name] = error
         job.journal.leaves()

@@ -36,14 +36,15 @@ def try_stored(job: Job, agreed: Agreed, survey: Survey) -> dict[str, Entry]:
     guard = Shutdown(job.journal.leaves)
     with job.timed("try"), TaskLimit(limit_s, give_up) as limit, guard:
         for task in survey.tasks.values():
-            entry = _stored(task, agreed, survey)
+            key = _stored(task, agreed, survey)
+            entry = agreed.table.entries.get(key)
             if entry is None or task.id in agreed.deaths:
                 continue
             limit.begins(task)
             job.meeting.note("try", task.label)
             job.journal.begins(task.id, task.label, synced=False)
             try:
-                replay.prepare(task, entry)
+                replay.prepare(task, entry, key if key in task.keys else "")
             except Exception as error:  # noqa: BLE001  # whatever a runner raises: not this tactic
                 survey.adopted.pop(task.id, None)
                 task.state = "refused"
@@ -54,10 +55,9 @@ def try_stored(job: Job, agreed: Agreed, survey: Survey) -> dict[str, Entry]:
     return fit
 
 
-def _stored(task: Task, agreed: Agreed, survey: Survey) -> Entry | None:
-    """Return the entry that would answer a task."""
-    entries = agreed.table.entries
+def _stored(task: Task, agreed: Agreed, survey: Survey) -> str:
+    """Return the key of the entry that would answer a task, or an empty string."""
     if task.id in survey.adopted:
-        return entries.get(survey.adopted[task.id])
-    held = (entries[key] for key in task.keys if key in entries)
-    return next(held, None) if task.state == "known" else None
+        return survey.adopted[task.id]
+    held = (key for key in task.keys if key in agreed.table.entries)
+    return next(held, "") if task.state == "known" else ""

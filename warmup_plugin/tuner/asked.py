@@ -87,6 +87,7 @@ class Asked:
         """
         parts = (
             tuple((name, extras.neutral) for name, extras in self.named),
+            tuple(self.places),
             tuple(self.switches),
             tuple(self.numbers),
             Same(self.config),

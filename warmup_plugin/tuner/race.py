@@ -27,6 +27,6 @@ def time_of(times: Iterable[Time], runner: str, tactic: Any) -> float | None:
 
 def beats_default(ms: float | None, default_ms: float | None, margin: float) -> bool:
     """Return whether a winner is worth more than it costs to differ from the default."""
-    if not margin or ms is None or default_ms is None:
+    if ms is None or default_ms is None:
         return True
-    return ms < default_ms * (1 - margin)
+    return ms < default_ms * (1 - margin) if margin else ms <= default_ms

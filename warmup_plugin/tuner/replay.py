@@ -22,7 +22,7 @@ import torch
 from warmup_plugin.table import Entry, Tactic, canonical_tactic
 from warmup_plugin.tuner import capture, probe
 from warmup_plugin.tuner.asked import dynamic_inputs
-from warmup_plugin.tuner.observe import OUT_OF_MEMORY, Observations
+from warmup_plugin.tuner.observe import Observations
 from warmup_plugin.tuner.race import DEFAULT, beats_default, time_of
 from warmup_plugin.tuner.task import Call, Shapes, Task
 
@@ -93,11 +93,12 @@ def _tune_one(tuner: Any, task: Task, seen: Observations, margin: float) -> Outc
     seen.begin_task()
     began, stored = time.monotonic(), len(tuner.profiling_cache)
     recorded = task.recorded()
-    error, candidates = _run(tuner, task, recorded, seen, margin)
-    rivals = [_run(tuner, task, rival, seen, margin=0.0) for rival in task.rivals]
+    error, candidates = _run(tuner, task, recorded, seen)
+    defaults = _time_defaults(task, seen, margin)
+    rivals = [_run(tuner, task, rival, seen) for rival in task.rivals]
     winners = probe.winners_since(tuner, stored)
     outcome = Outcome(
-        task.id, default_ms=time_of(seen.times, type(recorded.runners[0]).__name__, DEFAULT),
+        task.id, default_ms=min(defaults.values(), default=None),
         samples=probe.samples_of(tuner, recorded.config), candidates=len(candidates),
         began=began, seconds=time.monotonic() - began,
     )  # fmt: skip
@@ -108,18 +109,17 @@ def _tune_one(tuner: Any, task: Task, seen: Observations, margin: float) -> Outc
     found = _with_winner(outcome, task, winners, error, seen)
     if found.entry is None or beats_default(found.ms, found.default_ms, margin):
         return found
-    return _with_default(found, task, margin)
+    fastest = min(defaults, key=lambda place: defaults[place])
+    return _with_default(found, task, fastest, margin)
 
 
-def _run(
-    tuner: Any, task: Task, call: Call, seen: Observations, margin: float
-) -> tuple[str, set[str]]:
-    """Have FlashInfer choose at the task's bucket, and time its default; return error, candidates.
+def _run(tuner: Any, task: Task, call: Call, seen: Observations) -> tuple[str, set[str]]:
+    """Have FlashInfer choose at the task's bucket; return error, candidates.
 
     The candidates that it timed are named by runner class and tactic.
     """
     before, error = len(seen.times), ""
-    config, first = narrow(call.config, task.buckets), call.runners[0]
+    config = narrow(call.config, task.buckets)
     try:
         with _as_recorded(call):
             inputs = _askable(call, task.shapes)
@@ -127,11 +127,28 @@ def _run(
     except Exception as raised:  # noqa: BLE001  # a broken runner costs its task, never the session
         error = f"{type(raised).__name__}: {raised}"[:400]
         logger.warning("warmup-plugin: %s has no winner: %s", task.label, error)
-    timed = [(name, tactic) for name, tactic, _ in seen.times[before:]]
-    if margin and (type(first).__name__, DEFAULT) not in timed:
-        with _as_recorded(call):
-            seen.time_default(first, DEFAULT)
-    return error, {f"{name} {tactic!r}" for name, tactic in timed}
+    return error, {f"{name} {tactic!r}" for name, tactic, _ in seen.times[before:]}
+
+
+def _time_defaults(task: Task, seen: Observations, margin: float) -> dict[int, float]:
+    """Return the time of each default that may serve, by the place of its runner's key.
+
+    They are in the race where the engine's context has them there, and beyond a margin of 0. The
+    batch may order an op's runners, and so choose another default at another call.
+    """
+    call, found = task.recorded(), dict[int, float]()
+    if not (margin or call.options.memory_only_v2):
+        return found
+    for place in sorted(task.firsts):
+        runner, before = call.runners[call.places[place]], len(seen.times)
+        name, timed = type(runner).__name__, seen.times
+        if call.places[place] or not any(time[:2] == (name, DEFAULT) for time in timed):
+            with _as_recorded(call):
+                seen.time_default(runner, DEFAULT)
+            timed = seen.times[before:]
+        if (ms := time_of(timed, name, DEFAULT)) is not None:
+            found[place] = ms
+    return found
 
 
 def _askable(call: Call, shapes: Shapes) -> list[Any]:
@@ -139,7 +156,7 @@ def _askable(call: Call, shapes: Shapes) -> list[Any]:
     return capture.at_size(call.inputs, shapes, dynamic_inputs(call.config))
 
 
-def _with_default(outcome: Outcome, task: Task, margin: float) -> Outcome:
+def _with_default(outcome: Outcome, task: Task, place: int, margin: float) -> Outcome:
     """Return the outcome with FlashInfer's default for a winner: an entry, so that it is found.
 
     No entry where the runner would refuse it, since FlashInfer asks it about any entry it finds.
@@ -147,13 +164,13 @@ def _with_default(outcome: Outcome, task: Task, margin: float) -> Outcome:
     assert outcome.entry is not None
     policy = outcome.entry.policy
     call = task.recorded()
-    first = call.runners[0]
-    reason = f"nothing is faster than the default by {margin:.0%}"
-    outcome = replace(outcome, reason=reason)
-    if not probe.accepts(first, _askable(call, task.shapes), DEFAULT):
+    runner = call.runners[call.places[place]]
+    by = f" by {margin:.0%}" if margin else ""
+    outcome = replace(outcome, reason=f"nothing is faster than the default{by}")
+    if not probe.accepts(runner, _askable(call, task.shapes), DEFAULT):
         return replace(outcome, kind="default", winner=None, entry=None)
-    entry = Entry(type(first).__name__, DEFAULT, policy)
-    return replace(outcome, winner=call.places.index(0), entry=entry)
+    entry = Entry(type(runner).__name__, DEFAULT, policy)
+    return replace(outcome, winner=place, entry=entry)
 
 
 def _with_winner(
@@ -209,17 +226,22 @@ class RefusedError(ValueError):
     """A stored tactic that its runner does not offer."""
 
 
-def prepare(task: Task, entry: Entry, *, at_bucket: bool = True) -> None:
+def prepare(task: Task, entry: Entry, key: str = "", *, at_bucket: bool = True) -> None:
     """Run a winner once, untimed, outside tuning mode, so that it is built before it serves.
 
-    At its bucket, and at the size of the recorded call if that is served by this task, too: a
-    tactic need not take every size between two buckets. Raises `RefusedError` where its runner is
-    not there or refuses the tactic, and whatever it raises: that winner cannot be served here.
+    ``key``: the file key under which it stands, which tells two runners of one class apart. At its
+    bucket, and at the size of the recorded call if that is served by this task, too: a tactic need
+    not take every size between two buckets. Raises `RefusedError` where its runner is not there or
+    refuses the tactic, and whatever it raises: that winner cannot be served here.
     """
     tuner, call = probe.tuner(), task.recorded()
-    runner = next((r for r in call.runners if type(r).__name__ == entry.runner), None)
+    places = (call.places[i] for i, own in enumerate(task.keys) if key in ("", own))
+    runners = (call.runners[place] for place in places)
+    runner = next((r for r in runners if type(r).__name__ == entry.runner), None)
     if runner is None:
         raise RefusedError(f"no runner is called {entry.runner!r}")
+    if probe.is_blocked(tuner, call.op, runner, entry.tactic):
+        raise RefusedError(f"{entry.runner}'s tactic {entry.tactic!r} is on FlashInfer's blocklist")
     sizes = [task.buckets] if at_bucket or hasattr(runner, "validate_tactic") else []
     own = task.recorded_buckets()
     if own != task.buckets and probe.nearest_profile(
@@ -230,8 +252,10 @@ def prepare(task: Task, entry: Entry, *, at_bucket: bool = True) -> None:
         profile = probe.profiles(tuner, narrow(call.config, size), call.inputs)[0]
         with _as_recorded(call):
             inputs = probe.synthesise(tuner, profile, call.inputs, call.config)
-            is_blocked = probe.is_blocked(tuner, call.op, runner, entry.tactic)
-            if is_blocked or not probe.accepts(runner, inputs, entry.tactic):
+            is_accepted = probe.accepts(runner, inputs, entry.tactic)
+            if not is_accepted and size != task.buckets:
+                continue  # FlashInfer looks past it at this size, as it does without this package
+            if not is_accepted:
                 raise RefusedError(f"{entry.runner} does not offer tactic {entry.tactic!r}")
             runner(inputs, tactic=entry.tactic, **call.kwargs)
 
@@ -249,13 +273,13 @@ def served(task: Task) -> tuple[str, Tactic] | None:
     if call is None:
         return probe.loaded_answer(tuner, task.keys)
     try:
-        inputs = _askable(call, task.shapes)
-    except OUT_OF_MEMORY:  # to ask costs more than to serve: what is loaded answers
+        with _as_recorded(call):
+            found, index, tactic, _ = tuner.search_cache(
+                call.op, call.runners, task.shapes, call.config,
+                inputs=_askable(call, task.shapes),
+            )  # fmt: skip
+    except Exception:  # noqa: BLE001  # no memory to ask with, or a key that cannot be told at this size
         return probe.loaded_answer(tuner, task.keys)
-    with _as_recorded(call):
-        found, index, tactic, _ = tuner.search_cache(
-            call.op, call.runners, task.shapes, call.config, inputs=inputs
-        )
     return (type(call.runners[index]).__name__, canonical_tactic(tactic)) if found else None
 
 

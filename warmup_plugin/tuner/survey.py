@@ -26,6 +26,7 @@ from warmup_plugin.tuner.asked import Asked, dynamic_inputs, shapes_of
 from warmup_plugin.tuner.batch_fields import BatchFields
 from warmup_plugin.tuner.install import LoadedEntries
 from warmup_plugin.tuner.known_ops import KnownOps, distribution_aware
+from warmup_plugin.tuner.observe import OUT_OF_MEMORY
 from warmup_plugin.tuner.profiles import Profiles
 from warmup_plugin.tuner.register import Known, Register
 from warmup_plugin.tuner.tally import Answer, Tally
@@ -258,6 +259,8 @@ class Survey:
             if fields.is_made_otherwise:
                 apart = f"{name} has another key for the inputs that FlashInfer tunes with"
         places = canonical(named)
+        if len({(name, extras.neutral) for name, extras in named}) < len(named):
+            apart = "two of its runners have one file key"
         return Asked(
             op, runners, config, inputs, kwargs,
             find_profiles=lambda: self._profiles.of(config, inputs),
@@ -311,6 +314,7 @@ class Survey:
             self._judge(task, asked, profile)
             self._take_in(task, asked, keep)
         elif (held := self.tasks.held(name)) is not None and held.call is not None:
+            held.firsts |= {asked.places.index(0)}
             _keep_also(held, held.call, asked, keep)
         self._compare(name, keys, asked)
 
@@ -325,7 +329,7 @@ class Survey:
         if is_answered:
             task.shapes = ()  # of use to a replay only
         else:
-            task.call = keep()
+            task.call, task.firsts = keep(), frozenset({asked.places.index(0)})
         self.tasks.add(task)
 
     def _compare(self, name: str, keys: tuple[str, ...], asked: Asked) -> None:
@@ -369,7 +373,7 @@ class Survey:
         keys = dict.fromkeys(task.keys)
         held = [entry for key in keys if (entry := self._entries.get(key)) is not None]
         is_answer = len(held) == 1 and probe.is_measured_as(asked.config, held[0].policy)
-        offers = self._offers(task, asked, profile, held[0]) if is_answer else None
+        offers = self._offers(task, asked, held[0]) if is_answer else None
         if offers is False:
             task.state = "refused"
             task.reason = f"{held[0].runner} does not offer tactic {held[0].tactic!r}"
@@ -395,14 +399,18 @@ class Survey:
             if len(old_keys) == 1:
                 self.adopted[task.id] = old_keys[0]
 
-    def _offers(self, task: Task, asked: Asked, profile: Any, entry: Entry) -> bool | None:
+    @staticmethod
+    def _offers(task: Task, asked: Asked, entry: Entry) -> bool | None:
         """Return whether an entry's runner still offers its tactic; None where it cannot tell."""
         able = [r for r in asked.runners if type(r).__name__ == entry.runner]
         if not able or not hasattr(able[0], "validate_tactic"):
             return None
         inputs = asked.inputs
-        if profile != probe.nearest_profile(shapes_of(inputs), asked.config):
-            inputs = asked.at(task.shapes)
+        if shapes_of(inputs) != task.shapes:  # what it says of another size is no answer
+            try:
+                inputs = asked.at(task.shapes)
+            except OUT_OF_MEMORY:  # nothing speaks against it; FlashInfer asks again when it serves
+                return True
         return probe.accepts(able[0], inputs, entry.tactic)
 
     def _may_adopt(self, asked: Asked) -> bool:

@@ -62,7 +62,8 @@ class Task:
     Where the agreed table answers it: ``served``, what the tuner served in the survey, as (runner
     class, tactic), and whether the table says so too. Of a task that a vouched table answers no
     call is kept: the copies of a thousand calls are a third of a warm survey. ``switches``:
-    `options_of` its runners.
+    `options_of` its runners. ``firsts``: the places in ``keys`` of the runners that stood first in
+    some call, whose defaults serve where nothing is tuned.
     """
 
     id: str
@@ -77,6 +78,7 @@ class Task:
     is_agreed: bool = False
     rivals: tuple[Call, ...] = ()
     switches: Sequence[Switches] = ()
+    firsts: frozenset[int] = frozenset()
 
     def recorded(self) -> Call:
         """Return the call, of a task that is to be replayed."""
