@@ -424,3 +424,12 @@ def test_ranks_that_deviate_are_named_and_all_serve_defaults() -> None:
     assert record["go"] == "defaults"
     assert record["reason"] == "other tactics are served than agreed (rank 1: op @ 1, op @ 2)"
     assert record["published"] == ["/a", "/b"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_has_been_told_to_end_ends_the_job(rank: int) -> None:
+    """Nobody is certified with one that is about to go, whatever it serves."""
+    words = ranks(certified("a"), certified("a"))
+    words[rank]["leaves"] = "SIGTERM"
+    record = decide_certify(words)
+    assert (record["go"], record["rank"], record["reason"]) == ("end", rank, "SIGTERM")

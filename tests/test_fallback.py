@@ -23,6 +23,12 @@ from warmup_plugin.settings import Mode
 MODES = [mode for mode in get_args(Mode) if mode != "off"]
 AS_WITHOUT, RAISE, END = Way.AS_WITHOUT, Way.RAISE, Way.END
 
+
+def _caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
 #: What an adapter may be left with, the failure that it stands for, and the way in the modes that
 #: may tune and in the one that serves what is stored or does not start.
 CASES: dict[str, tuple[BaseException | str, Failure, Way, Way]] = {
@@ -49,6 +55,10 @@ CASES: dict[str, tuple[BaseException | str, Failure, Way, Way]] = {
     "the forward of this rank": (ZeroDivisionError(), Failure.NOT_OURS, RAISE, RAISE),
     "interrupted": (KeyboardInterrupt(), Failure.NOT_OURS, RAISE, RAISE),
     "a dead rank": (RankLostError(1, "process gone"), Failure.RANK_LOST, END, END),
+    "the forward of this rank, as another one is lost": (
+        _caused(RuntimeError("Connection closed by peer"), RankLostError(1, "process gone")),
+        Failure.RANK_LOST, END, END,
+    ),
     "a rank that has been told to end": (RankLostError(1, "SIGTERM"), Failure.RANK_LOST, END, END),
     "after the last record": (LateError("no memory"), Failure.TOO_LATE, RAISE, RAISE),
 }  # fmt: skip

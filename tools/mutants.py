@@ -167,6 +167,45 @@ MUTANTS = (
         "tests/ranks/test_modes.py::test_a_start_without_a_table_is_refused_on_every_rank",
     ),
     Mutant(
+        "law of lost ranks", "fallback.py",
+        "    Failure.RANK_LOST: Way.END,\n", "    Failure.RANK_LOST: Way.AS_WITHOUT,\n",
+        "tests/test_fallback.py::test_a_lost_rank_is_never_fallen_back_from_and_nobody_else_ends_a_job",
+    ),
+    Mutant(
+        "end after a loss", "engines/attempt.py",
+        "        timer.start()\n", "        pass\n",
+        "tests/test_attempt.py"
+        "::test_a_process_that_has_lost_a_rank_ends_whatever_becomes_of_the_exception",
+    ),
+    Mutant(
+        "votes' fields", "votes.py",
+        "            if reason := fault_of(step, words[rank]):\n",
+        '            if reason := "" * rank:\n',
+        "tests/test_votes.py::test_a_word_that_is_none_of_its_step",
+    ),
+    Mutant(
+        "a vote's step", "meeting.py",
+        "if (its_step := word.pop(_STEP, step)) != step:",
+        "if (its_step := word.pop(_STEP, step)) is None:",
+        "tests/ranks/test_rendezvous.py"
+        "::test_the_word_or_record_of_another_step_is_told_on_every_rank",
+    ),
+    Mutant(
+        "who lives and leaves", "meeting.py",
+        '    if found["lives"]:\n', "    if False:\n",
+        "tests/ranks/test_rendezvous.py::test_a_rank_that_lives_and_leaves_is_not_lost",
+    ),
+    Mutant(
+        "watch before the session", "engines/readiness.py",
+        "        if silent_s > self._settings.silence_s:\n", "        if False:\n",
+        "tests/ranks/test_readiness.py::test_a_rank_that_is_lost_before_its_word_is_named",
+    ),
+    Mutant(
+        "certified with a rank that leaves", "decide.py",
+        "    if leaving:\n", "    if False:\n",
+        "tests/test_decide.py::test_a_rank_that_has_been_told_to_end_ends_the_job",
+    ),
+    Mutant(
         "page's text", "cli/page.py",
         "[[html.escape(row[1]), row[3]] for row in rows]", "[[row[1], row[3]] for row in rows]",
         "tests/cli/test_page.py::test_text_from_files_is_escaped",

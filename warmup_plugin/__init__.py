@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from warmup_plugin.errors import (
+        ForwardError,
         IdentityError,
         InstallError,
+        LateError,
         PlacementError,
         RankLostError,
         SessionError,
@@ -31,10 +33,12 @@ if TYPE_CHECKING:
     from warmup_plugin.tuner.known_ops import KnownOps
 
 __all__ = [
+    "ForwardError",
     "Identity",
     "IdentityError",
     "InstallError",
     "KnownOps",
+    "LateError",
     "PlacementError",
     "RankInfo",
     "RankLostError",

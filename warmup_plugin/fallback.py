@@ -45,11 +45,21 @@ _WAYS = {
 }
 
 
+def loss_in(error: BaseException) -> RankLostError | None:
+    """Return the loss that an exception tells of, or that is its cause.
+
+    A forward raises its own error where its collective ends because a rank is lost.
+    """
+    if isinstance(error, RankLostError):
+        return error
+    return error.__cause__ if isinstance(error.__cause__, RankLostError) else None
+
+
 def failure_of(error: BaseException | str) -> Failure:
     """Return which failure an exception stands for; a text is why the ranks are not ready."""
     if isinstance(error, str):
         return Failure.NOT_READY
-    if isinstance(error, RankLostError):
+    if loss_in(error) is not None:
         return Failure.RANK_LOST
     if isinstance(error, ForwardError):
         return Failure.FORWARD

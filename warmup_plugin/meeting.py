@@ -152,14 +152,22 @@ class Meeting:
         body = self._link.compare_set(_LOST, json.dumps(record, sort_keys=True))
         raise _as_error(body)
 
-    def abandon(self, reason: str, *, of: int | None = None, lives: bool = False) -> None:
+    def abandon(
+        self, reason: str, *, of: int | None = None, lives: bool = False
+    ) -> RankLostError | None:
         """Tell the others that this rank leaves without having finished, unless all do.
 
         ``of``: since that other one is lost. ``lives``: this one goes on without this package, and
-        so may they.
+        so may they. Returns the loss by which the session ends, where that has been recorded
+        before, or the store is not there any more: then this rank must not go on either.
         """
-        if not self._is_over:
-            self._tell_lost(self.rank if of is None else of, reason, lives=lives)
+        if self._is_over:
+            return None
+        try:
+            found = _as_error(self._tell_lost(self.rank if of is None else of, reason, lives=lives))
+        except RankLostError as error:  # a record that cannot be read
+            return error
+        return found if isinstance(found, RankLostError) else None
 
     def name_hosts(self, nodes: list[list[int]], hosts: list[str]) -> None:
         """Say on which machines the ranks are, node by node."""
@@ -174,13 +182,16 @@ class Meeting:
             return self._watch.host_of(rank)
         return ""
 
-    def _tell_lost(self, rank: int, reason: str, *, lives: bool = False) -> None:
+    def _tell_lost(self, rank: int, reason: str, *, lives: bool = False) -> bytes:
+        """Record the end of the session unless it has ended; return the record in force."""
         record = _unable(rank, reason) if lives else {"lost": rank, "reason": reason}
         try:
-            self._link.compare_set(_LOST, json.dumps(record))
+            return self._link.compare_set(_LOST, json.dumps(record))
         except RankLostError as gone:
+            body = json.dumps(_lost(gone)).encode()
             with contextlib.suppress(RankLostError):  # rank 0 may only be stopped, and wake up
-                self._link.set(_LOST, json.dumps(_lost(gone)).encode())
+                self._link.set(_LOST, body)
+            return body
 
     def _tell_last(self, rank: int, reason: str) -> None:
         """Tell that a rank is lost before this process ends, with the store if it is rank 0's."""

@@ -218,12 +218,13 @@ class Pulse:
             if guard is not None and guard.is_over:
                 return
             beats += 1
-            self._stop.wait(self._interval_s)
+            left_s = self._interval_s if guard is None else guard.left_s()
+            self._stop.wait(min(self._interval_s, left_s))
 
     def _connect(self) -> None:
         """Make the first connection: on a busy machine that takes longer than an answer."""
         self._link.connect()
-        until = time.monotonic() + self._settings.silence_s + min(self._settings.silence_s, 5.0)
+        until = time.monotonic() + self._settings.silence_s + self._interval_s
         while self._link.is_connecting and time.monotonic() < until:
             if self._stop.wait(_CONNECTING_S):
                 return
@@ -338,6 +339,12 @@ class ForwardGuard:
                 rank, self._where(rank), reason, self._grace_s,
             )  # fmt: skip
         self._maybe_leave()
+
+    def left_s(self) -> float:
+        """Return the seconds until the grace period is over, for ever where none has begun."""
+        if self._failed is None:
+            return math.inf
+        return max(0.0, self._failed[2] + self._grace_s - time.monotonic())
 
     def _where(self, rank: int) -> str:
         host = self._host_of(rank)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from warmup_plugin.errors import RankLostError
 from warmup_plugin.table import digest
 
 Word = dict[str, Any]
@@ -79,8 +80,13 @@ class Rendezvous(Protocol):
         """Look after the engine's forward in the body, and tell the others if it raises."""
         ...
 
-    def abandon(self, reason: str, *, of: int | None = None, lives: bool = False) -> None:
-        """Tell the others that this rank, or another, leaves unfinished; ``lives``: and lives."""
+    def abandon(
+        self, reason: str, *, of: int | None = None, lives: bool = False
+    ) -> RankLostError | None:
+        """Tell the others that this rank, or another, leaves unfinished; ``lives``: and lives.
+
+        Returns the loss by which the session had ended before.
+        """
         ...
 
     def name_hosts(self, nodes: list[list[int]], hosts: list[str]) -> None:

@@ -18,6 +18,7 @@ import secrets
 import socket
 import stat
 import struct
+import threading
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -30,6 +31,7 @@ from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.rollcall import call_the_roll, tell
 from warmup_plugin.streams import hold_standard_streams
 from warmup_plugin.topology import host_name, machine_id
+from warmup_plugin.waiting import wait_until, within
 
 if TYPE_CHECKING:
     from warmup_plugin.settings import Settings
@@ -166,16 +168,31 @@ class StoreLink:
 def link_beside(store: TCPStore, rank: int, size: int, silence_s: float) -> StoreLink:
     """Return a connection of our own to somebody else's store, whose own keeps having no bound.
 
-    Raises `RankLostError` where nobody listens there any more, `OSError` where this process lacks
-    what it takes.
+    Raises `RankLostError` where nobody listens there any more, or lets anybody in for that long,
+    `OSError` where this process lacks what it takes.
     """
     others = frozenset(_connected(store.port))
+    made: list[StoreLink | RankLostError] = []
+
+    def make() -> None:  # on a thread of its own: where the store's process is stopped, for ever
+        try:
+            made.append(StoreLink(store, rank, size).clone())
+        except RankLostError as error:
+            made.append(error)
+
     try:
-        link = StoreLink(store, rank, size).clone()
-    except RankLostError as error:
-        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _OWN_LACK:
-            raise error.__cause__ from error
-        raise
+        threading.Thread(target=make, name="warmup-beside", daemon=True).start()
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, str(error)) from error
+    try:
+        wait_until(lambda: bool(made), within(silence_s))
+    except TimeoutError:
+        raise RankLostError(0, f"its store lets nobody in for {silence_s:.1f} s") from None
+    (link,) = made
+    if isinstance(link, RankLostError):
+        if isinstance(link.__cause__, OSError) and link.__cause__.errno in _OWN_LACK:
+            raise link.__cause__ from link
+        raise link
     _bound_answers(store.port, silence_s, but=others)
     link.silence_s, link.leader = silence_s, store.host
     return link

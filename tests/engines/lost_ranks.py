@@ -92,10 +92,18 @@ def _plant(how: str, point: str, root: Path) -> None:
     elif point == "ready_said":
         owners = [(Readiness, "_decided")]
     for owner, name in owners:
-        setattr(owner, name, _lost_before(getattr(owner, name), _SIGNALS[how], root / "struck"))
+        own = getattr(owner, name)
+        instead = _lacking if how == "lack" else _lost_before(own, _SIGNALS[how], root)
+        setattr(owner, name, instead)
 
 
-def _lost_before(own: Callable[..., Any], number: int, mark: Path) -> Callable[..., Any]:
+def _lacking(*_args: Any, **_options: Any) -> Any:
+    raise MemoryError("planted")
+
+
+def _lost_before(own: Callable[..., Any], number: int, root: Path) -> Callable[..., Any]:
+    mark = root / "struck"
+
     def lost(*args: Any, **options: Any) -> Any:
         if not mark.exists():
             mark.write_text(str(time.monotonic()))
@@ -103,6 +111,20 @@ def _lost_before(own: Callable[..., Any], number: int, mark: Path) -> Callable[.
         return own(*args, **options)
 
     return lost
+
+
+def check_that_all_do_without(job: Any, point: str) -> None:
+    """One rank lacks memory at a point: every rank warms up as without this package, and serves."""
+    start = job.start(fault=f"lack_at:{point}@1", limit_s=BEFORE_S)
+
+    for rank in start.ranks:
+        assert rank["report"] is None
+        assert rank["timed"] > 0, "the engine has tuned by itself"
+        (said,) = [line for line in rank["lines"] if "as without this package" in line]
+        assert "MemoryError: planted" in said
+    assert not start.disputed
+    again = job.start(limit_s=BEFORE_S)
+    assert len(again.certificate) == 64
 
 
 def check(case: Case, job: Any, *, concerned: Iterable[int] | None = None, named: str = "") -> None:

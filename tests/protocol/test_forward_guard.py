@@ -188,3 +188,11 @@ def test_a_process_stuck_in_its_forward_ends_itself(
     assert "rank 0" in said
     assert "OutOfMemoryError: planted" in said
     assert json.loads(store.get("lost"))["lost"] == 0, "who waits elsewhere names the right rank"
+
+
+def test_it_leaves_as_soon_as_the_grace_period_is_over() -> None:
+    """And not at the next beat, which is seconds later."""
+    guard = ForwardGuard(0, 3, 0.5, leave=lambda _status: None)
+    assert guard.left_s() == float("inf")
+    guard.fail(1, "process gone")
+    assert 0.3 < guard.left_s() <= 0.5

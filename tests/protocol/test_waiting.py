@@ -39,7 +39,7 @@ ALLOWED = {
     ("pulse.py", "Pulse._run", "self._stop.wait"): "the heartbeat's pause, ended by `stop`",
     ("pulse.py", "Pulse._run", "self._is_needed.wait"): "as long as between two beats",
     ("pulse.py", "Pulse._connect", "self._link.connect"): "renewal's, which only begins it",
-    ("pulse.py", "Pulse._connect", "self._stop.wait"): "two silences in all, ended by `stop`",
+    ("pulse.py", "Pulse._connect", "self._stop.wait"): "a silence and a beat, ended by `stop`",
     ("pulse.py", "Pulse.stop", "self._thread.join"): "five seconds; the thread is a daemon",
     ("needs.py", "_lacks_threads", "thread.join"): "a time-out is given",
     ("lease.py", "_touch", "stop.wait"): "the pause between two touches, ended by the holder",

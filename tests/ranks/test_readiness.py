@@ -199,7 +199,26 @@ def test_a_store_that_is_gone_takes_its_rank_along(make_job: Callable[..., Job])
     other = TCPStore("127.0.0.1", store.port, is_master=False, wait_for_workers=False)
     del store
     (seen,) = make_job(2, other).meet(None, "")
-    assert seen.startswith("rank 0 is lost: its store is gone")
+    assert seen.startswith("rank 0 is lost (host 127.0.0.1): its store is gone")
+
+
+def test_a_store_whose_process_is_stopped_is_not_waited_for(make_job: Callable[..., Job]) -> None:
+    """A connection that is made to it is never answered, and torch would wait for ever."""
+    script = (
+        "import time; from torch.distributed import TCPStore\n"
+        "s = TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)\n"
+        "print(s.port, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        own = TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
+        os.kill(process.pid, signal.SIGSTOP)
+        began = time.monotonic()
+        (seen,) = make_job(2, own).meet(None, "")
+        assert time.monotonic() - began < SILENCE_S + 5.0
+        process.kill()
+    assert seen == "rank 0 is lost (host 127.0.0.1): its store lets nobody in for 0.5 s"
 
 
 def test_meetings_of_one_process_are_apart(make_job: Callable[..., Job]) -> None:

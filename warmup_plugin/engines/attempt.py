@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from warmup_plugin.engines.readiness import Readiness, default_store
 from warmup_plugin.errors import SessionError
-from warmup_plugin.fallback import Way, failure_of, way_of
+from warmup_plugin.fallback import Way, failure_of, loss_in, way_of
 from warmup_plugin.pulse import EXIT_ABANDONED
 
 if TYPE_CHECKING:
-    from warmup_plugin.errors import WarmupError
     from warmup_plugin.settings import Settings
 
 logger = logging.getLogger("warmup_plugin")
@@ -63,7 +62,7 @@ def prepared(
     return given, reason
 
 
-def follow(error: WarmupError | str, settings: Settings, engine: str, *, of: str = "") -> None:
+def follow(error: Exception | str, settings: Settings, engine: str, *, of: str = "") -> None:
     """Return where the engine is to warm up as without this package, once that is logged.
 
     ``of``: the group by which ranks are numbered, where that is not the whole engine.
@@ -78,7 +77,8 @@ def follow(error: WarmupError | str, settings: Settings, engine: str, *, of: str
     if isinstance(error, str):
         raise SessionError(f"mode {settings.mode}: {error}")
     if way is Way.END:
-        _end_soon(f"{engine}, {of}: {error}" if of else str(error), settings)
+        lost = loss_in(error)
+        _end_soon(f"{engine}, {of}: {lost}" if of else str(lost), settings)
     raise error
 
 

@@ -244,6 +244,9 @@ def _linked(store: Any, rank: int, size: int, silence_s: float) -> StoreLink:
     if held is not store:
         link = None
         with contextlib.suppress(OSError):
-            link = link_beside(store, rank, size, silence_s)
+            try:
+                link = link_beside(store, rank, size, silence_s)
+            except RankLostError as error:
+                raise RankLostError(0, error.reason, store.host) from error
             _connections[id(store)] = store, link
     return link or StoreLink(store, rank, size)

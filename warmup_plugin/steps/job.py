@@ -26,6 +26,7 @@ from warmup_plugin.errors import (
     SessionError,
     WarmupError,
 )
+from warmup_plugin.fallback import loss_in
 from warmup_plugin.identity import Identity
 from warmup_plugin.journal import Journal
 from warmup_plugin.needs import lacking
@@ -238,14 +239,14 @@ def open_job(options: Options) -> Iterator[Job]:
             is_ours = isinstance(error, Exception) and (
                 job is None or error is not job.forward_error
             )
-            if meeting is not None:
-                _take_leave(meeting, error, reason, lives=is_ours)
+            lost = _take_leave(meeting, error, reason, lives=is_ours)
             progress.end("failed", reason)
             if job is not None:
                 job.installed.put_back()
-            is_lost = isinstance(error, RankLostError)
-            if is_ours and job is not None and job.is_settled and not is_lost:
+            if is_ours and job is not None and job.is_settled and loss_in(error) is None:
                 raise LateError(reason) from error
+            if is_ours and lost is not None and lost is not error:
+                raise lost from error  # in which the others have ended already
             if is_ours and not isinstance(error, WarmupError):
                 # A word that parses and makes no sense, no memory, or a bug: the engine hears of a
                 # session that failed, on every rank, and of no error that it did not make.
@@ -253,13 +254,23 @@ def open_job(options: Options) -> Iterator[Job]:
             raise
 
 
-def _take_leave(meeting: Rendezvous, error: BaseException, reason: str, *, lives: bool) -> None:
-    """Tell the others why this rank leaves: whom it takes for lost, else what it cannot do."""
-    if isinstance(error, RankLostError):
-        error.name_host(meeting.host_of(error.rank))
-        meeting.abandon(error.reason, of=error.rank)
+def _take_leave(
+    meeting: Rendezvous | None, error: BaseException, reason: str, *, lives: bool
+) -> RankLostError | None:
+    """Tell the others why this rank leaves: whom it takes for lost, else what it cannot do.
+
+    Returns by whose loss the session has ended, where it has.
+    """
+    if meeting is None:
+        return None
+    lost = loss_in(error)
+    if lost is not None:
+        meeting.abandon(lost.reason, of=lost.rank)
     else:
-        meeting.abandon(reason, lives=lives)
+        lost = meeting.abandon(reason, lives=lives)
+    if lost is not None:
+        lost.name_host(meeting.host_of(lost.rank))
+    return lost
 
 
 def _progress(options: Options) -> ProgressLine:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from lost_ranks import Case, check, grid
+from lost_ranks import Case, check, check_that_all_do_without, grid
 
 SAMPLE = [
     Case("stop", "ready", 1, 2),
@@ -29,3 +29,13 @@ def test_every_rank_that_lives_ends_and_names_it(job: Callable[..., Any], case: 
     stage = range(case.rank // case.tp * case.tp, (case.rank // case.tp + 1) * case.tp)
     named = f"SGLang, stage {case.rank // case.tp}: rank {case.rank % case.tp} " * (case.pp > 1)
     check(case, job(tp=case.tp, pp=case.pp), concerned=stage, named=named)
+
+
+@pytest.mark.engine
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("point", ["read", "share"])
+def test_one_that_lives_and_lacks_something_is_nobodys_end(
+    job: Callable[..., Any], point: str
+) -> None:
+    """Before the forward, and after it: the engine's own warm-up runs then, with its forward."""
+    check_that_all_do_without(job(tp=2), point)

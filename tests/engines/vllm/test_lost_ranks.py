@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from lost_ranks import Case, check, grid
+from lost_ranks import Case, check, check_that_all_do_without, grid
 
 SAMPLE = [
     Case("kill", "ready", 1, 2),
@@ -26,3 +26,13 @@ SAMPLE = [
 @pytest.mark.parametrize("case", grid(SAMPLE))
 def test_every_rank_that_lives_ends_and_names_it(job: Callable[..., Any], case: Case) -> None:
     check(case, job(tp=case.tp, pp=case.pp))
+
+
+@pytest.mark.engine
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("point", ["read", "share"])
+def test_one_that_lives_and_lacks_something_is_nobodys_end(
+    job: Callable[..., Any], point: str
+) -> None:
+    """Before the forward, and after it: the engine's own warm-up runs then, with its forward."""
+    check_that_all_do_without(job(tp=2), point)

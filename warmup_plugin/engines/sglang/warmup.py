@@ -108,12 +108,11 @@ def _runs_again(context: Context, error: Exception, settings: Settings) -> bool:
     cannot go on, SGLang's own context is opened.
     """
     from warmup_plugin.engines import attempt
-    from warmup_plugin.errors import WarmupError
 
     if retry := context.outcome.retry:
         _passed_through.update(retry)
         return True
-    if not isinstance(error, WarmupError) or context.is_without:
+    if context.is_without:  # SGLang's own
         return False
     attempt.follow(error, settings, "SGLang", of=_stage())
     _without.append(str(error))
@@ -152,10 +151,9 @@ class Context:
     def opened(self, name: str) -> Iterator[None]:
         """Open it by the nine steps, or as without us: the same on every rank of the group."""
         from warmup_plugin.engines import attempt
-        from warmup_plugin.errors import WarmupError
         from warmup_plugin.kernel_warmup import session
 
-        failure: WarmupError | str
+        failure: Exception | str
         with contextlib.ExitStack() as stack:
             if _without:
                 _without.clear()
@@ -172,7 +170,7 @@ class Context:
                 )  # fmt: skip
                 if not failure:
                     self.outcome = stack.enter_context(session(**given))
-            except WarmupError as error:
+            except Exception as error:  # noqa: BLE001  # raised again where it is not ours
                 failure = error
             if failure:
                 self.is_without = True

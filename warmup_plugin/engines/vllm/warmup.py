@@ -64,11 +64,10 @@ def _warm_up(own: FunctionType, settings: Settings, runner: Any, *, skip_attn: b
         own(runner, skip_attn=skip_attn)
         return
     from warmup_plugin.engines import attempt
-    from warmup_plugin.errors import WarmupError
     from warmup_plugin.kernel_warmup import warm_up
 
     pass_ = _Pass(own, runner, skip_attn=skip_attn)
-    failure: WarmupError | str
+    failure: Exception | str
     try:
         given, failure = attempt.prepared(
             lambda: _given(settings, runner, world), settings, rank=world.rank_in_group,
@@ -76,7 +75,7 @@ def _warm_up(own: FunctionType, settings: Settings, runner: Any, *, skip_attn: b
         )  # fmt: skip
         if not failure:
             last_report = warm_up(pass_, tuning_context=contextlib.nullcontext, **given)
-    except WarmupError as error:
+    except Exception as error:  # noqa: BLE001  # raised again where it is not ours
         failure = error
     if failure:
         attempt.follow(failure, settings, "vLLM")
