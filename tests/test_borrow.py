@@ -168,9 +168,11 @@ def test_a_sibling_without_an_identity_answers_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ours", "is_taken"), [({}, True), (LIST, True), (TIMER, False)], ids=["none", "list", "timer"]
+    ("ours", "is_taken"),
+    [({}, True), (LIST, True), (TIMER, True), ({"FLASHINFER_NVFP4_4OVER6": "1"}, False)],
+    ids=["none", "list", "timer", "4over6"],
 )
-def test_an_engines_table_is_taken_where_no_switch_is_set(
+def test_an_engines_table_is_taken_where_no_switch_takes_candidates_away(
     tmp_path: Path, ours: dict[str, str], *, is_taken: bool
 ) -> None:
     """Nobody knows under which one it was tuned."""

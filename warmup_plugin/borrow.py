@@ -36,6 +36,8 @@ MOST_SIBLINGS: Final = 16
 IMPORTED: Final = "imported"
 #: FlashInfer's variable that names a file of tactics which are no candidates; among the switches.
 BLOCKLIST: Final = "FLASHINFER_TACTICS_BLOCKLIST"
+#: The switch that says how candidates are timed, and takes none away.
+_TIMER: Final = "FLASHINFER_AUTOTUNE_TIMER"
 _MOST_FILES: Final = 20_000
 _IDENTITY: Final = re.compile("[0-9a-f]{64}")
 _MANIFEST: Final = "manifest.json"
@@ -110,7 +112,7 @@ def borrow(
 
     Not where they may have had other candidates: ``switches`` are this job's factors of that name,
     and a sibling's must be the same. Which ones a table without an identity was tuned under nobody
-    knows, so it is taken where none is set. A blocklist alone is no hindrance: every rank asks it
+    knows, so it is taken where none is set that takes candidates away. A blocklist alone is no hindrance: every rank asks it
     about each borrowed tactic before it serves (`replay.prepare`).
 
     In order: what is ``kept`` from an earlier session of the process, the engine's own tables
@@ -120,7 +122,7 @@ def borrow(
     """
     found, directories, switches = Borrowed(), tuple(directories), dict(switches or {})
     found.take_engine(Table(stamp, kept or {}))
-    if switches.keys() - {BLOCKLIST}:
+    if switches.keys() - {BLOCKLIST, _TIMER}:
         others = ()
     else:
         others = (*others, *(path for each in directories for path in imported(each.parent)))
