@@ -15,7 +15,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,19 @@ import pytest
 
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parents[1]
-MAIN, NEXT = "0.7.2.post1", "0.7.4"
+sys.path.append(str(CHECKOUT))  # after all else: the package stays the wheel's
+
+from tests.real_ops.cases.catalogue import CASES
+from tests.real_ops.rows import MAIN, RELEASES, Row, rows_of, smallest
+
 START_S = 90
+#: A row takes 2 to 10 s where its core is its own; what takes this long hangs.
+ROW_S = 300
+#: Rows compared at a time; a row works in one process at a time.
+WORKERS = 2
+
+
+VERDICTS = pytest.StashKey["Verdicts"]()
 
 
 class Servers:
@@ -33,6 +46,7 @@ class Servers:
     def __init__(self, folder: Path, dependencies: Path, releases: Path) -> None:
         self._folder, self._dependencies, self._releases = folder, dependencies, releases
         self._running: dict[tuple[str, str], subprocess.Popen[str]] = {}
+        self._starting = threading.Lock()
 
     def ask(
         self, file: str, function: str, *, on: str, release: str = MAIN, limit_s: int = 100,
@@ -58,7 +72,9 @@ class Servers:
     def _server(self, release: str, on: str) -> str:
         """Return the socket of a server, started if it is not there."""
         path = str(self._folder / f"{release}-{on}")
-        if (release, on) not in self._running:
+        with self._starting:
+            if (release, on) in self._running:
+                return path
             folders = [] if release == MAIN else [str(_folder(self._releases / release))]
             known = os.environ.get("PYTHONPATH", "")
             process = subprocess.Popen(
@@ -93,6 +109,62 @@ def servers() -> Iterator[Servers]:
     yield started
     started.close()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+class Verdicts:
+    """The verdicts on all rows of this run, two at a time, in the order of the tests."""
+
+    def __init__(self, servers: Servers, rows: list[Row]) -> None:
+        self._pool = ThreadPoolExecutor(WORKERS)
+        self._found: dict[Row, Future[Any]] = {}
+        for row in rows:
+            self._found[row] = self._pool.submit(self._compare, servers, row)
+
+    @staticmethod
+    def _compare(servers: Servers, row: Row) -> Any:
+        return servers.ask(
+            "compare", "compare", on=row.on, release=row.release, limit_s=ROW_S,
+            name=row.case, context=row.context, margin=row.margin,
+        )  # fmt: skip
+
+    def of(self, row: Row) -> dict[str, Any]:
+        """Return a verdict, waiting for it; all before it are of tests before this one."""
+        verdict: dict[str, Any] = self._found[row].result(timeout=2 * ROW_S)
+        return verdict
+
+    def done(self) -> Iterator[tuple[Row, dict[str, Any]]]:
+        """Yield what has been found so far."""
+        for row, future in self._found.items():
+            if future.done() and not future.cancelled() and future.exception() is None:
+                yield row, future.result()
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(scope="session")
+def verdicts(servers: Servers, request: pytest.FixtureRequest) -> Iterator[Verdicts]:
+    """Start with the first test that asks; know what all others of this run will ask."""
+    params = [getattr(item, "callspec").params for item in request.session.items  # noqa: B009  # mypy: only a Function has it
+              if hasattr(item, "callspec")]
+    found = Verdicts(servers, [p["row"] for p in params if "row" in p])
+    request.config.stash[VERDICTS] = found
+    yield found
+    found.close()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test for each row; those of a release and GPU follow each other, for its server."""
+    if "row" not in metafunc.fixturenames:
+        return
+    params = []
+    for number, case in enumerate(CASES.values()):
+        for row in rows_of(case.name, case.on, case.releases, number):
+            is_small = row == smallest(case.name, case.on, number)
+            marks = () if is_small else (pytest.mark.real_ops,)
+            params.append(pytest.param(row, id=str(row), marks=marks))
+    params.sort(key=lambda p: (RELEASES.index(p.values[0].release), p.values[0].on))
+    metafunc.parametrize("row", params)
 
 
 @pytest.fixture
