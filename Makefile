@@ -45,7 +45,7 @@ REAL_OPS        := $(call stamp,real-ops)
 REAL_OPS_NEXT   := $(patsubst %,$(S)/release-%-once,$(call releases,real-ops))
 
 .PHONY: help demo test retest test-real-ops test-engines test-vllm test-sglang lint docs settings-page questions-page \
-        matrix bench soak fuzz mutants guarantees clean
+        matrix bench soak fuzz mutants guarantees gpu-evidence clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -119,17 +119,26 @@ bench: $(PACKAGE)  ## warm start against its floor, the cost of the import, ten 
 soak: $(PACKAGE) $(call stamp,dev)  ## 10 000 damaged files and messages, 500 schedules of kills and delays
 	@$(BIN)/pytest -m soak --timeout 900 -rP tests/faults tests/protocol tests/ranks
 
-fuzz: $(PACKAGE) $(call stamp,dev)  ## property-based tests of every parser, 5 000 examples each
+fuzz: $(PACKAGE) $(call stamp,dev)  ## 5 000 examples for each parser; 2 000 runner lists against FlashInfer alone
 	@WARMUP_FUZZ_EXAMPLES=5000 $(BIN)/pytest --timeout 1800 tests/test_fuzz.py
+	@WARMUP_RANDOM_OPS=2000 $(BIN)/pytest tests/tuner/test_random_ops.py
 
 mutants: $(PACKAGE) $(call stamp,dev)  ## take each guard out once; the test that is named must fail
 	@$(PY) tools/mutants.py
 
 guarantees: $(PACKAGE) $(call stamp,dev)  ## run the rows of the fault table; write docs/guarantees.md anew
 	@status=0; \
-	    $(BIN)/pytest --junitxml=$(S)/faults.xml tests/faults tests/ranks/test_bad_tables.py \
+	    $(BIN)/pytest --junitxml=$(S)/faults.xml tests/faults tests/ranks/test_bad_tables.py tests/ranks/test_readiness.py \
 	        --deselect tests/faults/test_guarantees.py || status=$$?; \
 	    $(PY) tests/faults/guarantees.py $(S)/faults.xml; exit $$status
+
+# In the environment of GPU_PYTHON, which must have a CUDA build of torch, FlashInfer with what its
+# kernels need, msgspec and rich: nothing is installed there, the wheel lies beside it.
+GPU_PYTHON ?= python3
+
+gpu-evidence: $(WHEEL)  ## FlashInfer alone against this package on the GPU of GPU_PYTHON's torch; 8 minutes at most
+	@$(PIP) install --no-deps --upgrade --target $(VENV)/gpu dist/*.whl
+	@PYTHONPATH=$(CURDIR)/$(VENV)/gpu $(GPU_PYTHON) -m warmup_plugin.gpu_evidence
 
 clean:  ## remove all that make built
 	rm -rf $(VENV) .venv-vllm .venv-sglang dist site .mypy_cache .pytest_cache .ruff_cache

@@ -8,8 +8,10 @@ import pickle
 import pytest
 
 from warmup_plugin.errors import (
+    ForwardError,
     IdentityError,
     InstallError,
+    LateError,
     PlacementError,
     RankLostError,
     RuleError,
@@ -23,7 +25,10 @@ ALL: list[Exception] = [
     WarmupError("no ranks"),
     SessionError("a context is open"),
     InstallError("refused"),
+    ForwardError("rank 3: the forward failed"),
+    LateError("no memory"),
     RankLostError(3, "silent for 60 s"),
+    RankLostError(3, "silent for 60 s", "node-b"),
     SettingError("WARMUP_PLUGIN_REPORTS", "many", "a whole number, 0 or more"),
     IdentityError("extra.x", float("inf"), "a finite number"),
     PlacementError("arch", "gpu", "sm<digits> or cpu"),
@@ -58,6 +63,9 @@ def test_lost_rank_is_named() -> None:
     error = RankLostError(3, "silent for 60 s")
     assert (error.rank, error.reason) == (3, "silent for 60 s")
     assert str(error) == "rank 3 is lost: silent for 60 s"
+    error.name_host("node-b")
+    error.name_host("node-c")
+    assert str(error) == "rank 3 is lost (host node-b): silent for 60 s"
 
 
 @pytest.mark.parametrize("kind", [SessionError, InstallError, RankLostError])

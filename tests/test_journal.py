@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, NoReturn
+
+import pytest
 
 from warmup_plugin.journal import (
     Journal,
@@ -18,12 +23,10 @@ from warmup_plugin.journal import (
     read_journals,
     shorten,
 )
+from warmup_plugin.liveness import ProcessCard
 from warmup_plugin.settle import Result
 from warmup_plugin.steps.resume import part_of
 from warmup_plugin.table import Entry
-
-if TYPE_CHECKING:
-    import pytest
 
 STAMP = {"flashinfer_version": "0.7.2.post1"}
 KEYS = ("('op', 'A', 1)", "('op', 'B', 1)")
@@ -160,6 +163,126 @@ def test_a_death_is_a_mark_whose_process_is_gone(tmp_path: Path) -> None:
     for past in read_journals(tmp_path, LIMIT):
         lift(past)
     assert deaths_in(read_journals(tmp_path, LIMIT), "d") == {}
+
+
+@pytest.mark.parametrize("call", ["write", "fsync"])
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_fault_of_the_disk_that_passes_by_is_nobodys_death(
+    call: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record is written once more; nothing is lost, and nothing stands there twice."""
+    calls, own = iter(range(100)), getattr(os, call)
+
+    def fails_once(*args: Any) -> Any:
+        if next(calls) == at:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return own(*args)
+
+    monkeypatch.setattr(os, call, fails_once)
+    writer = journal(tmp_path)
+    for name in ("a", "b"):
+        writer.begins(name, "l")
+        writer.found("op", KEYS, tuned(name))
+    writer.close()
+    past = only(tmp_path)
+    assert [row.result.task for row in past.found] == ["a", "b"]
+    assert past.in_hand is None
+    assert len(past.path.read_bytes().splitlines()) == 5
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "half a write"])
+@pytest.mark.parametrize("can_remove", [True, False])
+def test_a_disk_that_goes_leaves_no_mark(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, can_remove: bool
+) -> None:
+    """Where its file cannot be removed either, the mark is taken back when the session ends."""
+    writer = journal(tmp_path)
+    writer.begins("a", "l")
+    own = os.write
+
+    def fails(*args: Any) -> Any:
+        if call == "half a write" and len(args) == 2:
+            return own(args[0], args[1][: len(args[1]) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync" if call == "fsync" else "write", fails)
+        if not can_remove:
+            patch.setattr(Path, "unlink", fails)
+        writer.found("op", KEYS, tuned("a"))
+        writer.begins("b", "l")
+    if can_remove:
+        assert read_journals(tmp_path, LIMIT) == []
+        writer.close()
+        assert read_journals(tmp_path, LIMIT) == []
+    else:
+        writer.close()
+        assert deaths_in(read_journals(tmp_path, LIMIT), "d") == {}
+
+
+def test_another_file_of_that_name_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "journal").mkdir()
+    (tmp_path / "journal" / "s.0.log").write_text("theirs")
+    writer = journal(tmp_path)
+    writer.begins("a", "l")
+    writer.close()
+    assert (tmp_path / "journal" / "s.0.log").read_text() == "theirs"
+
+
+REAL = fcntl.flock
+
+
+def granted_to_all(_descriptor: int, _operation: int) -> None:
+    """As flock on many a network file system."""
+
+
+def refused(_descriptor: int, _operation: int) -> NoReturn:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
+@pytest.mark.parametrize("flock", [granted_to_all, refused, fcntl.flock])
+def test_who_is_seen_to_live_is_not_dead_whatever_locks_say(
+    flock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(tmp_path), "s.0"], stdout=subprocess.PIPE
+    ) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"begun\n"
+            assert only(tmp_path).is_running
+            child.send_signal(signal.SIGSTOP)
+            assert deaths_in(read_journals(tmp_path, LIMIT), "d") == {}
+        finally:
+            child.kill()
+    assert only(tmp_path).is_dead
+
+
+@pytest.mark.parametrize(
+    ("flock", "days", "dead"),
+    [
+        (REAL, 0, True), (granted_to_all, 0, False), (refused, 0, False),
+        (granted_to_all, 2, True), (refused, 2, True),
+    ],
+)  # fmt: skip
+def test_who_cannot_be_seen_is_dead_by_a_lock_that_works_or_a_day(
+    flock: Any, days: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, dead: bool
+) -> None:
+    """A process of another machine, or of another container of this one."""
+    theirs = ProcessCard(1, 1, "another machine/1")
+    with monkeypatch.context() as patch:
+        patch.setattr("warmup_plugin.journal.own_card", lambda: theirs)
+        writer = journal(tmp_path)
+        writer.begins("t", "l")
+    monkeypatch.setattr(fcntl, "flock", flock)
+    then = time.time() - days * 86_400 - 1
+    os.utime(only(tmp_path).path, (then, then))
+    if flock is REAL:
+        assert not only(tmp_path).is_dead, "it holds its lock"
+    writer.close()
+    os.utime(only(tmp_path).path, (then, then))
+    assert only(tmp_path).is_dead == dead
 
 
 def test_only_the_mark_stays(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from warmup_plugin.identity import Difference, Identity, diff
 from warmup_plugin.table import INDETERMINATE
+from warmup_plugin.votes import VERSION
 
 Word = dict[str, Any]
 Words = Mapping[int, Word]
@@ -21,6 +22,10 @@ Words = Mapping[int, Word]
 RANK_0S_SETTINGS = ("mode", "strategy", "on_hit", "budget_s", "margin")
 #: Factors that say which tactics there are: ranks that differ in one cannot exchange theirs.
 _ENVIRONMENT = ("stamp", "gpu", "switches")
+_MAY_DIFFER = (
+    "each rank tunes for itself: from now on ranks may serve different tactics for one call; "
+    "WARMUP_PLUGIN_REQUIRE_AGREEMENT=1 forbids that, and all ranks serve FlashInfer's defaults then"
+)
 
 
 def decide_open(words: Words) -> Word:
@@ -37,6 +42,8 @@ def decide_open(words: Words) -> Word:
     record: Word = {
         "nodes": list(nodes.values()),
         "writers": [ranks[0] for ranks in nodes.values()],
+        "hosts": [words[ranks[0]]["host"] for ranks in nodes.values()],
+        VERSION: words[0][VERSION],
         "coordinates": [_coordinates(words[ranks[0]]) for ranks in nodes.values()],
         "require_agreement": any(word["require_agreement"] for word in words.values()),
         "factors": _common_factors(words),
@@ -47,6 +54,8 @@ def decide_open(words: Words) -> Word:
     if refusal := _refusal(words):
         return {**record, "go": "refuse", "reason": refusal}
     found = _how_far(words, require_agreement=record["require_agreement"])
+    if found["go"] == "per_rank" and len(words) > 1:
+        record["warnings"].append(_MAY_DIFFER)
     if record["mode"] == "require-complete" and found["go"] != "share":
         # Nothing would be read from a table, and most of these time.
         found = {"go": "refuse", "reason": f"mode require-complete: {found['reason']}"}
@@ -287,11 +296,17 @@ def decide_ready(words: Words) -> Word:
 def decide_certify(words: Words) -> Word:
     """Whether all ranks serve what was agreed. go: serve (with its ``certificate``) | defaults.
 
+    go: end, where a rank ``leaves`` (a shutdown signal): nobody serves with a rank that is gone.
+
     A rank's digest covers its own tasks, and stages have different ones: the certificate is over
     the distinct digests, equal on every rank and at every start that serves the same. ``differ``:
     the tasks, by label, that are in no table and of which ranks serve different tactics.
     """
     published = [path for word in words.values() for path in word["published"]]
+    leaving = {rank: word["leaves"] for rank, word in words.items() if word.get("leaves")}
+    if leaving:
+        rank = min(leaving)
+        return {"go": "end", "rank": rank, "reason": leaving[rank], "published": published}
     differ = _differ(words)
     deviates = {rank: word["deviates"] for rank, word in words.items() if word["deviates"]}
     if deviates:

@@ -14,7 +14,15 @@ class WarmupError(RuntimeError):
 
 
 class SessionError(WarmupError):
-    """The session cannot open or go on; raised on every rank alike."""
+    """The session cannot open or go on, and every rank lives; raised on every rank alike."""
+
+
+class ForwardError(SessionError):
+    """Another rank's forward has failed; that rank raises what its forward raised."""
+
+
+class LateError(WarmupError):
+    """One rank's failure after the last record: the others serve already what all agreed on."""
 
 
 class InstallError(WarmupError):
@@ -22,15 +30,25 @@ class InstallError(WarmupError):
 
 
 class RankLostError(WarmupError):
-    """A rank that is dead, silent or stuck; raised on every rank that is left."""
+    """A rank that is dead, silent or stuck; raised on every rank that is left.
 
-    def __init__(self, rank: int, reason: str) -> None:
-        super().__init__(rank, reason)
+    ``host``: the name of its machine, empty where that is not known.
+    """
+
+    def __init__(self, rank: int, reason: str, host: str = "") -> None:
+        super().__init__(rank, reason, host)
         self.rank = rank
         self.reason = reason
+        self.host = host
 
     def __str__(self) -> str:
-        return f"rank {self.rank} is lost: {self.reason}"
+        where = f" (host {self.host})" if self.host else ""
+        return f"rank {self.rank} is lost{where}: {self.reason}"
+
+    def name_host(self, host: str) -> None:
+        """Say on which machine the rank was, unless that is said already."""
+        self.host = self.host or host
+        self.args = (self.rank, self.reason, self.host)
 
 
 class RuleError(ValueError):

@@ -12,10 +12,10 @@ one: a torn line is no line. Never raises `OSError`: without a disk nothing is r
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import logging
 import os
-import socket
+import time
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -25,14 +25,20 @@ from typing import Final, TypeAlias
 import msgspec
 
 from warmup_plugin.files import make_directory, read_file, write_files
+from warmup_plugin.flocks import is_let_go, try_lock
 from warmup_plugin.lease import JOURNAL
 from warmup_plugin.liveness import ProcessCard, own_card, view
 from warmup_plugin.settle import Result
 from warmup_plugin.table import Miss, decode
+from warmup_plugin.topology import host_name
 
 logger = logging.getLogger("warmup_plugin")
 
 _SUFFIX: Final = ".log"
+#: Who cannot be seen and has not written for so long has ended, seconds.
+_LONGEST_S: Final = 86_400.0
+#: The files that this process is writing.
+_own: set[Path] = set()
 #: After so many deaths in a task it serves its default.
 MOST_DEATHS: Final = 2
 
@@ -79,7 +85,9 @@ class Journal:
         self._directory = directory
         self._path = directory / JOURNAL / f"{name}{_SUFFIX}" if directory else None
         self._driver, self._stamp = driver, dict(stamp)
+        self._name = self._path or Path()
         self._descriptor: int | None = None
+        self._size = 0
         self._is_in_hand = False
         self._is_unsynced = False
 
@@ -108,34 +116,66 @@ class Journal:
 
     def close(self) -> None:
         """Let go of the file."""
-        descriptor, self._descriptor, self._path = self._descriptor, None, None
-        if descriptor is not None:
-            os.close(descriptor)
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is None:
+            return
+        if self._path is None:  # given up, and still there: its mark, at least, is taken back
+            with contextlib.suppress(OSError):
+                os.write(descriptor, b"\n" + _encoded(Left()))
+        _own.discard(self._name)
+        self._path = None
+        os.close(descriptor)
 
     def _append(self, line: Line, *, synced: bool) -> None:
         if self._path is None:
             return
         try:
             if self._descriptor is None:
-                self._descriptor = self._open(self._path)
-            os.write(self._descriptor, _encoded(line))
-            if synced:
-                os.fsync(self._descriptor)
-            self._is_unsynced = not synced
+                self._open(self._path)
+            self._write(line, synced=synced)
         except OSError as error:
             # No warning: the store has one for the same directory.
             logger.info("warmup-plugin: %s: %s; no journal is kept", self._path, error.strerror)
-            self.close()
+            self._give_up(self._path)
 
-    def _open(self, path: Path) -> int:
+    def _write(self, line: Line, *, synced: bool) -> None:
+        """Write a line; a fault that has passed by the second time leaves no trace."""
+        assert self._descriptor is not None
+        body = _encoded(line)
+        with contextlib.suppress(OSError):
+            self._put(body, synced=synced)
+            return
+        os.ftruncate(self._descriptor, self._size)
+        self._put(body, synced=synced)
+
+    def _put(self, body: bytes, *, synced: bool) -> None:
+        assert self._descriptor is not None
+        if os.write(self._descriptor, body) != len(body):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if synced:
+            os.fsync(self._descriptor)
+        self._size += len(body)
+        self._is_unsynced = not synced
+
+    def _give_up(self, path: Path) -> None:
+        """Take the file away: a mark that stands in it would tell of a death that there was not.
+
+        Where even that fails, a line that says so may still have room, here or at the end.
+        """
+        if self._descriptor is not None:  # else it is none of ours
+            with contextlib.suppress(OSError):
+                path.unlink()
+                self.close()
+        self._path = None
+
+    def _open(self, path: Path) -> None:
         make_directory(path.parent, self._directory)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        descriptor = os.open(path, flags, 0o644)
-        with contextlib.suppress(OSError):  # no locks here: the card in the first line has to do
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        opened = Opened(own_card(), socket.gethostname(), self._driver, self._stamp)
-        os.write(descriptor, _encoded(opened))
-        return descriptor
+        self._descriptor, self._size = os.open(path, flags, 0o644), 0
+        _own.add(self._name)
+        try_lock(self._descriptor)  # where there are none the card in the first line has to do
+        opened = Opened(own_card(), host_name(), self._driver, self._stamp)
+        self._write(opened, synced=False)
 
 
 def _encoded(line: Line) -> bytes:
@@ -178,34 +218,46 @@ def read_journals(directory: Path, limit: int) -> list[Past]:
 
 
 def _read(path: Path, limit: int) -> Past | None:
-    is_free = _is_free(path)  # before it is read: who dies in between has said all
-    content = read_file(path, limit, path.parent.parent).content
-    if isinstance(content, Miss):
-        return None
-    lines = [line for raw in content.splitlines() if (line := _decoded(raw)) is not None]
+    lines = _lines(path, limit)
     if not lines or not isinstance(lines[0], Opened):
         return None
+    if is_dead := _is_dead(path, lines[0].card):
+        lines = _lines(path, limit) or lines  # who died in between has said all by now
     in_hand: Begun | None = None
     for line in lines:
         in_hand = line if isinstance(line, Begun) else None
+    opened = lines[0]
+    assert isinstance(opened, Opened)
     found = tuple(line for line in lines if isinstance(line, Found))
-    is_dead = is_free or view(lines[0].card) == "gone"
-    return Past(path, lines[0], found, in_hand, is_dead)
+    return Past(path, opened, found, in_hand, is_dead)
 
 
-def _is_free(path: Path) -> bool:
-    """Return whether the file's writer has let go of it, as its death makes it do."""
+def _lines(path: Path, limit: int) -> list[Line]:
+    content = read_file(path, limit, path.parent.parent).content
+    raws = [] if isinstance(content, Miss) else content.splitlines()
+    return [line for raw in raws if (line := _decoded(raw)) is not None]
+
+
+def _is_dead(path: Path, card: ProcessCard) -> bool:
+    """Return whether nobody writes here any more.
+
+    A process that is seen to live does, whatever a lock says; but for this one, which knows. One
+    that cannot be seen from here is dead once it has let go of a lock that is known to work, or has
+    not written for a day: no task takes as long.
+    """
+    if card == own_card():
+        return path not in _own
+    seen = view(card)
+    if seen != "unseen":
+        return seen == "gone"
+    return is_let_go(path) or _age_s(path) > _LONGEST_S
+
+
+def _age_s(path: Path) -> float:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return time.time() - path.stat().st_mtime
     except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # readers do not disturb each other
-    except OSError:  # held; or no locks here, and then the card has to do
-        return False
-    finally:
-        os.close(descriptor)
-    return True
+        return 0.0
 
 
 @dataclass(frozen=True)
@@ -234,7 +286,8 @@ def deaths_in(journals: Iterable[Past], driver: str) -> dict[str, Death]:
 
 def lift(past: Past) -> None:
     """Take a dead process's mark back, as an operator may; raises `OSError`."""
-    descriptor = os.open(past.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(past.path, flags)
     try:
         os.write(descriptor, b"\n" + _encoded(Left()))  # its last line may be torn
         os.fsync(descriptor)

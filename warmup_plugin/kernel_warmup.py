@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from warmup_plugin.identity import Identity
     from warmup_plugin.rendezvous import Word
     from warmup_plugin.settings import Settings
+    from warmup_plugin.storelink import StoreLink
     from warmup_plugin.topology import RankInfo
     from warmup_plugin.tuner.known_ops import KnownOps
     from warmup_plugin.tuner.survey import Survey
@@ -66,6 +67,7 @@ def warm_up(
     progress: Progress | None = None,
     keep_loaded: bool = False,
     must_share: bool = False,
+    link: StoreLink | None = None,
 ) -> WarmupReport:
     """Tune once, start warm everywhere: run ``forward`` as the survey and do the rest around it.
 
@@ -91,12 +93,15 @@ def warm_up(
             whose first one's winners are in captured graphs. All ranks must hold the same.
         must_share: open no session where the ranks cannot exchange tactics: for a runner that has a
             better way then than each rank for itself.
+        link: the session's store, where the ranks have met on it already; ``group`` is not used.
 
     Raises:
         SettingError: a malformed setting, with variable, value and rule.
-        SessionError: the ranks cannot open a session, on every rank and before any file is touched;
-            or another rank's forward failed.
-        RankLostError: a rank went silent; on every rank that is left, naming it.
+        SessionError: the ranks cannot open a session or go on, and all of them live: on every rank
+            alike, and each may warm up in another way.
+        ForwardError: another rank's forward has failed; a `SessionError`.
+        RankLostError: a rank is dead, stopped or cut off; on every rank that is left, naming it and
+            its host. A collective with that rank does not end.
         Exception: what ``forward`` raised, on the rank where it did.
     """
     given = {name: value for name, value in locals().items() if value is not None}
@@ -191,4 +196,4 @@ def _unguarded(job: Job) -> Iterator[None]:
     """Let FlashInfer tune inside the body, as without this package, and meet afterwards."""
     with job.timed("unguarded"), job.in_forward(), job.options.tuning_context():
         yield
-    job.meeting.meet("unguarded", {}, lambda _words: {"go": "on"})
+    job.meet("unguarded", {}, lambda _words: {"go": "on"})

@@ -16,16 +16,18 @@ import contextlib
 import json
 import os
 import secrets
-import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from warmup_plugin.files import make_directory
+from warmup_plugin.files import make_directory, read_file
 from warmup_plugin.liveness import ProcessCard, own_card, view
 from warmup_plugin.locks import locked
+from warmup_plugin.table import Miss
+from warmup_plugin.topology import host_name
 
 JOURNAL: Final = "journal"
 _NAME: Final = "tuning.json"
@@ -56,12 +58,14 @@ def hold(directory: Path) -> Iterator[str]:
     toucher = threading.Thread(
         target=_touch, args=(path, token, stop), name="warmup-lease", daemon=True
     )
-    toucher.start()
+    with contextlib.suppress(RuntimeError):  # no thread: who cannot see this process takes over
+        toucher.start()
     try:
         yield ""
     finally:
         stop.set()
-        toucher.join(timeout=5.0)
+        if toucher.ident is not None:
+            toucher.join(timeout=5.0)
         with contextlib.suppress(OSError), locked(path.parent):
             if _read(path).get("token") == token:
                 path.unlink()
@@ -92,7 +96,7 @@ def _write(path: Path, lease: dict[str, Any]) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags, 0o644), "w", encoding="ascii") as file:
         try:
-            json.dump({**lease, "host": socket.gethostname()}, file)
+            json.dump({**lease, "host": host_name()}, file)
             file.flush()
         except OSError:
             path.unlink()
@@ -107,10 +111,12 @@ def _said(found: dict[str, Any]) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     """Return the lease's content; an empty one for a file that is none or is not written yet."""
+    content = read_file(path, _MOST_BYTES, path.parent).content
+    if isinstance(content, Miss):
+        return {}
     try:
-        with path.open("rb") as file:
-            found = json.loads(file.read(_MOST_BYTES))
-    except (OSError, ValueError, RecursionError):
+        found = json.loads(content)
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -118,11 +124,12 @@ def _read(path: Path) -> dict[str, Any]:
 def _is_alive(path: Path, found: dict[str, Any]) -> bool:
     """Return whether somebody holds the lease; nobody does where there is no file."""
     try:
-        age_s = time.time() - path.stat().st_mtime
+        status = path.lstat()
     except OSError:
         return False
-    if not path.is_file():
+    if not stat.S_ISREG(status.st_mode):
         return False
+    age_s = time.time() - status.st_mtime
     with contextlib.suppress(TypeError):
         seen = view(ProcessCard(**found.get("card", {})))
         if seen != "unseen":

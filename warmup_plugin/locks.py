@@ -10,7 +10,6 @@ nothing: whoever waits too long goes on without, since locks only spare work (`s
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from warmup_plugin.files import Mark, is_marked, mark_of
+from warmup_plugin.flocks import try_lock
 from warmup_plugin.waiting import wait_until, within
 
 #: The file of a holder where there are no locks.
@@ -46,13 +46,8 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def _try_lock(descriptor: int, claim: _Claim) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # no locks here
-        return claim.try_take()
-    return True
+    answer = try_lock(descriptor)
+    return claim.try_take() if answer == "none" else answer == "taken"
 
 
 class _Claim:
@@ -98,5 +93,8 @@ def _create(path: Path) -> Mark:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
         return mark_of(os.fstat(descriptor))
+    except OSError:
+        path.unlink()  # else nobody would know whose it is
+        raise
     finally:
         os.close(descriptor)

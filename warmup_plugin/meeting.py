@@ -26,6 +26,7 @@ from warmup_plugin import wire
 from warmup_plugin.bodies import Bodies, Traffic
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.pulse import BYE, FAILED, ForwardGuard, Pulse, Watch
+from warmup_plugin.votes import VoteError
 from warmup_plugin.waiting import wait_until, within
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ logger = logging.getLogger("warmup_plugin")
 
 _RECORD = "record"
 _LOST = "lost"
+#: In every word and record: of which step it is.
+_STEP = "step"
 #: Decisions upon which every rank raises by itself.
 _ENDS = ("refuse", "abort", "retry")
 #: How often rank 0 says whom it waits for, seconds.
@@ -67,6 +70,7 @@ class Meeting:
         self._link = link
         self._settings = settings
         self._forwards = 0
+        self._hosts: dict[int, str] = {0: link.leader} if link.leader else {}
         self._is_over = self._expects = False
         self._traffic = Traffic(link)
         self._bodies = Bodies(self._traffic, self._wait_for_body)
@@ -90,7 +94,7 @@ class Meeting:
         that instead: the first record of a step is the only one.
         """
         self.note(step)
-        body, key = json.dumps(word, sort_keys=True).encode(), f"{step}/{_RECORD}"
+        body, key = _said(step, word).encode(), f"{step}/{_RECORD}"
         if len(body) > wire.MOST_WORD_BYTES:
             raise SessionError(f"word at step {step}: {len(body)} bytes, too large to be sent")
         self._traffic.sent += len(body)
@@ -98,18 +102,21 @@ class Meeting:
         came = time.monotonic()
         try:
             if self.rank == 0:
-                found = self._propose(key, self._lead(step, decide))
+                found = self._propose(key, _said(step, self._lead(step, decide)))
             else:
                 look_after = {0, (self.rank + 1) % self.size}
                 self._wait([key], waits_for=look_after, meanwhile=self._take_offered)
                 found = self._traffic.read(key)
         except RankLostError as error:
-            found = self._propose(key, _lost(error))
+            found = self._propose(key, _said(step, _lost(error)))
         self._expects = False
         self.waits.append((step, came, time.monotonic() - came))
         record = wire.word(found, 0, f"record of step {step}")
+        its_step = record.pop(_STEP, step)
         if "lost" in record:
             self._end(record)
+        if its_step != step:
+            self._end(_unable(0, f"its record of step {step} is of step {its_step!r:.80}"))
         self.confirm()  # a record of which nobody was left to hear does not count
         self._is_over = record.get("go") in _ENDS
         return record
@@ -121,15 +128,20 @@ class Meeting:
             self._wait([key], waits_for={rank})
             words[rank] = wire.word(self._traffic.read(key), rank, f"word at step {step}")
         try:
+            for rank, word in words.items():
+                if (its_step := word.pop(_STEP, step)) != step:
+                    reason = f"its vote at step {step} is one of step {its_step!r:.80}"
+                    raise VoteError(rank, reason)  # noqa: TRY301  # as those that `decide` finds
             return decide(words)
         except RankLostError:
             raise
+        except VoteError as error:
+            return _unable(error.rank, error.reason)
         except Exception as error:  # noqa: BLE001  # our own bug: nobody may wait for a record for ever
-            return {"lost": 0, "reason": f"cannot decide step {step}: {error!r}"}
+            return _unable(0, f"cannot decide step {step}: {error!r}")
 
-    def _propose(self, key: str, record: Word) -> bytes:
+    def _propose(self, key: str, body: str) -> bytes:
         """Write the record of a step unless there is one; return the one in force."""
-        body = json.dumps(record, sort_keys=True)
         self._traffic.sent += len(body)
         return self._link.compare_set(key, body)
 
@@ -138,14 +150,32 @@ class Meeting:
         body = self._link.compare_set(_LOST, json.dumps(record, sort_keys=True))
         raise _as_error(body)
 
-    def abandon(self, reason: str) -> None:
-        """Tell the others that this rank leaves without having finished, unless all do."""
-        if not self._is_over:
-            self._tell_lost(self.rank, reason)
+    def abandon(self, reason: str, *, of: int | None = None, lives: bool = False) -> None:
+        """Tell the others that this rank leaves without having finished, unless all do.
 
-    def _tell_lost(self, rank: int, reason: str) -> None:
+        ``of``: since that other one is lost. ``lives``: this one goes on without this package, and
+        so may they.
+        """
+        if not self._is_over:
+            self._tell_lost(self.rank if of is None else of, reason, lives=lives)
+
+    def name_hosts(self, nodes: list[list[int]], hosts: list[str]) -> None:
+        """Say on which machines the ranks are, node by node."""
+        pairs = zip(nodes, hosts, strict=True)
+        self._hosts = {rank: host for ranks, host in pairs for rank in ranks}
+
+    def host_of(self, rank: int) -> str:
+        """Return the name of a rank's machine; before the first record, as its card has it."""
+        if rank in self._hosts:
+            return self._hosts[rank]
+        with contextlib.suppress(RankLostError):
+            return self._watch.host_of(rank)
+        return ""
+
+    def _tell_lost(self, rank: int, reason: str, *, lives: bool = False) -> None:
+        record = _unable(rank, reason) if lives else {"lost": rank, "reason": reason}
         try:
-            self._link.compare_set(_LOST, json.dumps({"lost": rank, "reason": reason}))
+            self._link.compare_set(_LOST, json.dumps(record))
         except RankLostError as gone:
             with contextlib.suppress(RankLostError):  # rank 0 may only be stopped, and wake up
                 self._link.set(_LOST, json.dumps(_lost(gone)).encode())
@@ -183,8 +213,9 @@ class Meeting:
         key, guard = f"{FAILED}/{self._forwards}", None
         if self._settings.forward_failure == "end":
             guard = ForwardGuard(
-                self.rank, self.size, self._settings.grace_s, key, tell=self._tell_last
-            )
+                self.rank, self.size, self._settings.grace_s, key, tell=self._tell_last,
+                host_of=self.host_of,
+            )  # fmt: skip
         with self._pulse.idle(guard):
             try:
                 yield
@@ -307,10 +338,38 @@ class Meeting:
         wait_until(is_done, look)
 
 
-def _as_error(body: bytes) -> RankLostError:
+def turn_away(link: Link, reason: str, limit_s: float) -> None:
+    """Tell the others that this rank lives and cannot take part, before it has a `Meeting`.
+
+    Lets go of the store, on rank 0 when the others have, ``limit_s`` later at the latest.
+    """
+    try:
+        link.compare_set(_LOST, json.dumps(_unable(link.rank, reason)))
+        link.set(f"{BYE}/{link.rank}", b"1")
+        if link.rank == 0:
+            byes = [f"{BYE}/{rank}" for rank in range(1, link.size)]
+            wait_until(lambda: link.has(byes), within(limit_s))
+    except (RankLostError, TimeoutError):
+        pass  # there is nobody left to tell
+    finally:
+        link.close()
+
+
+def _said(step: str, word: Word) -> str:
+    return json.dumps({**word, _STEP: step}, sort_keys=True)
+
+
+def _as_error(body: bytes) -> RankLostError | SessionError:
     """Return the error by which a session ends."""
     found = wire.read(wire.Lost, body, 0, "record of the session's end")
+    if found["lives"]:
+        return SessionError(f"rank {found['lost']} cannot go on: {found['reason']}")
     return RankLostError(found["lost"], found["reason"])
+
+
+def _unable(rank: int, reason: str) -> Word:
+    """Return the record that a rank lives and cannot go on."""
+    return {"lost": rank, "reason": reason, "lives": True}
 
 
 def _lost(error: RankLostError) -> Word:

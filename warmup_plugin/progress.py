@@ -24,6 +24,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, TextIO
 
+from warmup_plugin.files import write_files
+
 logger = logging.getLogger("warmup_plugin")
 
 State = Literal["warming", "ready", "failed"]
@@ -52,8 +54,8 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rank, self._path, self._clock = rank, path, clock
-        self._stream = stream if stream is not None else sys.stderr
-        self._moves = rank == 0 and self._stream.isatty()
+        self._stream: TextIO | None = stream if stream is not None else sys.stderr
+        self._moves = rank == 0 and _is_terminal(self._stream)
         self._lock = threading.Lock()
         self._began = self._told = self._moved = clock()
         self._filed = -math.inf
@@ -176,20 +178,28 @@ class Progress:
 
     def _say(self, text: str) -> None:
         """Replace the line on the terminal."""
+        if self._stream is None:
+            return
         with contextlib.suppress(OSError, ValueError):  # closed: this also runs in the heartbeat
             self._stream.write(f"\r\x1b[2K{text}")
             self._stream.flush()
 
     def _write(self, path: Path) -> None:
         """Put the file in place, whole. It is not synchronised: it is of use to the living only."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            temporary.write_text(json.dumps(self.document()) + "\n", encoding="ascii")
-            temporary.replace(path)
+            write_files({path: json.dumps(self.document()).encode() + b"\n"}, synced=False)
         except OSError as error:
             if not self._has_warned:
                 logger.warning("warmup-plugin: no progress file: %s: %s", path, error.strerror)
             self._has_warned = True
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    """Return whether a line may move there; Python has no stream at all where it was closed."""
+    try:
+        return stream is not None and stream.isatty()
+    except (OSError, ValueError):
+        return False
 
 
 def _duration(seconds: float) -> str:

@@ -28,6 +28,7 @@ from warmup_plugin import wire
 from warmup_plugin.errors import RankLostError
 from warmup_plugin.liveness import ProcessCard, View, own_card, view
 from warmup_plugin.renewal import RenewedLink
+from warmup_plugin.topology import host_name
 
 if TYPE_CHECKING:
     from warmup_plugin.settings import Settings
@@ -56,6 +57,7 @@ class Watch:
         self._beats: dict[int, tuple[int, float]] = {}
         self._tasks: dict[int, tuple[int, float]] = {}
         self._cards: dict[int, ProcessCard] = {}
+        self._hosts: dict[int, str] = {}
 
     @property
     def is_cut_off(self) -> bool:
@@ -121,6 +123,11 @@ class Watch:
             self._beats[rank] = (beats, now)
         return now - self._beats[rank][1] <= self._silence_s
 
+    def host_of(self, rank: int) -> str:
+        """Return the name of a rank's machine, empty where the rank has not joined."""
+        self._card(rank)
+        return self._hosts.get(rank, "")
+
     def mates(self) -> dict[str, View]:
         """Return what this process sees of the other ranks on its machine."""
         others = (rank for rank in range(self._link.size) if rank != self._link.rank)
@@ -133,8 +140,16 @@ class Watch:
             body = self._link.get_now(f"card/{rank}")
             if body is None:
                 return None
-            self._cards[rank] = ProcessCard(**wire.read(wire.Card, body, rank, "process card"))
+            card = wire.read(wire.Card, body, rank, "process card")
+            self._hosts[rank] = card.pop("host")
+            self._cards[rank] = ProcessCard(**card)
         return self._cards[rank]
+
+
+def announce(link: BeatLink) -> None:
+    """Say whose process this rank is, which is how its silence is judged."""
+    card = {**own_card().to_json(), "host": host_name()[:64]}
+    link.set(f"card/{link.rank}", json.dumps(card).encode())
 
 
 class Pulse:
@@ -154,7 +169,7 @@ class Pulse:
         #: Told every rank's heartbeat, on this thread, after each of this rank's own.
         self.listener: Callable[[int, dict[str, Any]], None] | None = None
         self._stop, self._is_needed = threading.Event(), threading.Event()
-        link.set(f"card/{link.rank}", json.dumps(own_card().to_json()).encode())
+        announce(link)
         self._thread = threading.Thread(target=self._run, name="warmup-pulse", daemon=True)
         self._thread.start()
 
@@ -260,11 +275,12 @@ class ForwardGuard:
         *,
         leave: Callable[[int], None] = os._exit,
         tell: Callable[[int, str], None] = lambda _rank, _reason: None,
+        host_of: Callable[[int], str] = lambda _rank: "",
     ) -> None:
         self._others = set(range(size)) - {rank}
         self._grace_s = grace_s
         self._key = key
-        self._leave, self._tell = leave, tell
+        self._leave, self._tell, self._host_of = leave, tell, host_of
         self._failed: tuple[int, str, float] | None = None
         self._misses_store = False
         self.is_over = False
@@ -317,11 +333,15 @@ class ForwardGuard:
         if self._failed is None:
             self._failed = (rank, reason, time.monotonic())
             logger.error(
-                "warmup-plugin: the forward cannot complete: rank %d: %s; waiting %.0f s for it to "
-                "come back",
-                rank, reason, self._grace_s,
+                "warmup-plugin: the forward cannot complete: rank %d%s: %s; waiting %.0f s for it "
+                "to come back",
+                rank, self._where(rank), reason, self._grace_s,
             )  # fmt: skip
         self._maybe_leave()
+
+    def _where(self, rank: int) -> str:
+        host = self._host_of(rank)
+        return f" (host {host})" if host else ""
 
     def _maybe_leave(self) -> None:
         if self._failed is None or time.monotonic() - self._failed[2] < self._grace_s:
@@ -329,9 +349,9 @@ class ForwardGuard:
         if not self.is_over:
             rank, reason, _ = self._failed
             logger.critical(
-                "warmup-plugin: this process ends (status %d): rank %d's forward failed and this "
+                "warmup-plugin: this process ends (status %d): rank %d's forward failed%s and this "
                 "one has not come back for %.0f s: %s",
-                EXIT_ABANDONED, rank, self._grace_s, reason,
+                EXIT_ABANDONED, rank, self._where(rank), self._grace_s, reason,
             )  # fmt: skip
             self.is_over = True
             self._tell(rank, reason)  # else who is waiting elsewhere would name this process

@@ -79,8 +79,16 @@ class Rendezvous(Protocol):
         """Look after the engine's forward in the body, and tell the others if it raises."""
         ...
 
-    def abandon(self, reason: str) -> None:
-        """Tell the others that this rank leaves without having finished."""
+    def abandon(self, reason: str, *, of: int | None = None, lives: bool = False) -> None:
+        """Tell the others that this rank, or another, leaves unfinished; ``lives``: and lives."""
+        ...
+
+    def name_hosts(self, nodes: list[list[int]], hosts: list[str]) -> None:
+        """Say on which machines the ranks are."""
+        ...
+
+    def host_of(self, rank: int) -> str:
+        """Return the name of a rank's machine, as far as it is known."""
         ...
 
     def close(self) -> None:
@@ -140,8 +148,16 @@ class Alone:
         """Nobody else waits."""
         return contextlib.nullcontext()
 
-    def abandon(self, reason: str) -> None:
+    def abandon(self, reason: str, *, of: int | None = None, lives: bool = False) -> None:
         """Nobody else is left."""
+
+    def name_hosts(self, nodes: list[list[int]], hosts: list[str]) -> None:
+        """There are no others."""
+
+    def host_of(self, rank: int) -> str:
+        """There are no others."""
+        del rank
+        return ""
 
     def close(self) -> None:
         """Forget the bodies."""

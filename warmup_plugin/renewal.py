@@ -10,6 +10,7 @@ at once.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
@@ -97,8 +98,10 @@ class RenewedLink:
 
     def _begin(self) -> None:
         if not self._is_closed and not self.is_connecting:
-            self._maker = threading.Thread(target=self._make, name="warmup-link", daemon=True)
-            self._maker.start()
+            maker = threading.Thread(target=self._make, name="warmup-link", daemon=True)
+            with contextlib.suppress(RuntimeError):  # no thread now; the next call has it tried
+                maker.start()
+                self._maker = maker
 
     def _make(self) -> None:
         try:

@@ -44,6 +44,8 @@ class Shutdown:
         self._timer = threading.Timer(LEAVE_S, self._leave_now)
         self._timer.daemon = True
         self._previous: Any = None
+        self._waker: socket.socket | None = None
+        self._others_fd = -1
         self._owns = (
             threading.current_thread() is threading.main_thread()
             and signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN
@@ -52,14 +54,25 @@ class Shutdown:
     def __enter__(self) -> Self:
         """Take the signal over."""
         if self._owns:
-            self._listener, self._waker = socket.socketpair()
-            self._waker.setblocking(False)
             self._previous = signal.signal(signal.SIGTERM, self._on_signal)
             # A handler runs when the main thread comes back to the interpreter, and a kernel that
-            # hangs never does; these bytes are written from within the signal.
-            self._others_fd = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
-            threading.Thread(target=self._listen, name="warmup-sigterm", daemon=True).start()
+            # hangs never does. Where there is no descriptor or thread left that has to do.
+            with contextlib.suppress(OSError, RuntimeError):
+                self._waker = self._listen_apart()
         return self
+
+    def _listen_apart(self) -> socket.socket:
+        """Have a thread woken by bytes that are written from within the signal."""
+        self._listener, waker = socket.socketpair()
+        try:
+            waker.setblocking(False)
+            threading.Thread(target=self._listen, name="warmup-sigterm", daemon=True).start()
+        except RuntimeError:
+            self._listener.close()
+            waker.close()
+            raise
+        self._others_fd = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+        return waker
 
     def __exit__(
         self,
@@ -75,9 +88,10 @@ class Shutdown:
         if not self._owns:
             return
         self._owns = False
-        signal.set_wakeup_fd(self._others_fd)
+        if self._waker is not None:
+            signal.set_wakeup_fd(self._others_fd)
+            self._waker.close()
         signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
-        self._waker.close()
         if self.is_requested:
             self._keep()
             self._timer.cancel()  # not before: the disk may hang, too
@@ -98,7 +112,8 @@ class Shutdown:
     def _request(self) -> None:
         self.is_requested = True
         if self._asked.acquire(blocking=False):
-            self._timer.start()
+            with contextlib.suppress(RuntimeError):  # no thread: the task in hand has its time
+                self._timer.start()
             logger.warning("warmup-plugin: SIGTERM: the task in hand may end, then this process")
 
     def _leave_now(self) -> None:
@@ -149,8 +164,10 @@ class TaskLimit:
         """Count from now; the task before has returned."""
         self._in_hand = (task, time.monotonic() + self._limit_s)
         if self._thread is None:
-            self._thread = threading.Thread(target=self._watch, name="warmup-limit", daemon=True)
-            self._thread.start()
+            watching = threading.Thread(target=self._watch, name="warmup-limit", daemon=True)
+            with contextlib.suppress(RuntimeError):  # no thread: this task has no limit
+                watching.start()
+                self._thread = watching
 
     def _watch(self) -> None:
         while not self._is_over.wait(max(0.0, self._in_hand[1] - time.monotonic())):

@@ -117,6 +117,21 @@ class NotPublished:
     reason: str
 
 
+def unsafe(directory: Path, root: Path, settings: Settings) -> str:
+    """Return why a directory of this root must not be used, or an empty string.
+
+    Every rank asks, not only those that have a `Store`: each keeps a journal there.
+    """
+    if not is_inside(directory, root):
+        return (
+            f"{directory}: a link that leads out of {root} (to keep tables elsewhere, make the "
+            "root itself the link)"
+        )
+    if settings.require_private and (place := exposed(directory, root)) is not None:
+        return f"{place}: every user may write there (WARMUP_PLUGIN_REQUIRE_PRIVATE)"
+    return ""
+
+
 class Store:
     """The files of one identity; without a directory, memory only for the `reason` given.
 
@@ -142,20 +157,12 @@ class Store:
         self._reason = reason
         self._has_warned = False
         self._warning = ""
-        if directory is not None and (why := self._unsafe(directory, settings)):
+        if directory is not None and (why := unsafe(directory, self._root, settings)):
             self.directory, self._reason = None, self._warn(f"{why}; nothing is read or kept there")
-
-    def _unsafe(self, directory: Path, settings: Settings) -> str:
-        """Return why this directory must not be used, or an empty string."""
-        if not is_inside(directory, self._root):
-            return f"{directory}: a link that leads out of {self._root}"
-        place = exposed(directory, self._root)
-        if place is None:
-            return ""
-        if settings.require_private:
-            return f"{place}: every user may write there (WARMUP_PLUGIN_REQUIRE_PRIVATE)"
-        self._warning = f"{place}: every user may write there, and so choose the kernels that run"
-        return ""
+        elif directory is not None and (place := exposed(directory, self._root)) is not None:
+            self._warning = (
+                f"{place}: every user may write there, and so choose the kernels that run"
+            )
 
     def read(
         self,

@@ -1,41 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
 """One session's key-value store: our own `TCPStore`.
 
-Owns the connection and how ranks find it: rank 0 opens the store on a free port and broadcasts
-its addresses once over the given process group, the only collective of a session. Refuses a store
-that is not the session's (a nonce is compared), and turns every failure of the connection into
-`RankLostError` of rank 0, whose process holds it: also its silence, since a stopped process does
-not answer and does not hang up either. Public torch names only.
+Owns the connection and how ranks find it: rank 0 opens the store on a free port and tells its
+addresses over the given process group, where all then say that they have joined (`rollcall.py`).
+Refuses a store that is not the session's (a nonce is compared), and turns every failure of the
+connection into `RankLostError` of rank 0, whose process holds it: also its silence, since a stopped
+process does not answer and does not hang up either. Public torch names only.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import errno
 import os
+import resource
 import secrets
 import socket
 import stat
 import struct
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
 from warmup_plugin.errors import RankLostError, SessionError
-from warmup_plugin.topology import machine_id
+from warmup_plugin.rollcall import call_the_roll, tell
+from warmup_plugin.streams import hold_standard_streams
+from warmup_plugin.topology import host_name, machine_id
 
 if TYPE_CHECKING:
     from warmup_plugin.settings import Settings
 
-_CARD_BYTES = 1024
 _CONNECT_S = 10.0
 _LOOPBACK = "127.0.0.1"
+#: More numbers of open files than this are not looked at one by one.
+_MOST_DESCRIPTORS = 1 << 16
 #: How often a value is asked for that torch gives up waiting for.
 _MOST_TRIES = 5
+#: What a connection fails for that says nothing of the other side.
+_OWN_LACK = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class BeatLink(Protocol):
@@ -52,6 +58,9 @@ class BeatLink(Protocol):
 
 class Link(BeatLink, Protocol):
     """What a meeting needs of it; `StoreLink` over the network, a model of it in tests."""
+
+    #: The name of rank 0's machine, empty where it is not known.
+    leader: str
 
     def clone(self) -> Link: ...
     def get(self, key: str) -> bytes: ...
@@ -72,6 +81,7 @@ class StoreLink:
     size: int
     silence_s: float = 0.0
     greeting: str = ""
+    leader: str = ""
     _gone: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
@@ -95,7 +105,7 @@ class StoreLink:
             store = TCPStore(*at, is_master=False, wait_for_workers=False, timeout=limit)
         except (OSError, RuntimeError) as error:
             raise RankLostError(0, f"its store is gone: {error}") from error
-        return StoreLink(store, self.rank, self.size, self.silence_s)
+        return StoreLink(store, self.rank, self.size, self.silence_s, leader=self.leader)
 
     def set(self, key: str, value: bytes) -> None:
         """Write a value. Waits for no answer, so a store that is only stopped gets it later."""
@@ -153,49 +163,123 @@ class StoreLink:
             raise RankLostError(0, self._gone) from error
 
 
-def _bound_answers(port: int, limit_s: float) -> None:
-    """Let this process wait no longer than that for a byte from the store at a port.
+def link_beside(store: TCPStore, rank: int, size: int, silence_s: float) -> StoreLink:
+    """Return a connection of our own to somebody else's store, whose own keeps having no bound.
 
-    torch bounds the wait for a key by a clock of the store's process, and nothing else by any: a
-    call to a stopped process would not end. It does honour a limit of the socket (SO_RCVTIMEO).
+    Raises `RankLostError` where nobody listens there any more, `OSError` where this process lacks
+    what it takes.
     """
-    limit = struct.pack("ll", int(limit_s), int(limit_s % 1 * 1e6))
-    for descriptor in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208  # a third of the time
+    others = frozenset(_connected(store.port))
+    try:
+        link = StoreLink(store, rank, size).clone()
+    except RankLostError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _OWN_LACK:
+            raise error.__cause__ from error
+        raise
+    _bound_answers(store.port, silence_s, but=others)
+    link.silence_s, link.leader = silence_s, store.host
+    return link
+
+
+def _connected(port: int) -> Iterator[int]:
+    """Yield the descriptors of this process's connections to a port."""
+    for descriptor in _descriptors():
         with contextlib.suppress(OSError):  # no socket, not connected, or closed meanwhile
             if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 # Not a copy of it: by now it may be the end of somebody's pipe, for whose closing a
                 # process is waited for.
                 found = socket.socket(fileno=descriptor)
                 try:
-                    if found.getpeername()[1:2] == (port,):
-                        found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+                    is_it = found.getpeername()[1:2] == (port,)
                 finally:
                     found.detach()
+                if is_it:
+                    yield descriptor
+
+
+def _bound_answers(port: int, limit_s: float, *, but: Collection[int] = ()) -> None:
+    """Let this process wait no longer than that for a byte from the store at a port.
+
+    torch bounds the wait for a key by a clock of the store's process, and nothing else by any: a
+    call to a stopped process would not end. It does honour a limit of the socket (SO_RCVTIMEO).
+    """
+    limit = struct.pack("ll", int(limit_s), int(limit_s % 1 * 1e6))
+    for descriptor in _connected(port):
+        if descriptor in but:
+            continue
+        with contextlib.suppress(OSError):  # closed meanwhile
+            found = socket.socket(fileno=descriptor)
+            try:
+                found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+            finally:
+                found.detach()
+
+
+def _descriptors() -> Iterable[int]:
+    """Return the numbers of this process's open files; all there may be where it cannot be told."""
+    try:
+        return [*map(int, os.listdir("/proc/self/fd"))]  # noqa: PTH208  # a third of the time
+    except OSError:  # no /proc, or no descriptor to read it with
+        return range(min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], _MOST_DESCRIPTORS))
 
 
 def connect(group: dist.ProcessGroup | None, settings: Settings, greeting: str = "") -> StoreLink:
     """Open the session's store on rank 0 and join it on the others.
 
     Every rank of ``group`` (None: the default group) must call it. ``greeting``: rank 0's is known
-    to all afterwards; a hundred characters at most. Raises `SessionError` where the store cannot be
-    opened or reached.
+    to all afterwards; a hundred characters at most. Raises `SessionError` on every rank where one
+    of them cannot open the store or reach it.
     """
     rank, size = dist.get_rank(group), dist.get_world_size(group)
-    if rank == 0:
-        store, card = _open(settings)
-        card["greeting"] = greeting
-        _broadcast(card, group)
-        if store is None:
-            raise SessionError(f"rank 0 cannot open a store: {card['error']}")
-        return StoreLink(store, rank, size, settings.silence_s, greeting)
-    card = _broadcast(None, group)
+    link, card, failure = None, dict[str, Any](), ""
+    try:
+        if rank == 0:
+            link, card = open_session(size, settings, greeting)
+    except Exception as error:  # noqa: BLE001  # whatever it lacks: the others wait for its card
+        card = {"error": ascii(f"{type(error).__name__}: {error}")[1:-1][:400]}
+    card = tell(card if rank == 0 else None, group)
+    try:
+        if "error" in card:
+            failure = f"cannot open a store: {card['error']}"
+        elif rank:
+            link = join_session(card, rank, size, settings)
+    except SessionError as error:
+        failure = str(error)
+    except Exception as error:  # noqa: BLE001  # as above: they wait at the roll call
+        failure = f"cannot join: {type(error).__name__}: {error}"
+    reason = call_the_roll(failure, group)
+    if link is None or reason:
+        if link is not None:
+            link.close()
+        raise SessionError(reason)
+    return link
+
+
+def open_session(
+    size: int, settings: Settings, greeting: str
+) -> tuple[StoreLink | None, dict[str, Any]]:
+    """Open the store on rank 0; return with it the card by which the others find it.
+
+    Without a store the card says why, and `join_session` raises.
+    """
+    store, card = _open(settings)
+    card["greeting"] = greeting
+    if store is None:
+        return None, card
+    return StoreLink(store, 0, size, settings.silence_s, greeting, card["leader"]), card
+
+
+def join_session(card: dict[str, Any], rank: int, size: int, settings: Settings) -> StoreLink:
+    """Join the store that rank 0's card leads to. Raises `SessionError`."""
     if "error" in card:
         raise SessionError(f"rank 0 cannot open a store: {card['error']}")
-    return StoreLink(_join(card), rank, size, settings.silence_s, card["greeting"])
+    leader = str(card.get("leader", ""))
+    return StoreLink(_join(card), rank, size, settings.silence_s, card["greeting"], leader)
 
 
 def _open(settings: Settings) -> tuple[TCPStore | None, dict[str, Any]]:
     nonce = secrets.token_hex(8)
+    hold_standard_streams()
     try:
         store = TCPStore(
             _LOOPBACK, 0, is_master=True, wait_for_workers=False,
@@ -205,40 +289,31 @@ def _open(settings: Settings) -> tuple[TCPStore | None, dict[str, Any]]:
     except (RuntimeError, OSError) as error:
         return None, {"error": ascii(str(error))[:400]}  # one byte a character: the card is small
     hosts = [settings.address] if settings.address else _addresses()
-    return store, {"hosts": hosts, "port": store.port, "nonce": nonce, "machine": machine_id()}
+    return store, {
+        "hosts": hosts, "port": store.port, "nonce": nonce, "machine": machine_id(),
+        "leader": host_name()[:64],
+    }  # fmt: skip
 
 
 def _addresses() -> list[str]:
     """Return the names by which other nodes may reach this one, likeliest first."""
     found = []
-    # Connecting a datagram socket sends nothing; it only asks which interface would be used.
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # an address reserved for documentation
-            found.append(str(probe.getsockname()[0]))
-        except OSError:
-            pass  # no route: a machine with the loopback interface alone
-    found.append(socket.gethostname()[:200])
-    return found
-
-
-def _broadcast(card: dict[str, Any] | None, group: dist.ProcessGroup | None) -> dict[str, Any]:
-    """Send rank 0's card to every rank of the group: one collective of a fixed size."""
-    on_cpu = "gloo" in str(dist.get_backend(group)).lower()
-    device = torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
-    raw = b"" if card is None else json.dumps(card).encode()
-    tensor = torch.frombuffer(bytearray(raw.ljust(_CARD_BYTES, b"\0")), dtype=torch.uint8)
-    tensor = tensor.to(device)
-    source = dist.get_global_rank(group, 0) if group is not None else 0
-    dist.broadcast(tensor, src=source, group=group)
-    received: dict[str, Any] = json.loads(tensor.cpu().numpy().tobytes().rstrip(b"\0"))
-    return received
+    # Connecting a datagram socket sends nothing; it only asks which interface would be used. No
+    # route is a machine with the loopback interface alone.
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe,
+    ):
+        probe.connect(("192.0.2.1", 9))  # an address reserved for documentation
+        found.append(str(probe.getsockname()[0]))
+    return [*found, host_name()[:200]]
 
 
 def _join(card: dict[str, Any]) -> TCPStore:
     same_machine = card["machine"] == machine_id()
     hosts = [_LOOPBACK, *card["hosts"]] if same_machine else card["hosts"]
     refused = []
+    hold_standard_streams()
     for host in hosts:
         try:
             store = TCPStore(

@@ -9,6 +9,8 @@ meet (`kernel_warmup.py`, step 2).
 from __future__ import annotations
 
 import functools
+import os
+import socket
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +30,11 @@ def machine_id() -> str:
         return _BOOT_ID.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
         return f"mac-{uuid.getnode():012x}"
+
+
+def host_name() -> str:
+    """Return this machine's name as text: the kernel takes any bytes for one."""
+    return os.fsencode(socket.gethostname()).decode(errors="replace")
 
 
 @dataclass(frozen=True, kw_only=True)

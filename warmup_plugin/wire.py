@@ -34,18 +34,20 @@ class Beat(msgspec.Struct):
 
 
 class Card(msgspec.Struct):
-    """Whose process a rank is."""
+    """Whose process a rank is, and the name of its machine."""
 
     pid: int
     started: int
     place: str
+    host: str = ""
 
 
 class Lost(msgspec.Struct):
-    """That a rank is given up."""
+    """That a rank is given up, or ``lives`` and cannot go on: that ends the session too."""
 
     lost: int
     reason: str
+    lives: bool = False
 
 
 class Failed(msgspec.Struct):

@@ -205,6 +205,8 @@ def test_damaged_leases(tmp_path: Path) -> None:
 class Wire:
     """A store in this process that damages one message on its way in."""
 
+    leader = ""
+
     def __init__(self, rank: int, held: dict[str, Any], spoilt: Callable[[bytes], bytes]) -> None:
         self.rank, self.size, self.held = rank, 3, held
         self.spoilt = spoilt

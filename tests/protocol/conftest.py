@@ -146,6 +146,8 @@ def child() -> Iterator[Callable[..., Child]]:
 class MemoryLink:
     """A store in this process; what a `Link` does, for fakes of the other ranks."""
 
+    leader = ""
+
     def __init__(self, rank: int = 0, size: int = 3, held: dict[str, Any] | None = None) -> None:
         self.rank, self.size = rank, size
         self.held: dict[str, Any] = {} if held is None else held

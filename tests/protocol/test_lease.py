@@ -6,11 +6,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -136,6 +137,40 @@ def test_a_holder_touches_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert path_of(tmp_path).stat().st_mtime < time.time() - 1e5
     assert json.loads(path_of(tmp_path).read_text()) == ELSEWHERE, "nor taken away by it"
     assert not [thread for thread in threading.enumerate() if thread.name == "warmup-lease"]
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a socket", "a link to a pipe", "a link to a device"])
+def test_what_is_no_file_holds_nobody_up(tmp_path: Path, kind: str) -> None:
+    """It is nobody's lease; to open a pipe would wait for whoever writes to it."""
+    path, pipe = path_of(tmp_path), tmp_path / "pipe"
+    path.parent.mkdir()
+    if kind == "a socket":
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(str(path))
+    elif kind == "a link to a device":
+        path.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(pipe if "link" in kind else path)
+    if kind == "a link to a pipe":
+        path.symlink_to(pipe)
+    assert lease.holder(tmp_path) == ""
+    with hold(tmp_path) as holder:
+        assert holder == ""
+        assert lease.holder(tmp_path), "and another takes its place"
+
+
+def test_without_a_thread_it_is_held_untouched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_thread: Any) -> NoReturn:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fails)
+        with hold(tmp_path) as holder:
+            assert holder == ""
+            assert path_of(tmp_path).exists()
+    assert not path_of(tmp_path).exists()
 
 
 @pytest.mark.parametrize("obstacle", ["a file", "a dangling link", "a directory"])

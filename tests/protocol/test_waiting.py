@@ -34,14 +34,14 @@ WAITING = {
 #: What may wait without `wait_until`: file, function, call, and why that has an end.
 ALLOWED = {
     ("waiting.py", "wait_until", "time.sleep"): "the pause between two looks",
-    ("locks.py", "_try_lock", "fcntl.flock"): "asks with LOCK_NB; the wait is around it",
-    ("journal.py", "Journal._open", "fcntl.flock"): "asks with LOCK_NB",
-    ("journal.py", "_is_free", "fcntl.flock"): "asks with LOCK_NB",
+    ("flocks.py", "_ask", "fcntl.flock"): "asks with LOCK_NB, on a thread that nobody waits for",
+    ("flocks.py", "try_lock", "asking.join"): "a time-out is given",
     ("pulse.py", "Pulse._run", "self._stop.wait"): "the heartbeat's pause, ended by `stop`",
     ("pulse.py", "Pulse._run", "self._is_needed.wait"): "as long as between two beats",
     ("pulse.py", "Pulse._connect", "self._link.connect"): "renewal's, which only begins it",
     ("pulse.py", "Pulse._connect", "self._stop.wait"): "two silences in all, ended by `stop`",
     ("pulse.py", "Pulse.stop", "self._thread.join"): "five seconds; the thread is a daemon",
+    ("needs.py", "_lacks_threads", "thread.join"): "a time-out is given",
     ("lease.py", "_touch", "stop.wait"): "the pause between two touches, ended by the holder",
     ("lease.py", "hold", "toucher.join"): "five seconds; the thread is a daemon",
     ("shutdown.py", "Shutdown._listen", "self._listener.recv"): "a thread of its own, which ends "
@@ -51,8 +51,8 @@ ALLOWED = {
     ("shutdown.py", "Shutdown._request", "self._asked.acquire"): "asks with blocking=False",
     ("storelink.py", "_open", "TCPStore"): "the server; a time-out is given",
     ("storelink.py", "_join", "TCPStore"): "a time-out is given",
-    ("storelink.py", "_broadcast", "dist.broadcast"): "the session's one collective, bounded by "
-    "the time-out of the group it is given",
+    ("rollcall.py", "tell", "dist.broadcast"): "bounded by the time-out of the group it is given",
+    ("rollcall.py", "call_the_roll", "dist.all_reduce"): "the same",
     ("storelink.py", "StoreLink.clone", "socket.create_connection"): "a time-out is given",
     ("storelink.py", "StoreLink.clone", "TCPStore"): "a time-out is given, which torch does not "
     "honour where the store's process is stopped: only called on a thread of its own",

@@ -27,12 +27,14 @@ import torch
 import torch.distributed as dist
 from flashinfer.autotuner import AutoTuner, DynamicTensorSpec, TuningConfig, autotune
 
+from warmup_plugin import storelink
 from warmup_plugin.engines.embedded import host_clock, parallel, worker
 from warmup_plugin.engines.embedded.runners import BlockedGemmRunner
 from warmup_plugin.engines.embedded.worker import Engine, warm_up_rank
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.meeting import Meeting
 from warmup_plugin.settings import Settings
+from warmup_plugin.steps import job
 from warmup_plugin.store import Store
 from warmup_plugin.storelink import StoreLink, connect
 from warmup_plugin.tuner import probe
@@ -376,6 +378,38 @@ def meeting_until_one_dies(engine: Engine, rank: int) -> tuple[int, str]:
     finally:
         meeting.close()
     return -1, ""
+
+
+def lacking_something(engine: Engine, rank: int, what: str) -> str:
+    """Warm up where one rank lacks something before it has a meeting; say how that ended."""
+    lack: dict[str, Any] = {
+        "an import": (job, {"lacking": failing(ImportError("injected"))}),
+        "a look": (job, {"begin": failing(RuntimeError("injected"))}),
+        "descriptors": (job, {"lacking": lambda *_: "2 files more can be opened: injected"}),
+        "a store": (storelink, {"_open": failing(OSError(24, "injected"))}),
+        "a way to it": (storelink, {"_join": failing(SessionError("cannot reach it: injected"))}),
+        "an answer": (storelink, {"_bound_answers": failing(RuntimeError("injected"))}),
+        "a thread": (threading.Thread, {"start": failing(RuntimeError("injected"))}),
+    }  # fmt: skip
+    owner, attributes = lack[what]
+    if engine.ranks.rank == rank:
+        patch(owner, **attributes)
+    began = time.monotonic()
+    try:
+        warm_up_rank(engine)
+    except SessionError as error:
+        dist.barrier()  # every rank gets here, and the engine's group works as before
+        return f"{error} after {int(time.monotonic() - began) // 10 * 10} s"
+    return "up"
+
+
+def failing(error: Exception) -> Any:
+    """Return a function that raises."""
+
+    def fail(*_args: Any, **_options: Any) -> Any:
+        raise error
+
+    return fail
 
 
 def many_sessions(engine: Engine, sessions: int) -> tuple[dict[str, Any], dict[str, Any]]:

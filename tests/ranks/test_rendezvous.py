@@ -17,19 +17,22 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
+from warmup_plugin import meeting as meeting_module
 from warmup_plugin import storelink
 from warmup_plugin.engines.embedded import LaunchError
 from warmup_plugin.errors import RankLostError, SessionError
-from warmup_plugin.meeting import Meeting
+from warmup_plugin.meeting import Meeting, turn_away
 from warmup_plugin.rendezvous import Alone
 from warmup_plugin.settings import Settings
 from warmup_plugin.storelink import StoreLink
 from warmup_plugin.table import digest
 from warmup_plugin.topology import machine_id
+from warmup_plugin.votes import VoteError
 
 if TYPE_CHECKING:
     from tests.ranks.conftest import Deployment
@@ -81,8 +84,12 @@ class Ranks:
 
     def arrive(self, rank: int) -> None:
         """Let a rank join."""
+        self.meetings[rank] = Meeting(self.link(rank), self._settings)
+
+    def link(self, rank: int) -> StoreLink:
+        """Return a rank's connection to the store."""
         store = self.store if rank == 0 else join(self.store.port)
-        self.meetings[rank] = Meeting(StoreLink(store, rank, self._size), self._settings)
+        return StoreLink(store, rank, self._size)
 
     def start(self, function: Callable[[Meeting], Any], *ranks: int) -> list[Call]:
         """Call a function on some ranks, on all that have come if none is named."""
@@ -105,6 +112,13 @@ def lost(function: Callable[[], Any]) -> tuple[int, str]:
     with pytest.raises(RankLostError) as caught:
         function()
     return caught.value.rank, caught.value.reason
+
+
+def unable(function: Callable[[], Any]) -> str:
+    """Return what a call says of a rank that lives and cannot go on."""
+    with pytest.raises(SessionError) as caught:
+        function()
+    return str(caught.value)
 
 
 def on(_words: Mapping[int, Word]) -> Word:
@@ -148,8 +162,68 @@ def test_a_decision_that_fails_reaches_every_rank() -> None:
         raise KeyError("planted")
 
     with ranks_of(2) as ranks:
-        seen = ranks.run(lambda m: lost(lambda: m.meet("plan", {}, decide)))
-    assert seen == [(0, "cannot decide step plan: KeyError('planted')")] * 2
+        seen = ranks.run(lambda m: unable(lambda: m.meet("plan", {}, decide)))
+    assert seen == ["rank 0 cannot go on: cannot decide step plan: KeyError('planted')"] * 2
+
+
+def test_a_word_that_is_refused_names_its_rank_on_every_rank() -> None:
+    """It lives: nobody takes it for lost."""
+
+    def decide(_words: Mapping[int, Word]) -> Word:
+        raise VoteError(1, "its vote at step plan has no 'inventory'")
+
+    with ranks_of(2) as ranks:
+        seen = ranks.run(lambda m: unable(lambda: m.meet("plan", {}, decide)))
+    assert seen == ["rank 1 cannot go on: its vote at step plan has no 'inventory'"] * 2
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_the_word_or_record_of_another_step_is_told_on_every_rank(wrong: int) -> None:
+    """A rank of another build may take its steps in another order."""
+    own = vars(meeting_module)["_said"]
+    who = "who" if wrong else "decided"
+
+    def said(step: str, word: Word) -> str:
+        return str(own("share" if word.get(who) == wrong else step, word))
+
+    with ranks_of(2) as ranks, mock.patch.object(meeting_module, "_said", said):
+        seen = ranks.run(
+            lambda m: unable(lambda: m.meet("plan", {"who": m.rank}, lambda _words: {"decided": 0}))
+        )
+    what = "vote at" if wrong else "record of"
+    assert all(f"rank {wrong} cannot go on: its {what} step plan" in text for text in seen)
+    assert all("'share'" in text for text in seen)
+
+
+def test_a_rank_that_lives_and_leaves_is_not_lost() -> None:
+    """The others hear why, at once, and that they may go on without this package."""
+    ranks = Ranks(3, Settings.from_env({}, silence_s=300.0))
+
+    def leave(meeting: Meeting) -> None:
+        meeting.abandon("OSError: no space", lives=True)
+        meeting.close()
+
+    (left,) = ranks.start(leave, 1)
+    seen = ranks.run(lambda m: unable(lambda: m.meet("step", {}, on)), 0, 2)
+    assert seen == ["rank 1 cannot go on: OSError: no space"] * 2
+    ranks.run(lambda m: m.close(), 0, 2)
+    left.result()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_turned_away_before_it_has_a_meeting_says_so(rank: int) -> None:
+    """No thread for its heartbeat, for one: the others hear it and no silence is waited out."""
+    ranks = Ranks(2, Settings.from_env({}, silence_s=300.0), late=[rank])
+    link = ranks.link(rank)
+    gone = threading.Thread(
+        target=turn_away, args=(link, "RuntimeError: can't start new thread", BOUND_S)
+    )
+    gone.start()
+    (seen,) = ranks.run(lambda m: unable(lambda: m.meet("step", {}, on)), 1 - rank)
+    assert seen == f"rank {rank} cannot go on: RuntimeError: can't start new thread"
+    ranks.run(lambda m: m.close(), 1 - rank)
+    gone.join(BOUND_S)
+    assert not gone.is_alive()
 
 
 def test_a_rank_lost_while_deciding_is_named_itself() -> None:
@@ -255,7 +329,7 @@ def test_the_first_record_of_a_step_is_the_only_one() -> None:
     """Whoever proposes later gets that one, and all read it."""
     with ranks_of(3) as ranks:
         proposed = [
-            json.loads(ranks.meetings[rank]._propose("step/record", {"go": str(rank)}))
+            json.loads(ranks.meetings[rank]._propose("step/record", json.dumps({"go": str(rank)})))
             for rank in (1, 0, 2)
         ]
         assert proposed == [{"go": "1"}] * 3
@@ -359,6 +433,29 @@ def test_another_rank_that_dies_is_named_on_the_others(deploy: Callable[..., Dep
     with pytest.raises(LaunchError) as caught:
         job.run("meeting_until_one_dies", rank=1)
     assert {rank: word[0] for rank, word in caught.value.results.items()} == {0: 1, 2: 1}
+
+
+LACKS = [
+    (rank, what)
+    for what in ("an import", "descriptors", "an answer", "a thread")
+    for rank in (0, 1)
+] + [(0, "a store"), (1, "a way to it")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rank", "what"), LACKS)
+def test_what_one_rank_lacks_all_hear_of_at_once(
+    rank: int, what: str, deploy: Callable[..., Deployment]
+) -> None:
+    """Whatever it is, and before anything of the engine's is touched: nobody waits for a rank."""
+    told = deploy(tp=2, layers=2, hidden=32, ffn=32).run("lacking_something", rank=rank, what=what)
+    assert all("injected" in text and f"rank {rank}" in text for text in told), told
+    assert all(text.endswith("after 0 s") for text in told), told
+
+
+def test_a_look_that_cannot_begin_is_no_failure(deploy: Callable[..., Deployment]) -> None:
+    """It is only begun early."""
+    told = deploy(tp=2, layers=2, hidden=32, ffn=32).run("lacking_something", rank=0, what="a look")
+    assert told == ["up", "up"]
 
 
 def test_twenty_sessions_leave_nothing_behind(deploy: Callable[..., Deployment]) -> None:

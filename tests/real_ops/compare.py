@@ -33,7 +33,14 @@ from tests.real_ops.cases.catalogue import CASES
 from tests.real_ops.contexts import CONTEXTS
 from tests.real_ops.gpu import clock
 from tests.real_ops.inside import (
-    ChildFailedError, alone, entries, in_child, logged, ours, served, tasks,
+    ChildFailedError,
+    alone,
+    entries,
+    in_child,
+    logged,
+    ours,
+    served,
+    tasks,
 )  # fmt: skip
 from tests.real_ops.keys import place_of, runner_of
 from tests.real_ops.reached import note_sites
@@ -143,7 +150,9 @@ def compare(name: str, context: str, margin: float) -> dict[str, Any]:
     }  # fmt: skip
     if not errors:
         verdict |= checks(a, b, c, d, margin, context)
-        faults += [f"{check}: {said}" for check, said in verdict.items() if check in CHECKS and said]
+        faults += [
+            f"{check}: {said}" for check, said in verdict.items() if check in CHECKS and said
+        ]
     return {**verdict, "faults": faults}
 
 

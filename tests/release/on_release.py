@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import tempfile
 import time
 import weakref
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from warmup_plugin.engines.embedded.worker import Engine
 from warmup_plugin.kernel_warmup import warm_up
 from warmup_plugin.tuner import probe
+from warmup_plugin.tuner.install import held_entries
 
 
 def facts(_engine: Engine) -> dict[str, Any]:
@@ -38,6 +40,23 @@ def whole_call(engine: Engine) -> dict[str, Any]:
         fi.AutoTuner.get().save_configs(str(path))
         document: dict[str, Any] = json.loads(path.read_text())
     return {key: value for key, value in document.items() if not key.startswith("_")}
+
+
+def without_files(engine: Engine) -> dict[str, Any]:
+    """Let FlashInfer tune and load; say what it would save, what we see it hold, what it reads.
+
+    All without a directory, an anonymous file or a spare descriptor.
+    """
+    whole_call(engine)
+    tuner = fi.AutoTuner.get()
+    held = {key: [entry.runner, entry.tactic] for key, entry in held_entries().items()}
+    document = {"_metadata": probe.stamp(), **held}
+    del os.memfd_create
+    tuner.clear_cache()
+    with probe.as_file(json.dumps(document).encode()) as path:
+        loaded = tuner.load_configs(path)
+    again = {key: [entry.runner, entry.tactic] for key, entry in held_entries().items()}
+    return {"held": held, "loaded": loaded, "again": again}
 
 
 def slow_second_rank(engine: Engine) -> dict[str, Any]:

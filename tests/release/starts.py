@@ -56,6 +56,7 @@ def entries(root: Path) -> dict[str, Any]:
 def main(folder: Path) -> None:
     found: dict[str, Any] = {**run("facts", 1, folder / "facts")[0]}
     found["whole"] = run("whole_call", 1, folder / "whole")[0]
+    found["without files"] = run("without_files", 1, folder / "files")[0]
     for tp, env in ((1, NO_MARGIN), (2, {})):
         root = folder / f"tp{tp}"
         found[f"tp{tp}"] = {

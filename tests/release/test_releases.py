@@ -83,6 +83,14 @@ def moe_extras(release: Path) -> list[str]:
     return []
 
 
+def check_without_files(seen: Any) -> None:
+    """What it holds is what it would save, and it reads bytes that are in memory only."""
+    found = seen["without files"]
+    assert found["held"] == {key: entry[:2] for key, entry in seen["whole"].items()}
+    assert found["loaded"] is True
+    assert found["again"] == found["held"]
+
+
 # -- releases whose tables are shared ------------------------------------------------------------
 
 
@@ -93,6 +101,10 @@ def test_required_names_are_there(seen: Any, name: str) -> None:
 
 def test_what_a_release_can_do(seen: Any, matrix_release: Path) -> None:
     check_capabilities(seen, matrix_release)
+
+
+def test_no_file_is_needed(seen: Any) -> None:
+    check_without_files(seen)
 
 
 @pytest.mark.parametrize("tp", ["tp1", "tp2"])
@@ -157,6 +169,10 @@ def test_keys_that_cannot_tell_options_apart_are_found_out(
     fallback: Any, fallback_release: Path
 ) -> None:
     check_capabilities(fallback, fallback_release)
+
+
+def test_no_file_is_needed_to_fall_back(fallback: Any) -> None:
+    check_without_files(fallback)
 
 
 @pytest.mark.parametrize("tp", ["tp1", "tp2"])

@@ -15,7 +15,7 @@ from flashinfer.autotuner import AutoTuner, autotune
 
 from warmup_plugin.engines.embedded.worker import Engine
 from warmup_plugin.tuner import probe
-from warmup_plugin.tuner.install import Installed
+from warmup_plugin.tuner.install import Installed, held_entries
 from warmup_plugin.tuner.known_ops import KNOWN_OPS
 
 sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package stays the wheel's
@@ -186,6 +186,26 @@ def keeps_listed_ops(engine: Engine) -> Any:
 
     report = child.warm(engine, forward, ops=ops)
     return report, during, toy_call("listed", batch=64), child.saved()
+
+
+def holds(_engine: Engine) -> list[dict[str, Any]]:
+    """What FlashInfer would save, and what we take its entries to be: loaded, tuned, both."""
+    child.load({
+        key("loaded", 4): ["Toy", 2, POLICY],
+        key("without a policy", 4): ["Toy", [1, [2, "x"]]],
+        key("cold", 4): ["Toy", 77, POLICY],
+        "an old, unreadable key": ["Toy", 5],
+    })  # fmt: skip
+    with autotune(True, cuda_graph_profile_replays=3):
+        call("cold", [Toy("cold")], COLD)
+        call("graph", [Toy("graph")], GRAPH)
+        call("bare", [Toy("bare", ())], FLOOR)
+        toy_call("tuned")
+    ours = {
+        key: json.loads(json.dumps(entry[:2] if entry.policy is None else entry))
+        for key, entry in held_entries().items()
+    }
+    return [child.saved(), ours]
 
 
 def refuses(_engine: Engine) -> list[str]:

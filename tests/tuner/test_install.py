@@ -49,6 +49,14 @@ def test_others_entries_survive_and_never_stand_over_ours(
             assert children.entries.keys() == ours
 
 
+def test_what_others_hold_is_known_without_a_file(children: Children) -> None:
+    """Entry for entry what FlashInfer would save, which it can only do to a directory."""
+    saved, ours = children.one("on_install:holds")
+    assert ours == saved
+    assert {"loaded", "tuned", "cold", "graph", "bare"} <= ops_of(ours)
+    assert any(len(entry) == 2 for entry in ours.values())
+
+
 def test_after_a_failed_forward_the_tuner_holds_what_it_held(children: Children) -> None:
     found = children.one("on_install:with_others", fails=True)
     assert found["after"] == found["before"]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import flashinfer
 import flashinfer.autotuner
@@ -137,20 +138,48 @@ def test_one_path_is_not_saved_to(without_records: AutoTuner, tmp_path: Path) ->
     assert "save_configs" not in vars(without_records)
 
 
-def test_what_others_have_to_save_is_saved(without_records: AutoTuner, tmp_path: Path) -> None:
-    """Records of another product have no other way to a file than with the winners."""
-    path = tmp_path / "theirs.json"
+def test_what_others_have_to_save_stays_to_be_saved(
+    without_records: AutoTuner, tmp_path: Path
+) -> None:
+    """Records of another product reach the file that they are for, and no other."""
+    path, theirs = tmp_path / "unused.json", tmp_path / "theirs.json"
     without_records.publish_namespaced_records("theirs", {"a": 1})
     with probe.saving_all_but(path):
         without_records.save_configs(str(path))
-    assert "theirs" in path.read_text()
+    assert not path.exists()
+    without_records.save_configs(str(theirs))
+    assert "theirs" in theirs.read_text()
 
 
-@pytest.mark.parametrize("has_memfd", [True, False])
-def test_bytes_get_a_path_for_a_while(has_memfd: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001
-    """Where there are no anonymous files, a temporary one."""
-    if not has_memfd:
+@pytest.mark.parametrize("lack", ["memfd", "proc", "descriptors", "nothing"])
+def test_flashinfer_opens_bytes_without_a_file_system(
+    lack: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where there are no anonymous files, no /proc, or no descriptor to be had."""
+
+    def fails(*_args: object, **_options: object) -> NoReturn:
+        raise OSError(24, "too many open files")
+
+    if lack == "memfd":
         monkeypatch.delattr("os.memfd_create")
-    with probe.as_file(b'{"a": 1}') as path:
-        assert json.loads(Path(path).read_text()) == {"a": 1}
+    elif lack in ("proc", "descriptors"):
+        monkeypatch.setattr("os.open" if lack == "proc" else "os.memfd_create", fails)
+    monkeypatch.setattr("tempfile.mkstemp", fails)
+    monkeypatch.setattr("tempfile.mkdtemp", fails)
+    tuner = AutoTuner()
+    document = json.dumps({"_metadata": probe.stamp(), "a key": ["Toy", 3]}).encode()
+    with probe.as_file(document) as path:
+        assert tuner.load_configs(path)
+        assert not path.startswith(tempfile.gettempdir())
+    assert probe.loaded(tuner) == {"a key": ("Toy", 3)}
     assert not Path(path).exists()
+    assert "open" not in vars(sys.modules[AutoTuner.__module__])
+
+
+def test_other_files_are_opened_as_ever(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delattr("os.memfd_create")
+    (tmp_path / "theirs.json").write_text("[1]")
+    with probe.as_file(b"{}"):
+        module = sys.modules[AutoTuner.__module__]
+        with module.open(tmp_path / "theirs.json") as file:
+            assert json.load(file) == [1]

@@ -17,26 +17,43 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from warmup_plugin import __version__
 from warmup_plugin.decide import RANK_0S_SETTINGS, decide_open
-from warmup_plugin.errors import PlacementError, RankLostError, SessionError, WarmupError
+from warmup_plugin.errors import (
+    LateError,
+    PlacementError,
+    RankLostError,
+    SessionError,
+    WarmupError,
+)
 from warmup_plugin.identity import Identity
 from warmup_plugin.journal import Journal
+from warmup_plugin.needs import lacking
 from warmup_plugin.paths import Placement, resolve
 from warmup_plugin.progress import Progress as ProgressLine
 from warmup_plugin.rendezvous import Alone, Rendezvous, Word
-from warmup_plugin.settings import Settings
-from warmup_plugin.store import Store
-from warmup_plugin.topology import RankInfo
+from warmup_plugin.rollcall import stay_away
+from warmup_plugin.settings import Settings, unknown_variables
+from warmup_plugin.store import Store, unsafe
+from warmup_plugin.streams import hold_standard_streams
+from warmup_plugin.topology import RankInfo, host_name
 from warmup_plugin.tuner import environment, probe
 from warmup_plugin.tuner.install import Installed
 from warmup_plugin.tuner.known_ops import KnownOps, known_ops
 from warmup_plugin.tuner.observe import Observations, observe
 from warmup_plugin.tuner.stamp import Lookup, begin
+from warmup_plugin.votes import FIRST, VERSION, checked, other_version
 
 if TYPE_CHECKING:
     import torch.distributed as dist
 
+    from warmup_plugin.rendezvous import Decide
+    from warmup_plugin.shutdown import Shutdown
+    from warmup_plugin.storelink import StoreLink
+
 logger = logging.getLogger("warmup_plugin")
+#: Warnings about the environment that this process has logged.
+_told: set[str] = set()
 
 #: Called as progress(step, task, tasks done, tasks in all) on the rank that works.
 Progress = Callable[[str, str, int, int], None]
@@ -66,6 +83,7 @@ class Options:
     progress: Progress | None = None
     keep_loaded: bool = False
     must_share: bool = False
+    link: StoreLink | None = None
 
 
 @dataclass
@@ -82,6 +100,8 @@ class Job:
     seen: Observations
     stack: contextlib.ExitStack
     placement: Placement | None = None
+    #: Its directory, where it may be used.
+    directory: Path | None = None
     store: Store | None = None
     journal: Journal = field(default_factory=lambda: Journal(None, "", driver="", stamp={}))
     seconds: dict[str, float] = field(default_factory=dict)
@@ -90,6 +110,10 @@ class Job:
     timeline: list[tuple[str, float, float]] = field(default_factory=list)
     failure: str = ""
     forward_error: BaseException | None = None
+    #: Whether the last record is there, after which nobody waits for anybody any more.
+    is_settled: bool = False
+    #: Who owns the shutdown signal, once this rank has tuned.
+    shutdown: Shutdown | None = None
     #: For the receipt. ``zero``: when the first meeting was over, on the monotonic clock; ``spans``
     #: of the steps count from there. ``read``: what became of each file. ``lenders``: borrowed
     #: keys, by whom. ``waited``: for other engines. ``rows``, ``winners``: of all ranks, on rank 0.
@@ -118,9 +142,19 @@ class Job:
         return bool(self.word["go"] == "unguarded")
 
     @property
+    def leaves(self) -> str:
+        """Return why this rank is about to end although it has not failed, or an empty string."""
+        is_asked = self.shutdown is not None and self.shutdown.is_requested
+        return "SIGTERM: it ends, and with it the job" if is_asked else ""
+
+    @property
     def may_write(self) -> bool:
         """Return whether this rank writes its node's files in this session."""
         return self.store is not None and self.word["mode"] == "on"
+
+    def meet(self, step: str, word: Word, decide: Decide) -> Word:
+        """Hand in this rank's word; on rank 0 the words are looked at before they decide."""
+        return self.meeting.meet(step, word, checked(step, decide))
 
     def warn(self, *texts: str) -> None:
         """Keep warnings for the report; rank 0 logs those that its store has not ``logged``."""
@@ -182,35 +216,49 @@ def open_job(options: Options) -> Iterator[Job]:
     """Meet the other ranks, and let go of everything at the end.
 
     After an error in the body the tuner holds what it held before. Raises `SessionError` on every
-    rank where the ranks do not fit together or a tuning context is open already.
+    rank where the ranks do not fit together, a tuning context is open already, or one of them lacks
+    what this package needs; `RankLostError` where one is lost, with its host; `LateError` on a rank
+    that fails after the last record. The forward's own exceptions pass.
     """
     with contextlib.ExitStack() as stack:
         began = time.monotonic()
+        hold_standard_streams()
         progress = _progress(options)
-        meeting, rank_0s = _meet(options, stack)
+        meeting: Rendezvous | None = None
         job: Job | None = None
         try:
+            meeting, rank_0s = _meet(options, stack)
             job = _join(options, meeting, stack, progress, rank_0s)
             job.seconds["open"] = time.monotonic() - began
             job.spans.append(("open", began - job.zero, job.seconds["open"]))
             yield job
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}"[:1000]
-            meeting.abandon(reason)
+            is_ours = isinstance(error, Exception) and (
+                job is None or error is not job.forward_error
+            )
+            if meeting is not None:
+                _take_leave(meeting, error, reason, lives=is_ours)
             progress.end("failed", reason)
             if job is not None:
                 job.installed.put_back()
-                if _is_ours(error, job):
-                    # A word that parses and makes no sense, or a bug: the engine hears of a
-                    # session that failed, on every rank, and of no error that it did not make.
-                    raise SessionError(f"{type(error).__name__}: {error}"[:1000]) from error
+            is_lost = isinstance(error, RankLostError)
+            if is_ours and job is not None and job.is_settled and not is_lost:
+                raise LateError(reason) from error
+            if is_ours and not isinstance(error, WarmupError):
+                # A word that parses and makes no sense, no memory, or a bug: the engine hears of a
+                # session that failed, on every rank, and of no error that it did not make.
+                raise SessionError(reason) from error
             raise
 
 
-def _is_ours(error: BaseException, job: Job) -> bool:
-    """Return whether an error is neither the forward's, nor one that tells of a session's end."""
-    is_expected = isinstance(error, WarmupError) or error is job.forward_error
-    return isinstance(error, Exception) and not is_expected
+def _take_leave(meeting: Rendezvous, error: BaseException, reason: str, *, lives: bool) -> None:
+    """Tell the others why this rank leaves: whom it takes for lost, else what it cannot do."""
+    if isinstance(error, RankLostError):
+        error.name_host(meeting.host_of(error.rank))
+        meeting.abandon(error.reason, of=error.rank)
+    else:
+        meeting.abandon(reason, lives=lives)
 
 
 def _progress(options: Options) -> ProgressLine:
@@ -231,8 +279,11 @@ def _join(
     lookup = Lookup(options.settings.task_limit_s)
     lookup.divide(meeting, rank_0s)
     hello = _hello(options, lookup)
-    word = meeting.meet("open", hello, decide_open)
+    word = meeting.meet(FIRST, hello, checked(FIRST, decide_open))
     zero = time.monotonic()
+    if reason := other_version(FIRST, word):
+        raise SessionError(f"rank 0 cannot go on: {reason}")
+    meeting.name_hosts(word["nodes"], word["hosts"])
     if word["go"] == "refuse":
         raise SessionError(word["reason"])
     taken = {name: word["looked_up"][name] for name in lookup.taken}
@@ -247,22 +298,50 @@ def _join(
     job.warn(*word["warnings"])
     if word["reason"]:
         job.warn(f"{word['go']}: {word['reason']}")
+    _warn_of_variables(job)
     _place(job)
     _open_journal(job)
     return job
 
 
+def _warn_of_variables(job: Job) -> None:
+    """Name the variables that look like settings and are none: one line for all of a start."""
+    found = unknown_variables(os.environ)
+    if not found:
+        return
+    named = [name + (f" (is it {near}?)" if near else "") for name, near in found.items()]
+    text = f"no such setting: {', '.join(named)}"
+    if text in _told:
+        job.logged.add(text)  # by an earlier session of this process: some engines have several
+    _told.add(text)
+    job.warn(text)
+
+
 def _meet(options: Options, stack: contextlib.ExitStack) -> tuple[Rendezvous, str]:
     """Open the session; return with it the surroundings of rank 0."""
-    is_alone = options.ranks.world_size == 1 and options.group is None
-    greeting = begin(tells=not is_alone) if options.ranks.rank == 0 else ""
+    is_alone, greeting = options.ranks.world_size == 1 and options.group is None, ""
+    if options.ranks.rank == 0:
+        with contextlib.suppress(Exception):  # only begun early: who needs it looks again
+            greeting = begin(tells=not is_alone)
     if is_alone:
         return Alone(), ""
-    from warmup_plugin.meeting import Meeting  # a single process needs no store
-    from warmup_plugin.storelink import connect
+    try:
+        from warmup_plugin.meeting import Meeting, turn_away  # a single process needs no store
+        from warmup_plugin.storelink import connect
 
-    link = connect(options.group, options.settings, greeting)
-    meeting = Meeting(link, options.settings)
+        reason = "" if options.link else lacking(options.ranks.rank, options.ranks.world_size)
+    except Exception as error:
+        if options.link is not None:
+            raise
+        reason = f"{type(error).__name__}: {error}"
+    if reason:
+        stay_away(reason, options.group)  # the others are on their way to the group
+    link = options.link or connect(options.group, options.settings, greeting)
+    try:
+        meeting = Meeting(link, options.settings)
+    except Exception as error:
+        turn_away(link, f"{type(error).__name__}: {error}"[:1000], options.settings.silence_s)
+        raise
     stack.callback(meeting.close)
     return meeting, link.greeting
 
@@ -270,6 +349,8 @@ def _meet(options: Options, stack: contextlib.ExitStack) -> tuple[Rendezvous, st
 def _hello(options: Options, lookup: Lookup) -> Word:
     capabilities, settings = probe.probe(), options.settings
     return {
+        VERSION: __version__,
+        "host": host_name()[:64],
         "ranks": options.ranks.to_json(),
         "tuning": probe.is_tuning(probe.tuner()),
         "version": capabilities.version,
@@ -277,7 +358,7 @@ def _hello(options: Options, lookup: Lookup) -> Word:
         "keys_tell_options_apart": capabilities.keys_tell_options_apart,
         "factors": options.identity.with_factors(**environment.factors(lookup.stamp())).factors,
         "alike": lookup.is_alike,
-        "takes": lookup.taken,
+        "takes": list(lookup.taken),
         "must_share": options.must_share,
         "require_agreement": settings.require_agreement,
         "session": secrets.token_hex(4),
@@ -301,15 +382,17 @@ def _place(job: Job) -> None:
         ]
     except PlacementError as error:
         job.warn(f"memory only: {error}")
+    if directory is not None and not unsafe(directory, root or directory, options.settings):
+        job.directory = directory
     if job.shares and job.meeting.rank in job.word["writers"]:
         job.store = Store(directory, options.settings, root=root, layers=layers)
 
 
 def _open_journal(job: Job) -> None:
     """Let this rank keep what it finds out, whichever rank writes the table in the end."""
-    if job.shares and job.word["mode"] == "on" and job.placement is not None:
+    if job.shares and job.word["mode"] == "on" and job.directory is not None:
         job.journal = Journal(
-            job.placement.directory, f"{job.word['session']}.{job.meeting.rank}",
+            job.directory, f"{job.word['session']}.{job.meeting.rank}",
             driver=environment.driver(), stamp=job.stamp,
         )  # fmt: skip
         job.stack.callback(job.journal.close)

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import msgspec
 
 from warmup_plugin.decide import decide_certify, decide_ready
-from warmup_plugin.errors import InstallError
+from warmup_plugin.errors import InstallError, RankLostError
 from warmup_plugin.manifest import Manifest, render_manifest
 from warmup_plugin.packing import pack_results, unpack_results
 from warmup_plugin.plan import Plan
@@ -87,7 +88,7 @@ def _exchange(job: Job, agreed: Agreed, survey: Survey, work: Work) -> Shared:
             "errors": {str(rank): word["error"] for rank, word in words.items() if word["error"]},
         }
 
-    record = job.meeting.meet("share", word, lead)
+    record = job.meet("share", word, lead)
     job.warn(*(f"rank {rank} did not tune: {error}" for rank, error in record["errors"].items()))
     job.failure = ""
     work.failed, apart = record["failed"], record["apart"]
@@ -203,7 +204,7 @@ def prepare(job: Job, survey: Survey, work: Work, shared: Shared) -> None:
         told = {name: f"{type(error).__name__}: {error}"[:400] for name, error in failed.items()}
         refused = [name for name, error in failed.items() if type(error) is replay.RefusedError]
         word = {"failed": told, "refused": refused, "error": job.failure}
-        record = job.meeting.meet("ready", word, decide_ready)
+        record = job.meet("ready", word, decide_ready)
         if record["go"] == "defaults":
             job.serve_defaults(record["reason"])
             return
@@ -213,7 +214,7 @@ def prepare(job: Job, survey: Survey, work: Work, shared: Shared) -> None:
             with job.failing_as_data():
                 _install(job, survey, work, shared, work.dropped)
         tune_own(job, survey, work)
-        job.meeting.meet("built", {}, lambda _words: {"go": "on"})
+        job.meet("built", {}, lambda _words: {"go": "on"})
 
 
 def _label(survey: Survey, name: str) -> str:
@@ -270,7 +271,8 @@ def seal(job: Job, agreed: Agreed, survey: Survey) -> Word | None:
     work, shared = Work(), Shared(agreed.table, "")
     served, deviates = _ask(job, survey, work, shared)
     row = row_of(job, survey, work, shared.entry_of)
-    return {"served": served, "deviates": deviates[:8], "published": [], "row": row}
+    word = {"served": served, "deviates": deviates[:8], "published": [], "row": row}
+    return {**word, "leaves": job.leaves}
 
 
 def certify(
@@ -294,7 +296,7 @@ def certify(
         deviates += [job.failure] if job.failure else []
         word = {
             "served": served, "deviates": deviates[:8], "published": published,
-            "row": row_of(job, survey, work, shared.entry_of), "apart": {},
+            "row": row_of(job, survey, work, shared.entry_of), "apart": {}, "leaves": job.leaves,
         }  # fmt: skip
         if survey is not None and job.shares:
             with job.failing_as_data():  # what is served apart is told, no condition for serving
@@ -305,7 +307,10 @@ def certify(
             collect(job, words)
             return decide_certify(words)
 
-        record = job.meeting.meet("certify", word, lead)
+        record = job.meet("certify", word, lead)
+        job.is_settled = True
+        if record["go"] == "end":
+            _end(job, record)
         if record["differ"]:
             job.warn(
                 f"ranks serve different tactics for {len(record['differ'])} tasks that are in no "
@@ -317,6 +322,13 @@ def certify(
             if job.store is not None:
                 job.store.set_aside(job.options.ranks.coordinates, record["reason"])
         return record
+
+
+def _end(job: Job, record: Word) -> NoReturn:
+    """End the job on every rank, since one of them has been told to end."""
+    if job.leaves:  # else the signal, given back, would end this process before the others are off
+        job.meeting.close()
+    raise RankLostError(record["rank"], record["reason"])
 
 
 def _tell_apart(survey: Survey) -> dict[str, list[str]]:

@@ -3,7 +3,7 @@
 
 Owns what happens when a forward fails: where it fails on every rank at the same op, that op cannot
 take the survey's answer and is passed through in another run; else the rank raises its own error
-and the others a `SessionError` naming it.
+and the others a `ForwardError` naming it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from warmup_plugin.decide import decide_only_survey, decide_survey
-from warmup_plugin.errors import RankLostError, SessionError
+from warmup_plugin.errors import ForwardError, RankLostError
 from warmup_plugin.rendezvous import Decide, Word, Words
 from warmup_plugin.steps.job import Job
 from warmup_plugin.steps.rows import collect
@@ -30,7 +30,7 @@ _MOST_RERUNS = 8
 def run_survey(job: Job, agreed: Agreed, forward: Callable[[], object]) -> tuple[Survey, Word]:
     """Run the forward as the survey; return what it asked for and what all ranks made of it.
 
-    Raises what the forward raised, on its rank, and `SessionError` on the others.
+    Raises what the forward raised, on its rank, and `ForwardError` on the others.
     """
     survey = _new_survey(job, agreed)
     for attempt in range(_MOST_RERUNS + 1):
@@ -124,7 +124,7 @@ def _compare(
         return record
 
     try:
-        return job.meeting.meet(f"survey{attempt}", word, lead)
+        return job.meet(f"survey{attempt}", word, lead)
     except RankLostError as lost:
         _distrust_files(job, survey, str(lost))
         if error is not None:
@@ -147,7 +147,8 @@ def _settled(job: Job, survey: Survey, record: Word, error: Exception | None) ->
     if error is not None:
         raise error
     if has_failed:
-        raise SessionError(f"rank {record['rank']}: the forward failed: {record['reason']}")
+        raise ForwardError(f"rank {record['rank']}: the forward failed: {record['reason']}")
+    job.is_settled = "certified" in record
     for op in record["skipped"]:
         survey.skip(op)
     for op, reason in survey.unrecorded.items():

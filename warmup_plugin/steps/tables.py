@@ -142,7 +142,8 @@ def _with_borrowed(job: Job, held: Held, own: list[Part], kept: Mapping[str, Ent
     for record in (held.manifest.tasks if held.manifest else {}).values():
         claimed.update(key for keys in record.keys for key in keys)
     place, layers = job.placement, job.store.layers if job.store else ()
-    shelves, root = ([place.directory, *layers], place.root) if place else (list(layers), None)
+    usable = [job.directory] if job.directory else []
+    shelves, root = [*usable, *layers], place.root if place else None
     found = borrow(
         shelves, options.others, job.stamp, options.settings, root=root, kept=kept,
         switches=job.identity.factors["switches"],
@@ -196,7 +197,7 @@ def agree(job: Job, held: Held) -> Agreed:
     with job.timed("agree"):
         deaths = {task: [death.label, death.journals] for task, death in held.deaths.items()}
         own = {**held.word(job), "mark": _leave_mark(job), "deaths": deaths}
-        word = job.meeting.meet("agree", own, decide_agree)
+        word = job.meet("agree", own, decide_agree)
         mark, found = word["mark"], word.get("deaths", {})
         job.warn(*word["warnings"])
         if word["go"] == "merge":
@@ -206,7 +207,7 @@ def agree(job: Job, held: Held) -> Agreed:
             agreed, body = _fetch(job, held, word)
             job.installed.load(body, job.stamp, job.ops.pass_through, table=agreed.table)
         error, shared_disk = job.take_failure(), _has_leaders_disk(job, mark)
-        loaded = job.meeting.meet("load", {"error": error, "shares_disk": shared_disk}, decide_load)
+        loaded = job.meet("load", {"error": error, "shares_disk": shared_disk}, decide_load)
         _remove_mark(job, mark)
         if job.meeting.rank in loaded["redundant"]:
             job.store = None  # rank 0 writes the directory of this node too
@@ -254,7 +255,7 @@ def _merge(job: Job, held: Held, word: Word) -> tuple[Held, Word]:
         union = Held.union(parts, [], is_whole=False)
         return {"go": "one", "from": 0, **union.word(job)}
 
-    agreed = job.meeting.meet("merge", held.word(job), lead)
+    agreed = job.meet("merge", held.word(job), lead)
     union.borrowed = held.borrowed
     return union, agreed
 

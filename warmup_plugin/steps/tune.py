@@ -8,7 +8,6 @@ hand.
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -29,6 +28,7 @@ from warmup_plugin.steps.job import Job
 from warmup_plugin.steps.replica import answered, take_turn
 from warmup_plugin.steps.tables import Agreed
 from warmup_plugin.table import Entry
+from warmup_plugin.topology import host_name
 from warmup_plugin.tuner import environment, replay
 from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task import Task
@@ -88,7 +88,7 @@ def make_work(job: Job, agreed: Agreed, survey: Survey, surveyed: Word) -> Work:
             refusal = complete.judge(job, work.lots)
             return {"plan": job.meeting.put(body), "refused": refused[:_MOST_SAID], **refusal}
 
-        record = job.meeting.meet("plan", {"inventory": own}, lead)
+        record = job.meet("plan", {"inventory": own}, lead)
         complete.obey(record)
         if budget_s := job.word["budget_s"]:
             work.until = time.monotonic() + budget_s
@@ -192,14 +192,14 @@ def _assign(job: Job, agreed: Agreed, lots: Lots) -> Plan:
 
 def _costs(job: Job, agreed: Agreed) -> Costs:
     """Gather what is known of how long tasks take, here and in sibling identities."""
-    if job.placement is None:
+    if job.directory is None:
         return Costs()
     candidates: dict[str, int] = {}
     for record in agreed.manifest.tasks.values() if agreed.manifest else ():
         candidates[record.op] = max(record.candidates or 0, candidates.get(record.op, 0))
     limit = job.options.settings.table_bytes
     known = {op: count for op, count in candidates.items() if count}
-    return Costs(seconds_by_label(job.placement.directory, limit), known)
+    return Costs(seconds_by_label(job.directory, limit), known)
 
 
 def _unvouched(agreed: Agreed, lots: Lots) -> set[str]:
@@ -217,7 +217,7 @@ def tune(job: Job, survey: Survey, work: Work) -> None:
     reach = queue.reach(work.plan.shared, job.meeting.rank)
     if not reach:
         return
-    shutdown = job.stack.enter_context(Shutdown(job.journal.leaves))
+    shutdown = job.shutdown = job.stack.enter_context(Shutdown(job.journal.leaves))
     drawn = queue.draw(
         work.plan.shared, job.meeting.rank, job.meeting.take,
         lambda: shutdown.is_requested or work.is_over,
@@ -308,7 +308,7 @@ def result_of(outcome: replay.Outcome, rank: int) -> Result:
     return Result(
         task=outcome.task, kind=outcome.kind, winner=outcome.winner, entry=outcome.entry,
         reason=outcome.reason, ms=outcome.ms, default_ms=outcome.default_ms,
-        rank=rank, host=socket.gethostname(), at=float(int(time.time())), samples=outcome.samples,
+        rank=rank, host=host_name(), at=float(int(time.time())), samples=outcome.samples,
         candidates=outcome.candidates, gpu=str(environment.gpu().get("name", "")),
         seconds=outcome.seconds,
     )  # fmt: skip

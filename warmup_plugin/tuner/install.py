@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from warmup_plugin.collector import collector_paused
@@ -27,14 +25,21 @@ logger = logging.getLogger("warmup_plugin")
 _NO_LIMIT = 1 << 40  # FlashInfer wrote it just now, or it was checked when it was read
 
 
-def saved_document() -> bytes:
-    """Return all the tuner holds as FlashInfer itself would save it."""
-    tuner = probe.tuner()
-    with tempfile.TemporaryDirectory(prefix="warmup-plugin-") as folder:
-        path = Path(folder) / "saved.json"
-        with probe.sparing_others(tuner):
-            tuner.save_configs(str(path))
-        return path.read_bytes()
+def held_entries() -> dict[str, Entry]:
+    """Return all the tuner holds, as FlashInfer itself would save it: no file is needed for that.
+
+    What no table can hold FlashInfer could not save either; it is left out, with a warning.
+    """
+    found: dict[str, Entry] = {}
+    for winner in probe.held(probe.tuner()):
+        try:
+            policy = None if winner.policy is None else tuple(map(canonical_tactic, winner.policy))
+            entry = Entry(winner.runner, canonical_tactic(winner.tactic), policy)
+        except (TypeError, ValueError) as error:
+            logger.warning("warmup-plugin: an entry of others is lost: %s: %s", winner.key, error)
+        else:
+            found[winner.key] = entry
+    return found
 
 
 def _of_op(key: str, ops: Collection[str]) -> bool:
@@ -81,14 +86,7 @@ class Installed:
         """Note what the tuner holds now; nothing is changed yet."""
         if not probe.probe().can_record or probe.is_empty(probe.tuner()):
             return cls()
-        try:
-            table = parse_table(saved_document(), limit=_NO_LIMIT)
-        except OSError as error:
-            table = Miss(f"no temporary directory: {error}", "unreadable")
-        if isinstance(table, Miss):
-            logger.warning("warmup-plugin: entries loaded by others are lost: %s", table.reason)
-            return cls()
-        return cls(table.entries)
+        return cls(held_entries())
 
     def load(
         self,
@@ -161,10 +159,8 @@ class Installed:
 
     def absorb(self, ops: Collection[str]) -> None:
         """Count the winners of these ops, tuned by somebody else meanwhile, among the others'."""
-        table = parse_table(saved_document(), limit=_NO_LIMIT)
-        if isinstance(table, Table):
-            found = {k: e for k, e in table.entries.items() if _of_op(k, ops)}
-            self.others = {**self.others, **found}
+        found = {k: e for k, e in held_entries().items() if _of_op(k, ops)}
+        self.others = {**self.others, **found}
 
     def only(self, number: int) -> bool:
         """Return whether this many entries are loaded, and others had loaded none."""

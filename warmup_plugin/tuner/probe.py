@@ -9,13 +9,15 @@ own, so a release that moved something is reported, by name, and never half used
 from __future__ import annotations
 
 import contextlib
+import ctypes.util
 import functools
+import io
 import itertools
 import json
 import logging
 import os
 import sys
-import tempfile
+import threading
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -93,7 +95,40 @@ def tuner() -> Any:
 def stamp() -> dict[str, str]:
     """Return FlashInfer's environment stamp; absent values read "unknown"."""
     collect = getattr(fi, "_collect_metadata", dict)
-    return {name: str(value or "unknown") for name, value in collect().items()}
+    with bearing_failed_searches():
+        return {name: str(value or "unknown") for name, value in collect().items()}
+
+
+_searches = threading.Lock()
+_search_depth = 0
+_own_search = ctypes.util.find_library
+
+
+@contextlib.contextmanager
+def bearing_failed_searches() -> Iterator[None]:
+    """Have a library not be found in the body where it cannot be searched for.
+
+    Where the linker's cache does not name it, Python has a compiler and a linker look for it, for
+    which it needs a temporary directory; without one it raises. FlashInfer then asks elsewhere.
+    """
+    global _search_depth  # noqa: PLW0603  # of the process, as the function it stands for
+
+    def find_library(name: str) -> str | None:
+        try:
+            return _own_search(name)
+        except OSError:
+            return None
+
+    with _searches:
+        _search_depth += 1
+        ctypes.util.find_library = find_library
+    try:
+        yield
+    finally:
+        with _searches:
+            _search_depth -= 1
+            if not _search_depth:
+                ctypes.util.find_library = _own_search
 
 
 def origin() -> tuple[str, ...]:
@@ -205,20 +240,49 @@ def _quietly() -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_file(data: bytes) -> Iterator[str]:
-    """Give bytes a path that FlashInfer can open; on Linux no file system is touched."""
-    if hasattr(os, "memfd_create"):
+    """Give bytes a path that FlashInfer can open; no file system is touched.
+
+    Where the system has no descriptor to spare, no /proc or no such files, FlashInfer's own name
+    for `open` answers that one path from memory in the body.
+    """
+    with contextlib.ExitStack() as stack:
+        path = _in_memory_file(data, stack)
+        if path is None:
+            path = stack.enter_context(_opening_from_memory(data))
+        yield path
+
+
+def _in_memory_file(data: bytes, stack: contextlib.ExitStack) -> str | None:
+    try:
         handle = os.memfd_create("warmup-plugin-table")
-        try:
-            with os.fdopen(os.dup(handle), "wb") as file:
-                file.write(data)
-            yield f"/proc/self/fd/{handle}"
-        finally:
-            os.close(handle)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "table.json"
-            path.write_bytes(data)
-            yield str(path)
+        stack.callback(os.close, handle)
+        with open(handle, "wb", closefd=False) as file:
+            file.write(data)
+        path = f"/proc/self/fd/{handle}"
+        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))  # FlashInfer needs a descriptor, too
+    except (OSError, AttributeError):
+        return None
+    return path
+
+
+#: Nothing can be here: its parent is no directory, on every system.
+NOWHERE = Path(os.devnull, "warmup-plugin")
+
+
+@contextlib.contextmanager
+def _opening_from_memory(data: bytes) -> Iterator[str]:
+    module: Any = sys.modules[fi.AutoTuner.__module__]
+    own_path = str(NOWHERE / "table.json")
+
+    def open_(path: Any, *args: Any, **options: Any) -> Any:
+        is_ours = path == own_path
+        return io.StringIO(data.decode()) if is_ours else open(path, *args, **options)  # noqa: PTH123  # handed on as called
+
+    module.open = open_
+    try:
+        yield own_path
+    finally:
+        del module.open
 
 
 class Keys:
@@ -320,25 +384,45 @@ def options_in_force(tuner: Any) -> Options:
 
 
 class Winner(NamedTuple):
-    """An entry of the tuner's memory, as it would be saved."""
+    """An entry of the tuner's, as it would be saved; the policy only where `held` gives it."""
 
     key: str
     runner: str
     tactic: Any
+    policy: Any = None
 
 
 def winners_since(tuner: Any, count: int) -> list[Winner]:
     """Return the winners stored in the tuner's memory after its first ``count``, newest first."""
     keys, cache = Keys(probe()), tuner.profiling_cache
-    found = []
-    for key, value in itertools.islice(reversed(cache.items()), len(cache) - count):
-        # Before 0.6.18 a key was a plain tuple with the runner's hash third, and the runner's index
-        # came first in the value.
-        if isinstance(key, tuple):
-            op, runner, _, profile, extras = key
-            found.append(Winner(keys.file_key(op, runner, profile, extras), runner, value[1]))
-        else:
-            found.append(Winner(key.file_key, key.runner_class_name, value[0]))
+    newest = itertools.islice(reversed(cache.items()), len(cache) - count)
+    return [_winner(keys, key, value) for key, value in newest]
+
+
+def _winner(keys: Keys, key: Any, value: Any) -> Winner:
+    # Before 0.6.18 a key was a plain tuple with the runner's hash third, and the runner's index
+    # came first in the value.
+    if isinstance(key, tuple):
+        op, runner, _, profile, extras = key
+        return Winner(keys.file_key(op, runner, profile, extras), runner, value[1])
+    return Winner(key.file_key, key.runner_class_name, value[0])
+
+
+def held(tuner: Any) -> list[Winner]:
+    """Return all that FlashInfer would save, which it can only do to a directory.
+
+    Loaded entries first, then those in memory, which win under the same key; of memory only what
+    stands under no measurement policy of autotune_v2's, as FlashInfer saves no other.
+    """
+    file_policies = getattr(tuner, "_file_config_policies", {})
+    policies = getattr(tuner, "_profiling_cache_policies", {})
+    found = [
+        Winner(key, entry[0], entry[1], file_policies.get(key))
+        for key, entry in tuner._file_configs.items()
+    ]
+    keys = Keys(probe())
+    for key, value in tuner.profiling_cache.items():
+        found.append(_winner(keys, key, value)._replace(policy=policies.get((None, key))))
     return found
 
 
@@ -579,15 +663,16 @@ def sparing_others(tuner: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def saving_all_but(path: Path) -> Iterator[None]:
-    """Save nothing to this path in the body; to any other, and other products' records, as ever.
+    """Save nothing to this path in the body; to any other as ever.
 
-    An attribute of the tuner object, gone at the end: `AutoTuner.save_configs` is FlashInfer's own.
+    Records of other products stay to be saved: they have a file of their own to go to. An attribute
+    of the tuner object, gone at the end: `AutoTuner.save_configs` is FlashInfer's own.
     """
     own = tuner()
     save = own.save_configs
 
     def save_configs(to: str) -> None:
-        if Path(to) != path or _unsaved_namespaces(own):
+        if Path(to) != path:
             save(to)
 
     own.save_configs = save_configs

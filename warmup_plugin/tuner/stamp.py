@@ -93,12 +93,16 @@ def _look() -> None:
 
     def look_quietly() -> None:
         global _under_way  # noqa: PLW0603  # as above
-        with contextlib.suppress(Exception):  # nobody hears of it here: FlashInfer asks again
+        # Nobody hears of what fails here: FlashInfer asks again.
+        with contextlib.suppress(Exception), probe.bearing_failed_searches():
             look()
         _under_way = None
 
     _under_way = threading.Thread(target=look_quietly, name="warmup-lookup", daemon=True)
-    _under_way.start()
+    try:
+        _under_way.start()
+    except RuntimeError:  # no thread: looked up where it is needed
+        _under_way = None
 
 
 def _look_meanwhile() -> None:

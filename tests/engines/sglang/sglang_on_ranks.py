@@ -30,6 +30,7 @@ PRELOAD = [
     "sglang_import",
     "warmup_plugin.engines.embedded.ops",
     "warmup_plugin.kernel_warmup",
+    "warmup_plugin.engines.attempt",
     "warmup_plugin.engines.sglang.warmup",
     "warmup_plugin.engines.sglang.factors",
     "warmup_plugin.engines.sglang.own_tables",
@@ -145,11 +146,11 @@ def warm_up(spec: Spec) -> dict[str, Any]:
     import torch
     from flashinfer.autotuner import AutoTuner
 
-    from warmup_plugin.engines import base
+    from warmup_plugin.engines import readiness
     from warmup_plugin.engines.embedded.count_calls import count_calls, tuning_functions
 
     if limit := os.environ.get("MEET_S"):
-        base.MEET_S = float(limit)
+        readiness.MEET_S = float(limit)
     model = Model(spec)
     plant(spec, Path(spec.model).parent)
     counted = tuning_functions() | {"saves": AutoTuner.save_configs}

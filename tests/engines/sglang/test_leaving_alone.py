@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from warmup_plugin.engines import base
+from warmup_plugin.engines import readiness
+from warmup_plugin.settings import Settings
 
 engine = pytest.mark.engine
 multiprocess = pytest.mark.multiprocess
@@ -141,7 +142,7 @@ def test_a_warm_up_of_one_stage_only(job: Callable[..., Any]) -> None:
     for rank in cold.ranks:
         assert {report["agreement"] for report in rank["reports"]} == {"certified"}
     assert warm.timed == [0, 0, 0, 0]
-    assert cold.seconds < base.MEET_S / 2
+    assert cold.seconds < readiness.MEET_S / 2
 
 
 def test_a_meeting_that_another_rank_passes_by_is_called_off() -> None:
@@ -151,7 +152,8 @@ def test_a_meeting_that_another_rank_passes_by_is_called_off() -> None:
     store, found = vars(dist)["HashStore"](), dict[str, str]()
 
     def meet(rank: int, session: str) -> None:
-        found[f"{rank} {session}"] = base.all_ready(store, session, rank, 2, "", of="passing by")
+        meeting = readiness.Readiness(store, session, rank, 2, Settings.from_env({}), of="by")
+        _, found[f"{rank} {session}"] = meeting.meet("")
 
     began = time.monotonic()
     threads = [

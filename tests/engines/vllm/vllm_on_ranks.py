@@ -31,6 +31,7 @@ PRELOAD = [
     "vllm.model_executor.layers.fused_moe",
     "warmup_plugin.engines.embedded.ops",
     "warmup_plugin.kernel_warmup",
+    "warmup_plugin.engines.attempt",
     "warmup_plugin.engines.vllm.warmup",
     "warmup_plugin.engines.vllm.factors",
 ]
@@ -124,12 +125,12 @@ def warm_up(spec: Spec) -> dict[str, Any]:
     assert TARGET not in sys.modules
     from vllm.model_executor.warmup import kernel_warmup
 
-    from warmup_plugin.engines import base
+    from warmup_plugin.engines import readiness
     from warmup_plugin.engines.embedded import host_clock
     from warmup_plugin.engines.embedded.count_calls import count_calls, tuning_functions
 
     if limit := os.environ.get("MEET_S"):
-        base.MEET_S = float(limit)
+        readiness.MEET_S = float(limit)
     host_clock.install(simulated=True)
     runner = Runner(spec, config)
     plant(spec)

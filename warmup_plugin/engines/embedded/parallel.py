@@ -157,14 +157,14 @@ class AllReduce:
         self._is_stored = bool(content)
         if not content:
             return
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder, "all_reduce.json")
-            copy.write_bytes(content)
-            try:
-                loaded = bool(autotuner.AutoTuner.get().load_configs(str(copy)))
-            except Exception:  # FlashInfer raises many kinds for a damaged file
-                logger.exception("embedded engine: cannot load %s", self._path)
-                loaded = False
+        from warmup_plugin.tuner.probe import as_file  # which imports FlashInfer, as above
+
+        try:
+            with as_file(content) as copy:
+                loaded = bool(autotuner.AutoTuner.get().load_configs(copy))
+        except Exception:  # FlashInfer raises many kinds for a damaged file
+            logger.exception("embedded engine: cannot load %s", self._path)
+            loaded = False
         votes = torch.tensor([loaded, not loaded], dtype=torch.int32)
         dist.all_reduce(votes, group=self._group)
         self._is_stored = loaded
@@ -172,13 +172,14 @@ class AllReduce:
 
     def _store(self, path: Path) -> None:
         """Keep this op's winners of all that FlashInfer would save."""
-        with tempfile.TemporaryDirectory() as folder:
-            everything = Path(folder, "all.json")
-            autotuner.AutoTuner.get().save_configs(str(everything))
-            document = json.loads(everything.read_text())
-        own = {key: v for key, v in document.items() if key == "_metadata" or ALL_REDUCE in key}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            # Beside the file: an engine that may live without any other directory.
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                everything = Path(folder, "all.json")
+                autotuner.AutoTuner.get().save_configs(str(everything))
+                document = json.loads(everything.read_text())
+            own = {key: v for key, v in document.items() if key == "_metadata" or ALL_REDUCE in key}
             temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
             temporary.write_text(json.dumps(own, indent=1, sort_keys=True))
             temporary.replace(path)

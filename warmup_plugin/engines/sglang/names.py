@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
 TESTED = ("0.5.23",)
+ROOT_VARIABLE = "SGLANG_CACHE_DIR"
 CONTEXT = "flashinfer_autotune_context"
 FORWARD = "run_flashinfer_autotune_forward"
 
@@ -93,18 +94,18 @@ class _Always:
         return True
 
 
-def as_survey(own: Any, scratch: Path) -> Callable[..., Any]:
+def as_survey(own: Any) -> Callable[..., Any]:
     """Return SGLang's context with only its persistence taken out.
 
-    It looks for its file at ``scratch``, where there is none, and what it would save there is not:
-    all that the tuner holds, written out once more at the end of each context.
+    It looks for its file where there can be none, and what it would save there is not: all that the
+    tuner holds, written out once more at the end of each context.
     """
     from warmup_plugin.tuner import probe
 
     generator = _generator(own)
     assert generator is not None
     replaced = {
-        _FILE: lambda _runner: scratch,
+        _FILE: lambda _runner: probe.NOWHERE,
         _GATE: lambda *_args: None,
         "envs": _Envs(generator.__globals__["envs"]),
     }
@@ -112,7 +113,7 @@ def as_survey(own: Any, scratch: Path) -> Callable[..., Any]:
 
     @contextlib.contextmanager
     def survey(*args: Any, **kwargs: Any) -> Iterator[None]:
-        with probe.saving_all_but(scratch), context(*args, **kwargs):
+        with probe.saving_all_but(probe.NOWHERE), context(*args, **kwargs):
             yield
 
     return survey
@@ -160,6 +161,11 @@ def cache_root() -> Path:
     from sglang.srt.environ import envs
 
     return Path(envs.SGLANG_CACHE_DIR.get()).expanduser().absolute()
+
+
+def default_root(environ: Mapping[str, str]) -> Path:
+    """Return what the cache root is without its variable, for whoever may not import SGLang."""
+    return Path(environ.get("HOME") or Path.home(), ".cache", "sglang")
 
 
 def reuses() -> bool:

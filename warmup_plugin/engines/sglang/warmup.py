@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """What runs in the place of SGLang's `flashinfer_autotune_context`: the nine steps, around it.
 
-Owns the decision, taken by the tensor-parallel group together (SGLang tunes by it, and each stage
-of a pipeline is one), whether the nine steps run or SGLang's own context does, untouched; and the
-proof that we are in at all, since SGLang logs a hook that fails and goes on. The body always runs,
-once: it is SGLang's. A start has several such contexts; each is a session.
+Owns how SGLang's context becomes a session and what its ranks are called here; and the proof that
+we are in at all, since SGLang logs a hook that fails and goes on. Whether the nine steps run or
+SGLang's own context does, untouched, the tensor-parallel group decides together (SGLang tunes by
+it, and each stage of a pipeline is one), and `engines/attempt.py` says what a failure leads to. The
+body always runs, once: it is SGLang's. A start has several such contexts; each is a session.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from warmup_plugin.engines import base
@@ -31,6 +30,9 @@ logger = logging.getLogger("warmup_plugin")
 #: The receipts of this process, one for each context; None where SGLang's own has run.
 reports: list[WarmupReport | None] = []
 _phases: Counter[str] = Counter()
+_attempts: Counter[str] = Counter()
+#: Why the next context is SGLang's own: one before it, of the same forward, could not go on.
+_without: list[str] = []
 #: Ops that cannot run on FlashInfer's default tactic, as found out here, and why.
 _passed_through: dict[str, str] = {}
 _is_hooked = False
@@ -58,9 +60,12 @@ def _watching(own: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         try:
             own(*args, **kwargs)
         except Exception:
-            if len(_passed_through) == known:
+            if len(_passed_through) > known:
+                logger.warning(
+                    "warmup-plugin: SGLang's forward runs again, an op is passed through"
+                )
+            elif not _without:
                 raise
-            logger.warning("warmup-plugin: SGLang's forward runs again, an op is passed through")
             continue
         break
     if len(reports) == before:
@@ -80,19 +85,45 @@ def _in_place_of(settings: Settings) -> Callable[..., Any]:
         phase = _phases[role]
         _phases[role] += 1
         reports.append(None)
+        _attempts[f"{role} {phase}"] += 1
+        name = f"{role} {phase}, attempt {_attempts[f'{role} {phase}']}"
         context = Context(own, model_runner, settings, run_lm_head=run_lm_head, phase=phase)
         try:
-            with context.opened(f"{role} {phase}"):
+            with context.opened(name):
                 yield
-        except Exception:
-            if retry := context.outcome.retry:
-                _passed_through.update(retry)
+        except Exception as error:
+            if _runs_again(context, error, settings):
                 _phases[role] -= 1
                 reports.pop()
             raise
         reports[-1] = context.outcome.report
 
     return flashinfer_autotune_context
+
+
+def _runs_again(context: Context, error: Exception, settings: Settings) -> bool:
+    """Return whether SGLang's forward runs once more, on every rank alike; see `_watching`.
+
+    Where an op cannot take the survey's answer it is passed through then; where a rank that lives
+    cannot go on, SGLang's own context is opened.
+    """
+    from warmup_plugin.engines import attempt
+    from warmup_plugin.errors import WarmupError
+
+    if retry := context.outcome.retry:
+        _passed_through.update(retry)
+        return True
+    if not isinstance(error, WarmupError) or context.is_without:
+        return False
+    attempt.follow(error, settings, "SGLang", of=_stage())
+    _without.append(str(error))
+    return True
+
+
+def _stage() -> str:
+    """Return the name of this rank's pipeline stage, where there are several."""
+    stage = f"stage {names.of_parallel('pp_rank', 0)}"
+    return stage if names.of_parallel("pp_size", 1) > 1 else ""
 
 
 class Context:
@@ -110,6 +141,7 @@ class Context:
         from warmup_plugin.kernel_warmup import Session
 
         self.outcome = Session()
+        self.is_without = False
         self._own = own
         self._runner = model_runner
         self._run_lm_head = run_lm_head
@@ -119,33 +151,41 @@ class Context:
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator[None]:
         """Open it by the nine steps, or as without us: the same on every rank of the group."""
-        from warmup_plugin.errors import RankLostError, SessionError
+        from warmup_plugin.engines import attempt
+        from warmup_plugin.errors import WarmupError
         from warmup_plugin.kernel_warmup import session
 
+        failure: WarmupError | str
         with contextlib.ExitStack() as stack:
+            if _without:
+                _without.clear()
+                self.is_without = True
+                stack.enter_context(self._without())
+                yield
+                return
             group = names.parallel().tp_group
-            given, reason = base.prepared(
-                lambda: self._given(stack), group.rank_in_group, group.world_size
-            )
-            if group.world_size > 1:
-                reason = base.all_ready(
-                    base.default_store(), name, group.rank_in_group, group.world_size, reason,
+            try:
+                given, failure = attempt.prepared(
+                    lambda: self._given(stack), self._settings, rank=group.rank_in_group,
+                    size=group.world_size, session=name,
                     of=f"stage {names.of_parallel('pp_rank', 0)}",
                 )  # fmt: skip
-            if not reason:
-                try:
+                if not failure:
                     self.outcome = stack.enter_context(session(**given))
-                except (SessionError, RankLostError) as error:
-                    # No rank has begun its forward: every rank gets here, and nothing was touched.
-                    if self._settings.mode == "require-complete":
-                        raise
-                    reason = str(error)
-            if reason and self._settings.mode == "require-complete":
-                raise RuntimeError(f"warmup-plugin: mode require-complete: {reason}")
-            if reason:
-                logger.warning("warmup-plugin: SGLang warms up as without this package: %s", reason)
-                stack.enter_context(self._own(self._runner, run_lm_head=self._run_lm_head))
+            except WarmupError as error:
+                failure = error
+            if failure:
+                self.is_without = True
+                attempt.follow(failure, self._settings, "SGLang", of=_stage())
+                stack.enter_context(self._without())
             yield
+
+    def _without(self) -> contextlib.AbstractContextManager[None]:
+        """Return SGLang's own context."""
+        context: contextlib.AbstractContextManager[None] = self._own(
+            self._runner, run_lm_head=self._run_lm_head
+        )
+        return context
 
     def _given(self, stack: contextlib.ExitStack) -> dict[str, Any]:
         """Return the arguments of `session`; what they need until its end goes on the stack."""
@@ -155,7 +195,6 @@ class Context:
         from warmup_plugin.tuner.known_ops import known_ops
 
         self._refuse_what_is_not_ours()
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="warmup-plugin-")))
         settings, group = self._settings, names.parallel().tp_group
         if names.has_symmetric_memory():
             settings = replace(settings, require_agreement=True)
@@ -164,20 +203,20 @@ class Context:
         if _passed_through:
             given["ops"] = known_ops(probe.version()).plus(pass_through=_passed_through)
         if not reuses:  # nothing to read there, and nothing written
-            given["root"] = folder
+            given["root"] = probe.NOWHERE
             mode = "read-only" if settings.mode == "on" else settings.mode
             settings = replace(settings, mode=mode, layers=())
         elif names.uses_megamoe(self._runner):
             from warmup_plugin.engines.sglang.megamoe import records_kept
 
             stack.enter_context(records_kept(self._runner))
-        survey = names.as_survey(self._own, folder / "unused: warmup-plugin keeps the table")
+        survey = names.as_survey(self._own)
         return {
             "identity": identity_of(self._runner, phase=self._phase),
             "ranks": self._ranks(group),
             "group": group.cpu_group if group.world_size > 1 else None,
             "settings": settings,
-            "engine_root": names.cache_root(),
+            "engine_root": base.engine_root(names.ROOT_VARIABLE, names.cache_root, settings),
             "engine": ("sglang", names.version()),
             "others": own_tables(self._runner) if reuses else (),
             "keep_loaded": True,  # of an earlier context, in whose graphs it is captured

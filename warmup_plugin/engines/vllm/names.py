@@ -11,17 +11,19 @@ vLLM is touched: the function runs over a copy of its globals.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
 TESTED = ("0.33.0",)
 FUNCTION = "flashinfer_autotune"
+ROOT_VARIABLE = "VLLM_CACHE_ROOT"
 
 _LOAD = "_load_shared_autotune_cache"
 _FILE = "resolve_rank_flashinfer_autotune_file"
 _STORE = "use_flashinfer_autotune_v2"
+_LOGGER = "logger"
 
 
 def version() -> str:
@@ -40,23 +42,46 @@ def missing(module: ModuleType) -> list[str]:
     return [name for name in (_LOAD, _FILE, _STORE) if name not in used]
 
 
-def as_survey(own: FunctionType, scratch: Path, *, is_hit: bool) -> Callable[..., None]:
+class _Log:
+    """vLLM's logger, but for lines about the file that it does not have here."""
+
+    def __init__(self, own: Any, file: Path) -> None:
+        self._own, self._file = own, file
+
+    def __getattr__(self, name: str) -> Any:
+        own = getattr(self._own, name)
+
+        def log(*args: Any, **kwargs: Any) -> Any:
+            return None if self._file in args else own(*args, **kwargs)
+
+        return log if callable(own) else own
+
+
+def as_survey(own: FunctionType, *, is_hit: bool) -> Callable[..., None]:
     """Return vLLM's function with only its persistence taken out.
 
     With ``is_hit`` it believes that its files were loaded and leaves its dummy runs out; what it
-    would save goes to ``scratch``.
+    would save is not: it has no file.
     """
+    from warmup_plugin.tuner import probe
+
     replaced: dict[str, Any] = {
         _LOAD: lambda *_args: is_hit,
-        _FILE: lambda _runner: scratch,
+        _FILE: lambda _runner: probe.NOWHERE,
         _STORE: lambda _runner: False,
+        _LOGGER: _Log(own.__globals__.get(_LOGGER), probe.NOWHERE),
     }
     function = FunctionType(
         own.__code__, {**own.__globals__, **replaced}, own.__name__, own.__defaults__,
         own.__closure__,
     )  # fmt: skip
     function.__kwdefaults__ = own.__kwdefaults__
-    return function
+
+    def survey(*args: Any, **kwargs: Any) -> None:
+        with probe.saving_all_but(probe.NOWHERE):
+            function(*args, **kwargs)
+
+    return survey
 
 
 def cache_root() -> Path:
@@ -64,6 +89,12 @@ def cache_root() -> Path:
     from vllm import envs
 
     return Path(envs.VLLM_CACHE_ROOT).expanduser().absolute()
+
+
+def default_root(environ: Mapping[str, str]) -> Path:
+    """Return what the cache root is without its variable, for whoever may not import vLLM."""
+    home = environ.get("HOME") or str(Path.home())
+    return Path(environ.get("XDG_CACHE_HOME") or f"{home}/.cache", "vllm")
 
 
 def skip_ops() -> list[str]:

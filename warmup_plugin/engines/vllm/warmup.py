@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What runs in the place of vLLM's `flashinfer_autotune`: the nine steps, around it.
 
-Owns the decision, taken by all ranks of vLLM's world together, whether the nine steps run or vLLM's
-own function does, untouched. Either all ranks run it or none. A forward that fails, a rank that is
-lost leave as exceptions on every rank, upon which vLLM ends the launch.
+Owns how vLLM's function becomes the survey's forward and what its ranks are called here. Whether
+the nine steps run or vLLM's own function does, untouched, all ranks of its world decide together,
+and `engines/attempt.py` says what a failure leads to. A forward that fails, a rank that is lost
+leave as exceptions on every rank, upon which vLLM ends the launch.
 """
 
 from __future__ import annotations
@@ -12,9 +13,7 @@ import contextlib
 import functools
 import itertools
 import logging
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -64,30 +63,23 @@ def _warm_up(own: FunctionType, settings: Settings, runner: Any, *, skip_attn: b
         logger.warning("warmup-plugin: vLLM warms up as without this package: elastic experts")
         own(runner, skip_attn=skip_attn)
         return
-    given, reason = base.prepared(
-        lambda: _given(settings, runner, world), world.rank_in_group, world.world_size
-    )
-    if world.world_size > 1:
-        store = base.default_store()
-        session = str(next(_sessions))
-        reason = base.all_ready(store, session, world.rank_in_group, world.world_size, reason)
-    if reason and settings.mode == "require-complete":
-        raise RuntimeError(f"warmup-plugin: mode require-complete: {reason}")
-    if reason:
-        logger.warning("warmup-plugin: vLLM warms up as without this package: %s", reason)
-        own(runner, skip_attn=skip_attn)
-        return
-    pass_ = _Pass(own, runner, skip_attn=skip_attn)
-    from warmup_plugin.errors import RankLostError, SessionError
+    from warmup_plugin.engines import attempt
+    from warmup_plugin.errors import WarmupError
     from warmup_plugin.kernel_warmup import warm_up
 
+    pass_ = _Pass(own, runner, skip_attn=skip_attn)
+    failure: WarmupError | str
     try:
-        last_report = warm_up(pass_, tuning_context=contextlib.nullcontext, **given)
-    except (SessionError, RankLostError) as error:
-        if pass_.has_begun or settings.mode == "require-complete":
-            raise
-        # No rank has begun its forward: every rank gets here, and none has touched a thing.
-        logger.warning("warmup-plugin: vLLM warms up as without this package: %s", error)
+        given, failure = attempt.prepared(
+            lambda: _given(settings, runner, world), settings, rank=world.rank_in_group,
+            size=world.world_size, session=str(next(_sessions)),
+        )  # fmt: skip
+        if not failure:
+            last_report = warm_up(pass_, tuning_context=contextlib.nullcontext, **given)
+    except WarmupError as error:
+        failure = error
+    if failure:
+        attempt.follow(failure, settings, "vLLM")
         own(runner, skip_attn=skip_attn)
         return
     if not pass_.has_begun:  # on_hit=skip: the table is complete, the dummy runs are left out
@@ -103,11 +95,7 @@ class _Pass:
 
     def __call__(self, *, is_hit: bool = False) -> None:
         self.has_begun = True
-        with tempfile.TemporaryDirectory(prefix="warmup-plugin-") as folder:
-            scratch = Path(folder, "unused: warmup-plugin keeps the table")
-            names.as_survey(self._own, scratch, is_hit=is_hit)(
-                self._runner, skip_attn=self._skip_attn
-            )
+        names.as_survey(self._own, is_hit=is_hit)(self._runner, skip_attn=self._skip_attn)
 
 
 def _given(settings: Settings, runner: Any, world: Any) -> dict[str, Any]:
@@ -122,7 +110,7 @@ def _given(settings: Settings, runner: Any, world: Any) -> dict[str, Any]:
         "ranks": _ranks(runner, world),
         "group": world.cpu_group if world.world_size > 1 else None,
         "settings": settings,
-        "engine_root": names.cache_root(),
+        "engine_root": base.engine_root(names.ROOT_VARIABLE, names.cache_root, settings),
         "engine": ("vllm", names.version()),
         "others": own_tables(runner),
     }

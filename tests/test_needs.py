@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a session takes is asked for before anything of it is taken."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from warmup_plugin.needs import lacking
+from warmup_plugin.topology import host_name
+
+#: Sets a limit in a process of its own and asks.
+ASKS = """
+import os, resource, sys
+from warmup_plugin.needs import lacking
+which, more, rank, size = sys.argv[1], *map(int, sys.argv[2:])
+if which == "NOFILE":
+    limit = max(map(int, os.listdir("/proc/self/fd"))) + more
+else:
+    limit = int(open("/proc/self/statm").read().split()[0]) * 4096 + more * 2**20
+resource.setrlimit(getattr(resource, f"RLIMIT_{which}"), (limit, limit))
+print(lacking(rank, size))
+"""
+
+
+def asked(which: str, more: int, rank: int = 0, size: int = 2) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", ASKS, which, *map(str, (more, rank, size))],
+        check=True, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+def test_a_process_without_limits_lacks_nothing() -> None:
+    threads = threading.active_count()
+    assert lacking(0, 8) == lacking(7, 8) == ""
+    assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize(("rank", "size", "more"), [(0, 2, 20), (1, 2, 14), (0, 8, 32)])
+def test_descriptors_by_the_number_of_ranks(rank: int, size: int, more: int) -> None:
+    """Rank 0 holds the store: two connections of each rank."""
+    assert asked("NOFILE", more + 2, rank, size) == ""
+    found = asked("NOFILE", more - 2, rank, size)
+    assert f"files more can be opened, {more} are needed" in found
+
+
+def test_address_space() -> None:
+    assert asked("AS", 2000) == ""
+    assert "MiB of address space are left, 768 are needed (RLIMIT_AS)" in asked("AS", 300)
+
+
+@pytest.mark.parametrize("left", [0, 7, 8])
+def test_threads(left: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them at once, and none of them left."""
+    own, started = threading.Thread.start, iter(range(100))
+
+    def start(thread: Any) -> None:
+        if next(started) >= left:
+            raise RuntimeError("can't start new thread")
+        own(thread)
+
+    before = threading.active_count()
+    monkeypatch.setattr(threading.Thread, "start", start)
+    found = lacking(1, 2)
+    assert found == ("" if left == 8 else f"{left} threads more can be started, 8 are needed: "
+                     "can't start new thread")  # fmt: skip
+    assert threading.active_count() == before
+
+
+def test_a_limit_that_cannot_be_compared_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without /proc: what is left is not known."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (1 << 30, 1 << 30))
+    monkeypatch.setattr("pathlib.Path.read_text", no_such_file)
+    assert lacking(1, 2) == ""
+
+
+def no_such_file(*_args: object, **_options: object) -> Iterator[str]:
+    raise FileNotFoundError
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("node-7", "node-7"), ("caf\udce9\udcff", "caf\ufffd\ufffd"), ("", "")]
+)
+def test_a_host_name_is_text(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words between ranks, leases and journals are; the kernel takes any bytes."""
+    monkeypatch.setattr("socket.gethostname", lambda: name)
+    assert host_name() == text
+    assert host_name().encode().decode() == text

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The meeting before the first: are all ranks of an engine about to warm up together?
+
+Owns that question, asked on the store of the job (the one that torch was initialised with) and in
+no collective: a rank without this package would not join one, and a rank that has died would let
+the others wait in it for as long as the engine's time-out. Each rank says whose process it is, then
+whether it can; rank 0 also opens the session's store, and the others join that one before they say
+so. The answer is **one record, written by compare-and-set**: all ranks go on into the session, or
+all warm up as without this package (`fallback.py`), or one of them is lost and all that live name
+it. Every question to the store is bounded. Refuses to know what the engine makes of the answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
+
+from warmup_plugin import __version__
+from warmup_plugin.errors import RankLostError
+from warmup_plugin.liveness import ProcessCard, own_card, view
+from warmup_plugin.needs import lacking
+from warmup_plugin.pulse import announce
+from warmup_plugin.storelink import StoreLink, join_session, link_beside, open_session
+from warmup_plugin.topology import host_name
+from warmup_plugin.waiting import wait_until
+
+if TYPE_CHECKING:
+    from warmup_plugin.settings import Settings
+
+#: How long ranks wait for each other before the first forward, seconds. A rank without this package
+#: never comes, so this is what one installation mistake costs each start.
+MEET_S = 300.0
+#: The longest pause between two questions, seconds, while the wait is brief.
+_EACH_ASKS_S = 0.002
+_READY = f"ready {__version__}"
+
+#: One connection to the store of the job for all meetings of a process, by that store.
+_connections: dict[int, tuple[Any, StoreLink | None]] = {}
+
+
+def default_store() -> Any:
+    """Return the store of the job that torch was initialised with."""
+    from torch.distributed import distributed_c10d
+
+    return distributed_c10d._get_default_store()  # noqa: SLF001  # there is no public way to it
+
+
+class Readiness:
+    """One rank at one such meeting, ``session`` among those of the same ranks, the group ``of``."""
+
+    def __init__(
+        self, store: Any, session: str, rank: int, size: int, settings: Settings, *, of: str = ""
+    ) -> None:
+        self._rank, self._size, self._settings = rank, size, settings
+        self._session, self._prefix = session, f"warmup_plugin/{of}"
+        self._link = _linked(store, rank, size, settings.silence_s)
+        self._number = self._link.add(f"{self._prefix}/meetings/{rank}")
+        self._cards: dict[int, dict[str, Any]] = {}
+        self._unwell: dict[int, float] = {}
+        card = {**own_card().to_json(), "host": host_name()[:64]}
+        self._link.set(self._key("card", rank), json.dumps(card).encode())
+
+    def _key(self, kind: str, rank: int | str = "") -> str:
+        return f"{self._prefix}/{self._session}/{kind}/{rank}"
+
+    def meet(self, reason: str, greeting: str = "") -> tuple[StoreLink | None, str]:
+        """Return the session's store, or why the ranks do not warm up together, on every rank.
+
+        ``reason``: why this rank cannot, or empty. Raises `RankLostError` where a rank is lost.
+        """
+        link: StoreLink | None = None
+        try:
+            link, reason = self._opened(greeting, reason)
+            word = {"reason": reason, "version": __version__}
+            self._link.set(self._key("word", self._rank), json.dumps(word).encode())
+            self._link.set(
+                f"{self._prefix}/at/{self._rank}", f"{self._number} {self._session}".encode()
+            )
+            found = self._decided()
+        except RankLostError as error:
+            found = {"lost": error.rank, "reason": error.reason}
+            with contextlib.suppress(RankLostError):  # the store may be what is lost
+                found = self._decide(found)
+        if found.get("go") == _READY:
+            return link, ""
+        if link is not None:
+            link.close()
+        if "lost" in found:
+            raise self._lost(found["lost"], found["reason"])
+        return None, str(found["reason"])
+
+    def _opened(self, greeting: str, reason: str) -> tuple[StoreLink | None, str]:
+        """Return the session's store, or why this rank has none; rank 0 says where it is."""
+        link = None
+        card = {"error": (reason := reason or lacking(self._rank, self._size))}
+        try:
+            if self._rank and not reason:
+                link = self._joined()
+            elif not reason:
+                link, card = open_session(self._size, self._settings, greeting)
+            if link is not None:
+                announce(link)
+        except RankLostError:
+            raise
+        except Exception as error:  # noqa: BLE001  # no descriptor, no memory: its word to the others
+            link, card = None, {"error": f"{type(error).__name__}: {error}"[:400]}
+        if self._rank == 0:
+            self._link.set(self._key("address"), json.dumps(card).encode())
+        return link, str(card.get("error", ""))
+
+    def _joined(self) -> StoreLink | None:
+        """Join the session's store on another rank, once rank 0 has said where it is."""
+        address = self._key("address")
+        self._wait([address], {0})
+        self._card(0)  # its host, while there is somebody to ask
+        body = self._link.get_now(address)
+        if self._link.has([self._key("decision")]) or body is None:
+            return None  # it is too late for that, and rank 0's store may be gone already
+        if "error" in (card := json.loads(body)):
+            return None  # what rank 0 has found is the reason for all
+        return join_session(card, self._rank, self._size, self._settings)
+
+    def _decided(self) -> dict[str, Any]:
+        if self._rank == 0:
+            words = [self._key("word", rank) for rank in range(self._size)]
+            self._wait(words, set(range(self._size)))
+        else:
+            self._wait([self._key("decision")], self._neighbours())
+        body = self._link.get_now(self._key("decision"))
+        return self._decide(self._judged()) if body is None else dict(json.loads(body))
+
+    def _judged(self) -> dict[str, Any]:
+        """Return what this rank makes of the words that are there; the record may say otherwise."""
+        for rank in range(self._size):
+            body = self._link.get_now(self._key("word", rank))
+            if body is None:
+                continue
+            word = json.loads(body)
+            if word.get("version") != __version__:
+                theirs = word.get("version", "of an unknown version")
+                reason = f"warmup-plugin is {theirs} there and {__version__} on rank {self._rank}"
+                return {"go": "without", "reason": f"rank {rank}: {reason}"}
+            if word["reason"]:
+                return {"go": "without", "reason": f"rank {rank}: {word['reason']}"}
+        return {"go": _READY}
+
+    def _decide(self, record: dict[str, Any]) -> dict[str, Any]:
+        body = self._link.compare_set(self._key("decision"), json.dumps(record, sort_keys=True))
+        found: dict[str, Any] = json.loads(body)
+        return found
+
+    # -- who does not come -------------------------------------------------------------------------
+
+    def _neighbours(self) -> set[int]:
+        """Return whom this rank looks after: rank 0, and who is likely to be of its machine."""
+        return {0, (self._rank - 1) % self._size, (self._rank + 1) % self._size}
+
+    def _wait(self, keys: list[str], ranks: set[int]) -> None:
+        """Wait for these keys, or for the decision, and look after these ranks meanwhile."""
+        others, decision = sorted(ranks - {self._rank}), [self._key("decision")]
+
+        def look(waited_s: float) -> None:
+            missing = [r for r in others if not self._link.has([self._key("word", r)])]
+            for rank in missing:
+                self._look(rank)
+            if elsewhere := self._elsewhere(missing):
+                self._decide({"go": "without", "reason": elsewhere})
+            elif waited_s > MEET_S:
+                self._decide(self._absent(missing))
+
+        def is_over() -> bool:
+            return self._link.has(keys) or (keys != decision and self._link.has(decision))
+
+        wait_until(is_over, look, brief_pause_s=_EACH_ASKS_S)
+
+    def _look(self, rank: int) -> None:
+        """Give a rank up whose process is gone or stopped, once it has been for a silence."""
+        card = self._card(rank)
+        seen = view(ProcessCard(card["pid"], card["started"], card["place"])) if card else "unseen"
+        if seen not in ("gone", "stopped"):
+            self._unwell.pop(rank, None)
+            return
+        silent_s = time.monotonic() - self._unwell.setdefault(rank, time.monotonic())
+        if silent_s > self._settings.silence_s:
+            where = f"before the warm-up, process {seen}, silent for {silent_s:.1f} s"
+            raise RankLostError(rank, where)
+
+    def _card(self, rank: int) -> dict[str, Any]:
+        if rank not in self._cards:
+            body = self._link.get_now(self._key("card", rank))
+            if body is None:
+                return {}
+            self._cards[rank] = json.loads(body)
+        return self._cards[rank]
+
+    def _elsewhere(self, missing: list[int]) -> str:
+        """Return which rank has passed by this meeting, this rank's n-th, if one has."""
+        for rank in missing:
+            if (place := self._link.get_now(f"{self._prefix}/at/{rank}")) is None:
+                continue
+            number, _, session = place.decode().partition(" ")
+            # In this order: a rank leaves its word at a meeting before it says that it is there.
+            is_here = self._link.has([self._key("word", rank)])
+            if int(number) >= self._number and not is_here:
+                return f"rank {rank} is at {session} and not here"
+        return ""
+
+    def _absent(self, missing: list[int]) -> dict[str, Any]:
+        """Return the record of a meeting to which not all have come in time.
+
+        A rank that has been here and that nobody can see any more may be dead: it is lost.
+        """
+        for rank in missing:
+            card = self._card(rank)
+            if card and view(ProcessCard(card["pid"], card["started"], card["place"])) != "runs":
+                reason = f"before the warm-up, has not got ready within {MEET_S:.0f} s"
+                return {"lost": rank, "reason": reason}
+        named = ", ".join(map(str, missing))
+        reason = f"rank {named} did not come within {MEET_S:.0f} s: is the plugin there?"
+        return {"go": "without", "reason": reason}
+
+    def _lost(self, rank: int, reason: str) -> RankLostError:
+        with contextlib.suppress(RankLostError):
+            self._card(rank)
+        host = str(self._cards.get(rank, {}).get("host", ""))
+        return RankLostError(rank, reason, host or (self._link.leader if rank == 0 else ""))
+
+
+def _linked(store: Any, rank: int, size: int, silence_s: float) -> StoreLink:
+    """Return a connection of our own to the job's store, on which every answer is bounded.
+
+    The engine's own has no bound, and must keep what it has. Where no other can be made, as with no
+    descriptor left, that one serves, so that this rank can say so.
+    """
+    while hasattr(store, "underlying_store"):
+        store = store.underlying_store
+    if not isinstance(store, TCPStore):
+        return StoreLink(store, rank, size)
+    held, link = _connections.get(id(store), (None, None))
+    if held is not store:
+        link = None
+        with contextlib.suppress(OSError):
+            link = link_beside(store, rank, size, silence_s)
+            _connections[id(store)] = store, link
+    return link or StoreLink(store, rank, size)

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether this process has what a session of several ranks takes, before any of it is taken.
+
+Owns that list: descriptors, threads, address space. torch, and what it is made of, do not fail
+cleanly in the middle: where the store cannot open one more socket a connection of the engine's own
+may go with it. So all is asked for at once and given back, and a rank that lacks something says so
+while all ranks can still do without. Raises nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import socket
+import threading
+from pathlib import Path
+from typing import Final
+
+#: The files of a rank at a time: its store's, a journal, a lock, what FlashInfer reads.
+_DESCRIPTORS: Final = 14
+#: More on rank 0: the store's own, and two connections of each rank.
+_DESCRIPTORS_OF_STORE: Final = 2
+_DESCRIPTORS_OF_RANK: Final = 2
+#: A rank's at a time: heartbeat, connection, look-up, task limit, signal, lease, lock; the store's.
+_THREADS: Final = 8
+#: The C library reserves 64 MiB for each thread, whatever it uses of that.
+_ADDRESS_SPACE_MIB: Final = 768
+_MIB: Final = 1 << 20
+
+
+def lacking(rank: int, size: int) -> str:
+    """Return what this process has too little of for a session, or an empty string."""
+    more = _DESCRIPTORS_OF_STORE + _DESCRIPTORS_OF_RANK * size if rank == 0 else 0
+    return _lacks_memory() or _lacks_descriptors(_DESCRIPTORS + more) or _lacks_threads(_THREADS)
+
+
+def _lacks_descriptors(number: int) -> str:
+    with contextlib.ExitStack() as stack:
+        for found in range(number):
+            try:
+                stack.enter_context(socket.socket(socket.AF_UNIX))
+            except OSError as error:
+                return f"{found} files more can be opened, {number} are needed: {error.strerror}"
+    return ""
+
+
+def _lacks_threads(number: int) -> str:
+    over, started = threading.Event(), list[threading.Thread]()
+    try:
+        for _ in range(number):
+            thread = threading.Thread(target=over.wait, name="warmup-needs", daemon=True)
+            thread.start()
+            started.append(thread)
+    except RuntimeError as error:
+        return f"{len(started)} threads more can be started, {number} are needed: {error}"
+    finally:
+        over.set()
+        for thread in started:
+            thread.join(timeout=5.0)
+    return ""
+
+
+def _lacks_memory() -> str:
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return ""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError):
+        return ""
+    left = (limit - pages * resource.getpagesize()) // _MIB
+    if left >= _ADDRESS_SPACE_MIB:
+        return ""
+    return f"{left} MiB of address space are left, {_ADDRESS_SPACE_MIB} are needed (RLIMIT_AS)"

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the ranks of a group tell each other over the group itself, before they have a store.
+
+Owns the two collectives of a session, both at its beginning and of a fixed size: rank 0's card, by
+which the others find its store, and the roll call, whether each has joined. Whatever a rank lacks
+by then (a descriptor, a thread, a route to rank 0) it takes part in both, and so every rank hears
+of it at once; a rank that left instead would have the others wait for it. Imports nothing but what
+is loaded already. Fails as torch.distributed does: each is bounded by the group's time-out.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import torch
+import torch.distributed as dist
+
+from warmup_plugin.errors import SessionError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch.distributed import ProcessGroup
+
+_CARD_BYTES: Final = 1024
+_REASON_BYTES: Final = 400
+
+
+def tell(card: Mapping[str, Any] | None, group: ProcessGroup | None, *, source: int = 0) -> Any:
+    """Send the card of one rank of the group, the ``source``, to every rank; return it."""
+    raw = b"" if card is None else json.dumps(card).encode()
+    tensor = torch.frombuffer(bytearray(raw.ljust(_CARD_BYTES, b"\0")), dtype=torch.uint8)
+    tensor = tensor.to(_device(group))
+    dist.broadcast(tensor, src=_global(group, source), group=group)
+    return json.loads(tensor.cpu().numpy().tobytes().rstrip(b"\0"))
+
+
+def call_the_roll(failure: str, group: ProcessGroup | None) -> str:
+    """Return why a session cannot open, the same on every rank; an empty string where it can.
+
+    ``failure``: what this rank cannot do ("cannot ..."), or empty.
+    """
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    first = torch.tensor([rank if failure else size], dtype=torch.int64, device=_device(group))
+    dist.all_reduce(first, op=dist.ReduceOp.MIN, group=group)
+    failing = int(first.item())
+    if failing == size:
+        return ""
+    card = {"failure": ascii(failure)[1:-1][:_REASON_BYTES]} if rank == failing else None
+    return f"rank {failing} {tell(card, group, source=failing)['failure']}"
+
+
+def stay_away(failure: str, group: ProcessGroup | None) -> NoReturn:
+    """Take part in both collectives for a rank that can do no more; raises `SessionError`."""
+    error = {"error": ascii(failure)[1:-1][:_REASON_BYTES]}
+    tell(error if dist.get_rank(group) == 0 else None, group)
+    raise SessionError(call_the_roll(f"cannot take part: {failure}", group))
+
+
+def _device(group: ProcessGroup | None) -> torch.device:
+    on_cpu = "gloo" in str(dist.get_backend(group)).lower()
+    return torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
+
+
+def _global(group: ProcessGroup | None, rank: int) -> int:
+    return dist.get_global_rank(group, rank) if group is not None else rank
