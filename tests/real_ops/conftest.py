@@ -25,6 +25,7 @@ import pytest
 
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parents[1]
+VENV = CHECKOUT / ".venv"
 sys.path.append(str(CHECKOUT))  # after all else: the package stays the wheel's
 
 from tests.real_ops.cases.catalogue import CASES
@@ -43,8 +44,8 @@ VERDICTS = pytest.StashKey["Verdicts"]()
 class Servers:
     """One server for each release and GPU that was asked for."""
 
-    def __init__(self, folder: Path, dependencies: Path, releases: Path) -> None:
-        self._folder, self._dependencies, self._releases = folder, dependencies, releases
+    def __init__(self, folder: Path, dependencies: Path) -> None:
+        self._folder, self._dependencies = folder, dependencies
         self._running: dict[tuple[str, str], subprocess.Popen[str]] = {}
         self._starting = threading.Lock()
 
@@ -75,7 +76,7 @@ class Servers:
         with self._starting:
             if (release, on) in self._running:
                 return path
-            folders = [] if release == MAIN else [str(_folder(self._releases / release))]
+            folders = [] if release == MAIN else [str(release_folder(release))]
             known = os.environ.get("PYTHONPATH", "")
             process = subprocess.Popen(
                 [sys.executable, str(HERE / "server.py"), path, on, str(self._dependencies)],
@@ -98,14 +99,17 @@ def _folder(path: Path) -> Path:
     return path
 
 
+def release_folder(release: str) -> Path:
+    """Return the folder of another FlashInfer release."""
+    return _folder(Path(os.environ.get("WARMUP_TEST_RELEASES") or VENV / "releases") / release)
+
+
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Servers]:
     """The servers of this test run, in a folder whose name is short enough for a socket."""
-    venv = CHECKOUT / ".venv"
-    releases = Path(os.environ.get("WARMUP_TEST_RELEASES") or venv / "releases")
-    dependencies = _folder(Path(os.environ.get("WARMUP_TEST_REAL_OPS") or venv / "real-ops"))
+    dependencies = _folder(Path(os.environ.get("WARMUP_TEST_REAL_OPS") or VENV / "real-ops"))
     folder = Path(tempfile.mkdtemp(prefix="ops-"))
-    started = Servers(folder, dependencies, releases)
+    started = Servers(folder, dependencies)
     yield started
     started.close()
     shutil.rmtree(folder, ignore_errors=True)

@@ -197,7 +197,11 @@ def bf16_fp4(backend: str) -> Make:
     return make
 
 
-def svdquant() -> Step:
+def svdquant(backend: str) -> Make:
+    return lambda: _svdquant(backend)
+
+
+def _svdquant(backend: str) -> Step:
     from flashinfer.gemm.gemm_svdquant import mm_nvfp4_svdquant
 
     layers = [
@@ -213,7 +217,7 @@ def svdquant() -> Step:
         a = zeros(m, HIDDEN // 2, dtype=U8)
         s = zeros(up(m, 128) * up(HIDDEN // 16, 4), dtype=U8)
         for w, ws, low_rank, bias in layers:
-            mm_nvfp4_svdquant(a, w, s, ws, alpha, zeros(m, 32), low_rank, bias, backend="auto")
+            mm_nvfp4_svdquant(a, w, s, ws, alpha, zeros(m, 32), low_rank, bias, backend=backend)
 
     return step
 
@@ -288,7 +292,8 @@ CASES = (
     Case("mm_bf16_fp4 cudnn", bf16_fp4("cudnn"), on=_ON_10_12),
     Case("mm_bf16_fp4 cute-dsl", bf16_fp4("cute-dsl"), SMALL, FEW, _ON_10_12),
     Case("mm_bf16_fp4 native", bf16_fp4("cute-dsl-native"), SMALL, FEW, _ON_12),
-    Case("mm_nvfp4_svdquant auto", svdquant, SMALL, FEW, _ON_10_12),
+    Case("mm_nvfp4_svdquant auto", svdquant("auto"), SMALL, FEW, _ON_10_12),
+    Case("mm_nvfp4_svdquant cute-dsl", svdquant("cute-dsl"), SMALL, FEW, _ON_12),
     Case("prims_ts fp8_linear", prims_gemm, SMALL, FEW, _ON_10),
     Case("mm_fp8 trtllm_low_latency", mm_fp8("trtllm_low_latency"), SMALL, FEW, _ON_10),
     Case("mm_fp8 cutedsl_low_latency", mm_fp8("cutedsl_low_latency"), (1, 7, 8), (1, 2, 7, 8), _ON_10),

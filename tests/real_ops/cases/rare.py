@@ -241,8 +241,8 @@ _SM12X = (
 _FIRST, _NEXT = ("0.7.2.post1",), ("0.7.4",)
 _SMALL, _FEW = (1, 8, 100), (1, 3, 8, 64, 100)
 _INVARIANT = (
-    ("mm_bf16", gemms.bf16("auto", batch_invariant=True), (HOPPER, BLACKWELL)),
-    ("bmm_fp8", gemms.bmm_fp8("auto", batch_invariant=True), (HOPPER, BLACKWELL)),
+    ("mm_bf16", gemms.bf16("auto", batch_invariant=True), _ON_10),
+    ("bmm_fp8", gemms.bmm_fp8("auto", batch_invariant=True), _ON_10),
     ("mm_mxfp8", gemms.mxfp8("auto", batch_invariant=True), _ON_10),
     ("mm_fp4", gemms.fp4("auto", batch_invariant=True), _ON_10),
 )
