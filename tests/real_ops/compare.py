@@ -153,7 +153,7 @@ def compare(name: str, context: str, margin: float) -> dict[str, Any]:
     if not errors and case.left:
         verdict |= left_alone(a, b, c)
     elif not errors:
-        verdict |= checks(a, b, c, d, margin, context)
+        verdict |= checks(a, b, c, d, margin=margin, context=context)
         faults += [
             f"{check}: {said}" for check, said in verdict.items() if check in CHECKS and said
         ]
@@ -164,7 +164,7 @@ CHECKS = ("keys", "winners", "served", "profiled", "warm", "report")
 
 
 def checks(
-    a: Outcome, b: Outcome, c: Outcome, d: Outcome, margin: float, context: str
+    a: Outcome, b: Outcome, c: Outcome, d: Outcome, *, margin: float, context: str
 ) -> dict[str, str]:
     """Return for each check what is wrong, "" where nothing is."""
     return {
@@ -236,7 +236,9 @@ def check_winners(a: Outcome, b: Outcome, margin: float) -> str:
 
 def _default_is_right(task: dict[str, Any], margin: float) -> bool:
     ms, default_ms = task.get("ms"), task.get("default_ms")
-    return None not in (ms, default_ms) and ms > default_ms * (1 - margin) - MICROSECOND
+    if ms is None or default_ms is None:
+        return False
+    return bool(ms > default_ms * (1 - margin) - MICROSECOND)
 
 
 def check_served(a: Outcome, b: Outcome, d: Outcome, margin: float, context: str) -> str:

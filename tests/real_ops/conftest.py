@@ -28,8 +28,9 @@ CHECKOUT = HERE.parents[1]
 VENV = CHECKOUT / ".venv"
 sys.path.append(str(CHECKOUT))  # after all else: the package stays the wheel's
 
-from tests.real_ops.cases.catalogue import CASES
-from tests.real_ops.rows import MAIN, RELEASES, Row, rows_of, smallest
+from tests.real_ops.cases.catalogue import CASES  # noqa: E402  # found since
+from tests.real_ops.rows import MAIN, RELEASES, Row, rows_of, smallest  # noqa: E402  # found since
+from tests.real_ops.summary import HEAD, summary  # noqa: E402  # found since
 
 START_S = 90
 #: A row takes 2 to 10 s where its core is its own; what takes this long hangs.
@@ -50,7 +51,7 @@ class Servers:
         self._starting = threading.Lock()
 
     def ask(
-        self, file: str, function: str, *, on: str, release: str = MAIN, limit_s: int = 100,
+        self, file: str, function: str, *, on: str, release: str = MAIN, limit_s: int = 300,
         **arguments: Any,
     ) -> Any:  # fmt: skip
         """Return what the function returned; fail the test with what it raised."""
@@ -149,8 +150,11 @@ class Verdicts:
 @pytest.fixture(scope="session")
 def verdicts(servers: Servers, request: pytest.FixtureRequest) -> Iterator[Verdicts]:
     """Start with the first test that asks; know what all others of this run will ask."""
-    params = [getattr(item, "callspec").params for item in request.session.items  # noqa: B009  # mypy: only a Function has it
-              if hasattr(item, "callspec")]
+    params = [
+        item.callspec.params
+        for item in request.session.items  # mypy: only a Function has it
+        if hasattr(item, "callspec")
+    ]
     found = Verdicts(servers, [p["row"] for p in params if "row" in p])
     request.config.stash[VERDICTS] = found
     yield found
@@ -161,17 +165,32 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test for each row; those of a release and GPU follow each other, for its server."""
     if "row" not in metafunc.fixturenames:
         return
-    params = []
+    params: list[tuple[Row, Any]] = []
     for number, case in enumerate(CASES.values()):
-        for row in rows_of(case.name, case.on, case.releases, number):
-            is_small = row == smallest(case.name, case.on, number)
-            marks = () if is_small else (pytest.mark.real_ops,)
-            params.append(pytest.param(row, id=str(row), marks=marks))
-    params.sort(key=lambda p: (RELEASES.index(p.values[0].release), p.values[0].on))
-    metafunc.parametrize("row", params)
+        rows = rows_of(case.name, case.on, case.releases, number)
+        small = smallest(rows, number)
+        for row in rows:
+            marks = () if row in small else (pytest.mark.real_ops,)
+            params.append((row, pytest.param(row, id=str(row), marks=marks)))
+    params.sort(key=lambda pair: (RELEASES.index(pair[0].release), pair[0].on))
+    metafunc.parametrize("row", [param for _, param in params])
 
 
 @pytest.fixture
 def ask(servers: Servers) -> Callable[..., Any]:
     """``ask("faults", "starts", on="10.0", ops=[...])``: run it in a process of its own."""
     return servers.ask
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Say for each case what its rows came to; write the page where that is asked for."""
+    verdicts = config.stash.get(VERDICTS, None)
+    if verdicts is None:
+        return
+    lines = summary(list(verdicts.done()))
+    if os.environ.get("WARMUP_WRITE_DOCS"):
+        page = CHECKOUT / "docs" / "real-ops.md"
+        page.write_text(HEAD + "\n".join(lines) + "\n")
+    terminalreporter.section("FlashInfer's own op code")
+    for line in lines:
+        terminalreporter.write_line(line)

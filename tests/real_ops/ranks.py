@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cases on two ranks, with times that differ between them: cold and warm.
 
-Owns the two processes and their gloo group. What each measures is different by design, so ranks that
-chose apart would disagree.
+Owns the two processes and their gloo group. What each measures is different by design, so that
+ranks that chose apart would disagree.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -64,15 +65,11 @@ def _start(name: str, margin: float, root: Path, meet: Path) -> list[dict[str, A
     if pid == 0:
         found = in_child(lambda: _rank(name, 1, margin, root, meet))
         with os.fdopen(writer, "w") as file:
-            import json
-
             json.dump(found, file)
         os._exit(0)
     os.close(writer)
     first = in_child(lambda: _rank(name, 0, margin, root, meet))
     with os.fdopen(reader) as file:
-        import json
-
         second = json.load(file)
     os.waitpid(pid, 0)
     return [first, second]

@@ -64,6 +64,6 @@ def _sites_of_one(case: Case) -> list[list[Any]]:
 
     try:
         found: list[list[Any]] = in_child(lambda: call(lambda forward: forward()))
-        return found or in_child(lambda: call(alone))  # type: ignore[no-any-return]  # as above
+        return found or in_child(lambda: call(alone))
     except ChildFailedError as error:
         return [["failed", str(error).strip().splitlines()[-1], "", []]]

@@ -16,7 +16,8 @@ from tests.real_ops.rows import Row
 if TYPE_CHECKING:
     from tests.real_ops.conftest import Verdicts
 
-pytestmark = pytest.mark.multiprocess
+# A bound for what hangs: a server starts with the first test that asks it.
+pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(600)]
 
 
 def test_as_flashinfer_alone(verdicts: Verdicts, row: Row) -> None:

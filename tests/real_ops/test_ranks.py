@@ -10,7 +10,8 @@ import pytest
 
 from tests.real_ops.rows import MAIN, NEXT, SHIPPED
 
-pytestmark = pytest.mark.multiprocess
+# A bound for what hangs: a server starts with the first test that asks it.
+pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(600)]
 
 BLACKWELL = "10.0"
 NAMES = (

@@ -280,7 +280,13 @@ DECODE, DECODED = (1, 7, 8, 100, 256), (1, 2, 3, 7, 9, 31, 64, 100, 129, 256)
 CASES = (
     Case("cute_dsl_fused_moe w4a4", cute_moe(), SMALL, FEW, _ON_10),
     Case("cute_dsl_fused_moe w4a4 ep2", cute_moe(ep=(2, 1)), SMALL, FEW, _ON_10),
-    Case("cute_dsl_fused_moe unfused finalize", cute_moe(use_fused_finalize=False), SMALL, FEW, _ON_10),
+    Case(
+        "cute_dsl_fused_moe unfused finalize",
+        cute_moe(use_fused_finalize=False),
+        SMALL,
+        FEW,
+        _ON_10,
+    ),
     Case("cute_dsl_fused_moe w4a8", cute_moe("w4a8"), SMALL, FEW, _ON_10),
     Case("cute_dsl_fused_moe w4a16", cute_moe("w4a16"), SMALL, FEW, _ON_10),
     Case("CuteDslMoEWrapper", cute_wrapper, SMALL, FEW, _ON_10),
@@ -296,6 +302,8 @@ CASES = (
     Case("mm_nvfp4_svdquant cute-dsl", svdquant("cute-dsl"), SMALL, FEW, _ON_12),
     Case("prims_ts fp8_linear", prims_gemm, SMALL, FEW, _ON_10),
     Case("mm_fp8 trtllm_low_latency", mm_fp8("trtllm_low_latency"), SMALL, FEW, _ON_10),
-    Case("mm_fp8 cutedsl_low_latency", mm_fp8("cutedsl_low_latency"), (1, 7, 8), (1, 2, 7, 8), _ON_10),
+    Case(
+        "mm_fp8 cutedsl_low_latency", mm_fp8("cutedsl_low_latency"), (1, 7, 8), (1, 2, 7, 8), _ON_10
+    ),
     Case("moe_gemm_fp8_nt_groupwise", group_moe, (100, 300, 1000), (8, 100, 200, 300, 1000)),
 )

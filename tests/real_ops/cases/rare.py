@@ -53,7 +53,11 @@ def sm12x_moe(module: str, function: str, *, packed: bool, gated: bool) -> Make:
                 pairs = torch.arange(rows, dtype=I32) % m
                 more = {"src_token": on_gpu(pairs), "pair_scales": ones(rows), "num_tokens": m}
             for w, ws in layers:
-                scale = zeros(-(-_K // (512 if packed else 128)), up(rows + 4 * EXPERTS, 4), dtype=I32 if packed else F32)
+                scale = zeros(
+                    -(-_K // (512 if packed else 128)),
+                    up(rows + 4 * EXPERTS, 4),
+                    dtype=I32 if packed else F32,
+                )
                 op(zeros(rows, _K, dtype=E4M3), scale, w, ws, borders, **more)
 
         return step
@@ -108,7 +112,7 @@ def proxy_score() -> Step:
     return step
 
 
-# -- the unified MoE layer, which picks a backend, and a diffusion model's preparation --------------
+# -- the unified MoE layer, and the preparation of a diffusion model ------------------------------
 
 
 def moe_layer() -> Step:
@@ -246,7 +250,7 @@ _INVARIANT = (
     ("mm_mxfp8", gemms.mxfp8("auto", batch_invariant=True), _ON_10),
     ("mm_fp4", gemms.fp4("auto", batch_invariant=True), _ON_10),
 )
-_PRIMS_TS = (
+_PRIMS_TS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("prims_ts_bf16_moe", "trtllm_bf16_moe", {}),
     ("prims_ts_fp8_per_tensor_scale_moe", "trtllm_fp8_per_tensor_scale_moe", {}),
     ("prims_ts_fp8_block_scale_moe", "trtllm_fp8_block_scale_moe", {"use_shuffled_weight": True}),
@@ -256,7 +260,11 @@ CASES = (
     *(Case(n, prims_ts(n, like, **more), (1, 2), (1, 2), _ON_10) for n, like, more in _PRIMS_TS),
     *(
         Case(
-            name, sm12x_moe(module, name, packed=packed, gated=gated), _SIZES, _SERVED, _ON_12,
+            name,
+            sm12x_moe(module, name, packed=packed, gated=gated),
+            _SIZES,
+            _SERVED,
+            _ON_12,
             left="tunes by itself, also in serving, where MOE_AUTOTUNE is set",
         )
         for module, name, packed, gated in _SM12X
@@ -265,10 +273,20 @@ CASES = (
     Case("msa_proxy_score", proxy_score, (1, 8, 100), (1, 8, 64, 100), _ON_12),
     Case("MoELayer", moe_layer, on=_ON_10),
     Case("minimax_h3 preparation", minimax, (1,), (1,), _ON_10, _FIRST, left="tunes by itself"),
-    *(Case(f"batch_invariant {name}", make, _SMALL, _FEW, on, _NEXT) for name, make, on in _INVARIANT),
+    *(
+        Case(f"batch_invariant {name}", make, _SMALL, _FEW, on, _NEXT)
+        for name, make, on in _INVARIANT
+    ),
     Case("svdquant cutlass-sm120", svdquant_gemm, _SMALL, _FEW, _ON_12, _NEXT),
     Case("svdquant_linear auto", svdquant_linear("auto"), _SMALL, _FEW, _ON_12, _NEXT),
-    Case("svdquant_linear cutlass-sm120", svdquant_linear("cutlass-sm120"), _SMALL, _FEW, _ON_12, _NEXT),
+    Case(
+        "svdquant_linear cutlass-sm120",
+        svdquant_linear("cutlass-sm120"),
+        _SMALL,
+        _FEW,
+        _ON_12,
+        _NEXT,
+    ),
     Case("mla decode swa", mla_swa, (1, 2, 8), (1, 4, 16), (HOPPER,), _NEXT),
     Case("mla decode xqa", mla("xqa", heads=128, dtype=E4M3), (1, 8), (1, 2, 8), _ON_12, _NEXT),
 )

@@ -2,8 +2,8 @@
 """S7: the launch of a Prims-TS MoE.
 
 Owns the stand-in for the last step of its runners, routing, two compiled GEMMs and a reduction, and
-for compiling them ahead. What comes before, the tactics and the partitioned runners' own ``forward``
-in front of it, is FlashInfer's. Does not show whether its kernels launch.
+for compiling them ahead. What comes before is FlashInfer's: the tactics, and the partitioned
+runners' own ``forward``. Does not show whether its kernels launch.
 """
 
 from __future__ import annotations
