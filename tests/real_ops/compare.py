@@ -244,6 +244,8 @@ def _default_is_right(task: dict[str, Any], margin: float) -> bool:
 def check_served(a: Outcome, b: Outcome, d: Outcome, margin: float, context: str) -> str:
     loses_cudnn = RELEASE == "0.7.2.post1" and context == "vllm"
     wrong = []
+    if not d.served:  # an op that asks the tuner only for what this process has met in tuning mode
+        return "" if a.served == b.served or margin else "other answers"
     if len(a.served) != len(b.served) or len(d.served) != len(b.served):
         return f"{len(a.served)} answers alone, {len(b.served)} ours, {len(d.served)} loaded"
     for mine, ours_, loaded in zip(a.served, b.served, d.served, strict=True):
