@@ -206,8 +206,10 @@ def is_kept(key: str) -> bool:
 
 def check_keys(a: Outcome, b: Outcome, margin: float) -> str:
     kept = [[key for key in o.entries if is_kept(key)] for o in (a, b)]
-    if margin:  # where the default wins, the entry is the first runner's
-        return difference(*({place_of(key) for key in keys} for keys in kept))
+    if margin:  # where the default wins, also over cuBLASLt, the entry is the first runner's
+        mine, theirs = ({place_of(key) for key in o.entries} for o in (b, a))
+        mine_kept, theirs_kept = ({place_of(key) for key in keys} for keys in reversed(kept))
+        return difference(theirs_kept - mine, mine_kept - theirs)
     return difference(*(set(keys) for keys in kept))
 
 
