@@ -15,7 +15,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +25,33 @@ import pytest
 
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parents[1]
-MAIN, NEXT = "0.7.2.post1", "0.7.4"
+VENV = CHECKOUT / ".venv"
+sys.path.append(str(CHECKOUT))  # after all else: the package stays the wheel's
+
+from tests.real_ops.cases.catalogue import CASES  # noqa: E402  # found since
+from tests.real_ops.rows import MAIN, RELEASES, Row, rows_of, smallest  # noqa: E402  # found since
+from tests.real_ops.summary import HEAD, summary  # noqa: E402  # found since
+
 START_S = 90
+#: A row takes 2 to 10 s where its core is its own; what takes this long hangs.
+ROW_S = 300
+#: Rows compared at a time; a row works in one process at a time.
+WORKERS = 2
+
+
+VERDICTS = pytest.StashKey["Verdicts"]()
 
 
 class Servers:
     """One server for each release and GPU that was asked for."""
 
-    def __init__(self, folder: Path, dependencies: Path, releases: Path) -> None:
-        self._folder, self._dependencies, self._releases = folder, dependencies, releases
+    def __init__(self, folder: Path, dependencies: Path) -> None:
+        self._folder, self._dependencies = folder, dependencies
         self._running: dict[tuple[str, str], subprocess.Popen[str]] = {}
+        self._starting = threading.Lock()
 
     def ask(
-        self, file: str, function: str, *, on: str, release: str = MAIN, limit_s: int = 100,
+        self, file: str, function: str, *, on: str, release: str = MAIN, limit_s: int = 300,
         **arguments: Any,
     ) -> Any:  # fmt: skip
         """Return what the function returned; fail the test with what it raised."""
@@ -58,8 +74,10 @@ class Servers:
     def _server(self, release: str, on: str) -> str:
         """Return the socket of a server, started if it is not there."""
         path = str(self._folder / f"{release}-{on}")
-        if (release, on) not in self._running:
-            folders = [] if release == MAIN else [str(_folder(self._releases / release))]
+        with self._starting:
+            if (release, on) in self._running:
+                return path
+            folders = [] if release == MAIN else [str(release_folder(release))]
             known = os.environ.get("PYTHONPATH", "")
             process = subprocess.Popen(
                 [sys.executable, str(HERE / "server.py"), path, on, str(self._dependencies)],
@@ -82,20 +100,97 @@ def _folder(path: Path) -> Path:
     return path
 
 
+def release_folder(release: str) -> Path:
+    """Return the folder of another FlashInfer release."""
+    return _folder(Path(os.environ.get("WARMUP_TEST_RELEASES") or VENV / "releases") / release)
+
+
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Servers]:
     """The servers of this test run, in a folder whose name is short enough for a socket."""
-    venv = CHECKOUT / ".venv"
-    releases = Path(os.environ.get("WARMUP_TEST_RELEASES") or venv / "releases")
-    dependencies = _folder(Path(os.environ.get("WARMUP_TEST_REAL_OPS") or venv / "real-ops"))
+    dependencies = _folder(Path(os.environ.get("WARMUP_TEST_REAL_OPS") or VENV / "real-ops"))
     folder = Path(tempfile.mkdtemp(prefix="ops-"))
-    started = Servers(folder, dependencies, releases)
+    started = Servers(folder, dependencies)
     yield started
     started.close()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+class Verdicts:
+    """The verdicts on all rows of this run, two at a time, in the order of the tests."""
+
+    def __init__(self, servers: Servers, rows: list[Row]) -> None:
+        self._pool = ThreadPoolExecutor(WORKERS)
+        self._found: dict[Row, Future[Any]] = {}
+        for row in rows:
+            self._found[row] = self._pool.submit(self._compare, servers, row)
+
+    @staticmethod
+    def _compare(servers: Servers, row: Row) -> Any:
+        return servers.ask(
+            "compare", "compare", on=row.on, release=row.release, limit_s=ROW_S,
+            name=row.case, context=row.context, margin=row.margin,
+        )  # fmt: skip
+
+    def of(self, row: Row) -> dict[str, Any]:
+        """Return a verdict, waiting for it; all before it are of tests before this one."""
+        verdict: dict[str, Any] = self._found[row].result(timeout=2 * ROW_S)
+        return verdict
+
+    def done(self) -> Iterator[tuple[Row, dict[str, Any]]]:
+        """Yield what has been found so far."""
+        for row, future in self._found.items():
+            if future.done() and not future.cancelled() and future.exception() is None:
+                yield row, future.result()
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(scope="session")
+def verdicts(servers: Servers, request: pytest.FixtureRequest) -> Iterator[Verdicts]:
+    """Start with the first test that asks; know what all others of this run will ask."""
+    params = [
+        item.callspec.params
+        for item in request.session.items  # mypy: only a Function has it
+        if hasattr(item, "callspec")
+    ]
+    found = Verdicts(servers, [p["row"] for p in params if "row" in p])
+    request.config.stash[VERDICTS] = found
+    yield found
+    found.close()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test for each row; those of a release and GPU follow each other, for its server."""
+    if "row" not in metafunc.fixturenames:
+        return
+    params: list[tuple[Row, Any]] = []
+    for number, case in enumerate(CASES.values()):
+        rows = rows_of(case.name, case.on, case.releases, number)
+        small = smallest(rows, number)
+        for row in rows:
+            marks = () if row in small else (pytest.mark.real_ops,)
+            params.append((row, pytest.param(row, id=str(row), marks=marks)))
+    params.sort(key=lambda pair: (RELEASES.index(pair[0].release), pair[0].on))
+    metafunc.parametrize("row", [param for _, param in params])
 
 
 @pytest.fixture
 def ask(servers: Servers) -> Callable[..., Any]:
     """``ask("faults", "starts", on="10.0", ops=[...])``: run it in a process of its own."""
     return servers.ask
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Say for each case what its rows came to; write the page where that is asked for."""
+    verdicts = config.stash.get(VERDICTS, None)
+    if verdicts is None:
+        return
+    lines = summary(list(verdicts.done()))
+    if os.environ.get("WARMUP_WRITE_DOCS"):
+        page = CHECKOUT / "docs" / "real-ops.md"
+        page.write_text(HEAD + "\n".join(lines) + "\n")
+    terminalreporter.section("FlashInfer's own op code")
+    for line in lines:
+        terminalreporter.write_line(line)

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import flashinfer
 from flashinfer.autotuner import AutoTuner
+
+from tests.real_ops.cases.case import Case
+from tests.real_ops.cases.catalogue import CASES
+from tests.real_ops.inside import ChildFailedError, alone, in_child
 
 PACKAGE = Path(flashinfer.__file__).parent
 
@@ -40,3 +44,26 @@ def note_sites(found: list[list[Any]]) -> Iterator[None]:
         yield
     finally:
         tuner.choose_one = original
+
+
+def sites_of(names: list[str]) -> dict[str, list[list[Any]]]:
+    """Return the sites that each case comes by, in a process of its own: called once, then tuned.
+
+    A call outside tuning comes by nearly all of them; some ops ask the tuner in tuning mode only.
+    """
+    return {name: _sites_of_one(CASES[name]) for name in names}
+
+
+def _sites_of_one(case: Case) -> list[list[Any]]:
+    def call(tune: Callable[[Callable[[], object]], object]) -> list[list[Any]]:
+        found: list[list[Any]] = []
+        step = case.make()
+        with note_sites(found):
+            tune(lambda: step(case.sizes[-1] if case.sizes[-1] <= 1000 else case.sizes[0]))
+        return found
+
+    try:
+        found: list[list[Any]] = in_child(lambda: call(lambda forward: forward()))
+        return found or in_child(lambda: call(alone))
+    except ChildFailedError as error:
+        return [["failed", str(error).strip().splitlines()[-1], "", []]]

@@ -14,7 +14,8 @@ import pytest
 
 from tests.real_ops.keys import place_of
 
-pytestmark = pytest.mark.multiprocess
+# A bound for what hangs: a server starts with the first test that asks it.
+pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(600)]
 
 Ask = Callable[..., Any]
 BLACKWELL, GEFORCE = "10.0", "12.0"

@@ -18,7 +18,7 @@ TUNES = ("choose_one", "choose_with_protocol")
 
 
 def sites(package: Path) -> list[str]:
-    """Return ``file function op`` of every call of FlashInfer's tuner, sorted; equal ones counted."""
+    """Return ``file function op`` of every call of the tuner, sorted; equal ones numbered."""
     found: list[str] = []
     for name, tree in _modules(package, TUNES):
         for function, call in _calls(tree, "<module>"):

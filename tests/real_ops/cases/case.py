@@ -34,6 +34,8 @@ class Case:
     on: tuple[str, ...] = (BLACKWELL, HOPPER, GEFORCE)
     #: The releases that have it; all of them without.
     releases: tuple[str, ...] = ()
+    #: Why the plugin leaves its ops to FlashInfer; it takes part in their tuning without it.
+    left: str = ""
 
 
 def up(size: int, multiple: int) -> int:

@@ -44,7 +44,7 @@ def fp4_both() -> Step:
     return lambda m: small(m) if m <= 32 else large(m)
 
 
-def bmm_fp8(backend: str) -> Make:
+def bmm_fp8(backend: str, **options: Any) -> Make:
     def make() -> Step:
         from flashinfer import bmm_fp8 as op
 
@@ -54,7 +54,7 @@ def bmm_fp8(backend: str) -> Make:
         def step(m: int) -> None:
             x = zeros(1, m, K, dtype=E4M3)
             for w in layers:
-                op(x, w.transpose(-2, -1), a, b, BF16, None, backend)
+                op(x, w.transpose(-2, -1), a, b, BF16, None, backend, **options)
 
         return step
 

@@ -68,24 +68,29 @@ def _cutlass_layer(kind: str, local: int, width: int, hidden: int = HIDDEN) -> A
 # -- TRT-LLM -------------------------------------------------------------------------------------
 
 
-def trtllm(name: str, routed: str = "", ep: tuple[int, int] = (1, 0), **options: Any) -> Make:
-    """One of the TRT-LLM MoEs; ``routed``: logits without it, else "packed" or "unpacked"."""
+def trtllm(
+    name: str, routed: str = "", ep: tuple[int, int] = (1, 0), like: str = "", **options: Any
+) -> Make:
+    """One of the TRT-LLM MoEs; ``routed``: logits without it, else "packed" or "unpacked".
+
+    ``like``: another one, whose arguments it takes.
+    """
 
     def make() -> Step:
         from flashinfer import fused_moe
 
         local = EXPERTS // ep[0]
-        function = getattr(fused_moe, name)
+        function, kind = getattr(fused_moe, name), like or name
         common = {
             "num_experts": EXPERTS, "top_k": TOP, "n_group": None, "topk_group": None,
             "local_expert_offset": local * ep[1], "local_num_experts": local,
             "routed_scaling_factor": None, "routing_method_type": 1, **options,
         }  # fmt: skip
-        layers = [{"intermediate_size": w, **_weights(name, w, local)} for w in WIDTHS]
+        layers = [{"intermediate_size": w, **_weights(kind, w, local)} for w in WIDTHS]
 
         def step(m: int, **more: Any) -> None:
             for layer in layers:
-                given = {**common, **layer, **_activations(name, m), **_routing(name, routed, m)}
+                given = {**common, **layer, **_activations(kind, m), **_routing(kind, routed, m)}
                 function(**given, **more)
 
         return step
@@ -123,6 +128,11 @@ def _fp8_weights(name: str, width: int, local: int) -> dict[str, Any]:
         "gemm1_weights": weight(local, 2 * width, HIDDEN, dtype=E4M3),
         "gemm2_weights": weight(local, HIDDEN, width, dtype=E4M3),
     }
+    if "per_channel" in name:
+        found["gemm1_per_channel_weight_scale"] = ones(local, 2 * width)
+        found["gemm2_per_channel_weight_scale"] = ones(local, HIDDEN)
+        scales = ("output1_scale_scalar", "output1_scale_gate_scalar", "output2_scale_scalar")
+        return {**found, **{s: ones(local) for s in scales}, "use_routing_scales_on_input": False}
     if "per_tensor" in name:
         scales = ("output1_scales_scalar", "output1_scales_gate_scalar", "output2_scales_scalar")
         return {**found, **{s: ones(local) for s in scales}, "use_routing_scales_on_input": False}
@@ -160,6 +170,8 @@ def _activations(name: str, m: int) -> dict[str, Any]:
         return {"hidden_states": zeros(m, HIDDEN)}
     if "per_tensor" in name:
         return {"hidden_states": zeros(m, HIDDEN, dtype=E4M3)}
+    if "per_channel" in name:
+        return {"hidden_states": zeros(m, HIDDEN, dtype=E4M3), "hidden_states_scale": ones(m, 1)}
     if "fp8_block" in name:
         scale = ones(HIDDEN // 128, m)
         return {"hidden_states": zeros(m, HIDDEN, dtype=E4M3), "hidden_states_scale": scale}
@@ -190,6 +202,7 @@ _TRTLLM = (
     ("trtllm_bf16_routed_moe", "packed"),
     ("trtllm_fp8_per_tensor_scale_moe", ""),
     ("trtllm_fp8_per_tensor_scale_routed_moe", "packed"),
+    ("trtllm_fp8_per_channel_scale_moe", ""),
     ("trtllm_fp8_block_scale_moe", ""),
     ("trtllm_fp8_block_scale_routed_moe", "packed"),
     ("trtllm_fp4_block_scale_moe", ""),

@@ -105,15 +105,17 @@ def sm90_moe() -> Step:
 # -- attention and state -------------------------------------------------------------------------
 
 
-def mla(backend: str, heads: int = 8, pages: int = 64, **options: Any) -> Make:
+def mla(
+    backend: str, heads: int = 8, dtype: torch.dtype = BF16, pages: int = 64, **options: Any
+) -> Make:
     def make() -> Step:
         from flashinfer.mla import trtllm_batch_decode_with_kv_cache_mla
 
-        caches = [zeros(pages, 64, 576) for _ in range(2)]
+        caches = [zeros(pages, 64, 576, dtype=dtype) for _ in range(2)]
         workspace = zeros(16 << 20, dtype=U8)
 
         def step(m: int) -> None:
-            q = zeros(m, 1, heads, 576)
+            q = zeros(m, 1, heads, 576, dtype=dtype)
             tables = on_gpu(torch.arange(m * 8, dtype=I32).view(m, 8) % pages)
             lengths = on_gpu(torch.full((m,), 300, dtype=I32))
             for cache in caches:
@@ -195,7 +197,11 @@ def bf16_fp4(backend: str) -> Make:
     return make
 
 
-def svdquant() -> Step:
+def svdquant(backend: str) -> Make:
+    return lambda: _svdquant(backend)
+
+
+def _svdquant(backend: str) -> Step:
     from flashinfer.gemm.gemm_svdquant import mm_nvfp4_svdquant
 
     layers = [
@@ -211,7 +217,7 @@ def svdquant() -> Step:
         a = zeros(m, HIDDEN // 2, dtype=U8)
         s = zeros(up(m, 128) * up(HIDDEN // 16, 4), dtype=U8)
         for w, ws, low_rank, bias in layers:
-            mm_nvfp4_svdquant(a, w, s, ws, alpha, zeros(m, 32), low_rank, bias, backend="auto")
+            mm_nvfp4_svdquant(a, w, s, ws, alpha, zeros(m, 32), low_rank, bias, backend=backend)
 
     return step
 
@@ -272,22 +278,32 @@ _ON_10, _ON_12 = (BLACKWELL,), (GEFORCE,)
 _ON_10_12 = (BLACKWELL, GEFORCE)
 DECODE, DECODED = (1, 7, 8, 100, 256), (1, 2, 3, 7, 9, 31, 64, 100, 129, 256)
 CASES = (
-    Case("cute_dsl_fused_moe w4a4", cute_moe(), SMALL, FEW),
-    Case("cute_dsl_fused_moe w4a4 ep2", cute_moe(ep=(2, 1)), SMALL, FEW),
-    Case("cute_dsl_fused_moe unfused finalize", cute_moe(use_fused_finalize=False), SMALL, FEW),
-    Case("cute_dsl_fused_moe w4a8", cute_moe("w4a8"), SMALL, FEW),
-    Case("cute_dsl_fused_moe w4a16", cute_moe("w4a16"), SMALL, FEW),
-    Case("CuteDslMoEWrapper", cute_wrapper, SMALL, FEW),
+    Case("cute_dsl_fused_moe w4a4", cute_moe(), SMALL, FEW, _ON_10),
+    Case("cute_dsl_fused_moe w4a4 ep2", cute_moe(ep=(2, 1)), SMALL, FEW, _ON_10),
+    Case(
+        "cute_dsl_fused_moe unfused finalize",
+        cute_moe(use_fused_finalize=False),
+        SMALL,
+        FEW,
+        _ON_10,
+    ),
+    Case("cute_dsl_fused_moe w4a8", cute_moe("w4a8"), SMALL, FEW, _ON_10),
+    Case("cute_dsl_fused_moe w4a16", cute_moe("w4a16"), SMALL, FEW, _ON_10),
+    Case("CuteDslMoEWrapper", cute_wrapper, SMALL, FEW, _ON_10),
     Case("cute_dsl_fused_moe_bf16 sm90", sm90_moe, SMALL, FEW, (HOPPER,)),
     Case("mla decode trtllm-gen", mla("trtllm-gen"), DECODE, DECODED, _ON_10),
     Case("mla decode cute-dsl", mla("cute-dsl"), DECODE, DECODED, _ON_10),
-    Case("mla decode auto", mla("auto"), DECODE, DECODED),
+    Case("mla decode auto", mla("auto"), DECODE, DECODED, _ON_10),
     Case("checkpointing_ssu", ssu, DECODE, DECODED),
     Case("mm_bf16_fp4 cudnn", bf16_fp4("cudnn"), on=_ON_10_12),
     Case("mm_bf16_fp4 cute-dsl", bf16_fp4("cute-dsl"), SMALL, FEW, _ON_10_12),
     Case("mm_bf16_fp4 native", bf16_fp4("cute-dsl-native"), SMALL, FEW, _ON_12),
-    Case("mm_nvfp4_svdquant auto", svdquant, SMALL, FEW, _ON_10_12),
+    Case("mm_nvfp4_svdquant auto", svdquant("auto"), SMALL, FEW, _ON_10_12),
+    Case("mm_nvfp4_svdquant cute-dsl", svdquant("cute-dsl"), SMALL, FEW, _ON_12),
     Case("prims_ts fp8_linear", prims_gemm, SMALL, FEW, _ON_10),
     Case("mm_fp8 trtllm_low_latency", mm_fp8("trtllm_low_latency"), SMALL, FEW, _ON_10),
+    Case(
+        "mm_fp8 cutedsl_low_latency", mm_fp8("cutedsl_low_latency"), (1, 7, 8), (1, 2, 7, 8), _ON_10
+    ),
     Case("moe_gemm_fp8_nt_groupwise", group_moe, (100, 300, 1000), (8, 100, 200, 300, 1000)),
 )

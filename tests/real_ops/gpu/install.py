@@ -10,6 +10,7 @@ nothing else; each says what it assumes and what it hence does not show:
     S4 modules.py       FlashInfer's compiled modules
     S5 cudnn_graphs.py  cuDNN's graphs
     S6 dsl.py           the CuTe DSL's compiler
+    S7 prims_ts.py      the launch of a Prims-TS MoE
     scale, below        sizes that make a profile slow here and change no choice
 
 Never replaced: AutoTuner and its methods, runner classes, tuning configurations, buckets, hooks,
@@ -37,7 +38,7 @@ def install(capability: tuple[int, int], name: str = "no GPU", processors: int =
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     os.environ.setdefault("FLASHINFER_WORKSPACE_BASE", tempfile.mkdtemp(prefix="real-ops-"))
-    from tests.real_ops.gpu import cudnn_graphs, device, dsl, modules, tensors
+    from tests.real_ops.gpu import cudnn_graphs, device, dsl, modules, prims_ts, tensors
 
     device.install(capability, name, processors)
     on_host: Any = tensors.OnHost()
@@ -49,6 +50,7 @@ def install(capability: tuple[int, int], name: str = "no GPU", processors: int =
     modules.replace_everywhere(cpp_ext.get_cuda_version, lambda: Version(device.CUDA_VERSION))
     modules.stub_generators()
     dsl.install()
+    prims_ts.install()
     _scale()
 
 

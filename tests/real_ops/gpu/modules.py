@@ -159,9 +159,19 @@ def _moe_configs(_module: Module, *args: Any) -> list[list[int]]:
     return [[*pair] for pair in pairs if digest(canonical(args), *pair) % 3]
 
 
-@answers("get_workspace_size_in_bytes")
+@answers("get_workspace_size_in_bytes", "nvfp4_svdquant_gemm_workspace_size")
 def _size(_module: Module, *_args: Any) -> int:
     return 1024
+
+
+@answers("nvfp4_svdquant_gemm_fallback_tactic")
+def _fallback(_module: Module, *_args: Any) -> int:
+    return 0
+
+
+@answers("device_supported", "nvfp4_svdquant_gemm_can_implement")
+def _yes(_module: Module, *_args: Any) -> bool:
+    return True
 
 
 @answers("init")
