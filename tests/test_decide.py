@@ -319,7 +319,7 @@ def test_an_op_that_one_rank_skips_is_skipped_by_all() -> None:
 
 
 def ready(**more: Any) -> Word:
-    return {"failed": {}, "error": "", **more}
+    return {"failed": {}, "refused": [], "error": "", **more}
 
 
 SEALED = {"served": "digest", "deviates": [], "published": []}
@@ -351,18 +351,48 @@ def test_one_rank_that_is_not_ready_leaves_it_to_step_9(other: Word) -> None:
 def test_winners_that_some_rank_cannot_build_are_dropped_by_all() -> None:
     """With the lowest such rank's reason."""
     record = decide_ready(
-        ranks(ready(), ready(failed={"t": "no"}), ready(failed={"t": "nay", "u": "x"}))
+        ranks(
+            ready(),
+            ready(failed={"t": "no"}),
+            ready(failed={"t": "nay", "u": "x"}, refused=["u"]),
+        )
     )
-    assert record == {"go": "serve", "drop": {"t": "rank 1: no", "u": "rank 2: x"}, "reason": ""}
+    assert record == {
+        "go": "serve", "reason": "",
+        "drop": {"t": "rank 1: no", "u": "rank 2: x"}, "refused": ["u"],
+    }  # fmt: skip
 
 
 def test_a_table_that_is_not_in_force_on_one_rank_is_in_force_on_none() -> None:
     record = decide_ready(ranks(ready(failed={"t": "no"}), ready(error="refused")))
-    assert record == {"go": "defaults", "drop": {}, "reason": "rank 1: refused"}
+    assert record["drop"] == {}
+    assert (record["go"], record["reason"]) == ("defaults", "rank 1: refused")
 
 
 def certified(served: str = "s", **more: Any) -> Word:
     return {"served": served, "deviates": [], "published": [], **more}
+
+
+def test_tasks_that_ranks_serve_differently_are_named() -> None:
+    """They are in no table; all else is certified. Of one rank's own nothing is said."""
+    words = ranks(
+        certified(apart={"t": ["op @ 4", "('A', 1)"], "u": ["op @ 8", "None"]}),
+        certified(apart={"t": ["op @ 4", "('A', 2)"], "u": ["op @ 8", "None"]}),
+        certified(apart={"v": ["op @ 16", "('A', 1)"]}),
+    )
+    record = decide_certify(words)
+    assert (record["go"], record["differ"]) == ("serve", ["op @ 4"])
+    assert record["certificate"] == certificate("s")
+
+
+def test_an_op_that_one_rank_cannot_record_is_passed_through_by_all() -> None:
+    """In another run of the forward, where there can be one; else it stays on its default."""
+    words = ranks(surveyed(), surveyed(unrecorded={"gemm": "KeyError: 'a'"}))
+    record = decide_survey(words)
+    assert (record["go"], record["op"], record["distrust"]) == ("rerun", "gemm", False)
+    assert "KeyError: 'a'" in record["reason"]
+    assert decide_survey(words, last=True)["go"] == "warm"
+    assert decide_only_survey(words)["go"] == "warm"
 
 
 def certificate(*served: str) -> str:

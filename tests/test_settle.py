@@ -106,26 +106,32 @@ def test_tasks_that_this_job_does_not_have_keep_entry_and_record() -> None:
     assert found.tasks.keys() == {"t", "e"}
 
 
-@pytest.mark.parametrize("kind", ["default", "unstable"])
-def test_a_task_without_a_winner_is_recorded_with_its_reason(kind: str) -> None:
+def test_a_task_without_a_winner_is_recorded_with_its_reason() -> None:
     """And takes with it what was stored for it."""
-    result = Result("t", kind, reason="out of memory", rank=0, at=5.0)
+    result = Result("t", "default", reason="no tactic was timed", rank=0, at=5.0)
     found = settled({0: [item()]}, result, base={A: OTHER})
     assert found.table.entries == {}
-    assert (found.tasks["t"].outcome, found.tasks["t"].reason) == (kind, "out of memory")
+    assert (found.tasks["t"].outcome, found.tasks["t"].reason) == ("default", "no tactic was timed")
     assert found.complete
 
 
-@pytest.mark.parametrize("state", ["default", "unstable"])
-def test_what_the_survey_knows_to_have_no_winner_is_recorded(state: str) -> None:
-    found = settled({0: [item(state=state, reason="its key is unstable")]})
-    assert (found.tasks["t"].outcome, found.tasks["t"].reason) == (state, "its key is unstable")
+@pytest.mark.parametrize(("kind", "is_complete"), [("failed", False), ("unshared", True)])
+def test_what_says_nothing_of_the_task_is_not_recorded(kind: str, *, is_complete: bool) -> None:
+    """Neither a failure of this start nor what each rank tunes for itself; only one is missing."""
+    found = settled({0: [item(state="missing")]}, Result("t", kind, reason="out of memory", at=5.0))
+    assert (found.tasks, found.table.entries) == ({}, {})
+    assert found.complete == is_complete
+
+
+def test_what_the_survey_knows_to_have_no_winner_is_recorded() -> None:
+    found = settled({0: [item(state="default", reason="two processes have died in it")]})
+    (task,) = found.tasks.values()
+    assert (task.outcome, task.reason) == ("default", "two processes have died in it")
     assert found.complete
 
 
-@pytest.mark.parametrize("outcome", ["default", "unstable"])
-def test_known_defaults_keep_their_record(outcome: Outcome) -> None:
-    before = record(outcome, reason="all tactics failed")
+def test_known_defaults_keep_their_record() -> None:
+    before = record("default", reason="no tactic was timed")
     found = settled({0: [item(state="default")]}, records={"t": before})
     assert found.tasks == {"t": before}
 

@@ -75,11 +75,11 @@ def test_a_downgrade_leaves_newer_files_and_serves_without_them(cache_root: Path
     launch(CONFIG, root=cache_root)
     path = only(cache_root, "*.manifest.json")
     table = only(cache_root, "rank_tp0_pp0_dp0.json")
-    path.write_bytes(path.read_bytes().replace(b'"schema": 1,', b'"schema": 3,', 1))
+    path.write_bytes(path.read_bytes().replace(b'"schema": 2,', b'"schema": 4,', 1))
     before = {each: each.read_bytes() for each in (path, table)}
     older = launch(CONFIG, root=cache_root)
     assert {rank.report.agreement for rank in older} == {"certified"}
-    assert any("schema 3" in text for text in older[0].report.warnings)
+    assert any("schema 4" in text for text in older[0].report.warnings)
     assert {each: each.read_bytes() for each in (path, table)} == before
 
 

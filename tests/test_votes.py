@@ -16,7 +16,7 @@ from warmup_plugin.votes import FIRST, VERSION, VoteError, checked, fault_of
 
 Word = dict[str, Any]
 
-READY = {"failed": {}, "error": ""}
+READY = {"failed": {}, "refused": [], "error": ""}
 FAULTS: dict[str, tuple[str, Word, str]] = {
     "no margin": (
         "open", {n: v for n, v in hello().items() if n != "margin"},
@@ -32,7 +32,7 @@ FAULTS: dict[str, tuple[str, Word, str]] = {
     ),
     "a field too many": (
         "ready", {**READY, "mood": 1},
-        "its vote at step ready has a field 'mood': must be one of error, failed",
+        "its vote at step ready has a field 'mood': must be one of error, failed, refused",
     ),
     "another type": (
         "ready", {**READY, "failed": ["a"]},

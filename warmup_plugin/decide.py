@@ -303,11 +303,11 @@ def decide_certify(words: Words) -> Word:
     the tasks, by label, that are in no table and of which ranks serve different tactics.
     """
     published = [path for word in words.values() for path in word["published"]]
-    differ = _differ(words)
     leaving = {rank: word["leaves"] for rank, word in words.items() if word.get("leaves")}
     if leaving:
         rank = min(leaving)
         return {"go": "end", "rank": rank, "reason": leaving[rank], "published": published}
+    differ = _differ(words)
     deviates = {rank: word["deviates"] for rank, word in words.items() if word["deviates"]}
     if deviates:
         named = "; ".join(f"rank {rank}: {', '.join(tasks)}" for rank, tasks in deviates.items())

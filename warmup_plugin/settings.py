@@ -9,6 +9,7 @@ or as an argument, raises `SettingError`.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import math
 import os
 import re
@@ -26,6 +27,7 @@ REPLAYS: Final = ("replay", "require-complete")
 OnHit = Literal["survey", "skip"]
 ForwardFailure = Literal["end", "wait"]
 
+_PREFIX: Final = "WARMUP_PLUGIN_"
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
 
@@ -159,7 +161,8 @@ class Settings:
         metadata=_row(
             "WARMUP_PLUGIN_CACHE_ROOT",
             _PATH,
-            "where tables are kept when neither an argument nor the engine says so",
+            "where tables are kept, unless an argument or the engine's own variable says so; it "
+            "comes before an engine's default root",
         ),
     )
     override_dir: Path | None = field(
@@ -323,6 +326,22 @@ def _parse(row: Mapping[str, Any], text: str) -> object:
         if row["kind"].accepts(value):
             return value
     raise SettingError(row["variable"], text, row["rule"])
+
+
+def unknown_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that look like settings of this package and are none.
+
+    Each with the name that was meant, as far as one is near; an empty string where none is.
+    """
+    known = {row.metadata["variable"].removeprefix(_PREFIX): row.metadata["variable"]
+             for row in fields(Settings)}  # fmt: skip
+    given = sorted(name.removeprefix(_PREFIX) for name in environ if name.startswith(_PREFIX))
+    found = {}
+    for name in given:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            found[f"{_PREFIX}{name}"] = known[nearest[0]] if nearest else ""
+    return found
 
 
 def markdown_table() -> str:

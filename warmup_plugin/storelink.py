@@ -11,13 +11,14 @@ process does not answer and does not hang up either. Public torch names only.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import secrets
 import socket
 import stat
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
@@ -39,6 +40,8 @@ _LOOPBACK = "127.0.0.1"
 _MOST_DESCRIPTORS = 1 << 16
 #: How often a value is asked for that torch gives up waiting for.
 _MOST_TRIES = 5
+#: What a connection fails for that says nothing of the other side.
+_OWN_LACK = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class BeatLink(Protocol):
@@ -160,13 +163,26 @@ class StoreLink:
             raise RankLostError(0, self._gone) from error
 
 
-def _bound_answers(port: int, limit_s: float) -> None:
-    """Let this process wait no longer than that for a byte from the store at a port.
+def link_beside(store: TCPStore, rank: int, size: int, silence_s: float) -> StoreLink:
+    """Return a connection of our own to somebody else's store, whose own keeps having no bound.
 
-    torch bounds the wait for a key by a clock of the store's process, and nothing else by any: a
-    call to a stopped process would not end. It does honour a limit of the socket (SO_RCVTIMEO).
+    Raises `RankLostError` where nobody listens there any more, `OSError` where this process lacks
+    what it takes.
     """
-    limit = struct.pack("ll", int(limit_s), int(limit_s % 1 * 1e6))
+    others = frozenset(_connected(store.port))
+    try:
+        link = StoreLink(store, rank, size).clone()
+    except RankLostError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _OWN_LACK:
+            raise error.__cause__ from error
+        raise
+    _bound_answers(store.port, silence_s, but=others)
+    link.silence_s, link.leader = silence_s, store.host
+    return link
+
+
+def _connected(port: int) -> Iterator[int]:
+    """Yield the descriptors of this process's connections to a port."""
     for descriptor in _descriptors():
         with contextlib.suppress(OSError):  # no socket, not connected, or closed meanwhile
             if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
@@ -174,10 +190,29 @@ def _bound_answers(port: int, limit_s: float) -> None:
                 # process is waited for.
                 found = socket.socket(fileno=descriptor)
                 try:
-                    if found.getpeername()[1:2] == (port,):
-                        found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+                    is_it = found.getpeername()[1:2] == (port,)
                 finally:
                     found.detach()
+                if is_it:
+                    yield descriptor
+
+
+def _bound_answers(port: int, limit_s: float, *, but: Collection[int] = ()) -> None:
+    """Let this process wait no longer than that for a byte from the store at a port.
+
+    torch bounds the wait for a key by a clock of the store's process, and nothing else by any: a
+    call to a stopped process would not end. It does honour a limit of the socket (SO_RCVTIMEO).
+    """
+    limit = struct.pack("ll", int(limit_s), int(limit_s % 1 * 1e6))
+    for descriptor in _connected(port):
+        if descriptor in but:
+            continue
+        with contextlib.suppress(OSError):  # closed meanwhile
+            found = socket.socket(fileno=descriptor)
+            try:
+                found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+            finally:
+                found.detach()
 
 
 def _descriptors() -> Iterable[int]:

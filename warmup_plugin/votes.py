@@ -40,9 +40,10 @@ _FIELDS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
     },
     "load": {"error": (str,), "shares_disk": (bool,)},
     "survey": {
-        "error": (str,), "last_answered": (str,), "missing": (int,), "stored": (bool,),
-        "unshared": (int,), "skipped": (list,), "ops": (list,), "heal": (bool,),
-        "sealed": (dict, type(None)), "unrecorded": (dict,),
+        "error": (str,), "last_answered": (str,), "unrecorded": (dict,),
+        "missing": (int,), "stored": (bool,), "unshared": (int,),
+        "skipped": (list,), "ops": (list,), "heal": (bool,),
+        "sealed": (dict, type(None)),
     },
     "plan": {"inventory": (list,)},
     "share": {"results": (str,), "error": (str,)},

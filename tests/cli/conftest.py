@@ -2,8 +2,8 @@
 """The command line in this process: what it prints and its exit code; one run of the demo for all.
 
 Owns the fixtures `cli` and `two_starts`. Real processes are started where they are the point:
-test_exit_codes.py, test_surface.py. `shelves.py` makes tables by hand; test folders are no
-packages, so it is loaded by its path.
+test_exit_codes.py, test_surface.py. `shelves.py` makes tables by hand, `pages.py` reads the
+docs; test folders are no packages, so they are loaded by their paths.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from warmup_plugin.cli import main
 from warmup_plugin.cli.two_starts import TwoStarts, start_twice
 from warmup_plugin.engines.embedded import EngineConfig
 
-_spec = importlib.util.spec_from_file_location(
-    "tests.cli.shelves", Path(__file__).with_name("shelves.py")
-)
-assert _spec is not None
-assert _spec.loader is not None
-sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(sys.modules[_spec.name])
+for _name in ("shelves", "pages"):
+    _spec = importlib.util.spec_from_file_location(
+        f"tests.cli.{_name}", Path(__file__).with_name(f"{_name}.py")
+    )
+    assert _spec is not None
+    assert _spec.loader is not None
+    sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules[_spec.name])
 
 Watched = list[tuple[str, int, str]]
 

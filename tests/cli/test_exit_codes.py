@@ -68,9 +68,9 @@ def test_an_error_is_one_line(
         raise error
 
     monkeypatch.setattr(show, "look_into", raise_it)
-    ran = cli("show", "file")
+    ran = cli("show", __file__)
     assert (ran.code, ran.out, ran.err) == (code, "", f"warmup-plugin: {line}\n")
-    for argv in (["--debug", "show", "file"], ["show", "file", "--debug"]):
+    for argv in (["--debug", "show", __file__], ["show", __file__, "--debug"]):
         ran = cli(*argv)
         assert ran.code == code
         assert "in raise_it" in ran.err
@@ -118,6 +118,19 @@ def test_interrupting_the_demo(tmp_path: Path, when: str) -> None:
     if when == "survey":  # a server that is still loading notices when it is done with it
         assert _all_gone(process.pid)
     assert [path for path in tmp_path.iterdir() if not path.name.startswith("pymp-")] == []
+
+
+@pytest.mark.multiprocess
+def test_the_tests_do_not_depend_on_who_starts_them() -> None:
+    """`nohup make test &`, cron and some CI agents ignore SIGINT; children would inherit that."""
+    one = f"{__file__}::test_interrupting_the_demo[load]"
+    nested = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", one]
+    done = subprocess.run(
+        ["/bin/bash", "-c", """trap '' INT QUIT; exec "$@" </dev/null""", "-", *nested],
+        capture_output=True, text=True, check=False, timeout=120,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
 
 
 def _all_gone(group: int) -> bool:

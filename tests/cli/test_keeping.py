@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cli.shelves import ARCH, STAMP, VERSION, age, files_below, identity, put, receipt
+from tests.cli.shelves import ARCH, GONE, STAMP, VERSION, age, files_below, identity, put, receipt
 from warmup_plugin.cli import checks
 from warmup_plugin.lease import hold
 from warmup_plugin.liveness import own_card
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 Cli = Callable[..., "Ran"]
 
-GONE = {"pid": 1 << 30, "started": 1, "place": own_card().place}
 ELSEWHERE = {"pid": 7, "started": 7, "place": "another machine"}
 
 
@@ -38,7 +37,8 @@ def test_ls_has_a_line_for_each_identity_the_newest_last(cli: Cli, tmp_path: Pat
     age(old, 3)
     new = put(tmp_path / "root")
     ran = cli("ls", "--root", tmp_path / "root", WARMUP_PLUGIN_LAYERS=str(layer))
-    lines = ran.out.splitlines()
+    *lines, total = ran.out.splitlines()
+    assert total.split()[:2] == ["3", "identities,"]
     assert lines[3].split()[0] == old.name[:12]
     assert {line.split()[0] for line in lines[3:]} == {
         old.name[:12], new.name[:12], identity(tp=8).digest[:12]
@@ -90,7 +90,7 @@ def test_ls_where_nothing_is(cli: Cli, tmp_path: Path) -> None:
 def test_verify_takes_what_the_store_writes(cli: Cli, tmp_path: Path) -> None:
     put(tmp_path)
     ran = cli("verify", "--root", tmp_path)
-    assert (ran.code, "1 of 1 table hold" in ran.out) == (0, True)
+    assert (ran.code, "1 of 1 table holds" in ran.out) == (0, True)
 
 
 @pytest.mark.parametrize("fault", ["cut", "edited", "no manifest", "no identity", "moved", "task"])
@@ -120,7 +120,7 @@ def test_verify_names_a_fault(cli: Cli, tmp_path: Path, fault: str) -> None:
     ran = cli("verify", "--root", tmp_path, width=300)
     assert ran.code == 1
     assert expected in ran.out
-    assert "1 of 2 tables hold" in ran.out
+    assert "1 of 2 tables holds" in ran.out
 
 
 def test_verify_by_name(cli: Cli, tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_doctor_knows_whether_the_engine_finds_the_plugin(
 ) -> None:  # fmt: skip
     """By version, entry point, and vLLM's own choice of plugins; as installed metadata says it."""
     point = importlib.metadata.EntryPoint("warmup_plugin", "w:register", "vllm.general_plugins")
-    monkeypatch.setattr(checks, "_version_of", {"vllm": version}.get)
+    monkeypatch.setattr(checks, "installed_version", {"vllm": version}.get)
     monkeypatch.setattr(
         importlib.metadata, "entry_points",
         lambda group: [point] if points and group == point.group else [],
@@ -310,7 +310,7 @@ def test_doctor_knows_sglang(
     monkeypatch: pytest.MonkeyPatch, version: str, plugins: str | None, expected: dict[str, str]
 ) -> None:
     point = importlib.metadata.EntryPoint("warmup_plugin", "w:register", "sglang.srt.plugins")
-    monkeypatch.setattr(checks, "_version_of", {"sglang": version}.get)
+    monkeypatch.setattr(checks, "installed_version", {"sglang": version}.get)
     monkeypatch.setattr(
         importlib.metadata, "entry_points", lambda group: [point] if group == point.group else []
     )

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +58,14 @@ def browse(page: Path, *options: str) -> str:
         "--virtual-time-budget=20000", "--window-size=1150,2300",
         *options, page.as_uri(),
     ]  # fmt: skip
-    done = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=90)
+    with tempfile.TemporaryDirectory(prefix="browser-") as folder:
+        # All that a browser writes beside its answer: its profile, caches, the desktop's settings.
+        names = ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR")
+        own = dict.fromkeys(names, folder)
+        done = subprocess.run(
+            [argv[0], f"--user-data-dir={folder}/profile", *argv[1:]],
+            check=True, capture_output=True, text=True, timeout=90, env={**os.environ, **own},
+        )  # fmt: skip
     assert "CONSOLE" not in done.stderr, done.stderr  # an error of the page's script, or a fetch
     return done.stdout
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.cli.pages import normal
 from warmup_plugin.engines.embedded import EngineConfig, launch
 
 if TYPE_CHECKING:
@@ -58,16 +59,6 @@ def answer(cli: Cli, command: str, places: dict[str, Path]) -> str:
     for place, real in places.items():
         text = text.replace(str(real), place)
     return text
-
-
-def normal(text: str) -> str:
-    """Return a text without what differs from run to run."""
-    text = re.sub(r"\s+", "", text)
-    text = re.sub(r"-{3,}", "-", text)
-    text = re.sub(r"[0-9a-f]{12,64}", "H", text)
-    text = re.sub(r"(GB|MB|kB)", "B", text)
-    text = re.sub(r"ranks?[\d,-]+waited", "ranks N waited", text)
-    return re.sub(r"\d+([.,:]\d+)*", "N", text)
 
 
 def lines_of(text: str) -> set[str]:

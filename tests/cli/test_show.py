@@ -48,11 +48,11 @@ def test_a_table_with_its_manifest(cli: Cli, table_path: Path, which: str) -> No
 
 def test_all_tasks(cli: Cli, table_path: Path) -> None:
     """Each with its shapes, its time, who tuned it, and the winner."""
-    text = cli("show", table_path, "--tasks").out
+    text = cli("show", table_path, "--tasks", width=200).out
     rows = [line for line in text.splitlines() if "Runner " in line]
     assert len(rows) == 62
-    gemm = next(row for row in rows if "embedded::gemm 64x64 96x64 96 " in row)
-    ms, default_ms, rank, runner = gemm.split()[4:8]
+    gemm = next(row for row in rows if row.endswith("embedded::gemm 64x64 96x64 96"))
+    ms, default_ms, rank, runner = gemm.split()[:4]
     assert float(ms) <= float(default_ms)
     assert rank in ("0", "1")
     assert runner in ("BlockedGemmRunner", "SplitKGemmRunner")
@@ -132,9 +132,9 @@ def test_tasks_without_a_winner_come_first(cli: Cli, table_path: Path) -> None:
     )
     change_manifest(table_path, tasks=tasks, known_defaults=[next(iter(tasks))])
     lines = cli("show", table_path).out.splitlines()
-    head = next(index for index, line in enumerate(lines) if line.startswith("  task "))
+    head = next(index for index, line in enumerate(lines) if line.endswith("  task"))
     assert "7x8" in lines[head + 2]
-    assert lines[head + 2].endswith("none (default): out of memory")
+    assert "none (default): out of memory" in lines[head + 2]
 
 
 # -- bad files ------------------------------------------------------------------------------------
@@ -234,14 +234,15 @@ def test_a_missing_file(cli: Cli, tmp_path: Path) -> None:
     for options in ([], ["--json"]):
         ran = cli("show", file, *options)
         assert (ran.code, ran.out) == (1, "")
-        assert ran.err == f"warmup-plugin: {file}: no such file\n"
+        assert ran.err == f"warmup-plugin: {file}: no such file or directory\n"
 
 
-def test_a_directory(cli: Cli, tmp_path: Path) -> None:
-    """It is there, and it is none."""
+def test_a_directory(cli: Cli, two_starts: TwoStarts, tmp_path: Path) -> None:
+    """It stands for the table in it."""
     ran = cli("show", tmp_path)
-    assert ran.code == 1
-    assert "a directory, not a file" in ran.out
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err == f"warmup-plugin: {tmp_path}: no table there\n"
+    assert cli("show", two_starts.table.path.parent).out == cli("show", two_starts.table.path).out
 
 
 def test_a_file_cannot_steer_the_terminal(cli: Cli, table_path: Path) -> None:

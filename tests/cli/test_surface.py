@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import warmup_plugin
-from warmup_plugin.cli._main import make_parser
+from warmup_plugin.cli.parser import make_parser
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Ran
@@ -23,33 +23,33 @@ if TYPE_CHECKING:
 
 Cli = Callable[..., "Ran"]
 
-COMMON = {"--debug", "--help", "-h"}
+COMMON = {"--debug", "--help", "-h", "--quiet", "-q", "--verbose", "-v"}
+PLACE = {"--root", "--engine-root", "--json"}
 SURFACE = {
-    "demo": {
-        "--tp", "--pp", "--dp", "--ep", "--strategy", "--root", "--keep",
-        "--json",
-    },
-    "doctor": {"--quick", "--root", "--engine-root", "--json"},
-    "where": {
-        "--identity", "--factors", "--version", "--arch", "--root", "--engine-root", "--json",
-    },
-    "ls": {"--root", "--engine-root", "--json"},
-    "show": {"file", "--tasks", "--json"},
-    "retry": {"directory", "--list", "--json"},
-    "explain": {"a", "b", "--last", "--root", "--engine-root", "--json"},
-    "report": {"receipt", "--only", "--html", "--root", "--engine-root", "--json"},
-    "verify": {"what", "--root", "--engine-root", "--json"},
+    "demo": {"--tp", "--pp", "--dp", "--ep", "--strategy", "--root", "--keep", "--json"},
+    "doctor": {"--quick", *PLACE},
+    "config": {"--set", *PLACE},
+    "where": {"--identity", "--factors", "--version", "--arch", *PLACE},
+    "ls": PLACE,
+    "show": {"file", "--tasks", *PLACE},
+    "status": {"--watch", *PLACE},
+    "explain": {"a", "b", "--last", "--cold", *PLACE},
+    "report": {"receipt", "--cold", "--only", "--html", *PLACE},
+    "stats": PLACE,
+    "diff": {"a", "b", "--all", *PLACE},
+    "verify": {"what", *PLACE},
     "pack": {
-        "identity", "-o", "--output", "--version", "--arch", "--root", "--engine-root", "--json",
+        "identity", "-o", "--output", "--skip-faulty", "--version", "--arch", *PLACE,
     },
-    "unpack": {"file", "--digest", "--dry-run", "--root", "--engine-root", "--json"},
-    "import": {
-        "source", "--version", "--arch", "--dry-run", "--root", "--engine-root", "--json",
-    },
+    "unpack": {"file", "--digest", "--replace", "--dry-run", *PLACE},
+    "import": {"source", "--version", "--arch", "--dry-run", *PLACE},
     "prune": {
         "--older-than", "--max-size", "--version", "--other-versions", "--set-aside", "--dry-run",
-        "--root", "--engine-root", "--json",
+        *PLACE,
     },
+    "rm": {"identity", "--dry-run", *PLACE},
+    "retry": {"directory", "--list", *PLACE},
+    "completion": {"shell"},
 }  # fmt: skip
 
 

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lost_ranks
+
 UNPRIVILEGED = Path(__file__).parents[1] / "ranks" / "on_ranks.py"
 #: How long a killed rank's peers are kept in the middle of a measurement.
 _IN_MEASUREMENT_S = 1.0
@@ -27,6 +29,11 @@ def is_planted(spec: Any, name: str) -> bool:
     return name in names.split("+") and (not rank or int(rank) == spec.rank)
 
 
+def _names(spec: Any) -> list[str]:
+    found: list[str] = spec.fault.partition("@")[0].split("+")
+    return found
+
+
 def plant(spec: Any, root: Path) -> None:
     """Plant this rank's faults, after the ranks have met and before they warm up.
 
@@ -36,6 +43,7 @@ def plant(spec: Any, root: Path) -> None:
     from warmup_plugin.engines.embedded.config import resolve
 
     gemm: Any = runners.BlockedGemmRunner
+    lost_ranks.plant([name for name in _names(spec) if is_planted(spec, name)], root)
     if is_planted(spec, "get_valid_tactics"):
         gemm.get_valid_tactics = _raising("get_valid_tactics")
     if is_planted(spec, "tactic"):
@@ -50,7 +58,7 @@ def plant(spec: Any, root: Path) -> None:
         _own_cublas(spec.rank)
     if is_planted(spec, "unprivileged"):
         resolve(f"{UNPRIVILEGED}:give_up_overrides")()
-    if "kill" in spec.fault:
+    if "kill" in _names(spec):
         _kill_in_measurement(root / "measuring", is_mine=is_planted(spec, "kill"))
 
 

@@ -18,7 +18,7 @@ import secrets
 import socket
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -52,12 +52,16 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Start:
-    """What the ranks of one start came to; ``errors`` and ``hung`` by rank, where expected."""
+    """What the ranks of one start came to; ``errors`` and ``hung`` by rank, where expected.
+
+    ``ended``: exit status of a process, and when it ended (monotonic), where a rank was to be lost.
+    """
 
     ranks: list[Any]
     errors: dict[int, str]
     hung: list[int]
     seconds: float
+    ended: dict[int, tuple[int, float]] = field(default_factory=dict)
 
     @property
     def timed(self) -> list[int]:
@@ -97,9 +101,18 @@ Serve = Callable[[Any, Connection], None]
 
 
 def run(
-    specs: Sequence[Any], serve: Serve, limit_s: float
+    specs: Sequence[Any],
+    serve: Serve,
+    limit_s: float,
+    *,
+    lost: Collection[int] = (),
+    ended: dict[int, tuple[int, float]] | None = None,
 ) -> tuple[list[Any], dict[int, str], list[int]]:
-    """Run one process per rank; return results in order, errors by rank, and ranks that hang."""
+    """Run one process per rank; return results in order, errors by rank, and ranks that hang.
+
+    Ranks to be ``lost`` are not waited for. With ``ended`` the ends of the others' processes are,
+    and are put there.
+    """
     running: dict[Any, tuple[Any, Any]] = {}
     for spec in specs:
         ours, theirs = CONTEXT.Pipe()
@@ -108,11 +121,14 @@ def run(
         theirs.close()
         running[ours] = spec, process
     processes = [process for _, process in running.values()]
+    ranks = {spec.rank: process for spec, process in running.values()}
     results: dict[int, Any] = {}
     errors: dict[int, str] = {}
     deadline = time.monotonic() + limit_s
     try:
-        while running and (left := deadline - time.monotonic()) > 0:
+        while (left := deadline - time.monotonic()) > 0 and any(
+            spec.rank not in lost for spec, _ in running.values()
+        ):
             for connection in wait(list(running), timeout=left):
                 spec, process = running.pop(connection)
                 body: Any
@@ -122,12 +138,26 @@ def run(
                     process.join(5)
                     kind, body = "error", f"rank {spec.rank} ended with {process.exitcode}"
                 (results if kind == "result" else errors)[spec.rank] = body
+        if ended is not None:
+            _await_ends({r: p for r, p in ranks.items() if r not in lost}, deadline, ended)
     finally:
         for process in processes:
             process.kill()
             process.join(5)
     hung = [spec.rank for spec, _ in running.values()]
     return [results[rank] for rank in sorted(results)], errors, hung
+
+
+def _await_ends(
+    processes: dict[int, Any], deadline: float, ended: dict[int, tuple[int, float]]
+) -> None:
+    """Note when each process ends, and how."""
+    rest = {process.sentinel: rank for rank, process in processes.items()}
+    while rest and (left := deadline - time.monotonic()) > 0:
+        for sentinel in wait(list(rest), timeout=left):
+            rank = rest.pop(sentinel)
+            processes[rank].join(5)
+            ended[rank] = processes[rank].exitcode, time.monotonic()
 
 
 @dataclass
@@ -163,9 +193,13 @@ class Job:
         limit_s: float = 120.0,
         per_rank: Callable[[int], dict[str, Any]] = lambda _rank: {},
         may_fail: bool = False,
+        lost: Collection[int] = (),
         **options: Any,
     ) -> Start:
-        """Start all ranks anew; ``per_rank`` gives a rank fields of its own."""
+        """Start all ranks anew; ``per_rank`` gives a rank fields of its own.
+
+        ``lost``: ranks that are killed or stopped meanwhile.
+        """
         options = {"model": str(self.model), **self.options, **options}
         size = options.get("tp", 1) * options.get("pp", 1) * options.get("dp", 1)
         port, common, specs = free_port(), {**self.environment(), **(env or {})}, []
@@ -176,11 +210,14 @@ class Job:
                 type(self).spec(**{**options, **own, "env": own_env, "rank": rank, "port": port})
             )
         began = time.monotonic()
-        ranks, errors, hung = run(specs, type(self).serve, limit_s)
+        ended: dict[int, tuple[int, float]] = {}
+        ranks, errors, hung = run(
+            specs, type(self).serve, limit_s, lost=lost, ended=ended if lost else None
+        )
         if not may_fail:
             assert not errors, "\n".join(errors.values())
             assert not hung, f"ranks {hung} did not end within {limit_s} s"
-        return Start(ranks, errors, hung, time.monotonic() - began)
+        return Start(ranks, errors, hung, time.monotonic() - began, ended)
 
     def tables(self) -> list[Path]:
         """Our tables."""
@@ -209,10 +246,20 @@ def answer(script: Callable[[Any], Any], spec: Any, connection: Connection) -> N
 
 
 def listen(name: str) -> list[str]:
-    """Collect what an engine's log shows, in the way its own handler is fed."""
+    """Collect what an engine's log shows, in the way its own handler is fed.
+
+    ``RANK_LOG`` names a file that has it too, for a process that ends without a word.
+    """
     lines: list[str] = []
     handler = logging.Handler(logging.INFO)
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+
+    def emit(record: logging.LogRecord) -> None:
+        lines.append(record.getMessage())
+        if file := os.environ.get("RANK_LOG"):
+            with Path(file).open("a", encoding="utf-8") as log:
+                log.write(f"{record.getMessage()}\n")
+
+    handler.emit = emit  # type: ignore[method-assign]  # a handler's one method
     logging.getLogger(name).addHandler(handler)
     return lines
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes docs/guarantees.md: every row, what engines do by themselves, how the last run came out.
 
-    pytest tests/faults tests/ranks/test_bad_tables.py --junitxml=run.xml
+    pytest tests/faults tests/ranks/test_{bad_tables,readiness}.py --junitxml=run.xml
     python tests/faults/guarantees.py run.xml [MORE.xml ...]
 
 `make guarantees` does both. The page's own words stay, down to the marker. What engines do is in

@@ -65,12 +65,12 @@ def test_ranks_stuck_in_its_collective_end_their_process(
 
 @pytest.mark.parametrize("name", BACK)
 def test_ranks_back_from_theirs_raise_what_names_it(name: str, ran: Callable[..., Ran]) -> None:
-    """It raises its own error, the other a SessionError with rank and error; nobody ends."""
+    """It raises its own error, the other a ForwardError with rank and error; nobody ends."""
     case = ran(BACK, name, tp=2)
     rank, error = failed(BACK[name])
     assert case.start[rank].raised == error
     assert case.start[1 - rank].error == (
-        "SessionError",
+        "ForwardError",
         f"rank {rank}: the forward failed: {error}: injected",
         None,
     )

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from warmup_plugin import __version__
+
 if TYPE_CHECKING:
     from tests.faults.conftest import Job, Ran
 
@@ -534,6 +536,39 @@ def ends_for_all(rank: int | None, reason: str) -> Check:
     return check
 
 
+def lives_and_leaves(rank: int, *reasons: str) -> Check:
+    """All ranks raise what names the one that cannot go on, at once; nobody is taken for lost."""
+
+    def check(seen: Ran) -> None:
+        culprit = rank % len(seen.start.ranks)
+        for each in seen.start.ranks:
+            assert each.raised == "SessionError", seen.start.told()
+            assert "is lost" not in each.outcome()
+            assert each.rank == culprit or f"rank {culprit} cannot go on: " in each.outcome()
+            assert all(reason in each.outcome() for reason in reasons), seen.start.told()
+        assert seen.start.seconds < SILENCE_S + 10
+        seen.again.assert_whole()
+
+    return check
+
+
+def says_that_ranks_may_differ(inner: Check) -> Check:
+    """Return a check that the log names the setting that forbids it."""
+
+    def check(seen: Ran) -> None:
+        inner(seen)
+        assert "ranks may serve different tactics for one call" in seen.start.warnings
+        assert "WARMUP_PLUGIN_REQUIRE_AGREEMENT=1 forbids that" in seen.start.warnings
+
+    return check
+
+
+def each_for_itself(seen: Ran) -> None:
+    """Nothing is shared and nothing written; the next start, alike on all ranks, shares."""
+    assert {report.agreement for report in seen.start.reports} == {"none"}
+    seen.again.assert_whole()
+
+
 def everyone(do: str, **more: Any) -> Faults:
     """Return a fault of every rank."""
     return lambda size: ({"do": do, "on": tuple(range(size)), **more},)
@@ -994,6 +1029,79 @@ _ROWS = (
         faults=everyone("slow_network", seconds=0.02), check=agrees,
     ),
     Row(
+        number="F37",
+        injected="a rank of an engine is killed or stopped before all have met",
+        happens="the others name it and its host within a silence; the job ends",
+        test="../ranks/test_readiness.py::test_a_rank_that_is_lost_before_its_word_is_named",
+    ),
+    Row(
+        number="F38",
+        injected="one rank of an engine has no descriptor left for the session's store",
+        happens="all warm up as without this package, at once",
+        test="../ranks/test_readiness.py::test_one_without_a_descriptor_is_the_reason_on_all",
+    ),
+    Row(
+        number="F39",
+        injected="no memory for what is ours on one rank, in the middle of the session",
+        happens="all leave the session and name it; an engine then warms up as without it",
+        faults=last("fail_at", at="share", error="MemoryError"),
+        check=lives_and_leaves(-1, "MemoryError: injected"),
+    ),
+    Row(
+        number="F39",
+        injected="the same on rank 0, which holds the store",
+        happens="the same",
+        faults=first("fail_at", at="plan", error="OSError"),
+        check=lives_and_leaves(0, "OSError: [Errno 5] injected"),
+    ),
+    Row(
+        number="F40",
+        injected="a rank that hands in the vote of another step",
+        happens="named on all with both steps; an engine then warms up as without it",
+        faults=last("change_vote", step="agree", change={"step": "load"}),
+        check=lives_and_leaves(-1, "its vote at step agree is one of step 'load'"),
+    ),
+    Row(
+        number="F41",
+        injected="a vote that lacks a field",
+        happens="rank and field are named on all; an engine then warms up as without it",
+        faults=last("change_vote", step="survey0", without=["missing"]),
+        check=lives_and_leaves(-1, "its vote at step survey0 has no 'missing'"),
+    ),
+    Row(
+        number="F41",
+        injected="a field of another type in a vote",
+        happens="rank, field, value and rule are named on all",
+        faults=last("change_vote", step="certify", change={"published": 7}),
+        check=lives_and_leaves(-1, "has 'published' = 7: must be list"),
+    ),
+    Row(
+        number="F42",
+        injected="another version of this package on one rank",
+        happens="both versions are named on all; an engine then warms up as without it",
+        faults=last("change_vote", step="open", change={"plugin": "0.0.9"}, without=["margin"]),
+        check=lives_and_leaves(-1, "its warmup-plugin is 0.0.9", f"rank's {__version__}"),
+    ),
+    Row(
+        number="F43",
+        injected="SIGTERM of one rank when all is tuned, at each step's begin",
+        happens="the table is stored; said on all, the job ends: none is certified",
+        test="test_sigterm.py::test_after_tuning_the_table_is_stored_and_the_job_ends",
+    ),
+    Row(
+        number="F44",
+        injected="`per_rank` in rank 0's environment alone",
+        happens="each tunes for itself; the warning names the setting that forbids it",
+        faults=first("environ", WARMUP_PLUGIN_STRATEGY="per_rank"),
+        check=says_that_ranks_may_differ(each_for_itself),
+    ),
+    Row(
+        number="F44",
+        injected="a FlashInfer switch in one rank's environment",
+        happens="the same",
+        faults=last("blocklist"), check=says_that_ranks_may_differ(each_for_itself),
+    ),
+    Row(
         number="F35",
         injected="a host without a local rank 0",
         happens="its first rank writes",
@@ -1060,7 +1168,7 @@ def test_the_page_has_these_rows() -> None:
 def test_every_row_is_there_and_has_its_test() -> None:
     """The rows asked for, each with a test that exists."""
     numbers = {row.number for row in ROWS}
-    assert numbers == {f"F{number}" for number in range(1, 37)}
+    assert numbers == {f"F{number}" for number in range(1, len(numbers) + 1)}
     for row in ROWS:
         file, _, function = row.test.partition("::")
         assert f"\ndef {function}(" in (Path(__file__).parent / file).read_text(encoding="utf-8")

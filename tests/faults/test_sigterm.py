@@ -47,8 +47,13 @@ CASES: dict[str, dict[str, Any]] = {
         **LEADER,
     },
     "SIGTERM of another rank that tunes": sent(1, "tune:3", SLOW),
-    "SIGTERM when all is tuned": sent(0, "prepare"),
     "SIGTERM before anything is": sent(0, "plan"),
+}
+#: When all is tuned: what is left is short, and the job ends after it.
+AFTER_TUNING = {
+    (step, rank): sent(rank, step)
+    for step in ("share", "prepare", "publish", "certify")
+    for rank in (0, 1)
 }
 ENDS = {
     "SIGTERM": -15,
@@ -91,11 +96,17 @@ def test_another_rank_s_end_is_noticed_while_this_one_tunes(
     assert again.tasks_tuned() > 0
 
 
-def test_after_tuning_the_table_is_stored_first(ran: Callable[..., Ran]) -> None:
-    """The signal waits for the steps that are left, if they are short."""
-    case = ran(CASES, "SIGTERM when all is tuned", tp=2)
-    assert case.start[0].status == -15
-    assert case.start[1].report.agreement == "certified"
+@pytest.mark.parametrize("spot", AFTER_TUNING, ids=lambda spot: f"{spot[0]}-{spot[1]}")
+def test_after_tuning_the_table_is_stored_and_the_job_ends(
+    spot: tuple[str, int], ran: Callable[..., Ran]
+) -> None:
+    """It waits for the steps that are left; no rank is certified with one that has gone."""
+    case, asked = ran(AFTER_TUNING, spot, tp=2), spot[1]
+    other = case.start[1 - asked]
+    assert case.start[asked].status == -15
+    other.assert_gave_up(asked)
+    assert "SIGTERM" in other.outcome()
+    assert any("SIGTERM" in line for line in case.start[asked].logged)
     case.again.assert_warm()
 
 

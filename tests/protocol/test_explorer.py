@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from warmup_plugin.engines.embedded import EngineConfig, launch
-from warmup_plugin.errors import RankLostError
+from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.meeting import Meeting
 from warmup_plugin.table import digest
 from warmup_plugin.waiting import within
@@ -131,6 +131,12 @@ def certifying(seat: Seat) -> None:
     seat.meet("certify")
 
 
+def lacking(seat: Seat) -> None:
+    """Rank 1 does not get what it needs; it lives."""
+    if seat.rank == 1:
+        raise OSError("no space")
+
+
 def confirming(seat: Seat) -> None:
     """What every step begins with, where a walk ends before it."""
     seat.meeting.confirm()
@@ -169,9 +175,12 @@ def session(parts: list[Part]) -> Part:
                 for part in rest:
                     part(seat)
                 seat.act("finishes")
-            except BaseException as error:
-                seat.meeting.abandon(f"{type(error).__name__}: {error}")
+            except RankLostError as error:
+                seat.meeting.abandon(error.reason, of=error.rank)
                 raise
+            except Exception as error:
+                seat.meeting.abandon(str(error), lives=True)
+                raise SessionError(f"rank {seat.rank} cannot go on: {error}") from error
 
     return run
 
@@ -228,8 +237,8 @@ class Steps:
     def act(self, what: str) -> None:
         pass
 
-    def abandon(self, reason: str) -> None:
-        raise AssertionError(reason)
+    def abandon(self, reason: str, *, of: int | None = None, lives: bool = False) -> None:
+        raise AssertionError(reason, of, lives)
 
     def close(self) -> None:
         self.asked.append("close")
@@ -292,6 +301,15 @@ def test_one_meeting_in_the_finest_moves(explore: Explore) -> None:
     """One fault of any kind, and every question of every round of a wait a move of its own."""
     explored = explore(session([surveying]), faults=1, fine=True)
     assert explored.states > 30_000
+
+
+@pytest.mark.parametrize("parts", [[surveying, lacking, planning], [loading, lacking, surveying]])
+def test_a_rank_that_lives_and_leaves_is_heard_alike(explore: Explore, parts: list[Part]) -> None:
+    """All of them fall back, or where another is lost meanwhile, all name one and the same."""
+    explored = explore(session(parts), fine=True)
+    assert explored.ends.keys() == {"unable 1, unable 1, unable 1"}
+    for kind in ("kill", "late"):
+        explore(session(parts), faults=1, kinds=(kind,))
 
 
 @pytest.mark.soak
@@ -371,6 +389,14 @@ class TellsNobody(Meeting):
         raise RankLostError(record["lost"], record["reason"])
 
 
+class TellsWhoLivesFromWhoIsLostByItself(Meeting):
+    """Takes the end of a session for what it has seen itself, and not for what is recorded."""
+
+    def _end(self, record: dict[str, Any]) -> Any:
+        self._link.compare_set("lost", json.dumps(record, sort_keys=True))
+        raise RankLostError(record["lost"], record["reason"])
+
+
 class ReadsNoMail(Meeting):
     """Acts as soon as it wakes up, before its store has read what came meanwhile."""
 
@@ -396,6 +422,13 @@ BROKEN: list[Any] = [
     pytest.param(SaysNothing, [planning], "late", FOR_EVER, id="no-lost-check"),
     pytest.param(LeavesAtOnce, [surveying], "", "alive and in time|differently", id="no-goodbye"),
     pytest.param(TellsNobody, [sharing, preparing], "kill", APART, id="no-announcement"),
+    pytest.param(
+        TellsWhoLivesFromWhoIsLostByItself,
+        [surveying, lacking, planning],
+        "",
+        APART,
+        id="two-ends",
+    ),
     pytest.param(ReadsNoMail, [surveying], "stop", AFTER, id="no-catching-up"),
     pytest.param(AsksInTheWrongOrder, [surveying], "stop", AFTER, id="wrong-order"),
 ]

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
 
-from warmup_plugin.errors import RankLostError
+from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.meeting import Meeting
 from warmup_plugin.settings import Settings
 from warmup_plugin.storelink import StoreLink
@@ -250,6 +250,8 @@ class Tree:
                 outcome = "done"
             except RankLostError as error:
                 outcome = f"lost {error.rank}"
+            except SessionError as error:
+                outcome = f"unable {str(error).split()[1]}"
             except _Paused:
                 pass
         acts, records = tuple(player.acts), tuple(player.records)

@@ -140,10 +140,10 @@ def test_a_rank_with_another_skip_list_takes_the_op_out_for_all(
 
 @pytest.mark.parametrize("ranks", [[0], [1], [0, 1]], ids=["rank 0", "rank 1", "both"])
 def test_a_forward_that_fails(ranks: list[int], deploy: Callable[..., Deployment]) -> None:
-    """Its own error where it failed, a SessionError naming rank and error elsewhere; then again."""
+    """Its own error where it failed, a ForwardError naming rank and error elsewhere; then again."""
     job = deploy(dp=2, layers=2, timing="deterministic")
     start = job.start("with_a_forward_that_fails", ranks=ranks)
     own = "ZeroDivisionError: planted"
-    other = f"SessionError: rank {ranks[0]}: the forward failed: {own}"
+    other = f"ForwardError: rank {ranks[0]}: the forward failed: {own}"
     assert start.seen == [own if rank in ranks else other for rank in range(2)]
     assert start.certificate

@@ -64,10 +64,22 @@ class Children:
         return {key: value for key, value in document.items() if not key.startswith("_")}
 
     @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest beside the table."""
+        found: dict[str, Any] = json.loads(
+            self.table_path.with_suffix(".manifest.json").read_text()
+        )
+        return found
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the table answers all that was asked."""
+        return bool(self.manifest["complete"])
+
+    @property
     def tasks(self) -> list[dict[str, Any]]:
         """The stored tasks, as the manifest has them."""
-        manifest = json.loads(self.table_path.with_suffix(".manifest.json").read_text())
-        return list(manifest["tasks"].values())
+        return list(self.manifest["tasks"].values())
 
     def outcomes(self, op: str) -> set[tuple[str, str]]:
         """Outcome and reason of every stored task of an op."""

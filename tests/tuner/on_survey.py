@@ -7,6 +7,7 @@ import gc
 import sys
 import time
 import weakref
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,7 @@ from warmup_plugin.engines.embedded.worker import Engine
 from warmup_plugin.kernel_warmup import Session
 from warmup_plugin.meeting import Meeting
 from warmup_plugin.serving import serving_fallbacks
+from warmup_plugin.settings import Settings
 from warmup_plugin.tuner.known_ops import KNOWN_OPS
 
 sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package stays the wheel's
@@ -122,35 +124,100 @@ def rivals(engine: Engine, batches: tuple[int, int]) -> Any:
     return child.warm(engine, forward)
 
 
-def unstable(engine: Engine, batch: int) -> Any:
+def unstable(engine: Engine, batches: Sequence[int]) -> Any:
     """An op whose key holds the raw batch, which is a bucket or is not; beside a sound op."""
 
     def forward() -> None:
-        call("raw", [RawBatch("raw")], FLOOR, rows(batch), WEIGHT)
+        for batch in batches:
+            call("raw", [RawBatch("raw")], FLOOR, rows(batch), WEIGHT)
         toy_call()
 
-    return child.warm(engine, forward), child.saved()
+    report, held = child.warm(engine, forward), child.saved()
+    served = {
+        batch: AutoTuner.get().choose_one("raw", [RawBatch("raw")], FLOOR, [rows(batch), WEIGHT])[1]
+        for batch in (1, 4, 7, 16, 50, 64, 100)
+    }
+    return report, held, served
 
 
-def winnerless(engine: Engine) -> Any:
-    """Every tactic fails; memory runs out while timing, and while inputs are made; one is sound."""
+class Unlisted(Toy):
+    """A runner that finds no memory for listing its tactics."""
+
+    def get_valid_tactics(self, *_: Any) -> Any:
+        raise torch.cuda.OutOfMemoryError("planted")
+
+
+def winnerless(engine: Engine, ops: Sequence[str], *, is_sound: bool = False) -> Any:
+    """Ops that come to nothing, each in its way, unless ``is_sound``; and one that is sound."""
 
     def no_memory(*_: Any) -> Any:
         raise torch.cuda.OutOfMemoryError("planted")
 
     starved = replace(FLOOR, tensor_initializers=((0, no_memory),))
 
+    def failing(name: str, error: type[Exception]) -> Failing:
+        runner = Failing(name)
+        runner.error = error
+        return runner
+
+    calls: dict[str, tuple[Any, Any]] = {
+        "fails": (failing("fails", ValueError), FLOOR),
+        "memory": (failing("memory", MemoryError), FLOOR),
+        "oom": (failing("oom", torch.cuda.OutOfMemoryError), FLOOR),
+        "starved": (Toy("starved"), starved),
+        "unlisted": (Unlisted("unlisted"), FLOOR),
+        "nothing": (Toy("nothing", tactics=()), FLOOR),
+    }
+
     def forward() -> None:
-        call("fails", [Failing("fails")], FLOOR)
-        for name, error in (("memory", MemoryError), ("oom", torch.cuda.OutOfMemoryError)):
-            runner = Failing(name)
-            runner.error = error
-            call(name, [runner], FLOOR)
-        call("starved", [Toy("starved")], starved)
-        call("nothing", [Toy("nothing", tactics=())], FLOOR)
+        for op in ops:
+            runner, config = calls[op]
+            if is_sound:
+                runner, config = Toy(op), FLOOR
+                runner.__class__ = type(calls[op][0].__class__.__name__, (Toy,), {})
+            call(op, [runner], config)
         toy_call()
 
     return child.warm(engine, forward)
+
+
+class Hungry(Toy):
+    """Tactics of known times; one of them finds no memory."""
+
+    hungry = 0
+
+    @staticmethod
+    def may_fail() -> bool:
+        """Whether this is a measurement, not the forward."""
+        tuner = AutoTuner.get()
+        return bool(tuner.is_tuning_mode) and "choose_one" not in vars(tuner)
+
+    def run(self, inputs: list[Any], tactic: Any, **_kwargs: Any) -> None:
+        del inputs
+        if tactic == self.hungry and self.may_fail():
+            raise torch.cuda.OutOfMemoryError("planted")
+        toys.let_time_pass({-1: 9.0, 0: 1.0, 1: 2.0, 2: 1.5}[tactic])
+
+
+class HungryDefault(Hungry):
+    hungry = -1
+
+
+def one_out_of_memory(engine: Engine) -> Any:
+    """The fastest tactic finds no memory; the default finds none. With a margin it is timed."""
+    one = Hungry("one", tactics=(0, 1, 2))
+    default = HungryDefault("default", tactics=(1,))
+
+    def forward() -> None:
+        call("one", [one], toys.STATIC, rows(100), WEIGHT)
+        call("default", [default], toys.STATIC, rows(100), WEIGHT)
+
+    report = child.warm(engine, forward, settings=Settings.from_env(margin=0.03))
+    served = {
+        op: AutoTuner.get().choose_one(op, [runner], toys.STATIC, [rows(100), WEIGHT])[1]
+        for op, runner in (("one", one), ("default", default))
+    }
+    return report, served
 
 
 class CudnnToy(Toy):
@@ -158,12 +225,18 @@ class CudnnToy(Toy):
 
 
 def odd_tactics(engine: Engine) -> Any:
+    odd = Toy("odd", tactics=(object(),))
+    cudnn = CudnnToy("cudnn", tactics=(1,))
+
     def forward() -> None:
-        call("odd", [Toy("odd", tactics=(object(),))], FLOOR)
-        call("cudnn", [CudnnToy("cudnn", tactics=(0, 1))], FLOOR)
+        call("odd", [odd], FLOOR)
+        call("cudnn", [cudnn], FLOOR)
         toy_call()
 
-    return child.warm(engine, forward)
+    report, choose = child.warm(engine, forward), AutoTuner.get().choose_one
+    _, tactic = choose("odd", [odd], FLOOR, [rows(16), WEIGHT])
+    _, number = choose("cudnn", [cudnn], FLOOR, [rows(16), WEIGHT])
+    return report, {"odd": type(tactic).__name__, "cudnn": number}
 
 
 def passed_through(engine: Engine) -> Any:
@@ -455,4 +528,5 @@ def listed_unstable(engine: Engine) -> Any:
         toy_call("shaky")
         toy_call()
 
-    return child.warm(engine, forward, ops=ops)
+    report = child.warm(engine, forward, ops=ops)
+    return report, toy_call("shaky")

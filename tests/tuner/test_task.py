@@ -13,6 +13,7 @@ from warmup_plugin.tuner.task import (
     Extras,
     Task,
     TaskIds,
+    canonical,
     may_differ,
     name_fields,
     numbers_of,
@@ -46,16 +47,28 @@ def test_an_id_is_the_same_in_every_process() -> None:
         (identity(A), identity(A, op="other")),
         (identity(A), identity(B)),
         (identity(A), identity(A, A)),
-        (identity(A, B), identity(B, A)),
         (identity(A), identity(("A", extras(2, "fp8")))),
         (identity(A), identity(("A", extras("1", "fp8")))),
         (identity(A), TaskIds("op", [A]).at(((128, 8), (8, 8), (0,)))),
     ],
-    ids=["op", "class", "list", "order", "extras", "type of extras", "profile"],
+    ids=["op", "class", "list", "extras", "type of extras", "profile"],
 )
 def test_ids_differ_in(one: str, other: str) -> None:
-    """Order matters: FlashInfer serves the first listed runner that has an entry."""
     assert one != other
+
+
+def test_the_order_of_the_runners_is_no_part_of_an_id() -> None:
+    """Some ops order them by the batch; the keys are the same."""
+    assert identity(A, B) == identity(B, A)
+    assert canonical([B, A]) == [1, 0]
+    assert canonical([A, B]) == [0, 1]
+
+
+def test_fields_that_follow_the_batch_are_no_part_of_an_id() -> None:
+    at_8, at_512 = (name_fields((batch, "fp8"), {}, (0,)) for batch in (8, 512))
+    assert at_8.follows_batch
+    assert at_8.neutral == at_512.neutral == "('<batch>', 'fp8')"
+    assert identity(("A", at_8)) == identity(("A", at_512))
 
 
 def test_twins_are_one_task() -> None:

@@ -8,97 +8,55 @@ are lines on standard error; a traceback is shown with --debug only.
 
 from __future__ import annotations
 
-import argparse
+import errno
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from warmup_plugin import __version__
-from warmup_plugin.cli import (
-    demo,
-    doctor,
-    explain,
-    import_,
-    ls,
-    pack,
-    prune,
-    report,
-    retry,
-    show,
-    unpack,
-    verify,
-    where,
-)
+from warmup_plugin.cli import output
 from warmup_plugin.cli.output import CommandError
+from warmup_plugin.cli.parser import make_parser, parse
 from warmup_plugin.errors import RuleError, SettingError, WarmupError
 
-#: In the order of the help.
-VERBS = (
-    demo, doctor, where, ls, show, explain, report, verify, pack, unpack, import_, prune, retry,
-)  # fmt: skip
-
-_EXAMPLES = """\
-examples:
-  warmup-plugin demo                 see it work: no GPU needed
-  warmup-plugin ls                   the tables on this machine
-  warmup-plugin explain --last       why did this start tune?
-  warmup-plugin doctor               what is wrong here, and how to put it right
-  warmup-plugin demo --help          each verb has its own options and examples
-"""
 _INTERRUPTED, _BROKEN_PIPE, _UNEXPECTED = 130, 141, 3
-_DEBUG_HELP = "show the traceback of an error"
+#: What a disk says, or a stream, that takes no more; none of it is a fault of this package.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if sys.stderr is None:  # closed by the caller: there is nobody to tell
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # until the end
+    if sys.stdout is None:
+        print("warmup-plugin: standard output is closed", file=sys.stderr)
+        return CommandError.FAILED
+    return _guarded(lambda: _run(words), debug="--debug" in words)
+
+
+def _run(words: list[str]) -> int:
     try:
-        arguments = vars(make_parser().parse_args(argv))
+        arguments = parse(words)
     except SystemExit as leaving:  # --help, --version, wrong usage: argparse has said what
         return int(leaving.code or 0)
-    run, debug = arguments.pop("run", None), arguments.pop("debug", False)
+    run: Callable[..., int] | None = arguments.pop("run", None)
+    arguments.pop("debug", None)
+    quiet, verbose = arguments.pop("quiet", False), arguments.pop("verbose", False)
+    output.set_loudness(int(verbose) - int(quiet))
     if run is None:
         make_parser().print_help(sys.stderr)
         return CommandError.USAGE
-    return _guarded(run, arguments, debug=debug)
+    return run(**arguments)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of all verbs."""
-    parser = argparse.ArgumentParser(
-        prog="warmup-plugin",
-        description="Tune FlashInfer kernels once, start warm everywhere.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"warmup-plugin {__version__}")
-    parser.add_argument("--debug", action="store_true", help=_DEBUG_HELP)
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB")
-    for module in VERBS:
-        verb = verbs.add_parser(
-            module.__name__.rpartition(".")[2].rstrip("_"),
-            help=module.HELP,
-            description=module.DESCRIPTION,
-            epilog=module.EXAMPLES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        module.add_arguments(verb)
-        verb.add_argument(
-            "--debug", action="store_true", default=argparse.SUPPRESS, help=_DEBUG_HELP
-        )
-        verb.set_defaults(run=module.run)
-    return parser
-
-
-def _guarded(run: Callable[..., int], values: dict[str, object], *, debug: bool) -> int:
+def _guarded(run: Callable[[], int], *, debug: bool) -> int:
     try:
-        code = run(**values)
+        code = run()
         sys.stdout.flush()  # here, where a reader that went away can still be told from a bug
     except BrokenPipeError:
-        # Python flushes standard output once more at exit; there is nobody to read it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go_of_stdout()
         return _BROKEN_PIPE
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # told in one line
         if debug:
@@ -106,7 +64,17 @@ def _guarded(run: Callable[..., int], values: dict[str, object], *, debug: bool)
             print(detail.rstrip() or traceback.format_exc().rstrip(), file=sys.stderr)
         message, code = _judged(error, debug=debug)
         print(f"warmup-plugin: {message}", file=sys.stderr)
+        if isinstance(error, OSError):
+            _let_go_of_stdout()
     return code
+
+
+def _let_go_of_stdout() -> None:
+    """Give standard output away: Python flushes it once more at exit, and would fail again."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # it is no file, as in a test
+        return
 
 
 def _judged(error: BaseException, *, debug: bool) -> tuple[str, int]:
@@ -114,11 +82,14 @@ def _judged(error: BaseException, *, debug: bool) -> tuple[str, int]:
     match error:
         case KeyboardInterrupt():
             return "interrupted", _INTERRUPTED
-        case CommandError():
-            return str(error), error.code
-        case SettingError():
-            return str(error), CommandError.USAGE
+        case CommandError(code=code):
+            return str(error), code
         case RuleError() | WarmupError():
-            return str(error), CommandError.FAILED
+            is_usage = isinstance(error, SettingError)
+            return str(error), CommandError.USAGE if is_usage else CommandError.FAILED
+        case OSError(filename=str(name), strerror=str(reason)):
+            return f"{name}: {reason}", CommandError.FAILED
+        case OSError(errno=number, strerror=reason) if number in _NO_ROOM:
+            return f"standard output: {reason}", CommandError.FAILED
     hint = "" if debug else "; --debug shows where, please report it"
     return f"unexpected {type(error).__name__}: {error}{hint}", _UNEXPECTED

@@ -11,15 +11,19 @@ types, another order, more or fewer bytes, another sha256. Nothing is written he
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 import re
+import shutil
+import sys
 import tarfile
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import msgspec
 
@@ -112,9 +116,9 @@ def read(path: Path, limit: int, sha256: str = "") -> list[Packed]:
         CommandError: it is not the archive that was pinned, or not one of this package's.
     """
     try:
-        with path.open("rb") as file:
+        with _opened(path) as file:
             if sha256:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+                found = _digest_of(file)
                 if found != sha256.lower().removeprefix("sha256:"):
                     raise CommandError(
                         f"{path}: sha256 {found}, not the {sha256} that was asked for"
@@ -125,8 +129,37 @@ def read(path: Path, limit: int, sha256: str = "") -> list[Packed]:
                 return list(_members(archive, limit))
     except _BadError as error:
         raise CommandError(f"{path}: {error}") from None
-    except (OSError, tarfile.TarError, EOFError, ValueError) as error:
+    except OSError as error:
+        raise CommandError(f"{error.filename or path}: {error.strerror or error}") from None
+    except (tarfile.TarError, EOFError, ValueError) as error:
         raise CommandError(f"{path}: not an archive of tables: {error}") from None
+
+
+def _digest_of(file: BinaryIO) -> str:
+    found = hashlib.sha256()
+    while part := file.read(1 << 20):
+        found.update(part)
+    return found.hexdigest()
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Open an archive, ``-`` for standard input; what comes as a stream is put aside whole first.
+
+    A tar's digest and its members are read one after the other, which no stream allows.
+    """
+    is_stdin = str(path) == "-"
+    if is_stdin and sys.stdin is None:
+        raise _BadError("standard input is closed")
+    with contextlib.ExitStack() as stack:
+        source = sys.stdin.buffer if is_stdin else stack.enter_context(path.open("rb"))
+        if not is_stdin and source.seekable():
+            yield source
+            return
+        whole = stack.enter_context(tempfile.TemporaryFile())
+        shutil.copyfileobj(source, whole)
+        whole.seek(0)
+        yield whole
 
 
 class _BadError(Exception):
@@ -189,6 +222,14 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         CommandError: it cannot be written.
     """
+    if not path.name or path.is_dir():
+        raise CommandError(f"{path}: a directory, not a file")
+    if path.exists() and not path.is_file():  # a pipe or a device: nothing to put in place
+        try:
+            path.write_bytes(data)
+        except OSError as error:
+            raise CommandError(f"{path}: {error.strerror}") from None
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(data)

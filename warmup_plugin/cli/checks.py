@@ -1,60 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `doctor` looks at without starting anything: settings, packages, directories, tables.
+"""What `doctor` looks at without starting anything: settings, packages, tables.
 
-Owns these checks, one function each, and the fix beside every finding that is not good. Writes one
-small file where tables are written, and takes it away again.
+Owns these checks, one function each, and the fix beside every finding that is not good; `disks.py`
+has those of directories. Changes nothing.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import importlib.metadata
-import os
-import secrets
-import shutil
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Literal
 
-from warmup_plugin.cli import machine, tree
+from warmup_plugin.cli import machine, places, tree
+from warmup_plugin.cli.engines import ENGINES, Engine, installed_version
 from warmup_plugin.cli.output import plural, size
-from warmup_plugin.engines.sglang.names import TESTED as SGLANG_TESTED
-from warmup_plugin.engines.vllm.names import TESTED as VLLM_TESTED
 from warmup_plugin.files import FOREIGN
-from warmup_plugin.settings import Settings
+from warmup_plugin.settings import Settings, unknown_variables
 
 State = Literal["good", "note", "bad"]
 
 
-@dataclass(frozen=True)
-class Engine:
-    """An engine that this package has an adapter for: how it finds plugins, and who chooses.
-
-    ``empty_is_all``: whether the variable, set to nothing, leaves all plugins in.
-    """
-
-    name: str
-    package: str
-    tested: tuple[str, ...]
-    group: str
-    chosen: str
-    empty_is_all: bool = False
-
-
-ENGINES: Final = (
-    Engine("vLLM", "vllm", VLLM_TESTED, "vllm.general_plugins", "VLLM_PLUGINS"),
-    Engine("SGLang", "sglang", SGLANG_TESTED, "sglang.srt.plugins", "SGLANG_PLUGINS", True),
-)
 #: FlashInfer releases the tests run on; 0.7.2 is the one that SGLang pins.
 FLASHINFER_TESTED: Final = (
     "0.6.11.post2", "0.6.12", "0.6.13", "0.6.18.post1", "0.7.0", "0.7.2", "0.7.2.post1",
 )  # fmt: skip
-_LITTLE_BYTES: Final = 256 * 10**6
-_SKEW_S: Final = 5.0
-_OLD_S: Final = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +56,7 @@ def packages(environ: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding("FlashInfer", "note", words, fix)
     else:
         yield Finding("FlashInfer", "good", found.value)
-    engines = [engine for engine in ENGINES if _version_of(engine.package) is not None]
+    engines = [engine for engine in ENGINES if installed_version(engine.package) is not None]
     if not engines:
         yield Finding(
             "engine", "note", "no vLLM or SGLang in this environment: a runner of your own?"
@@ -96,7 +66,7 @@ def packages(environ: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def _engine(engine: Engine, environ: Mapping[str, str]) -> Iterator[Finding]:
-    version = _version_of(engine.package) or ""
+    version = installed_version(engine.package) or ""
     if version.partition("+")[0] not in engine.tested:
         words = f"{engine.name} {version} is not a tested version ({', '.join(engine.tested)})"
         fix = f"{engine.name} is left alone, as without the plugin; install a tested version"
@@ -112,88 +82,39 @@ def _hook(engine: Engine, environ: Mapping[str, str]) -> Finding:
         fix = f"pip install warmup-plugin, in the environment that {engine.name} runs in"
         return Finding("entry point", "bad", f"{engine.group} does not name this package", fix)
     chosen = environ.get(engine.chosen)
-    named = [name.strip() for name in (chosen or "").split(",") if name.strip()]
-    is_limited = bool(named) or (chosen is not None and not engine.empty_is_all)
-    if is_limited and "warmup_plugin" not in named:
-        words = f"{engine.chosen}={chosen} leaves this package out"
-        return Finding("entry point", "bad", words, f"add warmup_plugin to {engine.chosen}")
+    if not engine.loads(chosen, "warmup_plugin"):
+        words = f"{engine.chosen}={chosen!r} leaves this package out"
+        fix = f"add warmup_plugin to {engine.chosen}"
+        if "warmup_plugin" in (chosen or "").replace(",", " ").split():
+            fix = f"write {engine.chosen} without blanks: {engine.name} does not take them away"
+        return Finding("entry point", "bad", words, fix)
+    if left_out := _others_left_out(engine, chosen):
+        words = f"{engine.group}: warmup_plugin; {engine.chosen} leaves out {', '.join(left_out)}"
+        fix = f"{engine.chosen} limits these groups too: name what the engine needs of them"
+        return Finding("entry point", "note", words, fix)
     return Finding("entry point", "good", f"{engine.group}: warmup_plugin")
 
 
-def _version_of(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _others_left_out(engine: Engine, chosen: str | None) -> list[str]:
+    """Return the plugins of other groups that the same variable leaves out."""
+    return [
+        f"{point.name} of {group}"
+        for group in engine.other_groups
+        for point in importlib.metadata.entry_points(group=group)
+        if not engine.loads(chosen, point.name)
+    ]
 
 
-def directories(roots: list[tree.Root]) -> Iterator[Finding]:
-    """Where tables are written, and the layers."""
-    yield from _writable(roots[0])
-    for root in roots[1:]:
-        if not os.access(root.path, os.R_OK | os.X_OK):
-            words = f"{root.path}: not there, or not readable by this user"
-            fix = "mount it, or take it out of WARMUP_PLUGIN_LAYERS; chmod -R a+rX if it is there"
-            yield Finding("layer", "bad", words, fix)
-        else:
-            number = sum(1 for _ in tree.walk([root]))
-            many = plural(number, "identity", "identities")
-            yield Finding("layer", "good" if number else "note", f"{root.path}: {many}")
+def variables(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Variables that are set and do nothing."""
+    for name, nearest in unknown_variables(environ).items():
+        fix = f"is it {nearest}?" if nearest else "unset it; warmup-plugin config lists all"
+        yield Finding("settings", "bad", f"{name}: no such setting", fix)
+    for words in places.useless(settings, environ):
+        yield Finding("settings", "note", words, "unset the one that is not meant")
 
 
-def _writable(root: tree.Root) -> Iterator[Finding]:
-    path = next(p for p in (root.path, *root.path.parents) if p.exists())
-    where = f"{root.path} ({root.source})"
-    if not path.is_dir():
-        fix = "choose another place with WARMUP_PLUGIN_CACHE_ROOT, or move that file away"
-        yield Finding("directory", "bad", f"{where}: {path} is a file", fix)
-        return
-    if not os.access(path, os.W_OK | os.X_OK):
-        fix = f"chown it to user {os.getuid()}, or set WARMUP_PLUGIN_CACHE_ROOT"
-        yield Finding("directory", "bad", f"{where}: user {os.getuid()} may not write there", fix)
-        return
-    yield Finding("directory", "good", f"{where}{'' if path == root.path else ', not made yet'}")
-    free = shutil.disk_usage(path).free
-    if free < _LITTLE_BYTES:
-        fix = "make room, for instance with warmup-plugin prune --older-than 30d"
-        yield Finding("disk", "bad", f"{size(free)} free", fix)
-    else:
-        yield Finding("disk", "good", f"{size(free)} free")
-    yield from _tried(path)
-
-
-def _tried(folder: Path) -> Iterator[Finding]:
-    """Write a file: whether its time is ours, and whether it can be locked."""
-    path = folder / f".doctor.{secrets.token_hex(8)}"
-    try:
-        with path.open("x") as file:
-            skew = path.stat().st_mtime - time.time()
-            can_lock = True
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                can_lock = False
-    except OSError as error:
-        fix = "look at quotas and mount options of that file system"
-        yield Finding("write", "bad", f"{path}: {error.strerror}", fix)
-        return
-    finally:
-        with contextlib.suppress(OSError):
-            path.unlink()
-    if abs(skew) > _SKEW_S:
-        words = f"the file system's clock is {skew:+.0f} s from this machine's"
-        fix = "set both by NTP: a replica could take a tuning engine for gone"
-        yield Finding("clock", "bad", words, fix)
-    else:
-        yield Finding("clock", "good", "the file system's agrees with this machine's")
-    if can_lock:
-        yield Finding("locks", "good", "the file system has them")
-    else:
-        fix = "mount with locks; else two writers in one instant may tune some tasks again"
-        yield Finding("locks", "note", "the file system has none", fix)
-
-
-def tables(roots: list[tree.Root], settings: Settings) -> Iterator[Finding]:
+def tables(roots: list[places.Root], settings: Settings) -> Iterator[Finding]:
     """What is kept: how much of it is whole, and what starts could not use."""
     found = [tree.glance(kept) for kept in tree.walk(roots)]
     bad = [each for each in found if each.state in ("has faults", "newer")]

@@ -137,7 +137,7 @@ def _print_tasks(out: Console, table: Table, tasks: Mapping[str, TaskRecord], *,
     ordered = sorted(tasks.values(), key=lambda t: (t.outcome == "tuned", -(t.ms or 0.0), t.op))
     rows = [_task_row(table, task) for task in ordered[:most]]
     out.print()
-    header = ("task", "ms", "default", "rank", "winner")
+    header = ("ms", "default", "rank", "winner", "task")
     print_rows(out, rows, header=header, right=("ms", "default", "rank"))
     if len(ordered) > most:
         rest = f"  {most} of {len(ordered)} tasks, the slowest; --tasks shows all"
@@ -150,7 +150,7 @@ def _task_row(table: Table, task: TaskRecord) -> tuple[str, ...]:
     shapes = shapes_of(keys[0]) if keys else "?"
     ms, default_ms = ("-" if t is None else f"{t:.3g}" for t in (task.ms, task.default_ms))
     rank = "-" if task.rank is None else str(task.rank)
-    return f"{task.op} {shapes}", ms, default_ms, rank, _winner(task, winner)
+    return ms, default_ms, rank, _winner(task, winner), f"{task.op} {shapes}"
 
 
 def _winner(task: TaskRecord, winner: Entry | None) -> str:

@@ -12,7 +12,7 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from warmup_plugin.cli import checks, live, output, tree
+from warmup_plugin.cli import checks, disks, live, output, places
 from warmup_plugin.cli.checks import Finding
 from warmup_plugin.cli.output import CommandError
 from warmup_plugin.errors import SettingError
@@ -28,7 +28,7 @@ EXAMPLES = """\
 examples:
   warmup-plugin doctor
   warmup-plugin doctor --quick               files and settings only
-  warmup-plugin doctor --engine-root "$VLLM_CACHE_ROOT" --json
+  warmup-plugin doctor --root /models/cache --json
 """
 _STYLES = {"good": "green", "note": "yellow", "bad": "bold red"}
 
@@ -36,7 +36,7 @@ _STYLES = {"good": "green", "note": "yellow", "bad": "bold red"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     parser.add_argument("--quick", action="store_true", help="start no child processes")
-    tree.add_root_arguments(parser)
+    places.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -67,11 +67,14 @@ def examine(*, quick: bool, root: Path | None, engine_root: Path | None) -> list
         fix = f"unset {error.variable}, or give it a value that its rule takes"
         return [Finding("settings", "bad", str(error), fix), *checks.packages(os.environ)]
     try:
-        roots = tree.find_roots(root, engine_root, settings, os.environ)
+        roots = places.find(root, engine_root, settings, os.environ)
     except CommandError as error:
         fix = "set WARMUP_PLUGIN_CACHE_ROOT to a directory that outlives the process"
         placed = [Finding("directory", "bad", str(error), fix)]
     else:
-        placed = [*checks.directories(roots), *checks.tables(roots, settings)]
-    found = [checks.mode(settings), *checks.packages(os.environ), *placed]
+        placed = [*disks.directories(roots), *checks.tables(roots, settings)]
+    found = [
+        checks.mode(settings), *checks.variables(settings, os.environ),
+        *checks.packages(os.environ), *placed,
+    ]  # fmt: skip
     return found if quick else [*found, *live.processes()]

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from warmup_plugin.cli import last, output, tree
+from warmup_plugin.cli import diff, last, named, output, places
 from warmup_plugin.cli.output import SHORT, CommandError
 from warmup_plugin.cli.reading import read_identity, read_report
 from warmup_plugin.cli.reasons import Reason, reasons
@@ -29,13 +28,14 @@ HELP = "say which factor keeps two starts apart, or why the last start tuned"
 DESCRIPTION = """\
 Say in words which config factors keep A and B from sharing a table. Each may be
 the directory of an identity, a file in it, a receipt, or the first digits of an
-identity. With --last, or a receipt alone: why that start tuned."""
+identity. With one alone, --last or --cold: why that start tuned."""
 EXAMPLES = """\
 examples:
   warmup-plugin explain --last                    why did this start tune?
+  warmup-plugin explain --cold                    the last one that did
   warmup-plugin explain ed16c9 0087db             by first digits
   warmup-plugin explain old/identity.json new/identity.json
-  warmup-plugin explain reports/20261120T091545Z_rank0.json
+  warmup-plugin explain reports/20261120T091545.120Z_rank0.json
 """
 
 
@@ -44,29 +44,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", metavar="A", nargs="?", help="one of the two, or a receipt alone")
     parser.add_argument("b", metavar="B", nargs="?", help="the other one")
     parser.add_argument("--last", action="store_true", help="the last start's receipt")
-    tree.add_root_arguments(parser)
+    parser.add_argument("--cold", action="store_true", help="the last start's that has tuned")
+    places.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def run(
-    *, a: str | None, b: str | None, last: bool, root: Path | None, engine_root: Path | None,
-    json: bool,
+    *, a: str | None, b: str | None, last: bool, cold: bool, root: Path | None,
+    engine_root: Path | None, json: bool,
 ) -> int:  # fmt: skip
     """Explain and print."""
-    if (a is not None) == last:
-        message = "name two identities, or one receipt, or --last"
+    if (a is not None) + last + cold != 1:
+        message = "name two identities, or one receipt, or --last, or --cold"
         raise CommandError(message, code=CommandError.USAGE)
     settings = Settings.from_env()
-    roots = tree.find_roots(root, engine_root, settings, os.environ)
+    roots = places.offered(root, engine_root, settings, os.environ)
     limit = settings.table_bytes
     if a is not None and b is not None:
         _two(a, b, roots, limit, as_json=json)
     else:
-        _one(None if a is None else Path(a), roots, limit, as_json=json)
+        _one(_receipt(a, roots, limit, cold=cold), roots, limit, as_json=json)
     return 0
 
 
-def _two(a: str, b: str, roots: list[tree.Root], limit: int, *, as_json: bool) -> None:
+def _receipt(name: str | None, roots: list[places.Root], limit: int, *, cold: bool) -> Path:
+    if name is None:
+        return last.last_receipt(roots, limit, cold=cold)
+    return named.receipt(name, roots, limit)
+
+
+def _two(a: str, b: str, roots: list[places.Root], limit: int, *, as_json: bool) -> None:
     one, other = (identity_named(name, roots, limit) for name in (a, b))
     found = reasons(one, other)
     if as_json:
@@ -76,15 +83,26 @@ def _two(a: str, b: str, roots: list[tree.Root], limit: int, *, as_json: bool) -
     output.print_rows(out, [("A", one.digest[:SHORT], a), ("B", other.digest[:SHORT], b)])
     out.print()
     if not found:
-        out.print("  The same identity: they share a table.")
+        out.print(f"  The same identity: {_tables_of(a, b, roots, limit)}.")
         return
     many = "One factor differs" if len(found) == 1 else f"{len(found)} factors differ"
     out.print(f"  {many}:")
     print_reasons(out, found)
 
 
-def _one(path: Path | None, roots: list[tree.Root], limit: int, *, as_json: bool) -> None:
-    verdict = last.explain_start(path or last.last_receipt(roots), roots, limit)
+def _tables_of(a: str, b: str, roots: list[places.Root], limit: int) -> str:
+    """Return whether two names of one identity have one table, in words."""
+    first, second = (diff.rows_of(name, roots, limit) for name in (a, b))
+    if not (first.entries and second.entries):
+        return "they share a table"
+    number = len(diff.changes(first, second))
+    if not number:
+        return "they share a table"
+    return f"but {output.plural(number, 'winner')} differ in their tables; see warmup-plugin diff"
+
+
+def _one(path: Path, roots: list[places.Root], limit: int, *, as_json: bool) -> None:
+    verdict = last.explain_start(path, roots, limit)
     if as_json:
         output.print_json(last.document(verdict))
         return
@@ -100,15 +118,15 @@ def print_reasons(out: Console, found: list[Reason] | tuple[Reason, ...]) -> Non
     output.print_rows(out, rows)
 
 
-def identity_named(name: str, roots: list[tree.Root], limit: int) -> Identity:
+def identity_named(name: str, roots: list[places.Root], limit: int) -> Identity:
     """Return the identity that somebody names by a path or by its first digits.
 
     Raises:
         CommandError: there is none, or it cannot be read.
     """
     path = Path(name).expanduser()
-    if not path.exists() and re.fullmatch("[0-9a-f]{1,64}", name):
-        path = Path(tree.matching(roots, name)[0].directory)
+    if not path.exists():
+        path = named.directory(name, roots)
     found = _read(path, limit)
     if isinstance(found, Miss):
         raise CommandError(f"{path}: {found.reason}")

@@ -32,8 +32,19 @@ class Win:
 
     @property
     def gain(self) -> float | None:
-        """Return how many times as fast as the default the winner is."""
-        return self.default_ms / self.ms if self.ms and self.default_ms else None
+        """Return how many times as fast as the default the winner is.
+
+        None where one of both is no time: receipts may have what a clock gone wrong has said.
+        """
+        ms, default_ms = plausible(self.ms), plausible(self.default_ms)
+        return plausible(default_ms / ms) if ms and default_ms else None
+
+
+def plausible(value: object) -> float | None:
+    """Return what can be a time that something took, None for anything else."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    return float(value) if math.isfinite(value) and value > 0 else None
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,14 @@ def wins_of(report: WarmupReport, limit: int) -> list[Win]:
     """Return the tuned tasks: this start's own, else those of the table that it was served from."""
     if report.winners:
         return [
-            Win(str(r["op"]), str(r["bucket"]), r["ms"], r["default_ms"], r["seconds"], r["rank"])
+            Win(
+                str(r["op"]),
+                str(r.get("bucket", "")),
+                r.get("ms"),
+                r.get("default_ms"),
+                r.get("seconds"),
+                r.get("rank"),
+            )
             for r in report.winners
         ]
     manifest = read_table(Path(report.path), limit).manifest if report.path else None

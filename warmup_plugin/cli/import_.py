@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from warmup_plugin.borrow import IMPORTED, read_any
-from warmup_plugin.cli import machine, output, tree
+from warmup_plugin.cli import machine, output, places
 from warmup_plugin.cli.archive import write_whole
+from warmup_plugin.cli.engines import ENGINES
 from warmup_plugin.cli.output import CommandError
 from warmup_plugin.files import is_inside
 from warmup_plugin.paths import IDENTITY_NAME, LAYOUT
@@ -66,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", metavar="V", help="FlashInfer's (default: as the file says)")
     parser.add_argument("--arch", metavar="A", help="sm<digits> or cpu (default: this machine's)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be taken over")
-    tree.add_root_arguments(parser)
+    places.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -76,11 +77,11 @@ def run(
 ) -> int:  # fmt: skip
     """Look, join, write and say so."""
     settings = Settings.from_env()
-    target = tree.find_roots(root, engine_root, settings, os.environ)[0]
-    places = places_of(source, engine_root, os.environ)
-    found, misses = collect(places, settings.table_bytes)
+    target = _target(source, root, engine_root, settings)
+    looked_in = places_of(source, engine_root, os.environ)
+    found, misses = collect(looked_in, settings.table_bytes)
     if not found:
-        where = ", ".join(map(str, places))
+        where = ", ".join(map(str, looked_in))
         why = f" ({misses[0][0]}: {misses[0][1].reason})" if misses else ""
         raise CommandError(f"no usable table at {where}{why}")
     rows = [_put(each, target, version, arch, dry_run=dry_run) for each in found]
@@ -92,6 +93,16 @@ def run(
     return 0
 
 
+def _target(
+    source: str, root: Path | None, engine_root: Path | None, settings: Settings
+) -> places.Root:
+    """Return where to write: an engine's own tables are for that engine's next start."""
+    is_engine = source in {engine.package for engine in ENGINES}
+    if is_engine and root is None and engine_root is None:
+        return places.of_engine(source, settings, os.environ)
+    return places.target(places.find(root, engine_root, settings, os.environ))
+
+
 def places_of(source: str, engine_root: Path | None, environ: Mapping[str, str]) -> list[Path]:
     """Return where a source keeps its tables: paths read in the packages, not imported from them.
 
@@ -99,13 +110,12 @@ def places_of(source: str, engine_root: Path | None, environ: Mapping[str, str])
     `flashinfer/autotune` below its own; FlashInfer 0.7: `v2` below its autotune store.
     """
     home = Path(environ.get("HOME", "/"))
-    cache = Path(environ.get("XDG_CACHE_HOME") or home / ".cache")
     if source == "vllm":
-        base = engine_root or Path(environ.get("VLLM_CACHE_ROOT") or cache / "vllm")
+        base = engine_root or places.default_of("vllm", environ)
         override = environ.get("VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR")
         return [base / "flashinfer_autotune_cache", *([Path(override)] if override else [])]
     if source == "sglang":
-        base = engine_root or Path(environ.get("SGLANG_CACHE_DIR") or home / ".cache" / "sglang")
+        base = engine_root or places.default_of("sglang", environ)
         return [base / "flashinfer" / "autotune"]
     if source == "flashinfer":
         base = Path(environ.get("FLASHINFER_WORKSPACE_BASE") or home) / ".cache" / "flashinfer"
@@ -156,7 +166,7 @@ def _candidates(place: Path) -> Iterator[Path]:
 
 
 def _put(
-    found: Found, target: tree.Root, version: str | None, arch: str | None, *, dry_run: bool
+    found: Found, target: places.Root, version: str | None, arch: str | None, *, dry_run: bool
 ) -> dict[str, Any]:
     """Write one table beside the identities of its environment."""
     data = render_table(Table(found.stamp, found.entries))
@@ -173,11 +183,28 @@ def _put(
         write_whole(path, data)
     return {
         "path": str(path), "entries": len(found.entries), "conflicts": found.conflicts,
-        "sources": found.sources, "new": is_new,
+        "sources": found.sources, "new": is_new, "unseen": _why_unseen(found, path),
     }  # fmt: skip
 
 
-def _shelf(found: Found, target: tree.Root, version: str | None, arch: str | None) -> Path:
+def _why_unseen(found: Found, path: Path) -> str:
+    """Return why no start on this machine will take the table up, as far as can be told."""
+    gpu, version = found.stamp.get("gpu"), found.stamp.get("flashinfer_version")
+    if gpu not in INDETERMINATE:
+        here = machine.gpu_names()
+        if gpu not in here:
+            has = f"has {' and '.join(sorted(set(here)))}" if here else "has no GPU"
+            placed = ""
+            if path.parent.parent.name == "cpu":
+                placed = "; --arch sm<digits> puts it where starts on such a GPU look"
+            return f"tuned on {gpu}, and this machine {has}{placed}"
+    installed = machine.flashinfer_version()
+    if version not in INDETERMINATE and installed is not None and version != installed.value:
+        return f"of FlashInfer {version}, and {installed.value} is installed here"
+    return ""
+
+
+def _shelf(found: Found, target: places.Root, version: str | None, arch: str | None) -> Path:
     if target.kind == "override":
         return target.path
     said = found.stamp.get("flashinfer_version")
@@ -196,4 +223,7 @@ def _print(rows: list[dict[str, Any]], rejected: list[dict[str, str]], *, dry_ru
         differ = f", {row['conflicts']} differ: the first was taken" if row["conflicts"] else ""
         verb = "would be taken over" if dry_run else "taken over" if row["new"] else "there already"
         output.print_rows(out, [(f"{entries} from {files} {verb}{differ}",)])
+        if row["unseen"]:
+            line = f"no start on this machine will take it up: {row['unseen']}"
+            output.print_rows(out, [(output.words(line, "yellow"),)])
     output.print_rows(out, [("not usable", row["path"], row["reason"]) for row in rejected])

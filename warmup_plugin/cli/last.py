@@ -7,13 +7,13 @@ Owns that judgement. Where a start found no table of its own identity, the neare
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from warmup_plugin.cli import tree
-from warmup_plugin.cli.output import SHORT, CommandError, plural
+from warmup_plugin.cli import places, tree
+from warmup_plugin.cli.output import SHORT, CommandError, note, plural
 from warmup_plugin.cli.reading import read_identity, read_report
 from warmup_plugin.cli.reasons import Reason, reasons
 from warmup_plugin.errors import IdentityError
@@ -37,27 +37,54 @@ class Verdict:
     factors: tuple[Reason, ...] = ()
 
 
-def last_receipt(roots: list[tree.Root]) -> Path:
-    """Return the newest receipt below these roots, rank 0's where several are as new.
+def last_receipt(roots: list[places.Root], limit: int, *, cold: bool = False) -> Path:
+    """Return the newest receipt that can be read, rank 0's where several are as new.
+
+    ``cold``: the newest of a start that has tuned.
 
     Raises:
         CommandError: there is none.
     """
-    found = list(_receipts(roots))
-    if not found:
-        where = ", ".join(str(root.path) for root in roots)
-        raise CommandError(f"no receipt below {where}: no start has written one there yet")
-    return max(found, key=lambda row: (int(row[0]), "_rank0." in row[1].name, row[0]))[1]
+    where = ", ".join(str(root.path) for root in roots) or "any cache root"
+    found = [path for kept in tree.walk(roots) for path in _receipts(kept)]
+    return newest(found, limit, of=f"below {where}", cold=cold)
 
 
-def _receipts(roots: list[tree.Root]) -> Iterator[tuple[float, Path]]:
-    for kept in tree.walk(roots):
-        if REPORTS in kept.folders:
-            for path in Path(kept.directory, REPORTS).glob("*.json"):
-                yield path.stat().st_mtime, path
+def newest(paths: Iterable[Path], limit: int, *, of: str, cold: bool = False) -> Path:
+    """Return the newest of these receipts that can be read; a note names those that cannot.
+
+    Raises:
+        CommandError: there is none.
+    """
+    ordered = sorted(paths, key=_recency, reverse=True)
+    unread = 0
+    for path in ordered:
+        report = read_report(path, limit)
+        if isinstance(report, Miss):
+            note(f"{path}: {report.reason}; an earlier receipt is looked for")
+            unread += 1
+        elif not cold or _new(report):
+            return path
+    if unread:
+        raise CommandError(f"no receipt {of} can be read")
+    if ordered:
+        raise CommandError(f"no start that tuned has left a receipt {of}: all were warm")
+    raise CommandError(f"no receipt {of}: no start has written one there yet")
 
 
-def explain_start(path: Path, roots: list[tree.Root], limit: int) -> Verdict:
+def _recency(path: Path) -> tuple[int, bool, float]:
+    try:
+        changed = path.stat().st_mtime
+    except OSError:
+        changed = 0.0
+    return int(changed), "_rank0." in path.name, changed
+
+
+def _receipts(kept: tree.Kept) -> Iterable[Path]:
+    return Path(kept.directory, REPORTS).glob("*.json") if REPORTS in kept.folders else ()
+
+
+def explain_start(path: Path, roots: list[places.Root], limit: int) -> Verdict:
     """Return why the start that wrote this receipt tuned, or did not.
 
     Raises:
@@ -79,8 +106,18 @@ def explain_start(path: Path, roots: list[tree.Root], limit: int) -> Verdict:
     return _why_tuned(path, report, roots, limit, tuned)
 
 
+def is_cold(report: WarmupReport) -> bool:
+    """Return whether a start has tuned."""
+    return _new(report) > 0
+
+
+def receipts(roots: list[places.Root]) -> list[Path]:
+    """Return every receipt below these roots, the oldest first."""
+    return sorted((path for kept in tree.walk(roots) for path in _receipts(kept)), key=_recency)
+
+
 def _why_tuned(
-    path: Path, report: WarmupReport, roots: list[tree.Root], limit: int, tuned: int
+    path: Path, report: WarmupReport, roots: list[places.Root], limit: int, tuned: int
 ) -> Verdict:
     spoilt = [row for row in report.read if row.get("reason") and not row.get("entries")]
     if spoilt and not any(row.get("entries") for row in report.read):
@@ -109,7 +146,7 @@ def _incomplete(report: WarmupReport, tuned: int) -> tuple[str, ...]:
     return (words,)
 
 
-def _adopted(path: Path, report: WarmupReport, roots: list[tree.Root], limit: int) -> Verdict:
+def _adopted(path: Path, report: WarmupReport, roots: list[places.Root], limit: int) -> Verdict:
     took = [f"{plural(n, 'task')} from {source}" for source, n in report.adopted_from.items()]
     words = f"It tuned nothing: it took over {'; '.join(took)}."
     found = _by_factor(path, report, roots, limit)
@@ -118,7 +155,7 @@ def _adopted(path: Path, report: WarmupReport, roots: list[tree.Root], limit: in
     return Verdict(str(path), "adopted", (words, *found.words), found.nearest, found.factors)
 
 
-def _by_factor(path: Path, report: WarmupReport, roots: list[tree.Root], limit: int) -> Verdict:
+def _by_factor(path: Path, report: WarmupReport, roots: list[places.Root], limit: int) -> Verdict:
     mine = _identity(report, path, limit)
     if mine is None:
         return Verdict(str(path), "first", ("There was no table; its factors are not known.",))

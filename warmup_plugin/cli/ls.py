@@ -12,16 +12,21 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from warmup_plugin.cli import output
-from warmup_plugin.cli.tree import Glance, Root, add_root_arguments, find_roots, glance, walk
+from warmup_plugin.cli import output, places
+from warmup_plugin.cli.places import Root
+from warmup_plugin.cli.tree import Glance, glance, walk
 from warmup_plugin.settings import Settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 HELP = "list all tables on this machine"
 DESCRIPTION = """\
-List the tables below the cache root and the layers, of every FlashInfer version
-and GPU architecture: one line for each identity, the newest last."""
+List the tables below every cache root that an engine or a runner of your own
+uses on this machine, and below the layers, of every FlashInfer version and GPU
+architecture: one line for each identity, the newest last."""
 EXAMPLES = """\
 examples:
   warmup-plugin ls
@@ -35,13 +40,13 @@ _NUMBERS = ("entries", "size")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
-    add_root_arguments(parser)
+    places.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def run(*, root: Path | None, engine_root: Path | None, json: bool) -> int:
     """Look and print."""
-    roots = find_roots(root, engine_root, Settings.from_env(), os.environ)
+    roots = places.find(root, engine_root, Settings.from_env(), os.environ)
     found = sorted(map(glance, walk(roots)), key=lambda each: each.kept.changed)
     if json:
         output.print_json(document(roots, found))
@@ -54,7 +59,16 @@ def document(roots: list[Root], found: list[Glance]) -> dict[str, Any]:
     """Return the list as JSON values."""
     return {
         "schema": 1,
-        "roots": [{"path": str(r.path), "source": r.source, "kind": r.kind} for r in roots],
+        "roots": [
+            {
+                "path": str(r.path),
+                "source": r.source,
+                "kind": r.kind,
+                "users": r.users,
+                "exists": r.is_there,
+            }
+            for r in roots
+        ],
         "tables": [
             {
                 "identity": each.kept.identity,
@@ -77,14 +91,14 @@ def document(roots: list[Root], found: list[Glance]) -> dict[str, Any]:
 
 def _print(roots: list[Root], found: list[Glance]) -> None:
     out = output.console()
-    for root in roots:
-        out.print(output.words(f"{root.path}  ({root.source})", "bold"), soft_wrap=True)
+    if not output.is_quiet():
+        _print_roots(out, roots, found)
     if not found:
-        out.print("  Nothing is kept there yet.")
         return
     rows = [_row(each) for each in found]
     if out.is_terminal:
         output.print_rows(out, rows, header=_HEADER, right=_NUMBERS)
+        _print_total(found)
         return
     # Where nobody watches a column may be as wide as it is: ten thousand lines in no time.
     table = [_HEADER, *rows]
@@ -98,6 +112,23 @@ def _print(roots: list[Root], found: list[Glance]) -> None:
         for row in table
     )
     sys.stdout.write("".join(f"  {line}\n" for line in lines))
+    _print_total(found)
+
+
+def _print_roots(out: Console, roots: list[Root], found: list[Glance]) -> None:
+    """Say where was looked; of places that nobody has chosen only if there is something."""
+    holding = {each.kept.root.path for each in found}
+    told = [r for r in roots if r.path in holding or r.chosen or not found or output.is_verbose()]
+    for root in told:
+        empty = "" if root.path in holding or not found else ": nothing yet"
+        out.print(output.words(f"{root.path}  ({root.source}){empty}", "bold"), soft_wrap=True)
+    if not found:
+        out.print("  Nothing is kept there yet.")
+
+
+def _print_total(found: list[Glance]) -> None:
+    total = output.size(sum(each.kept.bytes for each in found))
+    print(f"  {output.plural(len(found), 'identity', 'identities')}, {total}")
 
 
 def _row(each: Glance) -> tuple[str, ...]:
@@ -112,5 +143,5 @@ def _row(each: Glance) -> tuple[str, ...]:
         output.size(kept.bytes),
         each.state,
         written,
-        "".join(c if c.isprintable() else repr(c)[1:-1] for c in words),
+        output.printable(words),
     )

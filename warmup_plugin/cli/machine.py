@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from warmup_plugin.paths import Component
 
 _PACKAGE = "flashinfer-python"
-_QUERY = ("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
+_QUERY = ("nvidia-smi", "--format=csv,noheader")
 _PATIENCE_S = 20.0  # a driver that is not loaded yet takes its time
 
 
@@ -50,12 +50,21 @@ def _version_of(package: str) -> str | None:
         return None
 
 
+def gpu_names() -> list[str]:
+    """Return the names of this machine's GPUs, as the driver tells them; none without one."""
+    return _asked("name")
+
+
 def _compute_capabilities() -> list[str]:
+    return [line for line in _asked("compute_cap") if line.replace(".", "").isdecimal()]
+
+
+def _asked(field: str) -> list[str]:
     try:
         asked = subprocess.run(  # noqa: S603  # its words are constants
-            _QUERY, capture_output=True, check=True, text=True, timeout=_PATIENCE_S
-        )
+            [*_QUERY, f"--query-gpu={field}"], capture_output=True, check=True, text=True,
+            timeout=_PATIENCE_S,
+        )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return []
-    found = [line.strip() for line in asked.stdout.splitlines()]
-    return [line for line in found if line.replace(".", "").isdecimal()]
+    return [line.strip() for line in asked.stdout.splitlines() if line.strip()]

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the verbs print with: a console, a JSON document, rows of words, an error.
+"""What the verbs print with: a console, a JSON document, rows of words, a note, an error.
 
-Owns how things look, once: results go to standard output, progress and errors to standard error;
-nothing is coloured or cut where nobody watches. Refuses markup: the names of ops hold brackets.
+Owns how things look, once: results go to standard output; progress, notes and errors to standard
+error; nothing is coloured, wrapped or cut where nobody watches. Refuses markup: the names of ops
+hold brackets.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,6 +25,26 @@ if TYPE_CHECKING:
 SHORT = 12
 
 _INDENT, _NARROWEST = 2, 20
+#: Where nobody watches, a line is as long as it is: who reads it may search it.
+_ENDLESS = 10_000
+#: -1 after ``--quiet``, 1 after ``--verbose``; set once, before a verb runs.
+_loudness = 0
+
+
+def set_loudness(level: int) -> None:
+    """Say how much is told beside the answer itself."""
+    global _loudness  # noqa: PLW0603  # of the process, as its standard error is
+    _loudness = level
+
+
+def is_quiet() -> bool:
+    """Return whether only the answer and errors are asked for."""
+    return _loudness < 0
+
+
+def is_verbose() -> bool:
+    """Return whether more is asked for than the answer needs."""
+    return _loudness > 0
 
 
 class CommandError(Exception):
@@ -37,11 +59,32 @@ class CommandError(Exception):
         self.detail = detail
 
 
-def console(*, err: bool = False) -> Console:
-    """Return a console on standard output or standard error as they are now."""
+def console(*, err: bool = False, folded: bool = False) -> Console:
+    """Return a console on standard output or standard error as they are now.
+
+    ``folded``: as wide as a terminal also where there is none, for what stands side by side.
+    """
     from rich.console import Console
 
-    return Console(stderr=err, markup=False, highlight=False, emoji=False)
+    class Piped(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would exit with 1, as if the command had failed
+
+    found = Piped(stderr=err, markup=False, highlight=False, emoji=False)
+    if not folded and not found.is_terminal and not os.environ.get("COLUMNS"):
+        found.width = _ENDLESS
+    return found
+
+
+def note(text: str) -> None:
+    """Say on standard error what does not keep the command from its answer."""
+    if not is_quiet():
+        print(f"warmup-plugin: note: {printable(text)}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """Return a text in which what could steer a terminal is spelled out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def print_json(document: object) -> None:
@@ -53,7 +96,7 @@ def words(text: str, style: str = "") -> Text:
     """Return styled text. What could steer a terminal, in a file from anywhere, is spelled out."""
     from rich.text import Text
 
-    return Text("".join(c if c.isprintable() else repr(c)[1:-1] for c in text), style)
+    return Text(printable(text), style)
 
 
 def print_path(out: Console, path: Path) -> None:

@@ -23,6 +23,8 @@ _COLOURS = {
     "plan": "#b39ddb", "tune": "#e4572e", "share": "#f4a259", "prepare": "#ffc65d",
     "publish": "#8e9aaf", "certify": "#2e933c",
 }  # fmt: skip
+#: What of a tuned task is drawn; receipts of other versions may lack some of it.
+_TASK = {"rank", "op", "bucket", "began", "seconds"}
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -105,7 +107,7 @@ def _timeline(report: WarmupReport) -> dict[str, Any] | None:
         mine = [row for row in rows if row[1] == step]
         data.append(_bars(step, mine, _COLOURS.get(step, "#616e7c"), width=0.7))
     tasks = [(f"rank {row['rank']}", f"{row['op']} @ {row['bucket']}", row["began"],
-              row["seconds"]) for row in report.winners]  # fmt: skip
+              row["seconds"]) for row in report.winners if row.keys() >= _TASK]  # fmt: skip
     if tasks:
         data.append(_bars("a task", tasks, "#1f2933", width=0.25))
     ranks = sorted({row["rank"] for row in report.ranks}, reverse=True)

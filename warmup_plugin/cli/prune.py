@@ -1,29 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """`warmup-plugin prune`: throw tables away by age, size or version, never those in use.
 
-Owns the choice and the deletion. An identity goes as a whole: its directory is renamed, looked at
-once more, then deleted. Layers are never touched.
+Owns the choice, over all cache roots of this machine together; `removal.py` deletes. An identity
+goes as a whole. Layers are never touched.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import re
-import secrets
-import shutil
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from warmup_plugin.cli import machine, output, tree
+from warmup_plugin.cli import machine, output, places, removal, tree
 from warmup_plugin.cli.output import CommandError
+from warmup_plugin.cli.places import Root
 from warmup_plugin.cli.usage import last_used, user_of
-from warmup_plugin.files import FOREIGN, is_inside
-from warmup_plugin.locks import locked
+from warmup_plugin.files import FOREIGN
 from warmup_plugin.settings import Settings
 
 HELP = "throw tables away by age, size or version, never those in use"
@@ -40,7 +37,9 @@ examples:
 """
 
 _AGE = {"h": 3600.0, "d": 86_400.0, "w": 7 * 86_400.0}
-_SIZE = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SIZE: dict[str, int] = {f"{prefix}{end}": base**power
+         for power, prefix in enumerate("kmgt", 1)
+         for end, base in (("", 1000), ("b", 1000), ("i", 1024), ("ib", 1024))}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set-aside", action="store_true", help="also what starts have set aside, everywhere"
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would go")
-    tree.add_root_arguments(parser)
+    places.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -83,9 +82,10 @@ def _age(text: str) -> float:
 
 
 def _size(text: str) -> int:
-    match = re.fullmatch(r"(\d+)(kB|MB|GB|TB)", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a number with kB, MB, GB or TB")
+    match = re.fullmatch(r"(\d+) ?([a-z]+)", text.lower())
+    if match is None or match[2] not in _SIZE:
+        rule = "must be a number with kB, MB, GB or TB, or KiB, MiB, GiB or TiB"
+        raise argparse.ArgumentTypeError(f"{text!r}: {rule}")
     return int(match[1]) * _SIZE[match[2]]
 
 
@@ -100,22 +100,22 @@ def run(
         )
         raise CommandError(message, code=CommandError.USAGE)
     settings = Settings.from_env()
-    target = tree.find_roots(root, engine_root, settings, os.environ)[0]
+    everywhere = places.find(root, engine_root, settings, os.environ)
+    found = [place for place in everywhere if place.kind != "layer"]
     installed = _installed() if other_versions else ""
-    kept = list(tree.walk([target]))
+    kept = list(tree.walk(found))
     chosen = choose(
         kept, older_than=older_than, max_size=max_size, versions=version, installed=installed,
         limit=settings.table_bytes,
     )  # fmt: skip
     going = [each for each in chosen if not each.user]
     aside = [each for each in kept if set_aside and FOREIGN in each.folders]
-    failed = [] if dry_run else _throw_away(going, aside, settings.table_bytes)
-    document = _document(target, kept, chosen, aside, failed, dry_run=dry_run)
+    done = [] if dry_run else _throw_away(going, aside, settings.table_bytes)
     if json:
-        output.print_json(document)
+        output.print_json(_document(found, kept, chosen, aside, done, dry_run=dry_run))
     else:
-        _print(chosen, aside, failed, dry_run=dry_run)
-    return CommandError.FAILED if failed else 0
+        _print(chosen, aside, done, dry_run=dry_run)
+    return CommandError.FAILED if any(each.stayed for each in done) else 0
 
 
 def _installed() -> str:
@@ -155,47 +155,20 @@ def choose(
     return [Candidate(kept[i], why[i], used, users[i]) for used, i in ages if i in why]
 
 
-def _throw_away(going: list[Candidate], aside: list[tree.Kept], limit: int) -> list[str]:
-    """Delete; return what could not be, in words."""
-    failed = []
-    for each in going:
-        try:
-            _refuse_links(each.kept)
-            _delete(each.kept, limit)
-        except OSError as error:
-            failed.append(f"{error.filename or each.kept.directory}: {error.strerror}")
-    for kept in aside:
-        try:
-            _refuse_links(kept)
-            shutil.rmtree(Path(kept.directory, FOREIGN))
-        except FileNotFoundError:
-            pass  # gone with its identity
-        except OSError as error:
-            failed.append(f"{error.filename or kept.directory}: {error.strerror}")
-    return failed
-
-
-def _refuse_links(kept: tree.Kept) -> None:
-    """Raise `OSError` where a link leads to other people's files."""
-    directory = Path(kept.directory)
-    if directory.is_symlink() or not is_inside(directory, kept.root.path):
-        raise OSError(errno.EPERM, "a link; not followed", kept.directory)
-
-
-def _delete(kept: tree.Kept, limit: int) -> None:
-    """Delete an identity's directory unless it has come into use since it was chosen."""
-    directory = Path(kept.directory)
-    away = directory.with_name(f".{directory.name[:12]}.pruned.{secrets.token_hex(4)}")
-    with locked(directory):  # no table is published meanwhile
-        if user_of(kept, limit):
-            return
-        directory.rename(away)
-    shutil.rmtree(away)
+def _throw_away(
+    going: list[Candidate], aside: list[tree.Kept], limit: int
+) -> list[removal.Removed]:
+    """Delete, and return what became of each directory."""
+    done = [removal.remove_identity(each.kept, limit) for each in going]
+    gone = {each.directory for each in done if each.is_gone}
+    return done + [
+        removal.remove_folder(kept, FOREIGN) for kept in aside if kept.directory not in gone
+    ]
 
 
 def _document(
-    target: tree.Root, kept: list[tree.Kept], chosen: list[Candidate], aside: list[tree.Kept],
-    failed: list[str], *, dry_run: bool,
+    found: list[Root], kept: list[tree.Kept], chosen: list[Candidate], aside: list[tree.Kept],
+    done: list[removal.Removed], *, dry_run: bool,
 ) -> dict[str, Any]:  # fmt: skip
     rows = [
         {
@@ -205,23 +178,39 @@ def _document(
         for each in chosen
     ]  # fmt: skip
     return {
-        "schema": 1, "root": str(target.path), "dry_run": dry_run, "looked_at": len(kept),
-        "chosen": rows, "set_aside": [each.directory for each in aside], "failed": failed,
+        "schema": 1, "root": str(found[0].path), "roots": [str(root.path) for root in found],
+        "dry_run": dry_run, "looked_at": len(kept), "chosen": rows,
+        "set_aside": [each.directory for each in aside],
+        "gone": [each.directory for each in done if each.is_gone],
+        "bytes_gone": sum(each.bytes for each in done),
+        "failed": [line for each in done for line in each.stayed],
     }  # fmt: skip
 
 
 def _print(
-    chosen: list[Candidate], aside: list[tree.Kept], failed: list[str], *, dry_run: bool
+    chosen: list[Candidate], aside: list[tree.Kept], done: list[removal.Removed], *, dry_run: bool
 ) -> None:
-    out = output.console()
     going = [each for each in chosen if not each.user]
     for each in chosen:
         what = f"stays: in use by {each.user}" if each.user else each.why
         print(f"  {each.kept.identity[: output.SHORT]}  {output.size(each.kept.bytes):>10}  {what}")
-    for line in failed:
-        out.print(output.words(f"  NO  {line}", "red"), soft_wrap=True)
-    total = output.size(sum(each.kept.bytes for each in going))
+    identities = {each.kept.directory for each in going}
+    gone = [each for each in done if each.is_gone and each.directory in identities]
+    print_stayed(done)
+    number = len(going) if dry_run else len(gone)
+    total = sum(e.kept.bytes for e in going) if dry_run else sum(e.bytes for e in done)
     verb = "would go" if dry_run else "gone"
     more = f", and what {output.plural(len(aside), 'identity', 'identities')} had set aside"
-    many = output.plural(len(going), "identity", "identities")
-    out.print(f"  {verb}: {many}, {total}{more if aside else ''}")
+    many = output.plural(number, "identity", "identities")
+    output.console().print(f"  {verb}: {many}, {output.size(total)}{more if aside else ''}")
+
+
+def print_stayed(done: list[removal.Removed]) -> None:
+    """Print what could not be deleted, each with its reason."""
+    out = output.console()
+    for each in done:
+        if each.user:
+            line = f"  {Path(each.directory).name[: output.SHORT]}  stays: in use by {each.user}"
+            out.print(output.words(line), soft_wrap=True)
+        for line in each.stayed:
+            out.print(output.words(f"  NO  stays: {line}", "red"), soft_wrap=True)

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from warmup_plugin.cli import figures, last, output, tree
+from warmup_plugin.cli import figures, last, named, output, places
 from warmup_plugin.cli.archive import write_whole
 from warmup_plugin.cli.output import CommandError
 from warmup_plugin.cli.reading import read_report
@@ -43,37 +43,43 @@ _MOST_WAITS = 5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
-    parser.add_argument("receipt", metavar="RECEIPT", nargs="?", type=Path, help="default: last")
+    parser.add_argument(
+        "receipt", metavar="RECEIPT", nargs="?", help="or an identity's first digits; default: last"
+    )
+    parser.add_argument("--cold", action="store_true", help="the last start that has tuned")
     parser.add_argument("--only", choices=PARTS, help="print one part")
     parser.add_argument("--html", metavar="FILE", type=Path, help="write a page")
-    tree.add_root_arguments(parser)
+    places.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def run(
-    *, receipt: Path | None, only: str | None, html: Path | None, root: Path | None,
-    engine_root: Path | None,
-    json: bool,
+    *, receipt: str | None, cold: bool, only: str | None, html: Path | None, root: Path | None,
+    engine_root: Path | None, json: bool,
 ) -> int:  # fmt: skip
     """Read and print, or draw."""
     settings = Settings.from_env()
+    if receipt is not None and cold:
+        raise CommandError("name a receipt, or --cold, not both", code=CommandError.USAGE)
+    roots = places.offered(root, engine_root, settings, os.environ)
     if receipt is None:
-        roots = tree.find_roots(root, engine_root, settings, os.environ)
-        receipt = last.last_receipt(roots)
-    found = read_report(receipt, settings.table_bytes)
+        path = last.last_receipt(roots, settings.table_bytes, cold=cold)
+    else:
+        path = named.receipt(receipt, roots, settings.table_bytes)
+    found = read_report(path, settings.table_bytes)
     if isinstance(found, Miss):
-        raise CommandError(f"{receipt}: {found.reason}")
+        raise CommandError(f"{path}: {found.reason}")
     wins = figures.wins_of(found, settings.table_bytes)
     if html is not None:
         from warmup_plugin.cli import page
 
         write_whole(html, page.render(found, wins).encode())
     if json:
-        output.print_json(_document(receipt, found, wins, html))
+        output.print_json(_document(path, found, wins, html))
     elif html is not None:
         output.print_path(output.console(), html)
     else:
-        _print(output.console(), receipt, found, wins, only=only)
+        _print(output.console(), path, found, wins, only=only)
     return 0
 
 

@@ -8,10 +8,11 @@ of the manifests; tables stay as they are. Needs neither torch nor FlashInfer.
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import replace
 from pathlib import Path
 
-from warmup_plugin.cli import output
+from warmup_plugin.cli import named, output, places
 from warmup_plugin.cli.output import CommandError
 from warmup_plugin.files import read_file, write_files
 from warmup_plugin.journal import lift, read_journals
@@ -29,7 +30,7 @@ tunes such tasks again, last of all. On several nodes with directories of their
 own, run it on each."""
 EXAMPLES = """\
 examples:
-  warmup-plugin retry DIR           DIR as `warmup-plugin where` prints it
+  warmup-plugin retry ed16c9        first digits, as `ls` prints them
   warmup-plugin retry DIR --list    only say which tasks there are
   warmup-plugin retry DIR --json    the same as one JSON document
 """
@@ -37,22 +38,30 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
-    parser.add_argument("directory", type=Path, metavar="DIR", help="directory of one identity")
+    parser.add_argument(
+        "directory", metavar="DIR", help="directory of one identity, or its first digits"
+    )
     parser.add_argument("--list", action="store_true", help="change nothing")
+    places.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
-def run(*, directory: Path, list: bool, json: bool) -> int:  # noqa: A002  # the option's name
+def run(
+    *, directory: str, list: bool, root: Path | None,  # noqa: A002  # the option's name
+    engine_root: Path | None, json: bool,
+) -> int:  # fmt: skip
     """Lift and print."""
-    if not directory.is_dir():
-        raise CommandError(f"{directory}: no such directory")
-    limit = Settings.from_env().table_bytes
+    settings = Settings.from_env()
+    folder = named.directory(directory, places.offered(root, engine_root, settings, os.environ))
+    if not named.is_of_identity(folder):
+        raise CommandError(f"{folder}: not the directory of an identity")
     try:
-        tasks = lift_all(directory, limit, dry=list)
+        tasks = lift_all(folder, settings.table_bytes, dry=list)
     except OSError as error:
-        raise CommandError(f"{error.filename or directory}: {error.strerror}") from None
+        raise CommandError(f"{error.filename or folder}: {error.strerror}") from None
     if json:
-        output.print_json({"directory": str(directory), "lifted": not list, "tasks": tasks})
+        found = {"schema": 1, "directory": str(folder), "lifted": not list, "tasks": tasks}
+        output.print_json(found)
         return 0
     out = output.console()
     if not tasks:

@@ -8,13 +8,14 @@ not use it, and exit code 1; so is a manifest that is not its table's. Changes n
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from warmup_plugin.cli import describe, output
+from warmup_plugin.cli import describe, named, output, places
 from warmup_plugin.cli.output import CommandError
 from warmup_plugin.cli.reading import (
     Kind,
@@ -38,38 +39,42 @@ it), a manifest, a report, an identity.json. A file that cannot be used is
 described too, with exit code 1."""
 EXAMPLES = """\
 examples:
+  warmup-plugin show ed16c9                          by first digits
   warmup-plugin show rank_tp0_pp0_dp0.json           the table and its manifest
   warmup-plugin show rank_tp0_pp0_dp0.json --tasks   every task with its winner
-  warmup-plugin show reports/20261120T091545Z_rank0.json
+  warmup-plugin show reports/20261120T091545.120Z_rank0.json
   warmup-plugin show rank_tp0_pp0_dp0.json --json | jq .manifest.complete
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
-    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("file", metavar="FILE", help="or first digits: an identity's table")
     parser.add_argument(
         "--tasks", action="store_true", help=f"all tasks, not the first {describe.FEW}"
     )
+    places.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
-def run(*, file: Path, tasks: bool, json: bool) -> int:
+def run(*, file: str, tasks: bool, root: Path | None, engine_root: Path | None, json: bool) -> int:
     """Read and print; return 1 where something cannot be used."""
-    kind, found = look_into(file, Settings.from_env().table_bytes)
+    settings = Settings.from_env()
+    path = named.file(file, places.offered(root, engine_root, settings, os.environ))
+    kind, found = look_into(path, settings.table_bytes)
     out = output.console()
     if json and isinstance(found, TableFile):
         output.print_json(table_document(found))
     elif json:
-        output.print_json({"kind": kind, "path": str(file), **_part(found)})
+        output.print_json({"schema": 1, "kind": kind, "path": str(path), **_part(found)})
     elif isinstance(found, TableFile):
         describe.print_table(out, found, all_tasks=tasks)
     elif isinstance(found, Miss):
-        describe.print_miss(out, kind, file, found)
+        describe.print_miss(out, kind, path, found)
     elif isinstance(found, WarmupReport):
-        describe.print_report(out, file, found)
+        describe.print_report(out, path, found)
     else:
-        describe.print_identity(out, file, found)
+        describe.print_identity(out, path, found)
     is_bad = found.has_fault if isinstance(found, TableFile) else isinstance(found, Miss)
     return CommandError.FAILED if is_bad else 0
 
@@ -93,6 +98,7 @@ def table_document(file: TableFile) -> dict[str, Any]:
     """Return a table and what lies beside it as JSON values."""
     table = file.table
     found: dict[str, Any] = {
+        "schema": 1,
         "kind": "table",
         "path": str(file.path),
         "bytes": file.bytes,

@@ -4,48 +4,36 @@
     <root>/flashinfer_autotune/<version>/<arch>/<identity>/     below a cache root, or a layer
     <override>/<identity>/                                      below the override
 
-Owns the walk, and what a glance tells: names, sizes, times, the head of a manifest. Tables are not
-checked, only counted (`verify` checks). Changes nothing; what cannot be read is told in a word.
+Owns the walk, and what a glance tells: names, sizes, times, the head of a manifest and whether its
+sha256 is the table's. What stands in a table is only counted (`verify` checks it). Changes nothing;
+what cannot be read is told in a word.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from warmup_plugin.cli.output import CommandError
+from warmup_plugin.cli.output import SHORT, CommandError
+from warmup_plugin.cli.places import Root
 from warmup_plugin.cli.reading import factors_in_words
-from warmup_plugin.errors import PlacementError
 from warmup_plugin.manifest import SCHEMA
-from warmup_plugin.paths import IDENTITY_NAME, LAYOUT, parse_table_name, resolve
-from warmup_plugin.settings import Settings
+from warmup_plugin.paths import IDENTITY_NAME, LAYOUT, parse_table_name
+from warmup_plugin.table import digest
 
 DIGITS: Final = 64
 _IDENTITY: Final = re.compile(f"[0-9a-f]{{{DIGITS}}}")
 _HEAD: Final = 4096
+_FEW: Final = 4
 _TASKS: Final = b'\n"tasks": '
 _ENTRY: Final = b'\n"('
 _ANY: Final = msgspec.json.Decoder(dict[str, Any])
-_FACTORS: Final = msgspec.json.Decoder(dict[str, Any])
-
-Kind = Literal["root", "override", "layer"]
-
-
-@dataclass(frozen=True)
-class Root:
-    """A place where identities lie, and what says so. A layer is never written."""
-
-    path: Path
-    source: str
-    kind: Kind
 
 
 @dataclass(frozen=True)
@@ -85,42 +73,6 @@ class Glance:
     entries: int
     state: str
     engine: str
-
-
-def add_root_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare where to look: the same options for every verb that asks."""
-    parser.add_argument(
-        "--root", metavar="DIR", type=Path, help="cache root, as given to warm_up(root=...)"
-    )
-    parser.add_argument(
-        "--engine-root", metavar="DIR", type=Path, help="the engine's own cache root"
-    )
-
-
-def find_roots(
-    root: Path | None, engine_root: Path | None, settings: Settings, environ: Mapping[str, str]
-) -> list[Root]:
-    """Return the writable root first, then the layers.
-
-    Raises:
-        CommandError: there is no root at all.
-    """
-    try:
-        place = resolve(
-            settings, "0" * DIGITS, version="0", arch="cpu", argument=_absolute(root),
-            engine_root=_absolute(engine_root), environ=environ,
-        )  # fmt: skip
-    except PlacementError as error:
-        raise CommandError(str(error)) from None
-    first = place.components[0]
-    source = {"argument": "--root", "engine root": "--engine-root"}.get(first.source, first.source)
-    kind: Kind = "override" if first.name == "override" else "root"
-    layers = [Root(path, "WARMUP_PLUGIN_LAYERS", "layer") for path in settings.layers]
-    return [Root(Path(first.value), source, kind), *layers]
-
-
-def _absolute(path: Path | None) -> Path | None:
-    return None if path is None else path.expanduser().absolute()
 
 
 def walk(roots: list[Root]) -> Iterator[Kept]:
@@ -182,22 +134,52 @@ def matching(
         where = ", ".join(str(root.path) for root in roots)
         raise CommandError(f"no identity below {where} begins with {prefix}")
     if len(names) > 1:
-        raise CommandError(f"several identities begin with {prefix}: {', '.join(names)}")
+        raise CommandError(f"several identities begin with {prefix}: {few(names)}")
     return found
+
+
+def few(names: list[str]) -> str:
+    """Return names of identities for a message: the first of them, short, and how many more."""
+    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
+    return ", ".join(name[:SHORT] for name in names[:_FEW]) + more
 
 
 def glance(kept: Kept) -> Glance:
     """Return what a line says about an identity: its largest table stands for all of them."""
-    tables = kept.tables
-    name = max(tables, key=lambda each: kept.files[each].st_size, default="")
-    head = _head(f"{kept.directory}/{name.removesuffix('.json')}.manifest.json") if name else None
-    entries = _count_entries(f"{kept.directory}/{name}") if name else 0
-    engine = f"{head.get('engine', '')} {head.get('engine_version', '')}" if head else ""
-    return Glance(kept, _words(kept), entries, _state(tables, head), engine.strip())
+    seen = [_seen(kept.directory, name) for name in kept.tables]
+    most = max(seen, key=lambda each: each.entries, default=_Seen({}, 0, whole=True))
+    head = most.head or {}
+    engine = f"{head.get('engine', '')} {head.get('engine_version', '')}"
+    has_fault = any(not each.whole for each in seen)
+    state = "has faults" if has_fault else _state(seen, most.head)
+    return Glance(kept, _words(kept), most.entries, state, engine.strip())
 
 
-def _state(tables: list[str], head: dict[str, Any] | None) -> str:
-    if not tables:
+class _Seen(NamedTuple):
+    """A table at a glance: the head of its manifest, its entries; ``whole``: it ends as it should.
+
+    The head is None without a manifest.
+    """
+
+    head: dict[str, Any] | None
+    entries: int
+    whole: bool
+
+
+def _seen(directory: str, name: str) -> _Seen:
+    head = _head(f"{directory}/{name.removesuffix('.json')}.manifest.json")
+    try:
+        with open(f"{directory}/{name}", "rb") as file:  # noqa: PTH123  # of ten thousand, as above
+            data = file.read()
+    except OSError:
+        return _Seen(head, 0, whole=False)
+    vouched = head.get("table_sha256") if head else None
+    whole = data.rstrip().endswith(b"}") if vouched is None else vouched == digest(data)
+    return _Seen(head, data.count(_ENTRY), whole)
+
+
+def _state(seen: list[_Seen], head: dict[str, Any] | None) -> str:
+    if not seen:
         return "empty"
     if head is None:
         return "no manifest"
@@ -226,23 +208,27 @@ def _head(path: str) -> dict[str, Any] | None:
         return {}
 
 
-def _count_entries(path: str) -> int:
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123  # as above
-            return file.read().count(_ENTRY)
-    except OSError:
-        return 0
-
-
 def factors_of(kept: Kept) -> dict[str, Any]:
     """Return the factors as they stand in the file; empty where it cannot be read."""
+    found = _factors(kept)
+    return {} if isinstance(found, str) else found
+
+
+def _factors(kept: Kept) -> dict[str, Any] | str:
+    """Return the factors, or why there are none."""
     try:
         with open(f"{kept.directory}/{IDENTITY_NAME}", "rb") as file:  # noqa: PTH123  # as above
-            return _FACTORS.decode(file.read(1 << 20))
-    except (OSError, msgspec.DecodeError, RecursionError):
-        return {}
+            return _ANY.decode(file.read(1 << 20))
+    except FileNotFoundError:
+        return "no such file"
+    except OSError as error:
+        return error.strerror or str(error)
+    except (msgspec.DecodeError, RecursionError) as error:
+        return str(error)
 
 
 def _words(kept: Kept) -> str:
-    factors = factors_of(kept)
-    return factors_in_words(factors) if factors else f"? (no {IDENTITY_NAME})"
+    factors = _factors(kept)
+    if isinstance(factors, str):
+        return f"? ({IDENTITY_NAME}: {factors})"
+    return factors_in_words(factors)

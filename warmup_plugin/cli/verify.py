@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from warmup_plugin.cli import output, tree
+from warmup_plugin.cli import named, output, places, tree
 from warmup_plugin.cli.output import CommandError
 from warmup_plugin.cli.reading import TableFile, read_table
 from warmup_plugin.identity import Identity
 from warmup_plugin.manifest import DEFAULTS, Manifest
-from warmup_plugin.paths import IDENTITY_NAME, parse_table_name
+from warmup_plugin.paths import IDENTITY_NAME
 from warmup_plugin.settings import Settings
 from warmup_plugin.table import Miss, Table, stamp_conflicts
 
@@ -55,15 +55,15 @@ class Checked:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     parser.add_argument("what", metavar="WHAT", nargs="*", help="tables, directories, or digits")
-    tree.add_root_arguments(parser)
+    places.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def run(*, what: list[str], root: Path | None, engine_root: Path | None, json: bool) -> int:
     """Check and print; return 1 where something fails, or there is nothing to check."""
     settings = Settings.from_env()
-    roots = tree.find_roots(root, engine_root, settings, os.environ)
-    paths = [path for name in what for path in _named(name, roots)] if what else _all(roots)
+    roots = places.offered(root, engine_root, settings, os.environ)
+    paths = [path for name in what for path in named.tables(name, roots)] if what else _all(roots)
     found = [check(path, settings.table_bytes) for path in paths]
     if not found:
         raise CommandError("there is no table to check")
@@ -76,19 +76,8 @@ def run(*, what: list[str], root: Path | None, engine_root: Path | None, json: b
     return CommandError.FAILED if bad else 0
 
 
-def _all(roots: list[tree.Root]) -> list[Path]:
+def _all(roots: list[places.Root]) -> list[Path]:
     return [Path(kept.directory, name) for kept in tree.walk(roots) for name in kept.tables]
-
-
-def _named(name: str, roots: list[tree.Root]) -> list[Path]:
-    path = Path(name).expanduser()
-    if path.is_dir():
-        names = sorted(each.name for each in path.iterdir() if parse_table_name(each.name))
-        return [path / each for each in names]
-    if path.exists():
-        return [path]
-    found = tree.matching(roots, name)
-    return [Path(kept.directory, each) for kept in found for each in kept.tables]
 
 
 def check(path: Path, limit: int) -> Checked:
@@ -152,4 +141,5 @@ def _print(found: list[Checked], bad: list[Checked]) -> None:
             output.print_rows(out, [(output.words("NO", "bold red"), fault)])
     good, incomplete = len(found) - len(bad), sum(not each.complete for each in found)
     whole = "" if not incomplete else f", {incomplete} incomplete"
-    out.print(f"  {good} of {output.plural(len(found), 'table')} hold{whole}")
+    hold = "holds" if 1 in (good, len(found)) else "hold"
+    out.print(f"  {good} of {output.plural(len(found), 'table')} {hold}{whole}")

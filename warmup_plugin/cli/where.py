@@ -11,15 +11,16 @@ import argparse
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from warmup_plugin.cli import machine, output
+from warmup_plugin.cli import machine, output, places
 from warmup_plugin.cli.output import CommandError
 from warmup_plugin.cli.reading import TableFile, read_identity
 from warmup_plugin.cli.shelf import DIGITS, Found, identities_on, look
+from warmup_plugin.cli.tree import few
 from warmup_plugin.errors import PlacementError
 from warmup_plugin.identity import Identity
 from warmup_plugin.paths import Component, Placement, resolve
@@ -40,18 +41,20 @@ examples:
                                                   as on a machine with that GPU
 """
 
-_SOURCES = {"argument": "--root", "engine root": "--engine-root"}
-
 
 @dataclass(frozen=True)
 class Whereabouts:
-    """The answer. ``found``: the one identity that was asked for, or all that have a directory."""
+    """The answer. ``found``: the one identity that was asked for, or all that have a directory.
+
+    ``others``: further roots in which starts on this machine keep tables.
+    """
 
     directory: Path
     components: tuple[Component, ...]
     identity: str
     exists: bool
     found: tuple[Found, ...]
+    others: tuple[places.Root, ...] = ()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,12 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--version", metavar="V", help="FlashInfer's version (default: installed)")
     parser.add_argument("--arch", metavar="A", help="sm<digits> or cpu (default: this machine's)")
-    parser.add_argument(
-        "--root", metavar="DIR", type=Path, help="cache root, as given to warm_up(root=...)"
-    )
-    parser.add_argument(
-        "--engine-root", metavar="DIR", type=Path, help="the engine's own cache root"
-    )
+    places.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -104,38 +102,63 @@ def whereabouts(
 ) -> Whereabouts:
     """Return where tables lie.
 
+    Of several roots it is the one that has the identity, else where the next start will look.
+
     Raises:
         CommandError: the identity cannot be had, there is no FlashInfer to ask for its version, or
             a part is not what its place in the path takes.
     """
-    is_plain = root is None and settings.override_dir is not None  # no version, no arch in the path
-    versioned = Component("version", "0", "") if is_plain else _version(version)
-    on_arch = Component("arch", "cpu", "") if is_plain else _arch(arch, environ)
     limit = settings.table_bytes
-
-    def placement(digest: str) -> Placement:
-        try:
-            return resolve(
-                settings, digest, version=versioned.value, arch=on_arch.value, environ=environ,
-                argument=_absolute(root), engine_root=_absolute(engine_root),
-            )  # fmt: skip
-        except PlacementError as error:
-            is_usage = error.name in ("version", "arch")
-            code = CommandError.USAGE if is_usage else CommandError.FAILED
-            raise CommandError(str(error), code=code) from None
-
-    above = placement("0" * DIGITS)
-    shelf = above.directory.parent
-    digest = _digest(identity, factors, shelf, limit)
-    place = placement(digest) if digest else Placement(shelf, above.components[:-1])
-    names = [digest] if digest else identities_on(shelf)
+    found = [p for p in places.find(root, engine_root, settings, environ) if p.kind != "layer"]
+    is_plain = found[0].kind == "override"  # no version, no arch in the path
+    if is_plain and version is None and machine.flashinfer_version() is None:
+        found = found[:1]
+    versioned = Component("version", "0", "") if len(found) == is_plain else _version(version)
+    on_arch = Component("arch", "cpu", "") if len(found) == is_plain else _arch(arch, environ)
+    shelves = {place: _shelf(place, versioned, on_arch) for place in found}
+    digest = _digest(identity, factors, shelves, limit)
+    home = _home(shelves, digest)
+    shelf = shelves[home]
+    place = Placement(shelf.directory, shelf.components)
+    if digest:
+        part = Component("identity", digest, "sha256 of the config factors")
+        place = Placement(shelf.directory / digest, (*shelf.components, part))
+    names = [digest] if digest else identities_on(shelf.directory)
+    folders = [shelf.directory / name for name in names]
     return Whereabouts(
         directory=place.directory,
-        components=tuple(_sourced(place.components, versioned, on_arch)),
+        components=place.components,
         identity=digest,
         exists=place.directory.is_dir(),
-        found=tuple(look(shelf / name, limit) for name in names if (shelf / name).is_dir()),
+        found=tuple(look(folder, limit) for folder in folders if folder.is_dir()),
+        others=tuple(other for other in found if other != home and other.matters),
     )
+
+
+def _shelf(place: places.Root, version: Component, arch: Component) -> Placement:
+    """Return the directory of all identities below a root."""
+    try:
+        whole = resolve(
+            Settings(override_dir=place.path if place.kind == "override" else None), "0" * DIGITS,
+            version=version.value, arch=arch.value, environ={},
+            argument=None if place.kind == "override" else place.path,
+        )  # fmt: skip
+    except PlacementError as error:
+        is_usage = error.name in ("version", "arch")
+        code = CommandError.USAGE if is_usage else CommandError.FAILED
+        raise CommandError(str(error), code=code) from None
+    here = {"version": version.source, "arch": arch.source, "root": place.source,
+            "override": place.source}  # fmt: skip
+    parts = tuple(replace(c, source=here.get(c.name, c.source)) for c in whole.components[:-1])
+    return Placement(whole.directory.parent, parts)
+
+
+def _home(shelves: Mapping[places.Root, Placement], digest: str) -> places.Root:
+    if digest:
+        having = [each for each, shelf in shelves.items() if (shelf.directory / digest).is_dir()]
+        if having:
+            return having[0]
+    return places.target(list(shelves))
 
 
 def _version(given: str | None) -> Component:
@@ -149,21 +172,12 @@ def _arch(given: str | None, environ: Mapping[str, str]) -> Component:
     return machine.architecture(environ) if given is None else Component("", given, "--arch")
 
 
-def _absolute(path: Path | None) -> Path | None:
-    return None if path is None else path.expanduser().absolute()
-
-
-def _sourced(
-    components: tuple[Component, ...], version: Component, arch: Component
-) -> Iterator[Component]:
-    """Yield the components with the sources that hold here."""
-    here = {"version": version.source, "arch": arch.source}
-    for part in components:
-        source = here.get(part.name, _SOURCES.get(part.source, part.source))
-        yield replace(part, source=source)
-
-
-def _digest(identity: str | None, factors: Path | None, shelf: Path, limit: int) -> str:
+def _digest(
+    identity: str | None,
+    factors: Path | None,
+    shelves: Mapping[places.Root, Placement],
+    limit: int,
+) -> str:
     """Return the identity that was asked for, empty where none was."""
     if factors is not None:
         read = read_identity(factors, limit)
@@ -172,20 +186,30 @@ def _digest(identity: str | None, factors: Path | None, shelf: Path, limit: int)
         raise CommandError(f"{factors}: {read.reason}")
     if identity is None or len(identity) == DIGITS:
         return identity or ""
-    matches = [name for name in identities_on(shelf) if name.startswith(identity)]
+    matches = sorted(
+        {
+            name
+            for shelf in shelves.values()
+            for name in identities_on(shelf.directory)
+            if name.startswith(identity)
+        }
+    )
     if len(matches) == 1:
         return matches[0]
     if not matches:
-        raise CommandError(f"no identity in {shelf} begins with {identity}")
-    raise CommandError(f"several identities begin with {identity}: {', '.join(matches)}")
+        where = ", ".join(str(shelf.directory) for shelf in shelves.values())
+        raise CommandError(f"no identity in {where} begins with {identity}")
+    raise CommandError(f"several identities begin with {identity}: {few(matches)}")
 
 
 def _document(answer: Whereabouts) -> dict[str, Any]:
     return {
+        "schema": 1,
         "directory": str(answer.directory),
         "exists": answer.exists,
         "identity": answer.identity or None,
         "components": [asdict(part) for part in answer.components],
+        "others": [{"path": str(each.path), "source": each.source} for each in answer.others],
         "identities": [
             {
                 "identity": found.identity,
@@ -207,6 +231,9 @@ def _print(answer: Whereabouts) -> None:
         (part.name, _short(part), output.words(part.source, "dim")) for part in answer.components
     ]
     output.print_rows(out, rows)
+    if not output.is_quiet():
+        also = [("also", f"{each.path}  ({each.source})") for each in answer.others]
+        output.print_rows(out, also)
     out.print()
     if answer.identity:
         _print_identity(answer)

@@ -63,9 +63,10 @@ def prepared(
     return given, reason
 
 
-def follow(error: WarmupError | str, settings: Settings, engine: str) -> None:
+def follow(error: WarmupError | str, settings: Settings, engine: str, *, of: str = "") -> None:
     """Return where the engine is to warm up as without this package, once that is logged.
 
+    ``of``: the group by which ranks are numbered, where that is not the whole engine.
     Raises where it is not: what leads where is `fallback.way_of`'s to say. Where a rank is lost
     this process ends by itself, unless the engine ends it within the grace period: it must not
     meet that rank in a collective.
@@ -77,11 +78,11 @@ def follow(error: WarmupError | str, settings: Settings, engine: str) -> None:
     if isinstance(error, str):
         raise SessionError(f"mode {settings.mode}: {error}")
     if way is Way.END:
-        _end_soon(error, settings)
+        _end_soon(f"{engine}, {of}: {error}" if of else str(error), settings)
     raise error
 
 
-def _end_soon(error: WarmupError, settings: Settings) -> None:
+def _end_soon(error: str, settings: Settings) -> None:
     """Say why the job ends, and see to it that this process does."""
     if settings.forward_failure == "wait":
         logger.critical("warmup-plugin: the job ends: %s", error)

@@ -14,9 +14,11 @@ import enum
 import importlib.util
 import logging
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +116,16 @@ def usable_settings(
         )  # fmt: skip
         return None
     return settings
+
+
+def engine_root(variable: str, found: Callable[[], Path], settings: Settings) -> Path | None:
+    """Return the engine's cache root, None where WARMUP_PLUGIN_CACHE_ROOT is to be used.
+
+    It wins over the engine's default, which nobody has chosen, and not over the engine's variable.
+    """
+    if settings.cache_root is not None and not os.environ.get(variable):
+        return None
+    return found()
 
 
 def log_through(engine_logger: str) -> None:

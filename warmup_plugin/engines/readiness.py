@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
@@ -25,7 +24,7 @@ from warmup_plugin.errors import RankLostError
 from warmup_plugin.liveness import ProcessCard, own_card, view
 from warmup_plugin.needs import lacking
 from warmup_plugin.pulse import announce
-from warmup_plugin.storelink import StoreLink, join_session, open_session
+from warmup_plugin.storelink import StoreLink, join_session, link_beside, open_session
 from warmup_plugin.topology import host_name
 from warmup_plugin.waiting import wait_until
 
@@ -35,13 +34,12 @@ if TYPE_CHECKING:
 #: How long ranks wait for each other before the first forward, seconds. A rank without this package
 #: never comes, so this is what one installation mistake costs each start.
 MEET_S = 300.0
-_CONNECT_S = 10.0
 #: The longest pause between two questions, seconds, while the wait is brief.
 _EACH_ASKS_S = 0.002
 _READY = f"ready {__version__}"
 
 #: One connection to the store of the job for all meetings of a process, by that store.
-_connections: dict[int, tuple[Any, Any]] = {}
+_connections: dict[int, tuple[Any, StoreLink | None]] = {}
 
 
 def default_store() -> Any:
@@ -118,8 +116,11 @@ class Readiness:
         """Join the session's store on another rank, once rank 0 has said where it is."""
         address = self._key("address")
         self._wait([address], {0})
+        self._card(0)  # its host, while there is somebody to ask
         body = self._link.get_now(address)
-        if body is None or "error" in (card := json.loads(body)):
+        if self._link.has([self._key("decision")]) or body is None:
+            return None  # it is too late for that, and rank 0's store may be gone already
+        if "error" in (card := json.loads(body)):
             return None  # what rank 0 has found is the reason for all
         return join_session(card, self._rank, self._size, self._settings)
 
@@ -225,7 +226,8 @@ class Readiness:
     def _lost(self, rank: int, reason: str) -> RankLostError:
         with contextlib.suppress(RankLostError):
             self._card(rank)
-        return RankLostError(rank, reason, str(self._cards.get(rank, {}).get("host", "")))
+        host = str(self._cards.get(rank, {}).get("host", ""))
+        return RankLostError(rank, reason, host or (self._link.leader if rank == 0 else ""))
 
 
 def _linked(store: Any, rank: int, size: int, silence_s: float) -> StoreLink:
@@ -238,14 +240,10 @@ def _linked(store: Any, rank: int, size: int, silence_s: float) -> StoreLink:
         store = store.underlying_store
     if not isinstance(store, TCPStore):
         return StoreLink(store, rank, size)
-    held, found = _connections.get(id(store), (None, None))
-    with contextlib.suppress(RuntimeError, OSError):
-        if held is not store:
-            found = TCPStore(
-                store.host, store.port, is_master=False, wait_for_workers=False,
-                timeout=timedelta(seconds=_CONNECT_S),
-            )  # fmt: skip
-        bounded = StoreLink(found, rank, size, silence_s)
-        _connections[id(store)] = store, found
-        return bounded
-    return StoreLink(store, rank, size)
+    held, link = _connections.get(id(store), (None, None))
+    if held is not store:
+        link = None
+        with contextlib.suppress(OSError):
+            link = link_beside(store, rank, size, silence_s)
+            _connections[id(store)] = store, link
+    return link or StoreLink(store, rank, size)

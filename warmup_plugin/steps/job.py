@@ -33,7 +33,7 @@ from warmup_plugin.paths import Placement, resolve
 from warmup_plugin.progress import Progress as ProgressLine
 from warmup_plugin.rendezvous import Alone, Rendezvous, Word
 from warmup_plugin.rollcall import stay_away
-from warmup_plugin.settings import Settings
+from warmup_plugin.settings import Settings, unknown_variables
 from warmup_plugin.store import Store, unsafe
 from warmup_plugin.streams import hold_standard_streams
 from warmup_plugin.topology import RankInfo, host_name
@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from warmup_plugin.storelink import StoreLink
 
 logger = logging.getLogger("warmup_plugin")
+#: Warnings about the environment that this process has logged.
+_told: set[str] = set()
 
 #: Called as progress(step, task, tasks done, tasks in all) on the rank that works.
 Progress = Callable[[str, str, int, int], None]
@@ -296,9 +298,23 @@ def _join(
     job.warn(*word["warnings"])
     if word["reason"]:
         job.warn(f"{word['go']}: {word['reason']}")
+    _warn_of_variables(job)
     _place(job)
     _open_journal(job)
     return job
+
+
+def _warn_of_variables(job: Job) -> None:
+    """Name the variables that look like settings and are none: one line for all of a start."""
+    found = unknown_variables(os.environ)
+    if not found:
+        return
+    named = [name + (f" (is it {near}?)" if near else "") for name, near in found.items()]
+    text = f"no such setting: {', '.join(named)}"
+    if text in _told:
+        job.logged.add(text)  # by an earlier session of this process: some engines have several
+    _told.add(text)
+    job.warn(text)
 
 
 def _meet(options: Options, stack: contextlib.ExitStack) -> tuple[Rendezvous, str]:
@@ -349,7 +365,7 @@ def _hello(options: Options, lookup: Lookup) -> Word:
         "keys_tell_options_apart": capabilities.keys_tell_options_apart,
         "factors": options.identity.with_factors(**environment.factors(lookup.stamp())).factors,
         "alike": lookup.is_alike,
-        "takes": lookup.taken,
+        "takes": list(lookup.taken),
         "must_share": options.must_share,
         "require_agreement": settings.require_agreement,
         "session": secrets.token_hex(4),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import msgspec
 
@@ -309,7 +310,7 @@ def certify(
         record = job.meet("certify", word, lead)
         job.is_settled = True
         if record["go"] == "end":
-            raise RankLostError(record["rank"], record["reason"])
+            _end(job, record)
         if record["differ"]:
             job.warn(
                 f"ranks serve different tactics for {len(record['differ'])} tasks that are in no "
@@ -321,6 +322,13 @@ def certify(
             if job.store is not None:
                 job.store.set_aside(job.options.ranks.coordinates, record["reason"])
         return record
+
+
+def _end(job: Job, record: Word) -> NoReturn:
+    """End the job on every rank, since one of them has been told to end."""
+    if job.leaves:  # else the signal, given back, would end this process before the others are off
+        job.meeting.close()
+    raise RankLostError(record["rank"], record["reason"])
 
 
 def _tell_apart(survey: Survey) -> dict[str, list[str]]:

@@ -185,13 +185,18 @@ def _is_integer_tensor(value: object) -> bool:
 
 
 def _parameters() -> Iterator[torch.Tensor]:
-    """Return the parameters of this process; by type, as `isinstance` asks Python code of torch."""
-    is_parameter: dict[type, bool] = {}
+    """Return the parameters of this process, as `isinstance` tells them, which is slow code.
+
+    An instance of a tensor's subclass stays one and is marked (`torch.nn.Parameter.__new__`).
+    """
+    kinds: dict[type, str] = {torch.Tensor: ""}
     for found in gc.get_objects():
         kind = type(found)
-        if kind not in is_parameter:
-            is_parameter[kind] = issubclass(kind, torch.nn.Parameter)
-        if is_parameter[kind]:
+        if kind not in kinds:
+            is_tensor = issubclass(kind, torch.Tensor)
+            is_parameter = issubclass(kind, torch.nn.Parameter)
+            kinds[kind] = "parameter" if is_parameter else "maybe" if is_tensor else ""
+        if kinds[kind] and (kinds[kind] == "parameter" or getattr(found, "_is_param", False)):
             yield found
 
 

@@ -36,9 +36,9 @@ class Outcome:
     ``kind``: tuned; default, where FlashInfer offers no candidate; failed, where something was in
     the way that may be gone at the next start (memory, a compiler); unshared, where each rank has
     to tune it for itself. ``winner`` is the index of the winning runner's key, ``entry`` its table
-    entry; both None without a winner, ``reason`` says why then. ``ms`` is the
-    winner's time and ``default_ms`` that of FlashInfer's default, None where not measured: each the
-    mean of ``samples``.
+    entry; both None without a winner, ``reason`` says why then. ``ms`` is the time of FlashInfer's
+    choice and ``default_ms`` that of FlashInfer's default, None where not measured: each the mean
+    of ``samples``.
     """
 
     task: str
@@ -149,7 +149,7 @@ def _with_default(outcome: Outcome, task: Task, margin: float) -> Outcome:
     call = task.recorded()
     first = call.runners[0]
     reason = f"nothing is faster than the default by {margin:.0%}"
-    outcome = replace(outcome, ms=outcome.default_ms, reason=reason)
+    outcome = replace(outcome, reason=reason)
     if not probe.accepts(first, _askable(call, task.shapes), DEFAULT):
         return replace(outcome, kind="default", winner=None, entry=None)
     entry = Entry(type(first).__name__, DEFAULT, policy)

@@ -354,8 +354,8 @@ class Survey:
         if (task.op, reason) not in self._told:
             self._told.add((task.op, reason))
             logger.warning(
-                "warmup-plugin: %s and maybe other sizes: in no table, each rank tunes it for itself "
-                "at every start: %s", task.label, reason,
+                "warmup-plugin: %s, and perhaps other sizes, is in no table: each rank tunes it "
+                "for itself at every start: %s", task.label, reason,
             )  # fmt: skip
 
     def _judge(self, task: Task, asked: Asked, profile: Any) -> None:

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
 TESTED = ("0.5.23",)
+ROOT_VARIABLE = "SGLANG_CACHE_DIR"
 CONTEXT = "flashinfer_autotune_context"
 FORWARD = "run_flashinfer_autotune_forward"
 
@@ -160,6 +161,11 @@ def cache_root() -> Path:
     from sglang.srt.environ import envs
 
     return Path(envs.SGLANG_CACHE_DIR.get()).expanduser().absolute()
+
+
+def default_root(environ: Mapping[str, str]) -> Path:
+    """Return what the cache root is without its variable, for whoever may not import SGLang."""
+    return Path(environ.get("HOME") or Path.home(), ".cache", "sglang")
 
 
 def reuses() -> bool:

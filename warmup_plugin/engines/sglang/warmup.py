@@ -115,9 +115,15 @@ def _runs_again(context: Context, error: Exception, settings: Settings) -> bool:
         return True
     if not isinstance(error, WarmupError) or context.is_without:
         return False
-    attempt.follow(error, settings, "SGLang")
+    attempt.follow(error, settings, "SGLang", of=_stage())
     _without.append(str(error))
     return True
+
+
+def _stage() -> str:
+    """Return the name of this rank's pipeline stage, where there are several."""
+    stage = f"stage {names.of_parallel('pp_rank', 0)}"
+    return stage if names.of_parallel("pp_size", 1) > 1 else ""
 
 
 class Context:
@@ -170,7 +176,7 @@ class Context:
                 failure = error
             if failure:
                 self.is_without = True
-                attempt.follow(failure, self._settings, "SGLang")
+                attempt.follow(failure, self._settings, "SGLang", of=_stage())
                 stack.enter_context(self._without())
             yield
 
@@ -210,7 +216,7 @@ class Context:
             "ranks": self._ranks(group),
             "group": group.cpu_group if group.world_size > 1 else None,
             "settings": settings,
-            "engine_root": names.cache_root(),
+            "engine_root": base.engine_root(names.ROOT_VARIABLE, names.cache_root, settings),
             "engine": ("sglang", names.version()),
             "others": own_tables(self._runner) if reuses else (),
             "keep_loaded": True,  # of an earlier context, in whose graphs it is captured

@@ -11,13 +11,14 @@ vLLM is touched: the function runs over a copy of its globals.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
 TESTED = ("0.33.0",)
 FUNCTION = "flashinfer_autotune"
+ROOT_VARIABLE = "VLLM_CACHE_ROOT"
 
 _LOAD = "_load_shared_autotune_cache"
 _FILE = "resolve_rank_flashinfer_autotune_file"
@@ -88,6 +89,12 @@ def cache_root() -> Path:
     from vllm import envs
 
     return Path(envs.VLLM_CACHE_ROOT).expanduser().absolute()
+
+
+def default_root(environ: Mapping[str, str]) -> Path:
+    """Return what the cache root is without its variable, for whoever may not import vLLM."""
+    home = environ.get("HOME") or str(Path.home())
+    return Path(environ.get("XDG_CACHE_HOME") or f"{home}/.cache", "vllm")
 
 
 def skip_ops() -> list[str]:

@@ -110,7 +110,7 @@ def _given(settings: Settings, runner: Any, world: Any) -> dict[str, Any]:
         "ranks": _ranks(runner, world),
         "group": world.cpu_group if world.world_size > 1 else None,
         "settings": settings,
-        "engine_root": names.cache_root(),
+        "engine_root": base.engine_root(names.ROOT_VARIABLE, names.cache_root, settings),
         "engine": ("vllm", names.version()),
         "others": own_tables(runner),
     }

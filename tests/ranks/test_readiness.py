@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The meeting before the first: all ranks go on, or none, or all that live name a lost one.
+
+Ranks are threads over a store of torch's; the process of a rank that is lost is a real one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
+
+from warmup_plugin import __version__
+from warmup_plugin.engines import readiness
+from warmup_plugin.engines.readiness import Readiness
+from warmup_plugin.errors import RankLostError, SessionError
+from warmup_plugin.liveness import ProcessCard, _place, _stat
+from warmup_plugin.settings import Settings
+
+pytestmark = pytest.mark.multiprocess
+
+BOUND_S, SILENCE_S = 20.0, 0.5
+SETTINGS = Settings.from_env({}, silence_s=SILENCE_S)
+READY = "ready"
+
+
+class Job:
+    """Ranks that meet; what each came to is a text, or ``ready`` with its link."""
+
+    def __init__(self, store: Any, size: int) -> None:
+        self.store, self.size = store, size
+        self.links: dict[int, Any] = {}
+        self.came_to: dict[int, str] = {}
+
+    def meet(self, *reasons: str | None, session: str = "0") -> list[str]:
+        """Have ranks meet, each with its reason; None: a rank that does not come."""
+        threads = [
+            threading.Thread(target=self._meet, args=(rank, reason, session), daemon=True)
+            for rank, reason in enumerate(reasons)
+            if reason is not None
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(BOUND_S)
+            assert not thread.is_alive(), "it waits"
+        return [self.came_to[rank] for rank in sorted(self.came_to)]
+
+    def _meet(self, rank: int, reason: str, session: str) -> None:
+        try:
+            meeting = Readiness(self.store, session, rank, self.size, SETTINGS)
+            link, found = meeting.meet(reason)
+        except RankLostError as error:
+            self.came_to[rank] = str(error)
+            return
+        if link is not None:
+            self.links[rank] = link
+        self.came_to[rank] = found or READY
+
+
+@pytest.fixture
+def make_job() -> Iterator[Callable[..., Job]]:
+    made: list[Job] = []
+
+    def make(size: int, store: Any = None) -> Job:
+        made.append(Job(store or vars(dist)["HashStore"](), size))
+        return made[-1]
+
+    yield make
+    for job in made:
+        for rank in sorted(job.links, reverse=True):
+            job.links[rank].close()
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that stands for a rank's."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        yield process
+        process.kill()
+
+
+def leave_card(job: Job, rank: int, process: subprocess.Popen[bytes], **more: Any) -> None:
+    """Say what a rank says as it comes: whose process it is."""
+    card = ProcessCard(process.pid, _stat(process.pid)[1], _place()).to_json()
+    body = json.dumps({**card, "host": "node-b", **more})
+    job.store.set(f"warmup_plugin//0/card/{rank}", body)
+
+
+def test_all_ranks_are_ready_and_share_a_store(make_job: Callable[..., Job]) -> None:
+    job = make_job(3)
+    assert job.meet("", "", "") == [READY] * 3
+    job.links[2].set("key", b"from rank 2")
+    assert job.links[1].get("key") == b"from rank 2"
+    assert all(job.links[0].has([f"card/{rank}"]) for rank in range(3)), "their processes are known"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_that_cannot_is_the_reason_on_all(make_job: Callable[..., Job], rank: int) -> None:
+    reasons = ["", "", ""]
+    reasons[rank] = "elastic experts"
+    assert make_job(3).meet(*reasons) == [f"rank {rank}: elastic experts"] * 3
+
+
+@pytest.mark.parametrize("name", ["open_session", "join_session"])
+def test_one_without_a_descriptor_is_the_reason_on_all(
+    make_job: Callable[..., Job], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot open the session's store, or join it: it lives, so all warm up as without us."""
+
+    def fail(*_arguments: Any) -> Any:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(readiness, name, fail)
+    seen = make_job(2).meet("", "")
+    rank = 0 if name == "open_session" else 1
+    assert seen == [f"rank {rank}: OSError: [Errno 24] Too many open files"] * 2
+
+
+def test_one_that_cannot_reach_the_store_is_the_reason_on_all(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: Any) -> Any:
+        raise SessionError("cannot reach rank 0's store on port 7: refused")
+
+    monkeypatch.setattr(readiness, "join_session", fail)
+    seen = make_job(2).meet("", "")
+    assert len(set(seen)) == 1
+    assert "rank 1: " in seen[0]
+    assert "cannot reach rank 0's store on port 7" in seen[0]
+
+
+def test_another_version_is_named_with_this_one(make_job: Callable[..., Job]) -> None:
+    job = make_job(2)
+    job.store.set("warmup_plugin//0/word/1", json.dumps({"reason": "", "version": "0.0.9"}))
+    (seen,) = job.meet("", None)
+    assert seen == f"rank 1: warmup-plugin is 0.0.9 there and {__version__} on rank 0"
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_a_rank_that_is_lost_before_its_word_is_named(
+    make_job: Callable[..., Job], sleeper: subprocess.Popen[bytes], how: str
+) -> None:
+    """Within a silence, on every rank, with its host; nobody waits out the five minutes."""
+    job = make_job(3)
+    leave_card(job, 1, sleeper)
+    os.kill(sleeper.pid, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+    began = time.monotonic()
+    seen = job.meet("", None, "")
+    assert time.monotonic() - began < SILENCE_S + 5.0
+    state = "gone" if how == "killed" else "stopped"
+    expected = f"rank 1 is lost (host node-b): before the warm-up, process {state}, silent for "
+    assert [text.startswith(expected) for text in seen] == [True, True], seen
+
+
+def test_a_rank_that_only_takes_its_time_is_not_given_up(
+    make_job: Callable[..., Job], sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process runs; when the time is over all warm up as without this package."""
+    monkeypatch.setattr(readiness, "MEET_S", 3 * SILENCE_S)
+    job = make_job(2)
+    leave_card(job, 1, sleeper)
+    (seen,) = job.meet("", None)
+    assert seen == "rank 1 did not come within 2 s: is the plugin there?"
+
+
+def test_a_rank_that_has_been_here_and_that_nobody_sees_is_lost(
+    make_job: Callable[..., Job], sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a machine that has gone: it may be dead, and nobody falls back from that."""
+    monkeypatch.setattr(readiness, "MEET_S", 1.0)
+    job = make_job(2)
+    leave_card(job, 1, sleeper, place="another machine/1")
+    (seen,) = job.meet("", None)
+    assert seen.startswith("rank 1 is lost (host node-b): before the warm-up, has not got ready")
+
+
+def test_a_rank_without_this_package_is_no_lost_one(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "MEET_S", 1.0)
+    job = make_job(3)
+    assert job.meet("", None, "") == ["rank 1 did not come within 1 s: is the plugin there?"] * 2
+    assert job.meet(None, "")[1] == job.came_to[0], "who comes late hears the same"
+
+
+def test_a_store_that_is_gone_takes_its_rank_along(make_job: Callable[..., Job]) -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    other = TCPStore("127.0.0.1", store.port, is_master=False, wait_for_workers=False)
+    del store
+    (seen,) = make_job(2, other).meet(None, "")
+    assert seen.startswith("rank 0 is lost: its store is gone")
+
+
+def test_meetings_of_one_process_are_apart(make_job: Callable[..., Job]) -> None:
+    """A second one finds nothing of the first one's, whatever that came to."""
+    job = make_job(2)
+    assert job.meet("elastic experts", "") == ["rank 0: elastic experts"] * 2
+    assert job.meet("", "", session="1") == [READY] * 2
