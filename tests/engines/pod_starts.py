@@ -5,7 +5,8 @@
 
 Run in a hardened pod (`../faults/test_hardened_pod.py`). Each rank is a fork of this process, which
 has loaded what the fork server of the other tests has. ``known``: what vLLM has found out about the
-model's class, which takes it many processes. Alone, then cold, then warm with this package.
+model's class, by file, which takes it many processes. Two starts alone, then cold and
+warm with this package; a line for each.
 """
 
 from __future__ import annotations
@@ -24,15 +25,17 @@ HERE = Path(__file__).parent
 LIMIT_S = 45.0
 
 
-def job_of(engine: str, folder: Path, known: str) -> Any:
+def job_of(engine: str, folder: Path, known: dict[str, str]) -> Any:
     """Return the engine's job with an empty cache root."""
     if engine == "vllm":
         vllm_jobs = importlib.import_module("vllm_jobs")
-        os.environ.update(vllm_jobs.ENVIRONMENT)
-        return vllm_jobs.make_job(folder, Path(known))
+        inspected = folder / "inspected"
+        inspected.mkdir()
+        for name, text in known.items():
+            (inspected / name).write_text(text)
+        return vllm_jobs.make_job(folder, inspected)
     starts: Any = importlib.import_module("engine_starts")
     ranks = importlib.import_module("sglang_on_ranks")
-    os.environ.update(starts.ENVIRONMENT)
 
     class Job(starts.Job):
         spec, serve = ranks.Spec, staticmethod(ranks.serve)
@@ -50,6 +53,9 @@ def load(engine: str, folder: Path) -> None:
     """
     folder.mkdir()
     os.chdir(folder)
+    if engine == "vllm":  # which looks for its platform when it is imported
+        os.environ.update(importlib.import_module("vllm_jobs").ENVIRONMENT)
+        os.environ["VLLM_RPC_BASE_PATH"] = str(folder)  # else vLLM asks for a temporary directory
     for name in importlib.import_module(f"{engine}_on_ranks").PRELOAD:
         importlib.import_module(name)
     os.chdir("/")
@@ -73,7 +79,6 @@ def main(engine: str, folder: Path) -> None:
     starts.CONTEXT = multiprocessing.get_context("fork")
     os.environ.update(starts.ENVIRONMENT)
     known = json.load(sys.stdin)["known"]
-    found: dict[str, Any] = {}
     load(engine, folder)
     for side in ("alone", "ours"):
         own = folder / side
@@ -81,9 +86,8 @@ def main(engine: str, folder: Path) -> None:
         job = job_of(engine, own, known)
         for when in ("cold", "warm"):
             start = job.start(tp=2, plugin=side == "ours", may_fail=True, limit_s=LIMIT_S)
-            found[f"{side} {when}"] = told(start)
+            print(json.dumps({"start": f"{side} {when}", **told(start)}), flush=True)  # noqa: T201  # its answer
         shutil.rmtree(own, ignore_errors=True)
-    print(json.dumps(found))  # noqa: T201  # its answer
 
 
 if __name__ == "__main__":
