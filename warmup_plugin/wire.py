@@ -61,7 +61,8 @@ class Failed(msgspec.Struct):
 
 
 #: Half a character, by which Python stands for a byte that is none; JSON's readers refuse it.
-_NO_TEXT: Final = re.compile(r"(?<!\\ud[89ab][0-9a-f]{2})\\ud[c-f][0-9a-f]{2}")
+_HIGH, _LOW = r"\\ud[89ab][0-9a-f]{2}", r"\\ud[c-f][0-9a-f]{2}"
+_NO_TEXT: Final = re.compile(f"(?<!{_HIGH}){_LOW}|{_HIGH}(?!{_LOW})")
 _WORD: Final = msgspec.json.Decoder(dict[str, Any])
 
 
