@@ -345,6 +345,14 @@ def _meet(options: Options, stack: contextlib.ExitStack) -> tuple[Rendezvous, st
     return meeting, link.greeting
 
 
+def _lack(ranks: RankInfo) -> str:
+    """Return what this rank lacks for a session; no exception, since the others wait for it."""
+    try:
+        return lacking(ranks.rank, ranks.world_size)
+    except Exception as error:  # noqa: BLE001  # whatever it is, all hear of it
+        return f"{type(error).__name__}: {error}"
+
+
 def _begin(options: Options, *, tells: bool) -> str:
     """Begin on rank 0 to look at the environment, for which all will wait; it need not succeed."""
     if options.ranks.rank == 0:

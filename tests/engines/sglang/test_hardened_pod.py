@@ -21,7 +21,7 @@ PROCESSES = 200
 
 
 def test_it_comes_up_cold_and_warm() -> None:
-    """Alone it does not where cuBLAS must be searched for: FlashInfer's stamp raises there."""
+    """As alone, once its ranks have met: to load and to meet it needs a temporary directory."""
     if reason := resolve(f"{FAULTS / 'test_places.py'}:can_confine")():
         pytest.skip(reason)
     known: dict[str, Any] = {}
@@ -31,9 +31,8 @@ def test_it_comes_up_cold_and_warm() -> None:
     )  # fmt: skip
     rows = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     starts = {row["start"]: row for row in rows}
+    assert not [row["errors"] for row in rows if row["errors"] or row["hung"]], rows
     cold, warm = starts["ours cold"], starts["ours warm"]
-    assert not cold["errors"], cold["errors"]
-    assert not warm["errors"], warm["errors"]
     assert sum(cold["timed"]) > 0
     assert warm["timed"] == [0, 0]
     assert len(cold["certificate"]) == 64
