@@ -320,9 +320,7 @@ def _warn_of_variables(job: Job) -> None:
 def _meet(options: Options, stack: contextlib.ExitStack) -> tuple[Rendezvous, str]:
     """Open the session; return with it the surroundings of rank 0."""
     is_alone = options.ranks.world_size == 1 and options.group is None
-    reason = (
-        "" if is_alone or options.link else lacking(options.ranks.rank, options.ranks.world_size)
-    )
+    reason = "" if is_alone or options.link else _lack(options.ranks)
     greeting = "" if reason else _begin(options, tells=not is_alone)
     if is_alone:
         return Alone(), ""
