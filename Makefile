@@ -130,6 +130,7 @@ mutants: $(PACKAGE) $(call stamp,dev)  ## take each guard out once; the test tha
 guarantees: $(PACKAGE) $(call stamp,dev)  ## run the rows of the fault table; write docs/guarantees.md anew
 	@status=0; \
 	    $(BIN)/pytest --junitxml=$(S)/faults.xml tests/faults tests/ranks/test_bad_tables.py tests/ranks/test_readiness.py \
+	        tests/ranks/test_rendezvous.py \
 	        --deselect tests/faults/test_guarantees.py || status=$$?; \
 	    $(PY) tests/faults/guarantees.py $(S)/faults.xml; exit $$status
 

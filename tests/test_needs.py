@@ -56,8 +56,8 @@ def test_address_space() -> None:
     assert "MiB of address space are left, 768 are needed (RLIMIT_AS)" in asked("AS", 300)
 
 
-@pytest.mark.parametrize("left", [0, 7, 8])
-def test_threads(left: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("rank", "left", "needed"), [(1, 0, 3), (1, 2, 3), (1, 3, 3), (0, 3, 4)])
+def test_threads(rank: int, left: int, needed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them at once, and none of them left."""
     own, started = threading.Thread.start, iter(range(100))
 
@@ -68,9 +68,8 @@ def test_threads(left: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     before = threading.active_count()
     monkeypatch.setattr(threading.Thread, "start", start)
-    found = lacking(1, 2)
-    assert found == ("" if left == 8 else f"{left} threads more can be started, 8 are needed: "
-                     "can't start new thread")  # fmt: skip
+    lacks = f"{left} threads more can be started, {needed} are needed: can't start new thread"
+    assert lacking(rank, 2) == ("" if left >= needed else lacks)
     assert threading.active_count() == before
 
 

@@ -16,7 +16,6 @@ timeout of seconds.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -149,7 +148,7 @@ class Meeting:
 
     def _end(self, record: Word) -> NoReturn:
         """End the session, for ranks at another step too: they find this before they act."""
-        body = self._link.compare_set(_LOST, json.dumps(record, sort_keys=True))
+        body = self._link.compare_set(_LOST, wire.text(record))
         raise _as_error(body)
 
     def abandon(
@@ -186,9 +185,9 @@ class Meeting:
         """Record the end of the session unless it has ended; return the record in force."""
         record = _unable(rank, reason) if lives else {"lost": rank, "reason": reason}
         try:
-            return self._link.compare_set(_LOST, json.dumps(record))
+            return self._link.compare_set(_LOST, wire.text(record))
         except RankLostError as gone:
-            body = json.dumps(_lost(gone)).encode()
+            body = wire.text(_lost(gone)).encode()
             with contextlib.suppress(RankLostError):  # rank 0 may only be stopped, and wake up
                 self._link.set(_LOST, body)
             return body
@@ -235,7 +234,7 @@ class Meeting:
             except BaseException as error:
                 reason = f"{type(error).__name__}: {error}"[:1000]
                 with contextlib.suppress(RankLostError):  # the forward's error is the one to raise
-                    self._link.set(key, json.dumps({"rank": self.rank, "reason": reason}).encode())
+                    self._link.set(key, wire.text({"rank": self.rank, "reason": reason}).encode())
                 raise
 
     def put(self, body: bytes, sha256: str = "") -> str:
@@ -361,7 +360,7 @@ def turn_away(link: Link, reason: str, limit_s: float) -> None:
     Lets go of the store, on rank 0 when the others have, ``limit_s`` later at the latest.
     """
     try:
-        link.compare_set(_LOST, json.dumps(_unable(link.rank, reason)))
+        link.compare_set(_LOST, wire.text(_unable(link.rank, reason)))
         link.set(f"{BYE}/{link.rank}", b"1")
         if link.rank == 0:
             byes = [f"{BYE}/{rank}" for rank in range(1, link.size)]
@@ -373,7 +372,7 @@ def turn_away(link: Link, reason: str, limit_s: float) -> None:
 
 
 def _said(step: str, word: Word) -> str:
-    return json.dumps({**word, _STEP: step}, sort_keys=True)
+    return wire.text({**word, _STEP: step})
 
 
 def _as_error(body: bytes) -> RankLostError | SessionError:

@@ -21,8 +21,9 @@ _DESCRIPTORS: Final = 14
 #: More on rank 0: the store's own, and two connections of each rank.
 _DESCRIPTORS_OF_STORE: Final = 2
 _DESCRIPTORS_OF_RANK: Final = 2
-#: A rank's at a time: heartbeat, connection, look-up, task limit, signal, lease, lock; the store's.
-_THREADS: Final = 8
+#: Heartbeat, its connection, and one for what can do without; on rank 0 that of the store.
+_THREADS: Final = 3
+_THREADS_OF_STORE: Final = 1
 #: The C library reserves 64 MiB for each thread, whatever it uses of that.
 _ADDRESS_SPACE_MIB: Final = 768
 _MIB: Final = 1 << 20
@@ -30,8 +31,11 @@ _MIB: Final = 1 << 20
 
 def lacking(rank: int, size: int) -> str:
     """Return what this process has too little of for a session, or an empty string."""
-    more = _DESCRIPTORS_OF_STORE + _DESCRIPTORS_OF_RANK * size if rank == 0 else 0
-    return _lacks_memory() or _lacks_descriptors(_DESCRIPTORS + more) or _lacks_threads(_THREADS)
+    descriptors, threads = _DESCRIPTORS, _THREADS
+    if rank == 0:
+        descriptors += _DESCRIPTORS_OF_STORE + _DESCRIPTORS_OF_RANK * size
+        threads += _THREADS_OF_STORE
+    return _lacks_memory() or _lacks_descriptors(descriptors) or _lacks_threads(threads)
 
 
 def _lacks_descriptors(number: int) -> str:

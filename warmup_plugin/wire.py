@@ -8,6 +8,9 @@ ever unpickled. Bodies (tables, plans) are checked against their sha256, and par
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -57,7 +60,15 @@ class Failed(msgspec.Struct):
     reason: str
 
 
+#: Half a character, by which Python stands for a byte that is none; JSON's readers refuse it.
+_HIGH, _LOW = r"\\ud[89ab][0-9a-f]{2}", r"\\ud[c-f][0-9a-f]{2}"
+_NO_TEXT: Final = re.compile(f"(?<!{_HIGH}){_LOW}|{_HIGH}(?!{_LOW})")
 _WORD: Final = msgspec.json.Decoder(dict[str, Any])
+
+
+def text(message: Mapping[str, Any]) -> str:
+    """Return a message as JSON; bytes of a path that are no text are replaced in it."""
+    return _NO_TEXT.sub(r"\\ufffd", json.dumps(message, sort_keys=True))
 
 
 def word(body: bytes, rank: int, what: str) -> dict[str, Any]:

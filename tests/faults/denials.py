@@ -319,7 +319,7 @@ DENIALS: tuple[Denial, ...] = (
     *(Denial("threads", str(n), _threads(n), as_user=True) for n in THREADS),
     *(
         Denial("memory", f"{n} MiB", _memory(resource.RLIMIT_AS, n * _MIB))
-        for n in (0, 1, 4, 16, 64, 256)
+        for n in (0, 128, 256, 512, 1024)
     ),
     *(Denial("data", f"{n} MiB", _memory(resource.RLIMIT_DATA, n * _MIB)) for n in (0, 4, 32)),
     Denial("locked memory", "0", _limit(resource.RLIMIT_MEMLOCK, 0), as_user=True),

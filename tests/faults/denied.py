@@ -294,6 +294,7 @@ def main(folder: Path, cells: Sequence[Cell], tell: Callable[[str], object]) -> 
     """Run cells one after another; those that are warm each on a copy of one sound start's root."""
     for module in PRELOAD:
         importlib.import_module(module)
+    folder.mkdir(exist_ok=True)
     sound = folder / "sound"
     for index, cell in enumerate(cells):
         own = folder / str(index)

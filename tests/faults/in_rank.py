@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import functools
 import itertools
 import json
@@ -637,6 +638,32 @@ def stale_handles(here: Here) -> None:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
 
     Path.replace = failing  # type: ignore[assignment]
+
+
+def flock(_here: Here, answer: str) -> None:
+    """Have a file system that grants a lock to everybody, or whose server is gone."""
+
+    def asked(*_args: object) -> None:
+        if answer == "none":
+            time.sleep(60)
+
+    fcntl.flock = asked
+
+
+def one_fault_of_the_disk(here: Here, call: str) -> None:
+    """Fail once to write a record of a task, or to synchronise it."""
+    own, has_failed = getattr(os, call), False
+
+    def failing(descriptor: int, *args: Any) -> Any:
+        nonlocal has_failed
+        is_journal = str(Path(f"/proc/self/fd/{descriptor}").readlink()).endswith(".log")
+        if is_journal and not has_failed:
+            has_failed = True
+            here.say("failed")
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return own(descriptor, *args)
+
+    setattr(os, call, failing)
 
 
 def stale_listing(here: Here) -> None:

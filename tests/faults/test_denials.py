@@ -56,8 +56,14 @@ def grid() -> list[Cell]:
 
 
 def sample() -> list[Cell]:
-    """Return one cell of each row: who is denied, and whether it is warm, takes turns."""
-    return [grid()[6 * index + index % 6] for index in range(len(DENIALS))]
+    """Return one cell of each row: who is denied, and whether it is warm, takes turns.
+
+    Of the rows that differ in a number only, every third.
+    """
+    graded = [d for d in DENIALS if d.kind in ("descriptors", "threads")]
+    left_out = {denial.id for index, denial in enumerate(graded) if index % 3}
+    cells = [grid()[6 * index + index % 6] for index in range(len(DENIALS))]
+    return [cell for cell in cells if cell["denial"] not in left_out]
 
 
 def run(cells: Sequence[Cell], folder: Path) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ The same on the other releases is in `tests/release`.
 
 from __future__ import annotations
 
+import ctypes.util
 import json
 import sys
 import tempfile
@@ -183,3 +184,22 @@ def test_other_files_are_opened_as_ever(monkeypatch: pytest.MonkeyPatch, tmp_pat
         module = sys.modules[AutoTuner.__module__]
         with module.open(tmp_path / "theirs.json") as file:
             assert json.load(file) == [1]
+
+
+def test_a_search_that_cannot_be_made_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a temporary directory Python's own raises; FlashInfer then asks elsewhere."""
+
+    def fails(_name: str) -> NoReturn:
+        raise FileNotFoundError(2, "No usable temporary directory")
+
+    monkeypatch.setattr(probe, "_own_search", fails)
+    before = ctypes.util.find_library
+    with probe.bearing_failed_searches():
+        assert ctypes.util.find_library("cublas") is None
+        with probe.bearing_failed_searches():
+            pass
+        assert ctypes.util.find_library("cublas") is None
+        look = sys.modules[AutoTuner.__module__]._get_cublas_version
+        assert look.__wrapped__()
+    assert ctypes.util.find_library is not before
+    monkeypatch.setattr(ctypes.util, "find_library", before)

@@ -334,17 +334,14 @@ def _meet(
     options: Options, stack: contextlib.ExitStack, progress: ProgressLine
 ) -> tuple[Rendezvous, str]:
     """Open the session; return with it the surroundings of rank 0."""
-    is_alone, greeting = options.ranks.world_size == 1 and options.group is None, ""
-    if options.ranks.rank == 0:
-        with contextlib.suppress(Exception):  # only begun early: who needs it looks again
-            greeting = begin(tells=not is_alone)
+    is_alone = options.ranks.world_size == 1 and options.group is None
+    reason = "" if is_alone or options.link else _lack(options.ranks)
+    greeting = "" if reason else _begin(options, tells=not is_alone)
     if is_alone:
         return Alone(), ""
     try:
         from warmup_plugin.meeting import Meeting, turn_away  # a single process needs no store
         from warmup_plugin.storelink import connect
-
-        reason = "" if options.link else lacking(options.ranks.rank, options.ranks.world_size)
     except Exception as error:
         if options.link is not None:
             raise
@@ -360,6 +357,22 @@ def _meet(
     meeting.on_wait = progress.waits
     stack.callback(meeting.close)
     return meeting, link.greeting
+
+
+def _lack(ranks: RankInfo) -> str:
+    """Return what this rank lacks for a session; no exception, since the others wait for it."""
+    try:
+        return lacking(ranks.rank, ranks.world_size)
+    except Exception as error:  # noqa: BLE001  # whatever it is, all hear of it
+        return f"{type(error).__name__}: {error}"
+
+
+def _begin(options: Options, *, tells: bool) -> str:
+    """Begin on rank 0 to look at the environment, for which all will wait; it need not succeed."""
+    if options.ranks.rank == 0:
+        with contextlib.suppress(Exception):  # who needs it looks again, and is told then
+            return begin(tells=tells)
+    return ""
 
 
 def _hello(options: Options, lookup: Lookup) -> Word:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import msgspec
 
-from warmup_plugin import __version__, metrics
+from warmup_plugin import __version__, metrics, wire
 from warmup_plugin.files import said
 from warmup_plugin.liveness import own_card
 from warmup_plugin.rendezvous import Word
@@ -85,7 +86,7 @@ def make_report(
     if job.may_write and job.store is not None:
         name = f"{_stamp(found.at)}_rank{found.rank}.json"
         with job.failing_as_data():  # all ranks serve by now: nothing may end one of them
-            body = msgspec.json.format(msgspec.json.encode(found.to_json()), indent=1)
+            body = msgspec.json.format(_encoded(found.to_json()), indent=1)
             job.store.write_report(body, name)
     return found
 
@@ -127,3 +128,10 @@ def _agreement(job: Job, certified: Word | None) -> Agreement:
         "share": "certified", "per_rank": "none", "unguarded": "unguarded", "defaults": "defaults",
     }  # fmt: skip
     return found[job.word["go"]]
+
+
+def _encoded(document: Mapping[str, Any]) -> bytes:
+    try:
+        return msgspec.json.encode(document)
+    except UnicodeEncodeError:  # a path of bytes that are no text
+        return wire.text(document).encode()

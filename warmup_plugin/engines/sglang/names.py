@@ -26,6 +26,7 @@ FORWARD = "run_flashinfer_autotune_forward"
 _FILE = "flashinfer_autotune_cache_path"
 _GATE = "_drop_diverged_autotune_cache"
 _SKIP = "get_flashinfer_autotune_skip_ops"
+_LOGGER = "logger"
 _REUSE = "SGLANG_FLASHINFER_AUTOTUNE_CACHE"
 
 
@@ -100,6 +101,7 @@ def as_survey(own: Any) -> Callable[..., Any]:
     It looks for its file where there can be none, and what it would save there is not: all that the
     tuner holds, written out once more at the end of each context.
     """
+    from warmup_plugin.engines.quiet import LogWithout
     from warmup_plugin.tuner import probe
 
     generator = _generator(own)
@@ -108,6 +110,7 @@ def as_survey(own: Any) -> Callable[..., Any]:
         _FILE: lambda _runner: probe.NOWHERE,
         _GATE: lambda *_args: None,
         "envs": _Envs(generator.__globals__["envs"]),
+        _LOGGER: LogWithout(generator.__globals__.get(_LOGGER), probe.NOWHERE),
     }
     context = contextlib.contextmanager(_over(generator, replaced))
 

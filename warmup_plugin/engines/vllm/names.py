@@ -42,34 +42,20 @@ def missing(module: ModuleType) -> list[str]:
     return [name for name in (_LOAD, _FILE, _STORE) if name not in used]
 
 
-class _Log:
-    """vLLM's logger, but for lines about the file that it does not have here."""
-
-    def __init__(self, own: Any, file: Path) -> None:
-        self._own, self._file = own, file
-
-    def __getattr__(self, name: str) -> Any:
-        own = getattr(self._own, name)
-
-        def log(*args: Any, **kwargs: Any) -> Any:
-            return None if self._file in args else own(*args, **kwargs)
-
-        return log if callable(own) else own
-
-
 def as_survey(own: FunctionType, *, is_hit: bool) -> Callable[..., None]:
     """Return vLLM's function with only its persistence taken out.
 
     With ``is_hit`` it believes that its files were loaded and leaves its dummy runs out; what it
     would save is not: it has no file.
     """
+    from warmup_plugin.engines.quiet import LogWithout
     from warmup_plugin.tuner import probe
 
     replaced: dict[str, Any] = {
         _LOAD: lambda *_args: is_hit,
         _FILE: lambda _runner: probe.NOWHERE,
         _STORE: lambda _runner: False,
-        _LOGGER: _Log(own.__globals__.get(_LOGGER), probe.NOWHERE),
+        _LOGGER: LogWithout(own.__globals__.get(_LOGGER), probe.NOWHERE),
     }
     function = FunctionType(
         own.__code__, {**own.__globals__, **replaced}, own.__name__, own.__defaults__,

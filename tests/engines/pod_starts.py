@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts two ranks of an engine where a fork server has no place for its socket; prints JSON.
+
+    python pod_starts.py vllm|sglang FOLDER < {"known": ...}
+
+Run in a hardened pod (`../faults/test_hardened_pod.py`). Each rank is a fork of this process, which
+has loaded what the fork server of the other tests has. ``known``: what vLLM has found out about the
+model's class, by file, which takes it many processes. Two starts alone, then cold and
+warm with this package; a line for each.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+LIMIT_S = 45.0
+
+
+def job_of(engine: str, folder: Path, known: dict[str, str]) -> Any:
+    """Return the engine's job with an empty cache root."""
+    if engine == "vllm":
+        vllm_jobs = importlib.import_module("vllm_jobs")
+        inspected = folder / "inspected"
+        inspected.mkdir()
+        for name, text in known.items():
+            (inspected / name).write_text(text)
+        return vllm_jobs.make_job(folder, inspected)
+    starts: Any = importlib.import_module("engine_starts")
+    ranks = importlib.import_module("sglang_on_ranks")
+
+    class Job(starts.Job):
+        spec, serve = ranks.Spec, staticmethod(ranks.serve)
+
+        def environment(self) -> dict[str, str]:
+            return {"SGLANG_CACHE_DIR": str(self.root)}
+
+    return Job.make(folder, ranks.LLAMA)
+
+
+def load(engine: str, folder: Path) -> None:
+    """Load what the engine is made of, in the one place that can be written to.
+
+    Python takes it for a temporary directory, as the engines need one to load and to meet (dill,
+    vLLM's message queue). Each rank leaves it before its warm-up.
+    """
+    folder.mkdir()
+    os.chdir(folder)
+    if engine == "vllm":  # which looks for its platform when it is imported
+        os.environ.update(importlib.import_module("vllm_jobs").ENVIRONMENT)
+    for name in importlib.import_module(f"{engine}_on_ranks").PRELOAD:
+        importlib.import_module(name)
+
+
+def told(start: Any) -> dict[str, Any]:
+    """Return what a start came to."""
+    return {
+        "errors": {rank: text[-1500:] for rank, text in start.errors.items()},
+        "hung": start.hung,
+        "timed": start.timed,
+        "certificate": start.certificate if start.ranks and start.ranks[0]["report"] else "",
+        "seconds": start.seconds,
+    }
+
+
+def main(engine: str, folder: Path) -> None:
+    sys.path[:0] = [str(HERE), str(HERE / engine)]
+    starts: Any = importlib.import_module("engine_starts")
+    starts.CONTEXT = multiprocessing.get_context("fork")
+    os.environ.update(starts.ENVIRONMENT)
+    known = json.load(sys.stdin)["known"]
+    load(engine, folder)
+    for side in ("alone", "ours"):
+        own = folder / side
+        own.mkdir()
+        job = job_of(engine, own, known)
+        for when in ("cold", "warm"):
+            start = job.start(
+                tp=2,
+                plugin=side == "ours",
+                may_fail=True,
+                limit_s=LIMIT_S,
+                fault="no_temporary_directory",
+            )
+            print(json.dumps({"start": f"{side} {when}", **told(start)}), flush=True)  # noqa: T201  # its answer
+        shutil.rmtree(own, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
