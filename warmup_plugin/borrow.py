@@ -112,8 +112,8 @@ def borrow(
 
     Not where they may have had other candidates: ``switches`` are this job's factors of that name,
     and a sibling's must be the same. Which ones a table without an identity was tuned under nobody
-    knows, so it is taken where none is set that takes candidates away. A blocklist alone is no hindrance: every rank asks it
-    about each borrowed tactic before it serves (`replay.prepare`).
+    knows, so it is taken where none is set that takes candidates away. A blocklist alone is no
+    hindrance: every rank asks it about each borrowed tactic before it serves (`replay.prepare`).
 
     In order: what is ``kept`` from an earlier session of the process, the engine's own tables
     (``others``), those imported, then siblings; ``directories`` are this identity's, the writable

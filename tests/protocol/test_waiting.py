@@ -61,7 +61,7 @@ ALLOWED = {
     ("storelink.py", "_addresses", "probe.connect"): "of a datagram socket: sends nothing",
     ("steps/job.py", "_meet", "connect"): "storelink's, above",
     ("tuner/stamp.py", "Lookup._wait", "thread.join"): "a time-out is given",
-    ("cli/checks.py", "_tried", "fcntl.flock"): "asks with LOCK_NB, of a file of its own",
+    ("cli/disks.py", "_locks", "fcntl.flock"): "asks with LOCK_NB, on a thread that is bounded",
     ("cli/live.py", "_answer", "subprocess.run"): "a time-out is given",
     ("gpu_evidence/facts.py", "_smi", "subprocess.run"): "a time-out is given",
     ("gpu_evidence/run.py", "_Child.lines", "subprocess.Popen"): "only starts it",
@@ -75,7 +75,10 @@ ALLOWED = {
         ("gpu_evidence/timing.py", function, "torch.cuda.synchronize"): "the parent ends the child"
         for function in ("_captured", "_time")
     },
-    ("cli/machine.py", "_compute_capabilities", "subprocess.run"): "a time-out is given",
+    ("cli/machine.py", "_asked", "subprocess.run"): "a time-out is given",
+    ("cli/status.py", "run", "time.sleep"): "what the operator has asked for with --watch",
+    ("tuner/probe.py", "clear_device_error", "torch.cuda.synchronize"): "FlashInfer's own after a "
+    "failed tactic; the task's limit ends it",
 }
 
 

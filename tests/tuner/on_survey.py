@@ -140,6 +140,22 @@ def unstable(engine: Engine, batches: Sequence[int]) -> Any:
     return report, held, served
 
 
+def single_row(engine: Engine) -> Any:
+    """An op with the batch in its key at one row first, then at more."""
+
+    def up_to(batch: int) -> tuple[int, ...]:
+        return tuple(bucket for bucket in toys.BUCKETS if bucket <= batch)
+
+    spec = replace(FLOOR.dynamic_tensor_specs[0], gen_tuning_buckets=up_to)
+    config = replace(FLOOR, dynamic_tensor_specs=(spec,))
+
+    def forward() -> None:
+        for batch in (1, 100):
+            call("raw", [RawBatch("raw")], config, rows(batch), WEIGHT)
+
+    return child.warm(engine, forward)
+
+
 class Unlisted(Toy):
     """A runner that finds no memory for listing its tactics."""
 

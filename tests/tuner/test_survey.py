@@ -103,6 +103,15 @@ def test_runners_that_differ_in_a_number_are_compared_by_candidates(
 # -- no winner, or none that can be stored -------------------------------------------------------
 
 
+def test_the_batch_in_a_key_is_known_of_a_single_row_too(children: Children) -> None:
+    """Its buckets end at the batch at hand, so that it is tuned at one size alone."""
+    for start in ("cold", "warm"):
+        report = children.one("on_survey:single_row")
+        assert report.unshared == {}
+        assert report.ops["raw"]["seen"] == 4
+        assert (report.tactics_timed == 0) == (start == "warm")
+
+
 @pytest.mark.parametrize("batches", [(100,), (16,), (100, 16, 7)], ids=str)
 def test_a_key_with_the_raw_batch_is_stored_as_flashinfer_stores_it(
     children: Children, batches: tuple[int, ...]

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from warmup_plugin.tuner.asked import dynamic_inputs, shapes_of
 from warmup_plugin.tuner.capture import at_size
 from warmup_plugin.tuner.profiles import Profiles
+from warmup_plugin.tuner.replay import narrow
 from warmup_plugin.tuner.task import Shapes, Switches
 
 
@@ -36,7 +37,7 @@ class BatchFields:
 
     def __init__(self, profiles: Profiles) -> None:
         self._profiles = profiles
-        self._known: dict[tuple[str, type, Switches], Fields] = {}
+        self._known: dict[tuple[str, str, Switches], Fields] = {}
 
     def of(
         self,
@@ -50,18 +51,25 @@ class BatchFields:
         ``kind``: the op, the runner itself, and its switches.
         """
         op, runner, switches = kind
-        key = op, type(runner), switches
+        # By name: FlashInfer makes some of its runner classes anew for each call.
+        key = op, f"{type(runner).__module__}.{type(runner).__qualname__}", switches
         if key not in self._known:
             others = self._other_sizes(config, inputs)
-            if not others:  # a call with one size: there is no batch to follow
+            if not others:  # nothing is dynamic: there is no batch to follow
                 return Fields()
             self._known[key] = _ask(runner, real, config, inputs, others)
         return self._known[key]
 
     def _other_sizes(self, config: Any, inputs: list[Any]) -> list[Shapes]:
-        """Return the smallest and the largest other profile of a call."""
+        """Return the smallest and the largest other profile of a call, or one twice its size.
+
+        Buckets may end at the batch at hand: a single row is tuned at one size.
+        """
         own = shapes_of(inputs)
         found = [shapes for shapes in self._profiles.of(config, inputs) if shapes != own]
+        if not found and (specs := config.dynamic_tensor_specs):
+            twice = tuple(2 * own[spec.input_idx[0]][spec.dim_idx[0]] for spec in specs)
+            found = self._profiles.of(narrow(config, twice), inputs)
         return [min(found, key=_elements), max(found, key=_elements)] if found else []
 
 
