@@ -62,9 +62,9 @@ class Asked:
         return TaskIds(self.op, self.named)
 
     @functools.cached_property
-    def follows_batch(self) -> frozenset[str]:
-        """The runner classes whose extras follow the batch, as cuBLASLt's do."""
-        return frozenset(name for name, extras in self.named if extras.follows_batch)
+    def follows_batch(self) -> bool:
+        """Whether extras of some runner follow the batch, as cuBLASLt's do."""
+        return any(extras.follows_batch for _, extras in self.named)
 
     def at(self, shapes: Shapes) -> list[Any]:
         """Return inputs of these shapes that a runner can be asked about."""

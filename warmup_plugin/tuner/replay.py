@@ -22,7 +22,7 @@ import torch
 from warmup_plugin.table import Entry, Tactic, canonical_tactic
 from warmup_plugin.tuner import capture, probe
 from warmup_plugin.tuner.asked import dynamic_inputs
-from warmup_plugin.tuner.observe import Observations
+from warmup_plugin.tuner.observe import OUT_OF_MEMORY, Observations
 from warmup_plugin.tuner.race import DEFAULT, beats_default, time_of
 from warmup_plugin.tuner.task import Call, Shapes, Task
 
@@ -257,7 +257,16 @@ def prepare(task: Task, entry: Entry, key: str = "", *, at_bucket: bool = True) 
                 continue  # FlashInfer looks past it at this size, as it does without this package
             if not is_accepted:
                 raise RefusedError(f"{entry.runner} does not offer tactic {entry.tactic!r}")
-            runner(inputs, tactic=entry.tactic, **call.kwargs)
+            try:
+                runner(inputs, tactic=entry.tactic, **call.kwargs)
+            except OUT_OF_MEMORY:
+                raise
+            except Exception as error:  # at its bucket it has run: no trouble of this start
+                if size == task.buckets:
+                    raise
+                at = "x".join(map(str, size))
+                reason = f"{entry.runner}'s tactic {entry.tactic!r} does not take {at}: "
+                raise RefusedError(f"{reason}{type(error).__name__}: {error}") from error
 
 
 def _shapes(inputs: list[Any]) -> tuple[tuple[int, ...], ...]:

@@ -370,14 +370,16 @@ class Survey:
         found, index, tactic = probe.look_up(
             self._tuner, task.op, asked.runners, task.shapes, asked.config, inputs=asked.inputs
         )
-        keys = dict.fromkeys(task.keys)
-        held = [entry for key in keys if (entry := self._entries.get(key)) is not None]
+        pairs = ((at, self._entries.get(key)) for at, key in enumerate(task.keys))
+        stored = [(at, entry) for at, entry in pairs if entry is not None]
+        held = [entry for _, entry in stored]
         is_answer = len(held) == 1 and probe.is_measured_as(asked.config, held[0].policy)
-        offers = self._offers(task, asked, held[0]) if is_answer else None
+        place = stored[0][0] if stored else 0
+        offers = self._offers(task, asked, place, held[0]) if is_answer else None
         if offers is False:
             task.state = "refused"
             task.reason = f"{held[0].runner} does not offer tactic {held[0].tactic!r}"
-        elif is_answer and (found or offers or held[0].runner in asked.follows_batch):
+        elif is_answer and (found or offers or asked.named[place][1].follows_batch):
             task.state = "known"
             # FlashInfer asks with the inputs at hand: their size is not the task's, which a runner
             # that can tell may refuse, and one whose key follows the batch looks elsewhere.
@@ -400,10 +402,13 @@ class Survey:
                 self.adopted[task.id] = old_keys[0]
 
     @staticmethod
-    def _offers(task: Task, asked: Asked, entry: Entry) -> bool | None:
-        """Return whether an entry's runner still offers its tactic; None where it cannot tell."""
-        able = [r for r in asked.runners if type(r).__name__ == entry.runner]
-        if not able or not hasattr(able[0], "validate_tactic"):
+    def _offers(task: Task, asked: Asked, place: int, entry: Entry) -> bool | None:
+        """Return whether an entry's runner still offers its tactic; None where it cannot tell.
+
+        ``place``: of the entry's key among the task's.
+        """
+        runner = asked.runners[asked.places[place]]
+        if type(runner).__name__ != entry.runner or not hasattr(runner, "validate_tactic"):
             return None
         inputs = asked.inputs
         if shapes_of(inputs) != task.shapes:  # what it says of another size is no answer
@@ -411,7 +416,7 @@ class Survey:
                 inputs = asked.at(task.shapes)
             except OUT_OF_MEMORY:  # nothing speaks against it; FlashInfer asks again when it serves
                 return True
-        return probe.accepts(able[0], inputs, entry.tactic)
+        return probe.accepts(runner, inputs, entry.tactic)
 
     def _may_adopt(self, asked: Asked) -> bool:
         """Return whether an old file's entry, without extras and policy, can mean this call."""

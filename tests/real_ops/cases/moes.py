@@ -154,15 +154,21 @@ def _fp4_weights(width: int, local: int) -> dict[str, Any]:
     }
 
 
+#: The parameters of which only `.data` is passed on, as a model's layers hold them.
+_LAYERS: list[Any] = []
+
+
 def _mxint4_weights(width: int, local: int) -> dict[str, Any]:
     """VLLM passes `.data`: plain tensors, no Parameters."""
-    return {
-        "gemm1_weights": weight(local, 2 * width, HIDDEN // 2, dtype=U8).data,
-        "gemm1_weights_scale": weight(local, 2 * width, HIDDEN // 32).data,
-        **dict.fromkeys(("gemm1_alpha", "gemm1_beta", "gemm1_clamp_limit")),
-        "gemm2_weights": weight(local, HIDDEN, width // 2, dtype=U8).data,
-        "gemm2_weights_scale": weight(local, HIDDEN, width // 32).data,
+    held = {
+        "gemm1_weights": weight(local, 2 * width, HIDDEN // 2, dtype=U8),
+        "gemm1_weights_scale": weight(local, 2 * width, HIDDEN // 32),
+        "gemm2_weights": weight(local, HIDDEN, width // 2, dtype=U8),
+        "gemm2_weights_scale": weight(local, HIDDEN, width // 32),
     }
+    _LAYERS.append(held)
+    passed = {name: parameter.data for name, parameter in held.items()}
+    return {**passed, **dict.fromkeys(("gemm1_alpha", "gemm1_beta", "gemm1_clamp_limit"))}
 
 
 def _activations(name: str, m: int) -> dict[str, Any]:

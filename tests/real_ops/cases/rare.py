@@ -124,6 +124,8 @@ def moe_layer() -> Step:
             quant=api.QuantConfig(weight=api.QuantFormat.BF16, activation=api.QuantFormat.BF16),
             experts=api.ExpertConfig(intermediate_size=width),
             backend=api.BackendOptions(candidates=(api.TrtllmBf16Config(),)),
+            # Above every batch that is served.
+            execution=api.ExecutionConfig(tune_max_num_tokens=16384),
         )
         weights = api.MoEWeightPack()
         view = {
