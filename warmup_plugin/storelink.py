@@ -173,12 +173,16 @@ def link_beside(store: TCPStore, rank: int, size: int, silence_s: float) -> Stor
     """
     others = frozenset(_connected(store.port))
     made: list[StoreLink | RankLostError] = []
+    has_given_up = threading.Event()
 
     def make() -> None:  # on a thread of its own: where the store's process is stopped, for ever
-        try:
-            made.append(StoreLink(store, rank, size).clone())
-        except RankLostError as error:
-            made.append(error)
+        while not (made or has_given_up.is_set()):
+            try:
+                made.append(StoreLink(store, rank, size).clone())
+            except RankLostError as error:
+                if isinstance(error.__cause__, OSError):  # refused, or a lack of our own
+                    made.append(error)
+                # Else torch has given up after its own ten seconds: the store may be slow.
 
     try:
         threading.Thread(target=make, name="warmup-beside", daemon=True).start()
@@ -187,6 +191,7 @@ def link_beside(store: TCPStore, rank: int, size: int, silence_s: float) -> Stor
     try:
         wait_until(lambda: bool(made), within(silence_s))
     except TimeoutError:
+        has_given_up.set()
         raise RankLostError(0, f"its store lets nobody in for {silence_s:.1f} s") from None
     (link,) = made
     if isinstance(link, RankLostError):
