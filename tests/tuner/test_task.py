@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 from typing import Any
 
 import pytest
@@ -160,3 +161,22 @@ def test_runners_that_flashinfers_memory_cannot_tell_apart_do_not_differ() -> No
 def test_a_tasks_name_for_people(buckets: tuple[int, ...], label: str) -> None:
     call: Any = None
     assert Task("id", "op", ("key",), PROFILE, buckets, call, "missing").label == label
+
+
+def test_what_a_runner_has_computed_at_a_first_look_is_no_switch() -> None:
+    """FlashInfer's MoELayer computes a part of its key so, between two calls of one runner."""
+
+    class Runner:
+        flag = True
+
+        def __init__(self) -> None:
+            self.layout = "k_major"
+
+        @functools.cached_property
+        def recipe(self) -> str:
+            return "n/a"
+
+    fresh, used = Runner(), Runner()
+    assert used.recipe == "n/a"
+    assert "recipe" in vars(used)
+    assert options_of(used) == options_of(fresh) == (("layout", "'k_major'"),)

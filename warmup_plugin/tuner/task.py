@@ -12,6 +12,7 @@ calls which differ in nothing else hold one task.
 from __future__ import annotations
 
 import enum
+import functools
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -188,6 +189,23 @@ def may_differ(ours: Sequence[Any], theirs: Sequence[Any]) -> bool:
 
 
 def _state(runner: Any) -> dict[str, Any]:
-    attributes = getattr(runner, "__dict__", {})
+    attributes, derived = getattr(runner, "__dict__", {}), _derived(type(runner))
     # FlashInfer leaves the same names out of a runner's hash (`TunableRunner.__hash__`).
-    return {name: v for name, v in attributes.items() if not name.endswith("_cache")}
+    return {
+        name: v for name, v in attributes.items()
+        if not name.endswith("_cache") and name not in derived
+    }  # fmt: skip
+
+
+#: By name: FlashInfer makes some of its runner classes anew for each call.
+_known_derived: dict[str, frozenset[str]] = {}
+
+
+def _derived(kind: type) -> frozenset[str]:
+    """Return the attributes that a class computes at the first look: no state of their own."""
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if (found := _known_derived.get(name)) is None:
+        members = (item for base in kind.__mro__ for item in vars(base).items())
+        cached = (n for n, member in members if isinstance(member, functools.cached_property))
+        found = _known_derived[name] = frozenset(cached)
+    return found
