@@ -153,6 +153,8 @@ def compare(name: str, context: str, margin: float) -> dict[str, Any]:
     }  # fmt: skip
     if not errors and case.left:
         verdict |= left_alone(a, b, c)
+    elif not errors and case.apart:
+        verdict |= tuned_apart(a, b, c, margin=margin)
     elif not errors:
         verdict |= checks(a, b, c, d, margin=margin, context=context)
         faults += [
@@ -163,6 +165,8 @@ def compare(name: str, context: str, margin: float) -> dict[str, Any]:
 
 #: A default among what `count` notes.
 IS_DEFAULT = re.compile(r"\(\('\w+', -1, ")
+DEFAULT = -1
+_SHARED_KEY = "one file key is used by two runner lists"
 CHECKS = ("keys", "winners", "served", "profiled", "warm", "report")
 
 
@@ -200,6 +204,26 @@ def left_alone(a: Outcome, b: Outcome, c: Outcome) -> dict[str, str]:
         "profiled": difference(a.profiled.keys(), b.profiled.keys()),
         "warm": "" if len(set(times)) == 1 else f"timed {times}, alone and at both starts",
         "report": "" if ops <= left else f"passed through {sorted(left)}, called {sorted(ops)}",
+    }
+
+
+def tuned_apart(a: Outcome, b: Outcome, c: Outcome, *, margin: float) -> dict[str, str]:
+    """Check tasks that no table can hold: tuned at each start, in this process, and told.
+
+    What serves is a winner wherever FlashInfer alone serves one, at the second start too; with a
+    margin the default may serve, of those tasks that are stored.
+    """
+    reasons = {*b.report["unshared"].values(), *c.report["unshared"].values()}
+    pairs = zip(a.served, b.served, c.served, strict=True)
+    lost = [x for x, *ours in pairs if x[-1] != DEFAULT and DEFAULT in [y[-1] for y in ours]]
+    said = {report["agreement"] for report in (b.report, c.report)}
+    return {
+        "keys": "",
+        "winners": "",
+        "profiled": "",
+        "served": f"no winner of ours at {lost[:2]}" if lost and not margin else "",
+        "warm": "" if c.timed < b.timed else f"timed {b.timed}, then {c.timed}",
+        "report": "" if reasons == {_SHARED_KEY} and said == {"certified"} else f"{reasons} {said}",
     }
 
 

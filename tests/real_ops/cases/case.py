@@ -36,6 +36,8 @@ class Case:
     releases: tuple[str, ...] = ()
     #: Why the plugin leaves its ops to FlashInfer; it takes part in their tuning without it.
     left: str = ""
+    #: Why each rank tunes some of its tasks for itself: lists of runners that share a file key.
+    apart: str = ""
 
 
 def up(size: int, multiple: int) -> int:

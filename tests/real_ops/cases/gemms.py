@@ -143,7 +143,11 @@ CASES = (
     Case("mm_fp4 cutlass", fp4("cutlass"), on=_ON_10_12),
     Case("mm_fp4 cudnn", fp4("cudnn"), on=_ON_10_12),
     Case("mm_fp4 cute-dsl", fp4("cute-dsl"), SMALL, FEW, _ON_10_12),
-    Case("mm_fp4 auto", fp4("auto"), SMALL, FEW, _ON_10_12),
+    Case(
+        "mm_fp4 auto", fp4("auto"), SMALL, FEW, (BLACKWELL,),
+        apart="up to 8 rows FlashInfer offers a low-latency runner besides, under the same keys",
+    ),
+    Case("mm_fp4 auto, SM12x", fp4("auto"), SMALL, FEW, (GEFORCE,)),
     Case("mm_fp4 auto, one forward at 512", fp4("auto"), (512,), FEW, _ON_10_12),
     Case("mm_fp4 low latency", fp4("cutedsl_low_latency"), (1, 7, 8), DECODE, _ON_10),
     Case("bmm_fp8 cublas", bmm_fp8("cublas")),

@@ -112,7 +112,7 @@ def mla(
         from flashinfer.mla import trtllm_batch_decode_with_kv_cache_mla
 
         caches = [zeros(pages, 64, 576, dtype=dtype) for _ in range(2)]
-        workspace = zeros(16 << 20, dtype=U8)
+        workspace = zeros(32 << 20, dtype=U8)
 
         def step(m: int) -> None:
             q = zeros(m, 1, heads, 576, dtype=dtype)
