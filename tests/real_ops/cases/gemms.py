@@ -147,7 +147,6 @@ CASES = (
         "mm_fp4 auto", fp4("auto"), SMALL, FEW, (BLACKWELL,),
         apart="up to 8 rows FlashInfer offers a low-latency runner besides, under the same keys",
     ),
-    Case("mm_fp4 auto, SM12x", fp4("auto"), SMALL, FEW, (GEFORCE,)),
     Case("mm_fp4 auto, one forward at 512", fp4("auto"), (512,), FEW, _ON_10_12),
     Case("mm_fp4 low latency", fp4("cutedsl_low_latency"), (1, 7, 8), DECODE, _ON_10),
     Case("bmm_fp8 cublas", bmm_fp8("cublas")),

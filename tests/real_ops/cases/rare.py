@@ -10,7 +10,17 @@ from typing import Any
 import torch
 
 from tests.real_ops.cases import gemms
-from tests.real_ops.cases.case import BLACKWELL, GEFORCE, HOPPER, Case, Make, Step, up
+from tests.real_ops.cases.case import (
+    BLACKWELL,
+    FEW,
+    GEFORCE,
+    HOPPER,
+    SMALL,
+    Case,
+    Make,
+    Step,
+    up,
+)
 from tests.real_ops.cases.moes import EXPERTS, HIDDEN, TOP, routing, trtllm
 from tests.real_ops.cases.others import mla
 from tests.real_ops.gpu.modules import stub_generators
@@ -291,4 +301,5 @@ CASES = (
     ),
     Case("mla decode swa", mla_swa, (1, 2, 8), (1, 4, 16), (HOPPER,), _NEXT),
     Case("mla decode xqa", mla("xqa", heads=128, dtype=E4M3), (1, 8), (1, 2, 8), _ON_12, _NEXT),
+    Case("mm_fp4 auto, SM12x", gemms.fp4("auto"), SMALL, FEW, _ON_12),
 )
