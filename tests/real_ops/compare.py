@@ -18,6 +18,7 @@ Owns the rules of the comparison, which are exact (docs/differences.md says them
 
 from __future__ import annotations
 
+import logging
 import re
 import tempfile
 import time
@@ -29,6 +30,7 @@ import flashinfer
 import torch
 from flashinfer.autotuner import AutoTuner
 
+from tests.logs import logged
 from tests.real_ops.cases.case import Case
 from tests.real_ops.cases.catalogue import CASES
 from tests.real_ops.contexts import CONTEXTS
@@ -38,7 +40,6 @@ from tests.real_ops.inside import (
     alone,
     entries,
     in_child,
-    logged,
     ours,
     served,
     tasks,
@@ -107,7 +108,7 @@ def run(case: Case, way: str, context: str, root: Path, margin: float) -> dict[s
         for size in (*case.sizes, *case.sizes[:2]):
             step(size)
 
-    with logged() as outcome.logged, note_sites(outcome.sites):
+    with logged(logging.WARNING) as outcome.logged, note_sites(outcome.sites):
         if way == "alone":
             alone(forward, context)
         elif way == "loaded":

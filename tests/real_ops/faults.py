@@ -7,6 +7,7 @@ FlashInfer alone in the same process.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +15,10 @@ from typing import Any
 from flashinfer import autotune
 from flashinfer.autotuner import AutoTuner
 
+from tests.logs import logged
 from tests.real_ops.cases import gemms, moes, others
 from tests.real_ops.gpu import tensors
-from tests.real_ops.inside import alone, entries, in_child, logged, ours, served, tasks
+from tests.real_ops.inside import alone, entries, in_child, ours, served, tasks
 from warmup_plugin import serving_fallbacks
 from warmup_plugin.report import WarmupReport
 
@@ -61,7 +63,7 @@ def starts(ops: list[str], sizes: list[int], margin: float = 0.0, again: int = 1
         return seen()
 
     def started() -> dict[str, Any]:
-        with logged() as said:
+        with logged(logging.WARNING) as said:
             report = ours(forward, root, margin)
         return {"report": told(report), "logged": said, **seen()}
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import tempfile
 import traceback
@@ -94,20 +93,6 @@ def served(step: Callable[[int], object], sizes: tuple[int, ...]) -> list[list[A
         with serving(found, lambda at=size: at):  # type: ignore[misc]  # mypy cannot infer it
             step(size)
     return found
-
-
-@contextlib.contextmanager
-def logged(level: int = logging.WARNING) -> Iterator[list[str]]:
-    """Collect what the package logs in the body."""
-    messages: list[str] = []
-    handler = logging.Handler(level)
-    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("warmup_plugin")
-    logger.addHandler(handler)
-    try:
-        yield messages
-    finally:
-        logger.removeHandler(handler)
 
 
 def in_child(work: Callable[[], Any]) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -68,20 +67,6 @@ def warming(engine: Engine, **options: Any) -> Iterator[Any]:
     """Warm up around a body."""
     with session(**arguments(engine, **options)) as outcome:
         yield outcome
-
-
-@contextlib.contextmanager
-def logged() -> Iterator[list[str]]:
-    """Collect what the package logs in the body."""
-    messages: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("warmup_plugin")
-    logger.addHandler(handler)
-    try:
-        yield messages
-    finally:
-        logger.removeHandler(handler)
 
 
 def saved() -> dict[str, Any]:

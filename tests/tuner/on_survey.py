@@ -27,6 +27,7 @@ from warmup_plugin.tuner.known_ops import KNOWN_OPS
 
 sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package stays the wheel's
 
+from tests.logs import logged
 from tests.tuner import child, toys
 from tests.tuner.toys import FLOOR, WEIGHT, RawBatch, Toy, call, rows, toy_call
 
@@ -359,7 +360,7 @@ def own_cache(engine: Engine, cache: str) -> Any:
             toy_call("inside")
         toy_call("after")
 
-    with child.logged() as messages:
+    with logged() as messages:
         report = child.warm(engine, forward)
     return report, child.saved(), messages
 

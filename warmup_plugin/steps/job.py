@@ -342,7 +342,7 @@ def _meet(
     try:
         from warmup_plugin.meeting import Meeting, turn_away  # a single process needs no store
         from warmup_plugin.storelink import connect
-    except Exception as error:
+    except Exception as error:  # no memory, a package half there: the others wait to hear of it
         if options.link is not None:
             raise
         reason = f"{type(error).__name__}: {error}"
@@ -351,7 +351,7 @@ def _meet(
     link = options.link or connect(options.group, options.settings, greeting)
     try:
         meeting = Meeting(link, options.settings)
-    except Exception as error:
+    except Exception as error:  # raised again, when the others know
         turn_away(link, f"{type(error).__name__}: {error}"[:1000], options.settings.silence_s)
         raise
     meeting.on_wait = progress.waits
