@@ -77,7 +77,7 @@ ALLOWED = {
     },
     ("cli/machine.py", "_asked", "subprocess.run"): "a time-out is given",
     ("cli/status.py", "run", "time.sleep"): "what the operator has asked for with --watch",
-    ("tuner/probe.py", "clear_device_error", "torch.cuda.synchronize"): "FlashInfer's own after a "
+    ("tuner/device.py", "clear_error", "torch.cuda.synchronize"): "FlashInfer's own after a "
     "failed tactic; the task's limit ends it",
 }
 

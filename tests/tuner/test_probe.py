@@ -18,7 +18,8 @@ import flashinfer.autotuner
 import pytest
 from flashinfer.autotuner import AutoTuner
 
-from warmup_plugin.tuner import probe
+from warmup_plugin.tuner import library_search, probe
+from warmup_plugin.tuner.library_search import bearing_failed_searches
 from warmup_plugin.tuner.probe import REQUIRED, SLOW
 
 if TYPE_CHECKING:
@@ -192,11 +193,11 @@ def test_a_search_that_cannot_be_made_finds_nothing(monkeypatch: pytest.MonkeyPa
     def fails(_name: str) -> NoReturn:
         raise FileNotFoundError(2, "No usable temporary directory")
 
-    monkeypatch.setattr(probe, "_own_search", fails)
+    monkeypatch.setattr(library_search, "_own_search", fails)
     before = ctypes.util.find_library
-    with probe.bearing_failed_searches():
+    with bearing_failed_searches():
         assert ctypes.util.find_library("cublas") is None
-        with probe.bearing_failed_searches():
+        with bearing_failed_searches():
             pass
         assert ctypes.util.find_library("cublas") is None
         look = sys.modules[AutoTuner.__module__]._get_cublas_version

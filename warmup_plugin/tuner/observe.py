@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from warmup_plugin.tuner import probe
+from warmup_plugin.tuner import device, probe
 
 #: Runner class, tactic, milliseconds; infinity for a tactic that failed.
 Time = tuple[str, Any, float]
@@ -70,7 +70,7 @@ class Observations:
         try:
             probe.tuner()._profile_single_kernel(runner, inputs, tactic, *args, **options)
         except Exception:  # noqa: BLE001  # noted as a failed tactic, as FlashInfer notes its own
-            probe.clear_device_error()
+            device.clear_error()
 
     def _note_failure(self, runner: Any, tactic: Any, error: BaseException) -> None:
         self.times.append((type(runner).__name__, tactic, _FAILED))
@@ -97,7 +97,7 @@ def observe() -> Iterator[Observations]:
         except BaseException as error:
             seen._note_failure(runner, tactic, error)
             if seen._is_replaying and isinstance(error, OUT_OF_MEMORY):
-                probe.free_memory()
+                device.free_memory()
                 return _FAILED
             raise
         if seen._is_replaying and not is_measurement(ms):

@@ -9,7 +9,6 @@ own, so a release that moved something is reported, by name, and never half used
 from __future__ import annotations
 
 import contextlib
-import ctypes.util
 import functools
 import io
 import itertools
@@ -17,7 +16,6 @@ import json
 import logging
 import os
 import sys
-import threading
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +25,8 @@ from typing import Any, NamedTuple
 import flashinfer
 import flashinfer.autotuner as fi
 import torch
+
+from warmup_plugin.tuner.library_search import bearing_failed_searches
 
 #: Names the survey and the replay cannot do without: (where, name).
 REQUIRED = (
@@ -97,38 +97,6 @@ def stamp() -> dict[str, str]:
     collect = getattr(fi, "_collect_metadata", dict)
     with bearing_failed_searches():
         return {name: str(value or "unknown") for name, value in collect().items()}
-
-
-_searches = threading.Lock()
-_search_depth = 0
-_own_search = ctypes.util.find_library
-
-
-@contextlib.contextmanager
-def bearing_failed_searches() -> Iterator[None]:
-    """Have a library not be found in the body where it cannot be searched for.
-
-    Where the linker's cache does not name it, Python has a compiler and a linker look for it, for
-    which it needs a temporary directory; without one it raises. FlashInfer then asks elsewhere.
-    """
-    global _search_depth  # noqa: PLW0603  # of the process, as the function it stands for
-
-    def find_library(name: str) -> str | None:
-        try:
-            return _own_search(name)
-        except OSError:
-            return None
-
-    with _searches:
-        _search_depth += 1
-        ctypes.util.find_library = find_library
-    try:
-        yield
-    finally:
-        with _searches:
-            _search_depth -= 1
-            if not _search_depth:
-                ctypes.util.find_library = _own_search
 
 
 def origin() -> tuple[str, ...]:
@@ -331,24 +299,6 @@ def synthesise(tuner: Any, profile: Any, inputs: list[Any], config: Any) -> list
     tensors = tuner._prepare_input_tensors(profile, inputs)
     hook = getattr(config, "inputs_pre_hook", None)
     return list(hook(tensors)) if hook is not None else tensors
-
-
-def free_memory() -> None:
-    """Give cached device memory back, as FlashInfer does when a tactic finds none."""
-    with contextlib.suppress(Exception):  # no device, or one that is lost: the tactic has failed
-        torch.cuda.empty_cache()
-
-
-def clear_device_error() -> None:
-    """Take back the error flag that a failed kernel leaves, as FlashInfer does after a tactic.
-
-    It would come up again at the next call of CUDA, in a graph capture for instance.
-    """
-    with contextlib.suppress(Exception):  # to wait for the device is what raises that error
-        torch.cuda.synchronize()
-    with contextlib.suppress(Exception):  # as above, where the device is lost
-        cudart: Any = torch.cuda.cudart  # untyped in torch
-        cudart().cudaGetLastError()
 
 
 def skipped_ops(tuner: Any) -> frozenset[str]:

@@ -23,6 +23,7 @@ import torch
 from warmup_plugin.errors import SessionError
 from warmup_plugin.topology import machine_id
 from warmup_plugin.tuner import probe
+from warmup_plugin.tuner.library_search import bearing_failed_searches
 
 if TYPE_CHECKING:
     from warmup_plugin.rendezvous import Rendezvous
@@ -94,7 +95,7 @@ def _look() -> None:
     def look_quietly() -> None:
         global _under_way  # noqa: PLW0603  # as above
         # Nobody hears of what fails here: FlashInfer asks again.
-        with contextlib.suppress(Exception), probe.bearing_failed_searches():
+        with contextlib.suppress(Exception), bearing_failed_searches():
             look()
         _under_way = None
 
