@@ -25,7 +25,7 @@ SCHEMA: Final = 2
 Outcome = Literal["tuned", "adopted", "default", "unstable"]
 #: Outcomes without a winner: such a task is known, and not tuned again unless asked for.
 DEFAULTS: Final = ("default",)
-_WINNERS: Final = ("tuned", "adopted")
+WINNERS: Final = ("tuned", "adopted")
 #: Schema 1 had ``default`` also for what had only been in the way: no memory, no compiler.
 _TELLS_FAILURES: Final = 2
 
@@ -221,7 +221,7 @@ def parse_manifest(data: bytes, *, limit: int) -> Manifest | Miss:
     values = msgspec.structs.asdict(header)
     undecoded = Tasks.undecoded(tasks, values.pop("known_defaults"), values.pop("blocked"))
     if header.schema < _TELLS_FAILURES:
-        lasting = {t: r for t, r in undecoded.items() if r.outcome in _WINNERS or r.blocked}
+        lasting = {t: r for t, r in undecoded.items() if r.outcome in WINNERS or r.blocked}
         values["complete"] = header.complete and len(lasting) == len(undecoded)
         values["schema"], undecoded = SCHEMA, Tasks(lasting)
     return Manifest(**values, tasks=undecoded, extra=extra)

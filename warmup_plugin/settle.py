@@ -13,13 +13,13 @@ from typing import cast
 
 import msgspec
 
-from warmup_plugin.manifest import DEFAULTS, Manifest, Outcome, TaskRecord
+from warmup_plugin.manifest import DEFAULTS, WINNERS, Manifest, Outcome, TaskRecord
 from warmup_plugin.plan import Item, Lots, find_refused, find_unshared
 from warmup_plugin.table import Entry, Table
 
 #: What is known of a task from now on. Another result says something of one start alone
 #: (``failed``) or is each rank's own (``unshared``): it is not stored, and the task is tuned again.
-LASTING = ("tuned", "adopted", "default")
+LASTING = (*WINNERS, *DEFAULTS)
 _COLLISION = "one file key has come to mean two configurations"
 
 
