@@ -53,10 +53,19 @@ class Observations:
 
         So FlashInfer does itself in a job with a process group, which step 5 takes away from it.
         """
+        tuner = probe.tuner()
+        search = tuner.search_cache
+
+        def search_cache(*args: Any, **kw: Any) -> Any:
+            self.lookups += 1
+            return search(*args, **kw)
+
+        tuner.search_cache = search_cache
         self._is_replaying = True
         try:
             yield
         finally:
+            del tuner.search_cache
             self._is_replaying, self._last = False, None
 
     def time_default(self, runner: Any, tactic: Any) -> None:
@@ -86,7 +95,6 @@ def observe() -> Iterator[Observations]:
         yield seen
         return
     profile, prepare = tuner._profile_single_kernel, tuner._prepare_input_tensors
-    search = tuner.search_cache
 
     def profile_single_kernel(runner: Any, inputs: Any, tactic: Any, *args: Any, **kw: Any) -> Any:
         seen.tactics_timed += 1
@@ -115,17 +123,12 @@ def observe() -> Iterator[Observations]:
             seen.out_of_memory = True
             raise
 
-    def search_cache(*args: Any, **kw: Any) -> Any:
-        seen.lookups += 1
-        return search(*args, **kw)
-
     tuner._profile_single_kernel = profile_single_kernel
     tuner._prepare_input_tensors = prepare_input_tensors
-    tuner.search_cache = search_cache
     try:
         yield seen
     finally:
-        del tuner._profile_single_kernel, tuner._prepare_input_tensors, tuner.search_cache
+        del tuner._profile_single_kernel, tuner._prepare_input_tensors
 
 
 def is_measurement(ms: Any) -> bool:
