@@ -6,8 +6,10 @@ no collective: a rank without this package would not join one, and a rank that h
 the others wait in it for as long as the engine's time-out. Each rank says whose process it is, then
 whether it can; rank 0 also opens the session's store, and the others join that one before they say
 so. The answer is **one record, written by compare-and-set**: all ranks go on into the session, or
-all warm up as without this package (`fallback.py`), or one of them is lost and all that live name
-it. Every question to the store is bounded. Refuses to know what the engine makes of the answer.
+none does and all know why, or one of them is lost and all that live name it. Ranks of which some
+may never come, as a pipeline's other stages, also say which warm-up they are about to begin, and
+wait for each other for seconds. Every question to the store is bounded. Refuses to know what the
+engine makes of the answer.
 """
 
 from __future__ import annotations
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 #: How long ranks wait for each other before the first forward, seconds. A rank without this package
 #: never comes, so this is what one installation mistake costs each start.
 MEET_S = 300.0
+#: How long ranks wait for others to come at all that may have no such warm-up, seconds: what it
+#: costs each start where some do not have it.
+GATHER_S = 5.0
 #: The longest pause between two questions, seconds, while the wait is brief.
 _EACH_ASKS_S = 0.002
 _READY = f"ready {__version__}"
@@ -50,11 +55,23 @@ def default_store() -> Any:
 
 
 class Readiness:
-    """One rank at one such meeting, ``session`` among those of the same ranks, the group ``of``."""
+    """One rank at one such meeting, ``session`` among those of the same ranks, the group ``of``.
+
+    ``may_stay_away``: some of these ranks may have no such warm-up, and then do not come.
+    """
 
     def __init__(
-        self, store: Any, session: str, rank: int, size: int, settings: Settings, *, of: str = ""
+        self,
+        store: Any,
+        session: str,
+        rank: int,
+        size: int,
+        settings: Settings,
+        *,
+        of: str = "",
+        may_stay_away: bool = False,
     ) -> None:
+        self._may_stay_away, self._about = may_stay_away, ""
         self._rank, self._size, self._settings = rank, size, settings
         self._session, self._prefix = session, f"warmup_plugin/{of}"
         self._link = _linked(store, rank, size, settings.silence_s)
@@ -67,15 +84,19 @@ class Readiness:
     def _key(self, kind: str, rank: int | str = "") -> str:
         return f"{self._prefix}/{self._session}/{kind}/{rank}"
 
-    def meet(self, reason: str, greeting: str = "") -> tuple[StoreLink | None, str]:
+    def meet(
+        self, reason: str, greeting: str = "", about: str = ""
+    ) -> tuple[StoreLink | None, str]:
         """Return the session's store, or why the ranks do not warm up together, on every rank.
 
-        ``reason``: why this rank cannot, or empty. Raises `RankLostError` where a rank is lost.
+        ``reason``: why this rank cannot, or empty. ``about``: what this warm-up is, where it need
+        not be the others'. Raises `RankLostError` where a rank is lost.
         """
         link: StoreLink | None = None
+        self._about = about
         try:
             link, reason = self._opened(greeting, reason)
-            word = {"reason": reason, "version": __version__}
+            word = {"reason": reason, "version": __version__, "about": about}
             self._link.set(self._key("word", self._rank), json.dumps(word).encode())
             self._link.set(
                 f"{self._prefix}/at/{self._rank}", f"{self._number} {self._session}".encode()
@@ -146,6 +167,9 @@ class Readiness:
                 return {"go": "without", "reason": f"rank {rank}: {reason}"}
             if word["reason"]:
                 return {"go": "without", "reason": f"rank {rank}: {word['reason']}"}
+            if word["about"] != self._about:
+                reason = f"rank {rank} is about to begin another warm-up than rank {self._rank}"
+                return {"go": "without", "reason": reason}
         return {"go": _READY}
 
     def _decide(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -169,6 +193,10 @@ class Readiness:
                 self._look(rank)
             if elsewhere := self._elsewhere(missing):
                 self._decide({"go": "without", "reason": elsewhere})
+            elif self._may_stay_away and waited_s > GATHER_S and (away := self._away(missing)):
+                named = ", ".join(map(str, away))
+                reason = f"rank {named} has not come within {GATHER_S:.0f} s"
+                self._decide({"go": "without", "reason": reason})
             elif waited_s > MEET_S:
                 self._decide(self._absent(missing))
 
@@ -196,6 +224,10 @@ class Readiness:
                 return {}
             self._cards[rank] = json.loads(body)
         return self._cards[rank]
+
+    def _away(self, missing: list[int]) -> list[int]:
+        """Return the ranks that have not even left a card: they may never come."""
+        return [rank for rank in missing if not self._card(rank)]
 
     def _elsewhere(self, missing: list[int]) -> str:
         """Return which rank has passed by this meeting, this rank's n-th, if one has."""

@@ -33,6 +33,7 @@ PRELOAD = [
     "warmup_plugin.engines.attempt",
     "warmup_plugin.engines.sglang.warmup",
     "warmup_plugin.engines.sglang.factors",
+    "warmup_plugin.engines.sglang.stages",
     "warmup_plugin.engines.sglang.own_tables",
 ]
 #: Models that are only their configuration: no weights, no tokenizer.
@@ -363,7 +364,12 @@ def without_a_hook(spec: Spec) -> dict[str, Any]:
 
 def private_names(_spec: Spec) -> list[str]:
     """Return the private names of SGLang that are not where they were."""
+    import inspect
+
+    from sglang.srt.distributed import parallel_state
+
     from warmup_plugin.engines.sglang import names
 
     assert names.megamoe_namespace()
+    assert "world_group" in inspect.getsource(parallel_state.init_distributed_environment)
     return names.missing(importlib.import_module(MODULE))
