@@ -60,6 +60,8 @@ def _plant_in_ops(spec: Any) -> None:
         gemm.product = _without_tactic_0(gemm.product)
     if is_planted(spec, "no_default"):
         gemm.forward = _without_default(gemm.forward)
+    if is_planted(spec, "no_default_of_lm_head"):
+        gemm.forward = _without_default(gemm.forward, "embedded::lm_head")
     if is_planted(spec, "one_tactic_less"):
         gemm.get_valid_tactics = _one_less(gemm.get_valid_tactics)
     if is_planted(spec, "out_of_memory"):
@@ -111,12 +113,13 @@ def _without_tactic_0(own: Callable[..., Any]) -> Callable[..., Any]:
     return product
 
 
-def _without_default(own: Callable[..., Any]) -> Callable[..., Any]:
+def _without_default(own: Callable[..., Any], only: str = "") -> Callable[..., Any]:
     """Fail on the default; not in FlashInfer's preparation of a measurement, which names it too."""
 
     @functools.wraps(own)
     def forward(self: Any, inputs: Any, tactic: Any = -1, **options: Any) -> Any:
-        if tactic == -1 and not options.get("do_preparation"):
+        is_it = not only or self.op == only
+        if is_it and tactic == -1 and not options.get("do_preparation"):
             raise RuntimeError("planted in the default tactic")
         return own(self, inputs, tactic, **options)
 

@@ -16,18 +16,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
 from typing import TYPE_CHECKING, Any
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
 from warmup_plugin import __version__
+from warmup_plugin.engines.presence import Presence
 from warmup_plugin.errors import RankLostError
-from warmup_plugin.liveness import ProcessCard, own_card, view
 from warmup_plugin.needs import lacking
 from warmup_plugin.pulse import announce
 from warmup_plugin.storelink import StoreLink, join_session, link_beside, open_session
-from warmup_plugin.topology import host_name
 from warmup_plugin.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -75,11 +73,7 @@ class Readiness:
         self._rank, self._size, self._settings = rank, size, settings
         self._session, self._prefix = session, f"warmup_plugin/{of}"
         self._link = _linked(store, rank, size, settings.silence_s)
-        self._number = self._link.add(f"{self._prefix}/meetings/{rank}")
-        self._cards: dict[int, dict[str, Any]] = {}
-        self._unwell: dict[int, float] = {}
-        card = {**own_card().to_json(), "host": host_name()[:64]}
-        self._link.set(self._key("card", rank), json.dumps(card).encode())
+        self._presence = Presence(self._link, rank, self._prefix, self._key)
 
     def _key(self, kind: str, rank: int | str = "") -> str:
         return f"{self._prefix}/{self._session}/{kind}/{rank}"
@@ -98,9 +92,7 @@ class Readiness:
             link, reason = self._opened(greeting, reason)
             word = {"reason": reason, "version": __version__, "about": about}
             self._link.set(self._key("word", self._rank), json.dumps(word).encode())
-            self._link.set(
-                f"{self._prefix}/at/{self._rank}", f"{self._number} {self._session}".encode()
-            )
+            self._presence.say_where(self._session)
             found = self._decided()
         except RankLostError as error:
             found = {"lost": error.rank, "reason": error.reason}
@@ -137,7 +129,7 @@ class Readiness:
         """Join the session's store on another rank, once rank 0 has said where it is."""
         address = self._key("address")
         self._wait([address], {0})
-        self._card(0)  # its host, while there is somebody to ask
+        self._presence.card(0)  # its host, while there is somebody to ask
         body = self._link.get_now(address)
         if self._link.has([self._key("decision")]) or body is None:
             return None  # it is too late for that, and rank 0's store may be gone already
@@ -190,8 +182,8 @@ class Readiness:
         def look(waited_s: float) -> None:
             missing = [r for r in others if not self._link.has([self._key("word", r)])]
             for rank in missing:
-                self._look(rank)
-            if elsewhere := self._elsewhere(missing):
+                self._presence.look(rank, self._settings.silence_s)
+            if elsewhere := self._presence.elsewhere(missing):
                 self._decide({"go": "without", "reason": elsewhere})
             elif self._may_stay_away and waited_s > GATHER_S and (away := self._away(missing)):
                 named = ", ".join(map(str, away))
@@ -205,41 +197,9 @@ class Readiness:
 
         wait_until(is_over, look, brief_pause_s=_EACH_ASKS_S)
 
-    def _look(self, rank: int) -> None:
-        """Give a rank up whose process is gone or stopped, once it has been for a silence."""
-        card = self._card(rank)
-        seen = view(ProcessCard(card["pid"], card["started"], card["place"])) if card else "unseen"
-        if seen not in ("gone", "stopped"):
-            self._unwell.pop(rank, None)
-            return
-        silent_s = time.monotonic() - self._unwell.setdefault(rank, time.monotonic())
-        if silent_s > self._settings.silence_s:
-            where = f"before the warm-up, process {seen}, silent for {silent_s:.1f} s"
-            raise RankLostError(rank, where)
-
-    def _card(self, rank: int) -> dict[str, Any]:
-        if rank not in self._cards:
-            body = self._link.get_now(self._key("card", rank))
-            if body is None:
-                return {}
-            self._cards[rank] = json.loads(body)
-        return self._cards[rank]
-
     def _away(self, missing: list[int]) -> list[int]:
         """Return the ranks that have not even left a card: they may never come."""
-        return [rank for rank in missing if not self._card(rank)]
-
-    def _elsewhere(self, missing: list[int]) -> str:
-        """Return which rank has passed by this meeting, this rank's n-th, if one has."""
-        for rank in missing:
-            if (place := self._link.get_now(f"{self._prefix}/at/{rank}")) is None:
-                continue
-            number, _, session = place.decode().partition(" ")
-            # In this order: a rank leaves its word at a meeting before it says that it is there.
-            is_here = self._link.has([self._key("word", rank)])
-            if int(number) >= self._number and not is_here:
-                return f"rank {rank} is at {session} and not here"
-        return ""
+        return [rank for rank in missing if not self._presence.card(rank)]
 
     def _absent(self, missing: list[int]) -> dict[str, Any]:
         """Return the record of a meeting to which not all have come in time.
@@ -247,8 +207,7 @@ class Readiness:
         A rank that has been here and that nobody can see any more may be dead: it is lost.
         """
         for rank in missing:
-            card = self._card(rank)
-            if card and view(ProcessCard(card["pid"], card["started"], card["place"])) != "runs":
+            if self._presence.card(rank) and self._presence.view(rank) != "runs":
                 reason = f"before the warm-up, has not got ready within {MEET_S:.0f} s"
                 return {"lost": rank, "reason": reason}
         named = ", ".join(map(str, missing))
@@ -257,8 +216,8 @@ class Readiness:
 
     def _lost(self, rank: int, reason: str) -> RankLostError:
         with contextlib.suppress(RankLostError):
-            self._card(rank)
-        host = str(self._cards.get(rank, {}).get("host", ""))
+            self._presence.card(rank)
+        host = self._presence.host(rank)
         return RankLostError(rank, reason, host or (self._link.leader if rank == 0 else ""))
 
 

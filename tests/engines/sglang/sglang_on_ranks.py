@@ -371,5 +371,9 @@ def private_names(_spec: Spec) -> list[str]:
     from warmup_plugin.engines.sglang import names
 
     assert names.megamoe_namespace()
+    module = importlib.import_module(MODULE)
+    by_layers = module._serves_block_fp8_as_mxfp8_on_flashinfer
+    assert by_layers.__name__ in module.should_run_flashinfer_autotune.__code__.co_names
+    assert {"model", "modules", "block_fp8_as_mxfp8"} <= {*by_layers.__code__.co_names}
     assert "world_group" in inspect.getsource(parallel_state.init_distributed_environment)
-    return names.missing(importlib.import_module(MODULE))
+    return names.missing(module)

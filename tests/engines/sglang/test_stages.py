@@ -127,3 +127,16 @@ def test_what_one_stage_has_of_its_own(
     certificates(start, 0, 1)
     assert all(timed > 0 for timed in start.timed) or stage_1 == [2]
     assert not start.disputed
+
+
+def test_an_op_of_one_stage_that_cannot_run_on_a_default(job: Callable[..., Any]) -> None:
+    """The other stage's forward has succeeded: both run once more, with that op passed through."""
+    faults = {0: "no_default_of_lm_head+linger", 1: "one_op_less+linger"}
+    start = job(tp=2, pp=2).start(per_rank=lambda rank: {"fault": faults[rank // 2]})
+
+    assert sizes(start) == [[4]] * 4
+    assert len(certificates(start, 0, 1, 2, 3)) == 1
+    assert [[*rank["report"]["passed_through"]] for rank in start.ranks[:2]] == [
+        ["embedded::lm_head"]
+    ] * 2
+    assert [rank["passes"] for rank in start.ranks] == [["decode 32"] * 2] * 4
