@@ -153,6 +153,7 @@ def warm_up(spec: Spec) -> dict[str, Any]:
     if limit := os.environ.get("MEET_S"):
         readiness.MEET_S = float(limit)
     model = Model(spec)
+    torch.distributed.barrier()  # a rank that is lost at once is lost in the warm-up on all
     plant(spec, Path(spec.model).parent)
     counted = tuning_functions() | {"saves": AutoTuner.save_configs}
     counting: Any = contextlib.nullcontext({}) if spec.is_timed else count_calls(**counted)
