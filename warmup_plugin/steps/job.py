@@ -23,6 +23,7 @@ from warmup_plugin.errors import (
     LateError,
     PlacementError,
     RankLostError,
+    RefusedError,
     SessionError,
     WarmupError,
 )
@@ -298,7 +299,7 @@ def _join(
         raise SessionError(f"rank 0 cannot go on: {reason}")
     meeting.name_hosts(word["nodes"], word["hosts"])
     if word["go"] == "refuse":
-        raise SessionError(word["reason"])
+        raise RefusedError(word["reason"])
     taken = {name: word["looked_up"][name] for name in lookup.taken}
     stack.enter_context(probe.answering(taken))
     job = Job(

@@ -42,6 +42,8 @@ class Worker(WorkerBase):
         fault = os.environ.get("PLANTED_FAULT", "")
         spec = Spec(rank=self.rank, port=0, model="", tp=tp, tokens=tokens, fault=fault)
         plant(spec)
+        mark = Path(os.environ["VLLM_CACHE_ROOT"], f"process of rank {self.rank}")
+        mark.write_text(str(os.getpid()))
         self.model_runner = Runner(spec, self.vllm_config)
         self.model_runner.__dict__.update(is_pooling_model=True, attn_groups=[])
 

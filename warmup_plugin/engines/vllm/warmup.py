@@ -69,10 +69,10 @@ def _warm_up(own: FunctionType, settings: Settings, runner: Any, *, skip_attn: b
     pass_ = _Pass(own, runner, skip_attn=skip_attn)
     failure: Exception | str
     try:
-        given, failure = attempt.prepared(
-            lambda: _given(settings, runner, world), settings, rank=world.rank_in_group,
-            size=world.world_size, session=str(next(_sessions)),
-        )  # fmt: skip
+        group = world.cpu_group if world.world_size > 1 else None
+        given, failure = attempt.Attempt(
+            attempt.Scope(world.rank_in_group, world.world_size, group)
+        ).prepared(lambda: _given(settings, runner, world), settings, str(next(_sessions)))
         if not failure:
             last_report = warm_up(pass_, tuning_context=contextlib.nullcontext, **given)
     except Exception as error:  # noqa: BLE001  # raised again where it is not ours
@@ -107,7 +107,6 @@ def _given(settings: Settings, runner: Any, world: Any) -> dict[str, Any]:
     return {
         "identity": identity_of(runner.vllm_config),
         "ranks": _ranks(runner, world),
-        "group": world.cpu_group if world.world_size > 1 else None,
         "settings": settings,
         "engine_root": base.engine_root(names.ROOT_VARIABLE, names.cache_root, settings),
         "engine": ("vllm", names.version()),
