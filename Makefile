@@ -51,7 +51,7 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(PACKAGE)  ## four ranks on this machine tune once, then start warm; no GPU needed
-	@$(BIN)/warmup-plugin demo --tp 2 --pp 2
+	@$(BIN)/warmup-plugin demo --tp 2 --pp 2 --design
 
 # What `make test` leaves out: real_ops is all but the smallest set of its folder.
 LEFT_OUT := not release and not engine and not real_ops
