@@ -38,7 +38,7 @@ examples:
   warmup-plugin demo --tp 2 --root /tmp/t     keep the tables; again: all warm
   warmup-plugin demo --tp 2 --strategy per_rank
                                               shares and keeps nothing
-  warmup-plugin demo --design                 also: who tunes, sends, writes, waits
+  warmup-plugin demo --design                 who tunes, sends, writes, waits
 
 exit code: 0 if every line of the verdict says yes, 1 if one says no
 """
