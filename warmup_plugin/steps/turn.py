@@ -47,12 +47,11 @@ class _Turn:
     lock: threading.Lock
     holder: _Holder | None = None
 
-    def take(self, holder: _Holder) -> bool:
-        """Become the holder unless there is one."""
+    def take(self, holder: _Holder) -> _Holder:
+        """Become the holder unless there is one; return who is."""
         with self.lock:
-            if self.holder is None:
-                self.holder = holder
-            return self.holder is holder
+            self.holder = self.holder or holder
+            return self.holder
 
 
 _turn = _Turn(threading.Lock())
@@ -76,28 +75,28 @@ def own_turn(options: Options) -> Iterator[tuple[str, float]]:
     thread = threading.current_thread()
     own = _Holder(options.engine[0], thread.ident or 0, thread.name)
     waited = "", 0.0
-    if not _turn.take(own):
-        waited = _wait(own, options)
+    if (first := _turn.take(own)) is not own:
+        waited = _wait(own, first, options)
     try:
         yield waited
     finally:
         _turn.holder = None
 
 
-def _wait(own: _Holder, options: Options) -> tuple[str, float]:
-    first, limit_s = _turn.holder, options.settings.replica_wait_s
+def _wait(own: _Holder, first: _Holder, options: Options) -> tuple[str, float]:
+    limit_s = options.settings.replica_wait_s
     is_alone = options.ranks.world_size == 1 and options.group is None
-    if first is not None and first.thread == own.thread:
+    if first.thread == own.thread:
         _refuse(options, f"{first} is open, and this one is opened within it: must be closed first")
     if not is_alone:
         _refuse(options, f"{first} is open in this process: must end before one of several ranks")
-    logger.warning("warmup-plugin: waiting, %.0f s at most, for %s to end", limit_s, first)
+    logger.warning("warmup-plugin: waiting, %g s at most, for %s to end", limit_s, first)
     began = time.monotonic()
     try:
-        wait_until(lambda: _turn.take(own), within(limit_s))
+        wait_until(lambda: _turn.take(own) is own, within(limit_s))
     except TimeoutError:
-        limit = f"{limit_s:.0f} s (WARMUP_PLUGIN_REPLICA_WAIT_S)"
-        raise SessionError(f"{_turn.holder} has not ended: must end within {limit}") from None
+        limit = f"{limit_s:g} s (WARMUP_PLUGIN_REPLICA_WAIT_S)"
+        raise SessionError(f"{first} has not ended: must end within {limit}") from None
     return str(first), time.monotonic() - began
 
 
