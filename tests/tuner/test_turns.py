@@ -40,8 +40,8 @@ def test_the_wait_is_bounded(children: Children) -> None:
     one, two, again = children.one("on_turns:too_long")
     assert one.agreement == "certified"
     assert two == (
-        "SessionError: a session of toys on thread 'MainThread' has not ended: must end within 0.3 s "
-        "(WARMUP_PLUGIN_REPLICA_WAIT_S)"
+        "SessionError: a session of toys on thread 'MainThread' has not ended: must end within "
+        "0.3 s (WARMUP_PLUGIN_REPLICA_WAIT_S)"
     )
     assert again.tasks["tuned"] == 1
 
