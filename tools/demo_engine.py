@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A cold and a warm start of a real engine's own warm-up, on two CPU ranks: `make demo-vllm`.
 
-    python tools/demo_engine.py vllm|sglang
+    python tools/demo_engine.py vllm|sglang [--keep]
 
 What runs is the engine's own package: its plugin loading, its parallel groups, its warm-up function
 around calls of FlashInfer's tuner; the kernels are the embedded engine's. The ranks are those of
@@ -10,8 +10,10 @@ around calls of FlashInfer's tuner; the kernels are the embedded engine's. The r
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -63,7 +65,7 @@ def results(start: Any) -> list[RankResult]:
     ]  # fmt: skip
 
 
-def start_twice(engine: str, folder: Path) -> TwoStarts:
+def start_twice(engine: str, folder: Path, *, is_kept: bool) -> TwoStarts:
     """Start the engine cold and warm, in new processes each time."""
     job = job_of(engine, folder)
     starts = []
@@ -72,16 +74,20 @@ def start_twice(engine: str, folder: Path) -> TwoStarts:
         starts.append(results(job.start(tp=CONFIG.tp, limit_s=LIMIT_S)))
     cold, warm = starts
     table = read_table(Path(cold[0].report.path), Settings().table_bytes)
-    return TwoStarts(CONFIG, job.root, False, cold, warm, table, judge(cold, warm, table))
+    return TwoStarts(CONFIG, job.root, is_kept, cold, warm, table, judge(cold, warm, table))
 
 
-def main(engine: str) -> int:
+def main(engine: str, *, keep: bool) -> int:
     """Run both starts, print them, return the verdict as an exit code."""
     names = [str(TESTS), str(TESTS / engine)]
     sys.path[:0] = names  # where the ranks find their functions by module name, as the tests do
     os.environ["PYTHONPATH"] = os.pathsep.join([*names, os.environ.get("PYTHONPATH", "")])
-    with tempfile.TemporaryDirectory(prefix=f"warmup-demo-{engine}-") as folder:
-        found = start_twice(engine, Path(folder))
+    folder = Path(tempfile.mkdtemp(prefix=f"warmup-demo-{engine}-"))
+    try:
+        found = start_twice(engine, folder, is_kept=keep)
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
     report = found.cold[0].report
     print(f"{report.engine} {report.engine_version}, its own warm-up on CPU ranks")
     print_starts(output.console(folded=True), found)
@@ -89,6 +95,8 @@ def main(engine: str) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] not in (["vllm"], ["sglang"]):
-        sys.exit("usage: demo_engine.py vllm|sglang")
-    sys.exit(main(sys.argv[1]))
+    parser = argparse.ArgumentParser(description="start an engine's own warm-up cold, then warm")
+    parser.add_argument("engine", choices=("vllm", "sglang"))
+    parser.add_argument("--keep", action="store_true", help="keep the temporary cache root")
+    given = parser.parse_args()
+    sys.exit(main(given.engine, keep=given.keep))
