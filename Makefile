@@ -44,14 +44,26 @@ MATRIX_RELEASES := $(patsubst %,$(S)/release-%-once,$(call releases,matrix))
 REAL_OPS        := $(call stamp,real-ops)
 REAL_OPS_NEXT   := $(patsubst %,$(S)/release-%-once,$(call releases,real-ops))
 
-.PHONY: help demo test retest test-real-ops test-engines test-vllm test-sglang lint docs settings-page questions-page \
+.PHONY: help demo demo-vllm demo-sglang demo-engine test retest test-real-ops test-engines test-vllm test-sglang lint docs settings-page questions-page \
         matrix bench soak fuzz mutants guarantees gpu-evidence clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(PACKAGE)  ## four ranks on this machine tune once, then start warm; no GPU needed
-	@$(BIN)/warmup-plugin demo --tp 2 --pp 2
+	@$(BIN)/warmup-plugin demo --tp 2 --pp 2 --design
+
+# The engine's environment is that of test-engines, without the tools of the tests.
+demo-vllm:  ## the same two starts by vLLM's own warm-up, on CPU ranks; an environment of 3.5 GB
+	@$(MAKE) --no-print-directory VENV=.venv-vllm OF=vllm demo-engine
+
+demo-sglang:  ## the same by SGLang's
+	@$(MAKE) --no-print-directory VENV=.venv-sglang OF=sglang demo-engine
+
+OF ?= vllm
+
+demo-engine: $(call stamp,torch-cpu) $(call stamp,$(OF)-cpu) $(call stamp,runtime) $(call stamp,build) $(WHEEL)
+	@$(PY) tools/demo_engine.py $(OF)
 
 # What `make test` leaves out: real_ops is all but the smallest set of its folder.
 LEFT_OUT := not release and not engine and not real_ops

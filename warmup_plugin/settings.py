@@ -195,7 +195,8 @@ class Settings:
         metadata=_row(
             "WARMUP_PLUGIN_TASK_LIMIT_S",
             _seconds(zero=False),
-            "longest that one task may tune before its rank is taken for stuck",
+            "longest that one task may tune before its rank is taken for stuck, or that one rank "
+            "may be in its forward when others are back from theirs",
         ),
     )
     budget_s: float | None = field(
@@ -238,7 +239,8 @@ class Settings:
         metadata=_row(
             "WARMUP_PLUGIN_REPLICA_WAIT_S",
             _seconds(zero=True),
-            "longest that a cold start waits for another engine that tunes the same tasks",
+            "longest that a cold start waits for another engine that tunes the same tasks, or a "
+            "session for another one of its process",
         ),
     )
     record_bytes: int = field(

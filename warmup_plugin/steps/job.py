@@ -36,6 +36,7 @@ from warmup_plugin.progress import Progress as ProgressLine
 from warmup_plugin.rendezvous import Alone, Rendezvous, Word
 from warmup_plugin.rollcall import stay_away
 from warmup_plugin.settings import Settings, unknown_variables
+from warmup_plugin.steps.turn import own_turn
 from warmup_plugin.store import Store, unsafe
 from warmup_plugin.streams import hold_standard_streams
 from warmup_plugin.topology import RankInfo, host_name
@@ -218,11 +219,13 @@ def open_job(options: Options) -> Iterator[Job]:
     """Meet the other ranks, and let go of everything at the end.
 
     After an error in the body the tuner holds what it held before. Raises `SessionError` on every
-    rank where the ranks do not fit together, a tuning context is open already, or one of them lacks
-    what this package needs; `RankLostError` where one is lost, with its host; `LateError` on a rank
-    that fails after the last record. The forward's own exceptions pass.
+    rank where the ranks do not fit together, a tuning context is open already, another session of
+    the process is in the way, or one of them lacks what this package needs; `RankLostError` where
+    one is lost, with its host; `LateError` on a rank that fails after the last record. The
+    forward's own exceptions pass.
     """
     with contextlib.ExitStack() as stack:
+        other, waited_s = stack.enter_context(own_turn(options))
         began = time.monotonic()
         hold_standard_streams()
         progress = _progress(options)
@@ -234,6 +237,9 @@ def open_job(options: Options) -> Iterator[Job]:
             job = _join(options, meeting, stack, progress, rank_0s)
             job.seconds["open"] = time.monotonic() - began
             job.spans.append(("open", began - job.zero, job.seconds["open"]))
+            if other:
+                waited = {"at": "open", "ranks": [0], "for": other, "seconds": round(waited_s, 4)}
+                job.waited.append(waited)
             yield job
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}"[:1000]

@@ -352,6 +352,7 @@ def _tell_apart(survey: Survey) -> dict[str, list[str]]:
 def _ask(job: Job, survey: Survey, work: Work, shared: Shared) -> tuple[str, list[str]]:
     """Return the digest of what the tuner serves for this rank's tasks, and tasks that deviate.
 
+    An empty string where it has none: an answer to no question certifies nothing.
     On a warm start the tuner was asked during the survey and holds exactly what it held then.
     """
     asked_already = not work.is_new and job.installed.is_intact()
@@ -366,4 +367,4 @@ def _ask(job: Job, survey: Survey, work: Work, shared: Shared) -> tuple[str, lis
             deviates.append(task.label)
         answers.setdefault(answer_key(answer), []).append(task.id)
     told = sorted([str(answer), *sorted(ids)] for answer, ids in answers.items())
-    return digest(msgspec.json.encode(told)), deviates
+    return digest(msgspec.json.encode(told)) if told else "", deviates
