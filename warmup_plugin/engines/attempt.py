@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from warmup_plugin import exposition
 from warmup_plugin.engines.readiness import Readiness, default_store
 from warmup_plugin.errors import SessionError
 from warmup_plugin.fallback import Way, failure_of, loss_in, way_of
@@ -73,8 +74,10 @@ def follow(error: Exception | str, settings: Settings, engine: str, *, of: str =
     way = way_of(failure_of(error), settings.mode)
     if way is Way.AS_WITHOUT:
         logger.warning("warmup-plugin: %s warms up as without this package: %s", engine, error)
+        exposition.left_alone((engine.lower(), ""), settings)
         return
     if isinstance(error, str):
+        exposition.failed((engine.lower(), ""), settings)
         raise SessionError(f"mode {settings.mode}: {error}")
     if way is Way.END:
         lost = loss_in(error)
