@@ -20,8 +20,8 @@ from warmup_plugin.settings import Settings
 from warmup_plugin.topology import RankInfo
 
 settings = Settings.from_env()
-def rank(**given):
-    return of_rank(RankInfo(**given), ("vllm", "0.33.0"), settings)
+def rank(identity="target", **given):
+    return of_rank(RankInfo(**given), ("vllm", "0.33.0"), settings, identity)
 def report(agreement="certified"):
     return WarmupReport(
         engine="vllm", engine_version="0.33.0", plugin_version="0", flashinfer_version="0.7",
@@ -64,7 +64,12 @@ CASES = {
         "rank().fail(); left_alone(('vllm', ''), settings)", {"0/0": "left_alone"},
     ),
     "one after the other": (
-        "rank().end(report()); rank().begin()", {"0/0": "certified", "0/1": "warming"},
+        "rank().end(report()); rank('draft').begin()", {"0/0": "certified", "0/1": "warming"},
+    ),
+    "the same once more": ("rank().end(report()); rank().begin()", {"0/0": "warming"}),
+    "the first of two again": (
+        "rank().fail(); rank('draft').end(report()); rank().end(report('none'))",
+        {"0/0": "none", "0/1": "certified"},
     ),
     "the second left to the engine": (
         "rank(device_index=2).end(report()); left_alone(('vllm', ''), settings)",

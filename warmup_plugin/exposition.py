@@ -40,8 +40,9 @@ class _Process:
     """What this process has told: by session, what is to stand in the file."""
 
     pid: int = 0
-    #: The session that is next or goes on: one that failed may be tried again and is replaced.
-    number: int = 0
+    #: Numbers of sessions by what they warm up: one that comes again takes its own place, be it
+    #: tried again after a failure, be it the next of an engine that grows and shrinks.
+    numbers: dict[str, int] = dataclasses.field(default_factory=dict)
     sessions: dict[int, list[Sample]] = dataclasses.field(default_factory=dict)
     told: set[str] = dataclasses.field(default_factory=set)
     #: The session that began last.
@@ -65,8 +66,11 @@ class Figures:
         is_first: bool = True,
         device: str = "",
         size: int = 0,
+        identity: str = "",
     ) -> None:
         _forget_parent()
+        numbers = _process.numbers
+        self._number = numbers.setdefault(identity, len(numbers)) if identity else len(numbers)
         self.is_over = False
         self._path = settings.metrics_file if settings else _file_of_environment()
         self._started = time.time()
@@ -91,24 +95,20 @@ class Figures:
     def end(self, report: WarmupReport) -> None:
         """Show a receipt."""
         self._tell(report.agreement, report)
-        self._close()
+        self.is_over = True
 
     def fail(self) -> None:
-        """Say that the warm-up has failed; the next one of this process takes its place."""
+        """Say that the warm-up has failed; the engine may go on."""
         self._tell("failed", self._now())
 
     def leave_alone(self) -> None:
         """Say that the engine has warmed up as without this package."""
         self._tell("left_alone", self._now())
-        self._close()
+        self.is_over = True
 
     def next(self, engine: tuple[str, str], settings: Settings | None) -> Figures:
         """Return the figures of the warm-up that follows, on the same rank."""
         return Figures(engine, settings, is_first=self._is_first, device=self._labels[2])
-
-    def _close(self) -> None:
-        self.is_over = True
-        _process.number += 1
 
     def _now(self) -> WarmupReport:
         return dataclasses.replace(self._known, at=time.time())
@@ -121,12 +121,12 @@ class Figures:
             return
         from warmup_plugin.metrics import samples
 
-        common = (*self._labels, str(_process.number))
+        common = (*self._labels, str(self._number))
         found = [
             sample._replace(labels=(*common, *sample.labels))
             for sample in samples(state, report, self._started)
         ]
-        _process.sessions[_process.number] = found
+        _process.sessions[self._number] = found
         if place is not None and (reason := gauges.show(place, found)):
             _warn(f"no figures on the engine's /metrics: {reason}")
         if self._path is not None:
@@ -155,12 +155,12 @@ def _current(engine: tuple[str, str], settings: Settings | None) -> Figures:
     return last.next(engine, settings) if last.is_over else last
 
 
-def of_rank(ranks: RankInfo, engine: tuple[str, str], settings: Settings) -> Figures:
-    """Return the figures of a session that this rank begins."""
-    device = device_of(ranks.device_index)
+def of_rank(ranks: RankInfo, engine: tuple[str, str], settings: Settings, identity: str) -> Figures:
+    """Return the figures of a session that this rank begins. ``identity``: its digest."""
     return Figures(
-        engine, settings, is_first=not ranks.local_rank, device=device, size=ranks.world_size
-    )
+        engine, settings, is_first=not ranks.local_rank, device=device_of(ranks.device_index),
+        size=ranks.world_size, identity=identity,
+    )  # fmt: skip
 
 
 def device_of(index: int) -> str:

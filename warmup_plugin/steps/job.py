@@ -228,7 +228,8 @@ def open_job(options: Options) -> Iterator[Job]:
         hold_standard_streams()
         progress = _progress(options)
         stack.callback(progress.hush)
-        figures = of_rank(options.ranks, options.engine, options.settings)
+        digest = getattr(options.identity, "digest", "")  # one that is none is told of below
+        figures = of_rank(options.ranks, options.engine, options.settings, digest)
         figures.begin()
         meeting: Rendezvous | None = None
         job: Job | None = None
