@@ -104,6 +104,13 @@ def test_the_device_is_as_cuda_numbers_it_on_the_host(told: Told) -> None:
     assert found == {"6/0": "certified"}
 
 
+def test_a_name_that_is_no_text_ends_nothing(told: Told, tmp_path: Path) -> None:
+    """An engine's server would answer with an error instead of its page."""
+    lines = "os.environb[b'POD_NAME'] = b'pod-\\xff'; rank().end(report())"
+    assert told(lines, WARMUP_PLUGIN_METRICS_FILE=f"{tmp_path}/x.prom")[0] == {}
+    assert 'host="pod-?"' in (tmp_path / "x.prom").read_text()
+
+
 def test_a_malformed_setting_is_told_of(told: Told) -> None:
     """The file is known although the settings are not; a malformed file is no figure."""
     lines = "os.environ['WARMUP_PLUGIN_MODE'] = 'On'; left_alone(('vllm', ''), None)"

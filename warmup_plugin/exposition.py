@@ -123,7 +123,7 @@ class Figures:
 
         common = (*self._labels, str(self._number))
         found = [
-            sample._replace(labels=(*common, *sample.labels))
+            sample._replace(labels=tuple(map(_text, (*common, *sample.labels))))
             for sample in samples(state, report, self._started)
         ]
         _process.sessions[self._number] = found
@@ -167,6 +167,11 @@ def device_of(index: int) -> str:
     """Return a device as CUDA numbers it on its host, not in this process."""
     visible = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
     return visible[index] if index < len(visible) and visible[index] else str(index)
+
+
+def _text(label: str) -> str:
+    """Return a label's value as text that can be sent: one that cannot would end a whole page."""
+    return label.encode(errors="replace").decode()
 
 
 def _forget_parent() -> None:

@@ -17,7 +17,7 @@ from warmup_plugin.metrics import FAMILIES, PREFIX, Sample, label_names
 
 def write(path: Path, samples: Iterable[Sample]) -> None:
     """Put the file in place, whole; raises `OSError`. Of use to the living: not synchronised."""
-    write_files({path: render(samples).encode(errors="replace")}, synced=False)
+    write_files({path: render(samples).encode()}, synced=False)
 
 
 def render(samples: Iterable[Sample]) -> str:
