@@ -21,7 +21,7 @@ from warmup_plugin.manifest import Manifest, render_manifest
 from warmup_plugin.packing import pack_results, unpack_results
 from warmup_plugin.plan import Plan
 from warmup_plugin.rendezvous import Word, Words
-from warmup_plugin.settle import Result, Settled, settle
+from warmup_plugin.settle import Result, Settled, fallen_with, settle
 from warmup_plugin.shutdown import Shutdown, TaskLimit
 from warmup_plugin.steps.job import Job
 from warmup_plugin.steps.rows import collect, row_of
@@ -206,7 +206,17 @@ def prepare(job: Job, survey: Survey, work: Work, shared: Shared) -> None:
         told = {name: f"{type(error).__name__}: {error}"[:400] for name, error in failed.items()}
         refused = [name for name, error in failed.items() if type(error) is replay.RefusedError]
         word = {"failed": told, "refused": refused, "error": job.failure}
-        record = job.meet("ready", word, decide_ready)
+
+        def lead(words: Words) -> Word:
+            record = decide_ready(words)
+            fallen = fallen_with(record["drop"], work.lots, shared.table.entries)
+            drop = {name: reason for name, (_, reason) in fallen.items()}
+            refused = [name for name, (first, _) in fallen.items() if first in record["refused"]]
+            return {
+                **record, "drop": record["drop"] | drop, "refused": record["refused"] + refused
+            }  # fmt: skip
+
+        record = job.meet("ready", word, lead)
         if record["go"] == "defaults":
             job.serve_defaults(record["reason"])
             return
@@ -247,8 +257,9 @@ def _build(job: Job, survey: Survey, work: Work, shared: Shared) -> dict[str, Ex
             job.journal.begins(task.id, task.label, synced=False)
             try:
                 # What was timed here ran at its bucket, not yet at the size that was asked for.
+                tuned = work.outcomes.get(name)
                 key = shared.key_of(task) or ""
-                replay.prepare(task, entry, key, at_bucket=name not in work.outcomes)
+                replay.prepare(task, entry, key, at_bucket=tuned is None or tuned.entry != entry)
             except Exception as error:  # noqa: BLE001  # whatever a runner raises: this winner is out
                 failed[name] = error
         job.journal.leaves()

@@ -143,7 +143,12 @@ def inventory(survey: Survey) -> list[Item]:
     """Return this rank's tasks, in one order on all ranks."""
     tasks = sorted(survey.tasks.values(), key=lambda task: (task.op, task.keys, task.id))
     adopted = survey.adopted
-    return [Item(t.id, t.op, t.keys, t.state, adopted.get(t.id, ""), t.reason, t.at) for t in tasks]
+    return [
+        Item(
+            t.id, t.op, t.keys, t.state, adopted.get(t.id, ""), t.reason, t.at, t.bucket_id, t.met
+        )
+        for t in tasks
+    ]  # fmt: skip
 
 
 def _lots(job: Job, agreed: Agreed, words: Words) -> list[Lot]:

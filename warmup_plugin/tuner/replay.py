@@ -33,12 +33,13 @@ logger = logging.getLogger("warmup_plugin")
 class Outcome:
     """What tuning one task gave.
 
-    ``kind``: tuned; default, where FlashInfer offers no candidate; failed, where something was in
-    the way that may be gone at the next start (memory, a compiler); unshared, where each rank has
-    to tune it for itself. ``winner`` is the index of the winning runner's key, ``entry`` its table
-    entry; both None without a winner, ``reason`` says why then. ``ms`` is the time of FlashInfer's
-    choice and ``default_ms`` that of FlashInfer's default, None where not measured: each the mean
-    of ``samples``.
+    ``kind``: tuned; adopted, where the winner at another size of its bucket answers it; default,
+    where FlashInfer offers no candidate; failed, where something was in the way that may be gone at
+    the next start (memory, a compiler); unshared, where each rank has to tune it for itself.
+    ``winner`` is the index of the winning runner's key, ``entry`` its table entry; both None
+    without a winner, ``reason`` says why then. ``ms`` is the time of FlashInfer's choice and
+    ``default_ms`` that of FlashInfer's default, None where not measured: each the mean of
+    ``samples``.
     """
 
     task: str
@@ -110,6 +111,11 @@ def _tune_one(tuner: Any, task: Task, seen: Observations, margin: float) -> Outc
     if found.entry is None or beats_default(found.ms, found.default_ms, margin):
         return found
     fastest = min(defaults, key=lambda place: defaults[place])
+    is_faster = recorded.options.memory_only_v2 and beats_default(defaults[fastest], found.ms, 0.0)
+    if found.winner in task.sized and fastest not in task.sized and not is_faster:
+        # An entry for the default would answer other sizes as well, where FlashInfer has winners;
+        # it stores one itself only where the default is in its own race, and has won it.
+        return found
     return _with_default(found, task, fastest, margin)
 
 
@@ -182,7 +188,10 @@ def _with_winner(
         if stored:
             reason = "its winner is stored under another key than looked up"
             return replace(outcome, kind="unshared", reason=reason)
-        return _without_winner(outcome, error, seen)
+        is_answered = task.bucket_id and not seen.times and not error
+        return (is_answered and _of_another_size(outcome, task)) or _without_winner(
+            outcome, error, seen
+        )
     index, winner = found[0]
     try:
         tactic = canonical_tactic(winner.tactic)
@@ -197,6 +206,23 @@ def _with_winner(
     ms = time_of(seen.times, winner.runner, winner.tactic)
     entry = Entry(winner.runner, tactic, policy)
     return replace(outcome, kind="tuned", winner=index, entry=entry, ms=ms)
+
+
+def _of_another_size(outcome: Outcome, task: Task) -> Outcome | None:
+    """Return the winner at another size of the bucket, where FlashInfer has found that one."""
+    call = task.recorded()
+    found, index, tactic = probe.look_up(
+        probe.tuner(), call.op, call.runners, task.shapes, call.config,
+        inputs=_askable(call, task.shapes),
+    )  # fmt: skip
+    if not found:
+        return None
+    entry = Entry(
+        type(call.runners[index]).__name__, canonical_tactic(tactic), probe.policy_of(call.config)
+    )
+    reason = "the winner at another size of its bucket"
+    winner = call.places.index(index)
+    return replace(outcome, kind="adopted", winner=winner, entry=entry, reason=reason)
 
 
 def _without_winner(outcome: Outcome, error: str, seen: Observations) -> Outcome:

@@ -93,7 +93,7 @@ class Survey:
         self._lock = threading.RLock()
         self._seen: set[tuple[Any, ...]] = set()
         self._marked: dict[Any, Any] = {}
-        self._task_of_key: dict[str, str] = {}
+        self._owner_of_key: dict[str, str] = {}
         self._pinned: dict[int, tuple[Any, str]] = {}
         self._answers: dict[Answer, Answer] = {}
         self._buckets: dict[tuple[int, ...], tuple[int, ...]] = {}
@@ -136,7 +136,7 @@ class Survey:
         self._is_vouched = self.has_used_stored = self.last_was_stored = False
         # The next forward records all anew: of what was vouched for nothing need be kept.
         self.tasks.clear()
-        for noted in (self.adopted, self._seen, self._task_of_key):
+        for noted in (self.adopted, self._seen, self._owner_of_key):
             noted.clear()
         self._tally = None
 
@@ -303,7 +303,9 @@ class Survey:
 
     def _record_task(self, asked: Asked, keep: Callable[[], Call], shapes: Shapes) -> None:
         profile = probe.nearest_profile(shapes, asked.config)
-        name = asked.ids.at(profile)
+        name = bucket = asked.ids.at(profile)
+        if asked.follows_batch:  # FlashInfer tunes each size of a bucket that it meets
+            name = asked.ids.at(shapes)
         names = (runner for runner, _ in asked.named)
         keys = tuple(
             self._keys.file_key(asked.op, runner, profile, extras)
@@ -313,17 +315,20 @@ class Survey:
             shapes = profile if profile == shapes else shapes  # FlashInfer keeps that one anyway
             buckets = asked.buckets(shapes)
             buckets = self._buckets.setdefault(buckets, buckets)  # few differ
-            task = Task(name, asked.op, keys, shapes, buckets, None, "missing")
+            task = Task(name, asked.op, keys, shapes, buckets, None, "missing", met=len(self.tasks))
+            if asked.follows_batch:
+                sized = (at for at, (_, extras) in enumerate(asked.named) if extras.follows_batch)
+                task.bucket_id, task.sized = bucket, frozenset(sized)
             self._judge(task, asked, profile)
             self._take_in(task, asked, keep)
         elif (held := self.tasks.held(name)) is not None and held.call is not None:
             held.firsts |= {asked.places.index(0)}
             _keep_also(held, held.call, asked, keep)
-        self._compare(name, keys, asked)
+        self._compare(name, bucket, keys, asked)
 
     def _take_in(self, task: Task, asked: Asked, keep: Callable[[], Call]) -> None:
         is_answered = task.state == "known" and self._is_vouched
-        if is_answered and task.is_agreed and task.served is not None:
+        if is_answered and task.is_agreed and task.served is not None and not task.bucket_id:
             self.tasks.add_known(
                 Known(task.id, task.op, task.keys, task.buckets, task.served), asked.switches
             )
@@ -335,19 +340,21 @@ class Survey:
             task.call, task.firsts = keep(), frozenset({asked.places.index(0)})
         self.tasks.add(task)
 
-    def _compare(self, name: str, keys: tuple[str, ...], asked: Asked) -> None:
-        """Find one file key with two runner lists or two runner configurations."""
+    def _compare(self, name: str, bucket: str, keys: tuple[str, ...], asked: Asked) -> None:
+        """Find one file key with two runner lists or two runner configurations.
+
+        Tasks of one ``bucket`` may share a key: its entry answers them all.
+        """
         for key, switches in zip(keys, asked.switches, strict=True):
-            first = self._task_of_key.setdefault(key, name)
-            if first == name:
+            first = self._owner_of_key.setdefault(key, bucket)
+            if first == bucket:
                 before = self.tasks.switches_of(name)[keys.index(key)]
                 if before is not switches and before != switches:
                     self._unshare_for(self.tasks[name], before, switches)
                 continue
-            task, other = self.tasks[name], self.tasks.get(first)
-            self._unshare(task, "one file key is used by two runner lists")
-            if other is not None:
-                self._unshare(other, task.reason)
+            others = [t for t in self.tasks.values() if first in (t.id, t.bucket_id)]
+            for task in (self.tasks[name], *others):
+                self._unshare(task, "one file key is used by two runner lists")
 
     def _unshare_for(self, task: Task, before: Switches, switches: Switches) -> None:
         changed = sorted({name for name, _ in {*switches} ^ {*before}})
