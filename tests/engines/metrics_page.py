@@ -76,3 +76,30 @@ def folder(root: Path) -> dict[str, str]:
     place = root / "values"
     place.mkdir(parents=True)
     return {"PROMETHEUS_MULTIPROC_DIR": str(place), "POD_NAME": POD}
+
+
+def check_left_alone(engine: Any, name: str, tmp_path: Path, **start: Any) -> None:
+    """A start that the engine has made as without us: so it says in the file, and nothing else."""
+    file = tmp_path / "warmup.prom"
+    env = {"WARMUP_PLUGIN_METRICS_FILE": str(file), "POD_NAME": POD, **start.pop("env", {})}
+
+    came = engine.start(env=env, **start)
+
+    assert all(rank["report"] is None for rank in came.ranks if "report" in rank)
+    page = file.read_text()
+    assert values(page, "state") == {(state,): float(state == "left_alone") for state in STATES}
+    assert values(page, "success") == {(): 0.0}
+    assert f'engine="{name}"' in page
+
+
+def without_rank_1(rank: int) -> dict[str, Any]:
+    """Let rank 1 have no plugin."""
+    return {"plugin": False} if rank else {}
+
+
+#: Ways to be left alone.
+LEFT_ALONE: dict[str, dict[str, Any]] = {
+    "an untested version": {"script": "as_version"},
+    "a malformed setting": {"env": {"WARMUP_PLUGIN_MODE": "of"}},
+    "a rank without the plugin": {"tp": 2, "env": {"MEET_S": "2"}, "per_rank": without_rank_1},
+}

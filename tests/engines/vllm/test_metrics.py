@@ -7,10 +7,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from metrics_page import check_start, folder
+from metrics_page import LEFT_ALONE, check_left_alone, check_start, folder
 from vllm_jobs import launch
 
 from warmup_plugin.engines.vllm import names
@@ -69,3 +70,11 @@ def test_vllms_own_rule(
         check=True, timeout=120,
     )  # fmt: skip
     assert done.stdout.splitlines()[-1] == answer
+
+
+@pytest.mark.parametrize("start", LEFT_ALONE.values(), ids=LEFT_ALONE)
+def test_a_start_that_was_left_alone_is_told_of(
+    job: Callable[..., Any], tmp_path: Path, start: dict[str, Any]
+) -> None:
+    """In the file: an alert has something to go by."""
+    check_left_alone(job(), "vllm", tmp_path, **start)
