@@ -83,6 +83,7 @@ def _new_survey(job: Job, agreed: Agreed) -> Survey:
         restore=job.installed.restore,
         entries=job.installed.entries(agreed.table),
         is_vouched=agreed.word["go"] == "none" or bool(agreed.word["vouched"]),
+        passing=job.seen.passing_through,
     )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ _FAILED = float("inf")
 class Observations:
     """Counts of one session on one rank, and what was seen of the task in hand.
 
+    ``passed_through``: those of ``tactics_timed`` that ops left to themselves have timed.
     Since `begin_task`: ``times``, (runner class, tactic, ms) of every tactic timed, infinity for
     one that failed; ``first_error``, what the first of these raised; ``out_of_memory``, whether one
     of them, or making inputs, ran out of memory; ``lookups``, how often FlashInfer has looked for
@@ -34,6 +35,7 @@ class Observations:
     """
 
     tactics_timed: int = 0
+    passed_through: int = 0
     inputs_synthesised: int = 0
     times: list[Time] = field(default_factory=list)
     first_error: str = ""
@@ -46,6 +48,15 @@ class Observations:
         """Forget the task before."""
         self.times, self.first_error, self.out_of_memory, self.lookups = [], "", False, 0
         self._last = None
+
+    @contextlib.contextmanager
+    def passing_through(self) -> Iterator[None]:
+        """Count what is timed in the body as an op's that is left to itself."""
+        before = self.tactics_timed
+        try:
+            yield
+        finally:
+            self.passed_through += self.tactics_timed - before
 
     @contextlib.contextmanager
     def replaying(self) -> Iterator[None]:

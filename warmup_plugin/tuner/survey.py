@@ -69,6 +69,7 @@ class Survey:
         restore: Callable[[], bool],
         entries: Mapping[str, Entry] | LoadedEntries,
         is_vouched: bool = True,
+        passing: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self.tasks = Register()
         self.passed: dict[str, str] = {}
@@ -85,6 +86,7 @@ class Survey:
         self._restore = restore
         self._entries = entries
         self._is_vouched = is_vouched
+        self._passing = passing
         self.has_used_stored = self.last_was_stored = False
         self._tuner = probe.tuner()
         self._original = type(self._tuner).choose_one
@@ -193,7 +195,8 @@ class Survey:
             return self._answer(custom_op, runners, config, inputs)
 
     def _pass(self, call: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        answer: tuple[Any, Any] = self._original(*call, **kwargs)
+        with self._passing():
+            answer: tuple[Any, Any] = self._original(*call, **kwargs)
         return answer
 
     def _answer(
