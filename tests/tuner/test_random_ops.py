@@ -137,6 +137,13 @@ FOUND = {
     "the batch orders runners, and one key has it": plain(
         RunnerPlan(0, 0, 0, "parity"), SECOND, batches=(64, 4), order="reversed", context="sglang"
     ),
+    "the batch orders runners of one class, of which the default alone runs": plain(
+        RunnerPlan(0, 0, 0),
+        RunnerPlan(1, 0, 0, "none"),
+        order="reversed",
+        batches=(1, 16),
+        context="sglang",
+    ),
     "a tactic is refused at some batches": plain(
         FIRST, RunnerPlan(1, 1, 2, validates="even"), batches=(17,), margin=0.03
     ),

@@ -13,7 +13,7 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch
 from warmup_plugin.table import Entry, Tactic, canonical_tactic
 from warmup_plugin.tuner import capture, probe
 from warmup_plugin.tuner.asked import dynamic_inputs
-from warmup_plugin.tuner.observe import OUT_OF_MEMORY, Observations
+from warmup_plugin.tuner.observe import OUT_OF_MEMORY, Observations, Time
 from warmup_plugin.tuner.race import DEFAULT, beats_default, time_of
 from warmup_plugin.tuner.task import Call, Shapes, Task
 
@@ -102,7 +102,8 @@ def _tuned(tuner: Any, task: Task, seen: Observations, margin: float) -> Outcome
     began, stored = time.monotonic(), len(tuner.profiling_cache)
     recorded = task.recorded()
     error, candidates = _run(tuner, task, recorded, seen)
-    defaults = _time_defaults(task, seen, margin)
+    raced = tuple(seen.times)
+    defaults = _time_defaults(task, seen, raced, margin)
     rivals = [_run(tuner, task, rival, seen) for rival in task.rivals]
     winners = probe.winners_since(tuner, stored)
     outcome = Outcome(
@@ -115,6 +116,9 @@ def _tuned(tuner: Any, task: Task, seen: Observations, margin: float) -> Outcome
         return msgspec.structs.replace(outcome, kind="unshared", reason=reason)
     error = next((said for said in (error, *(said for said, _ in rivals)) if said), "")
     found = _with_winner(outcome, task, winners, error, seen)
+    if found.kind == "tuned" and found.entry is not None:
+        ms = time_of(raced, found.entry.runner, found.entry.tactic)
+        found = msgspec.structs.replace(found, ms=ms)
     if found.entry is None or beats_default(found.ms, found.default_ms, margin):
         return found
     fastest = min(defaults, key=lambda place: defaults[place])
@@ -149,7 +153,9 @@ def _told(task: Task, raised: Exception) -> str:
     return error
 
 
-def _time_defaults(task: Task, seen: Observations, margin: float) -> dict[int, float]:
+def _time_defaults(
+    task: Task, seen: Observations, raced: Sequence[Time], margin: float
+) -> dict[int, float]:
     """Return the time of each default that may serve, by the place of its runner's key.
 
     They are in the race where the engine's context has them there, and beyond a margin of 0. The
@@ -160,8 +166,8 @@ def _time_defaults(task: Task, seen: Observations, margin: float) -> dict[int, f
         return found
     for place in sorted(task.firsts):
         runner, before = call.runners[call.places[place]], len(seen.times)
-        name, timed = type(runner).__name__, seen.times
-        if call.places[place] or not any(time[:2] == (name, DEFAULT) for time in timed):
+        name, timed = type(runner).__name__, raced
+        if call.places[place] or not any(time[:2] == (name, DEFAULT) for time in raced):
             with _as_recorded(call):
                 seen.time_default(runner, DEFAULT)
             timed = seen.times[before:]
@@ -215,10 +221,8 @@ def _with_winner(
     if winner.runner.startswith("Cudnn") and isinstance(tactic, int) and tactic >= 0:
         reason = "an integer cuDNN tactic cannot be shared"
         return msgspec.structs.replace(outcome, kind="unshared", reason=reason)
-    policy = probe.policy_of(task.recorded().config)
-    ms = time_of(seen.times, winner.runner, winner.tactic)
-    entry = Entry(winner.runner, tactic, policy)
-    return msgspec.structs.replace(outcome, kind="tuned", winner=index, entry=entry, ms=ms)
+    entry = Entry(winner.runner, tactic, probe.policy_of(task.recorded().config))
+    return msgspec.structs.replace(outcome, kind="tuned", winner=index, entry=entry)
 
 
 def _of_another_size(outcome: Outcome, task: Task) -> Outcome | None:
