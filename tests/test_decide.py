@@ -265,8 +265,8 @@ def test_a_table_that_one_rank_cannot_load_is_nobodys() -> None:
 
 def surveyed(**more: Any) -> Word:
     return {
-        "error": "", "last_answered": "", "missing": 0, "unshared": 0, "heal": False,
-        "skipped": [], "asked": 1, **more,
+        "error": "", "last_answered": "", "stage": 0, "missing": 0, "unshared": 0, "heal": False,
+        "skipped": [], "ops": [], "asked": 1, **more,
     }  # fmt: skip
 
 
@@ -298,14 +298,18 @@ def test_a_rank_without_a_task_adds_nothing_to_the_certificate() -> None:
         ([surveyed(error="E", last_answered="op"), surveyed(last_answered="op")], "abort"),
         ([surveyed(error="E", last_answered=op) for op in ("op", "po")], "abort"),
         ([surveyed(error="E"), surveyed(error="E")], "abort"),
+        ([*[surveyed(error="E", last_answered="op")] * 2, surveyed(stage=1, ops=["po"])], "rerun"),
+        ([*[surveyed(error="E", last_answered="op")] * 2, surveyed(stage=1, ops=["op"])], "abort"),
+        ([surveyed(error="E", last_answered="op"), surveyed(ops=["po"])], "abort"),
     ],
     ids=[
         "all known", "one missing", "one unshared", "files to heal", "all fail at one op",
-        "alone", "one fails", "at two ops", "before any op",
+        "alone", "one fails", "at two ops", "before any op", "a stage fails at its own op",
+        "at another stage's too", "one rank of a stage fails at its own op",
     ],
 )  # fmt: skip
 def test_what_forwards_have_shown(words: list[Word], go: str) -> None:
-    """A failure at one op on every rank is the op's; any other is a rank's."""
+    """A failure at one op on every rank that may call it is the op's; any other is a rank's."""
     record = decide_survey(ranks(*words))
     assert record["go"] == go
     assert record.get("op") == ("op" if go == "rerun" else None)

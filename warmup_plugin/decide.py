@@ -225,8 +225,9 @@ def decide_load(words: Words) -> Word:
 def decide_survey(words: Words, *, last: bool = False) -> Word:
     """What the forwards have shown. go: warm | plan | rerun | abort.
 
-    A rerun follows where all ranks failed at one op: without stored tactics in the forward
-    (``distrust``) if it was served one, else with the ``op`` passed through. It is passed through
+    A rerun follows where all ranks failed at one op, or all of some pipeline stages at one that no
+    other stage calls: without stored tactics in the forward (``distrust``) if it was served one,
+    else with the ``op`` passed through. It is passed through
     as well where some rank could not record a call of it, unless this run was the ``last``.
 
     ``certified``, on a warm start where every rank has its word for that ready: the record of
@@ -242,11 +243,9 @@ def decide_survey(words: Words, *, last: bool = False) -> Word:
     skips = {"skipped": skipped, "overruled": sorted(recorded & {*skipped})}
     errors = {rank: word["error"] for rank, word in words.items() if word["error"]}
     if errors:
-        rank = min(errors)
-        ops = {word["last_answered"] for word in words.values()}
-        is_the_op = len(errors) == len(words) and len(ops) == 1 and ops != {""}
-        found: Word = {"go": "rerun", "op": ops.pop()} if is_the_op else {"go": "abort"}
-        found["distrust"] = any(word.get("stored") for word in words.values())
+        rank, op = min(errors), _to_blame(words, {*errors})
+        found: Word = {"go": "rerun", "op": op} if op else {"go": "abort"}
+        found["distrust"] = any(words[rank].get("stored") for rank in errors)
         return {**found, "rank": rank, "reason": errors[rank], **skips}
     unrecorded = {
         op: why for word in words.values() for op, why in word.get("unrecorded", {}).items()
@@ -262,6 +261,21 @@ def decide_survey(words: Words, *, last: bool = False) -> Word:
         return {"go": "plan", "reason": "", **skips}
     is_empty = not any(word["asked"] for word in words.values())
     return {"go": "warm", "reason": "", "is_empty": is_empty, **skips, **_certified(words)}
+
+
+def _to_blame(words: Words, failing: set[int]) -> str:
+    """Return the op at which a forward fails wherever it is called; empty: it is not an op's fault.
+
+    By stages: an op that is passed through may tune in lock step with the other ranks of its own.
+    """
+    stages = {words[rank]["stage"] for rank in failing}
+    ops = {words[rank]["last_answered"] for rank in failing}
+    if len(ops) != 1 or any(words[r]["stage"] in stages for r in words.keys() - failing):
+        return ""
+    (op,) = ops
+    sound = [words[rank] for rank in words.keys() - failing]
+    is_called = any(op == word["last_answered"] or op in word.get("ops", ()) for word in sound)
+    return "" if is_called else str(op)
 
 
 def _certified(words: Words) -> Word:

@@ -17,6 +17,10 @@ class SessionError(WarmupError):
     """The session cannot open or go on, and every rank lives; raised on every rank alike."""
 
 
+class RefusedError(SessionError):
+    """The ranks do not fit together, as their first meeting finds: nothing has been done yet."""
+
+
 class ForwardError(SessionError):
     """Another rank's forward has failed; that rank raises what its forward raised."""
 

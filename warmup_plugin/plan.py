@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+import msgspec
 
 from warmup_plugin.settings import Strategy
 
@@ -76,8 +77,7 @@ class Queue(NamedTuple):
     tasks: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """Who does what.
 
     ``shared``: the tasks that one rank tunes for all, in queues; a rank takes from those it is in,
@@ -87,7 +87,7 @@ class Plan:
     """
 
     shared: tuple[Queue, ...] = ()
-    local: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    local: Mapping[int, tuple[str, ...]] = msgspec.field(default_factory=dict)
     held: tuple[str, ...] = ()
     resumed: tuple[str, ...] = ()
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from warmup_plugin.errors import RankLostError
+from warmup_plugin.sockets import on_thread
 
 if TYPE_CHECKING:
     from warmup_plugin.storelink import Link
@@ -98,10 +99,8 @@ class RenewedLink:
 
     def _begin(self) -> None:
         if not self._is_closed and not self.is_connecting:
-            maker = threading.Thread(target=self._make, name="warmup-link", daemon=True)
             with contextlib.suppress(RuntimeError):  # no thread now; the next call has it tried
-                maker.start()
-                self._maker = maker
+                self._maker = on_thread(self._make, "warmup-link", self._origin.port)
 
     def _make(self) -> None:
         try:

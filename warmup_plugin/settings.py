@@ -96,6 +96,13 @@ _PATH = _Kind(
     "an absolute path",
 )
 
+_PROM = _Kind(
+    _parse_path,
+    # The collector reads no other file, and says nothing of one.
+    lambda value: _PATH.accepts(value) and isinstance(value, Path) and value.suffix == ".prom",
+    "an absolute path that ends in .prom",
+)
+
 
 def _parse_paths(text: str) -> tuple[Path, ...]:
     return tuple(_parse_path(part) for part in text.split(os.pathsep) if part)
@@ -283,8 +290,9 @@ class Settings:
         default=None,
         metadata=_row(
             "WARMUP_PLUGIN_METRICS_FILE",
-            _PATH,
-            "figures of the last start for the node exporter's textfile collector; ends in .prom",
+            _PROM,
+            "figures of the last start for the node exporter's textfile collector; a name of its "
+            "own for each engine and pod",
         ),
     )
     address: str | None = field(

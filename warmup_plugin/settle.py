@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import cast
 
 import msgspec
@@ -24,8 +24,7 @@ LASTING = (*WINNERS, *DEFAULTS)
 _COLLISION = "one file key has come to mean two configurations"
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(msgspec.Struct, frozen=True):
     """What became of one task on the rank that tuned it, as it crosses ranks."""
 
     task: str
@@ -44,8 +43,7 @@ class Result:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True)
-class Settled:
+class Settled(msgspec.Struct, frozen=True):
     """The table all ranks install, with one record for each task of the job."""
 
     table: Table
@@ -172,7 +170,10 @@ def _for_whole_buckets(
             if any(owners[key] > 1 for key in shared):
                 reason = f"the winner at another size of its bucket: {items[result.task].at}"
                 others = (name for name in names if name != result.task)
-                again = {n: replace(result, task=n, kind="adopted", reason=reason) for n in others}
+                again = {
+                    n: msgspec.structs.replace(result, task=n, kind="adopted", reason=reason)
+                    for n in others
+                }
                 answered |= again
                 break
     return answered

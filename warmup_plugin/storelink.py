@@ -12,14 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import resource
 import secrets
 import socket
-import stat
-import struct
 import threading
-from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,6 +24,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # document
 
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.rollcall import call_the_roll, tell
+from warmup_plugin.sockets import OWN_LACK, bound_answers, connected, on_thread, part
 from warmup_plugin.streams import hold_standard_streams
 from warmup_plugin.topology import host_name, machine_id
 from warmup_plugin.waiting import wait_until, within
@@ -38,12 +34,10 @@ if TYPE_CHECKING:
 
 _CONNECT_S = 10.0
 _LOOPBACK = "127.0.0.1"
-#: More numbers of open files than this are not looked at one by one.
-_MOST_DESCRIPTORS = 1 << 16
+#: How long torch tries again to get another connection, seconds: whoever needs one does, too.
+_TRY_S = 2.0
 #: How often a value is asked for that torch gives up waiting for.
 _MOST_TRIES = 5
-#: What a connection fails for that says nothing of the other side.
-_OWN_LACK = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class BeatLink(Protocol):
@@ -63,6 +57,11 @@ class Link(BeatLink, Protocol):
 
     #: The name of rank 0's machine, empty where it is not known.
     leader: str
+
+    @property
+    def port(self) -> int:
+        """The port of its store, 0 where it has none."""
+        ...
 
     def clone(self) -> Link: ...
     def get(self, key: str) -> bytes: ...
@@ -89,9 +88,14 @@ class StoreLink:
     def __post_init__(self) -> None:
         """Bound every answer of the store."""
         if self.store is not None and self.silence_s:
-            _bound_answers(self.store.port, self.silence_s)
+            bound_answers(self.store.port, self.silence_s)
             # The wait for a key is not the socket's: a key that is got is there.
             self._call("set_timeout", timedelta(seconds=self.silence_s / 2))
+
+    @property
+    def port(self) -> int:
+        """The port of the store, 0 once it is let go of."""
+        return 0 if self.store is None else self.store.port
 
     def clone(self) -> StoreLink:
         """Return another connection to the same store, for another thread, which may make it.
@@ -101,10 +105,11 @@ class StoreLink:
         """
         if self.store is None:
             raise RankLostError(0, self._gone)
-        at, limit = (self.store.host, self.store.port), timedelta(seconds=_CONNECT_S)
+        at, limit = (self.store.host, self.store.port), timedelta(seconds=_TRY_S)
         try:
             socket.create_connection(at, timeout=_CONNECT_S).close()
             store = TCPStore(*at, is_master=False, wait_for_workers=False, timeout=limit)
+            store.set_timeout(timedelta(seconds=_CONNECT_S))
         except (OSError, RuntimeError) as error:
             raise RankLostError(0, f"its store is gone: {error}") from error
         return StoreLink(store, self.rank, self.size, self.silence_s, leader=self.leader)
@@ -171,7 +176,7 @@ def link_beside(store: TCPStore, rank: int, size: int, silence_s: float) -> Stor
     Raises `RankLostError` where nobody listens there any more, or lets anybody in for that long,
     `OSError` where this process lacks what it takes.
     """
-    others = frozenset(_connected(store.port))
+    others = frozenset(connected(store.port))
     made: list[StoreLink | RankLostError] = []
     has_given_up = threading.Event()
 
@@ -182,67 +187,26 @@ def link_beside(store: TCPStore, rank: int, size: int, silence_s: float) -> Stor
             except RankLostError as error:
                 if isinstance(error.__cause__, OSError):  # refused, or a lack of our own
                     made.append(error)
-                # Else torch has given up after its own ten seconds: the store may be slow.
+                # Else torch has given up after its own two seconds: the store may be slow.
 
     try:
-        threading.Thread(target=make, name="warmup-beside", daemon=True).start()
+        maker = on_thread(make, "warmup-beside", store.port, but=others)
     except RuntimeError as error:
         raise OSError(errno.EAGAIN, str(error)) from error
     try:
         wait_until(lambda: bool(made), within(silence_s))
     except TimeoutError:
         has_given_up.set()
+        part(maker)
         raise RankLostError(0, f"its store lets nobody in for {silence_s:.1f} s") from None
     (link,) = made
     if isinstance(link, RankLostError):
-        if isinstance(link.__cause__, OSError) and link.__cause__.errno in _OWN_LACK:
+        if isinstance(link.__cause__, OSError) and link.__cause__.errno in OWN_LACK:
             raise link.__cause__ from link
         raise link
-    _bound_answers(store.port, silence_s, but=others)
+    bound_answers(store.port, silence_s, but=others)
     link.silence_s, link.leader = silence_s, store.host
     return link
-
-
-def _connected(port: int) -> Iterator[int]:
-    """Yield the descriptors of this process's connections to a port."""
-    for descriptor in _descriptors():
-        with contextlib.suppress(OSError):  # no socket, not connected, or closed meanwhile
-            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-                # Not a copy of it: by now it may be the end of somebody's pipe, for whose closing a
-                # process is waited for.
-                found = socket.socket(fileno=descriptor)
-                try:
-                    is_it = found.getpeername()[1:2] == (port,)
-                finally:
-                    found.detach()
-                if is_it:
-                    yield descriptor
-
-
-def _bound_answers(port: int, limit_s: float, *, but: Collection[int] = ()) -> None:
-    """Let this process wait no longer than that for a byte from the store at a port.
-
-    torch bounds the wait for a key by a clock of the store's process, and nothing else by any: a
-    call to a stopped process would not end. It does honour a limit of the socket (SO_RCVTIMEO).
-    """
-    limit = struct.pack("ll", int(limit_s), int(limit_s % 1 * 1e6))
-    for descriptor in _connected(port):
-        if descriptor in but:
-            continue
-        with contextlib.suppress(OSError):  # closed meanwhile
-            found = socket.socket(fileno=descriptor)
-            try:
-                found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-            finally:
-                found.detach()
-
-
-def _descriptors() -> Iterable[int]:
-    """Return the numbers of this process's open files; all there may be where it cannot be told."""
-    try:
-        return [*map(int, os.listdir("/proc/self/fd"))]  # noqa: PTH208  # a third of the time
-    except OSError:  # no /proc, or no descriptor to read it with
-        return range(min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], _MOST_DESCRIPTORS))
 
 
 def connect(group: dist.ProcessGroup | None, settings: Settings, greeting: str = "") -> StoreLink:

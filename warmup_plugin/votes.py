@@ -40,7 +40,7 @@ _FIELDS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
     },
     "load": {"error": (str,), "shares_disk": (bool,)},
     "survey": {
-        "error": (str,), "last_answered": (str,), "unrecorded": (dict,),
+        "error": (str,), "last_answered": (str,), "stage": (int,), "unrecorded": (dict,),
         "missing": (int,), "stored": (bool,), "unshared": (int,),
         "skipped": (list,), "ops": (list,), "asked": (int,), "heal": (bool,),
         "sealed": (dict, type(None)),

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What goes wrong inside a rank, planted before its warm-up: ``Spec.fault`` names it.
 
-``name[+name...][@rank]``, on every rank without one. Owns the faults themselves, which any engine
-can have; none replaces code of an engine or of FlashInfer, but for its stamp's cuBLAS version.
+``name[+name...][@rank[,rank...]]``, on every rank without one. Owns the faults themselves, which
+any engine can have; none replaces code of an engine or of FlashInfer, but for its stamp's cuBLAS
+version.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +21,8 @@ from typing import Any
 import lost_ranks
 
 UNPRIVILEGED = Path(__file__).parents[1] / "ranks" / "on_ranks.py"
+#: How long a rank is late, for others that wait for seconds.
+_LATE_S = 7.0
 #: How long a killed rank's peers are kept in the middle of a measurement.
 _IN_MEASUREMENT_S = 1.0
 
@@ -26,7 +30,7 @@ _IN_MEASUREMENT_S = 1.0
 def is_planted(spec: Any, name: str) -> bool:
     """Return whether this rank has the fault."""
     names, _, rank = spec.fault.partition("@")
-    return name in names.split("+") and (not rank or int(rank) == spec.rank)
+    return name in names.split("+") and (not rank or str(spec.rank) in rank.split(","))
 
 
 def _names(spec: Any) -> list[str]:
@@ -39,27 +43,54 @@ def plant(spec: Any, root: Path) -> None:
 
     ``root``: a folder that all ranks of the start see.
     """
+    lost_ranks.plant([name for name in _names(spec) if is_planted(spec, name)], root)
+    _plant_in_ops(spec)
+    _plant_around(spec)
+    if "kill" in _names(spec):
+        _kill_in_measurement(root / "measuring", is_mine=is_planted(spec, "kill"))
+
+
+def _plant_in_ops(spec: Any) -> None:
     from warmup_plugin.engines.embedded import runners
-    from warmup_plugin.engines.embedded.config import resolve
 
     gemm: Any = runners.BlockedGemmRunner
-    lost_ranks.plant([name for name in _names(spec) if is_planted(spec, name)], root)
     if is_planted(spec, "get_valid_tactics"):
         gemm.get_valid_tactics = _raising("get_valid_tactics")
     if is_planted(spec, "tactic"):
         gemm.product = _without_tactic_0(gemm.product)
     if is_planted(spec, "no_default"):
         gemm.forward = _without_default(gemm.forward)
+    if is_planted(spec, "no_default_of_lm_head"):
+        gemm.forward = _without_default(gemm.forward, "embedded::lm_head")
     if is_planted(spec, "one_tactic_less"):
         gemm.get_valid_tactics = _one_less(gemm.get_valid_tactics)
     if is_planted(spec, "out_of_memory"):
         gemm.forward = _out_of_memory(gemm.forward)
+
+
+def _plant_around(spec: Any) -> None:
+    from warmup_plugin.engines.embedded.config import resolve
+    from warmup_plugin.tuner import probe
+
     if is_planted(spec, "own_cublas"):
         _own_cublas(spec.rank)
+    if is_planted(spec, "cannot_prepare"):
+        probe.probe = _lacking
     if is_planted(spec, "unprivileged"):
         resolve(f"{UNPRIVILEGED}:give_up_overrides")()
-    if "kill" in _names(spec):
-        _kill_in_measurement(root / "measuring", is_mine=is_planted(spec, "kill"))
+    if is_planted(spec, "umask_0777"):
+        os.umask(0o777)
+    if is_planted(spec, "no_error_stream"):  # Python still believes to have it
+        os.close(2)
+    if is_planted(spec, "no_temporary_directory"):
+        os.chdir("/proc")  # Python's last resort is where a process is
+        tempfile.tempdir = None
+    if is_planted(spec, "late"):
+        time.sleep(_LATE_S)
+
+
+def _lacking() -> Any:
+    raise MemoryError("planted")
 
 
 def _raising(where: str) -> Callable[..., Any]:
@@ -82,12 +113,13 @@ def _without_tactic_0(own: Callable[..., Any]) -> Callable[..., Any]:
     return product
 
 
-def _without_default(own: Callable[..., Any]) -> Callable[..., Any]:
+def _without_default(own: Callable[..., Any], only: str = "") -> Callable[..., Any]:
     """Fail on the default; not in FlashInfer's preparation of a measurement, which names it too."""
 
     @functools.wraps(own)
     def forward(self: Any, inputs: Any, tactic: Any = -1, **options: Any) -> Any:
-        if tactic == -1 and not options.get("do_preparation"):
+        is_it = not only or self.op == only
+        if is_it and tactic == -1 and not options.get("do_preparation"):
             raise RuntimeError("planted in the default tactic")
         return own(self, inputs, tactic, **options)
 

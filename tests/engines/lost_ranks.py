@@ -127,20 +127,29 @@ def check_that_all_do_without(job: Any, point: str) -> None:
     assert len(again.certificate) == 64
 
 
-def check(case: Case, job: Any, *, concerned: Iterable[int] | None = None, named: str = "") -> None:
+def check(
+    case: Case,
+    job: Any,
+    *,
+    concerned: Iterable[int] | None = None,
+    named: str = "",
+    per_rank: Callable[[int], dict[str, Any]] = lambda _rank: {},
+) -> None:
     """Start with a rank lost, and once more.
 
-    ``concerned``: the ranks that share its session; ``named``: what they call it.
+    ``concerned``: the ranks that share its session; ``named``: what they call it; ``per_rank``:
+    what a rank has of its own.
     """
     named = named or f"rank {case.rank}"
     live = set(range(case.size) if concerned is None else concerned) - {case.rank}
+    others = set(range(case.size)) - live  # nobody waits for them
     env = {"WARMUP_PLUGIN_GRACE_S": str(GRACE_S), "WARMUP_PLUGIN_SILENCE_S": str(SILENCE_S)}
     logs = {rank: job.root.parent / f"log of rank {rank}" for rank in range(case.size)}
 
     start = job.start(
-        env=env, may_fail=True, lost=[case.rank], fault=f"{case.how}_at:{case.point}+linger"
+        env=env, may_fail=True, lost=others, fault=f"{case.how}_at:{case.point}+linger"
         f"@{case.rank}", limit_s=BEFORE_S,
-        per_rank=lambda rank: {"env": {"RANK_LOG": str(logs[rank])}},
+        per_rank=lambda rank: {**per_rank(rank), "env": {"RANK_LOG": str(logs[rank])}},
     )  # fmt: skip
 
     struck = float(next(job.root.parent.rglob("struck")).read_text())

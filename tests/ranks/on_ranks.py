@@ -388,7 +388,7 @@ def lacking_something(engine: Engine, rank: int, what: str) -> str:
         "descriptors": (job, {"lacking": lambda *_: "2 files more can be opened: injected"}),
         "a store": (storelink, {"_open": failing(OSError(24, "injected"))}),
         "a way to it": (storelink, {"_join": failing(SessionError("cannot reach it: injected"))}),
-        "an answer": (storelink, {"_bound_answers": failing(RuntimeError("injected"))}),
+        "an answer": (storelink, {"bound_answers": failing(RuntimeError("injected"))}),
         "a thread": (threading.Thread, {"start": failing(RuntimeError("injected"))}),
     }  # fmt: skip
     owner, attributes = lack[what]

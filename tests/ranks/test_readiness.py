@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -42,8 +42,15 @@ class Job:
         self.links: dict[int, Any] = {}
         self.came_to: dict[int, str] = {}
 
-    def meet(self, *reasons: str | None, session: str = "0") -> list[str]:
+    def meet(
+        self,
+        *reasons: str | None,
+        session: str = "0",
+        may_stay_away: bool = False,
+        about: Sequence[str] = (),
+    ) -> list[str]:
         """Have ranks meet, each with its reason; None: a rank that does not come."""
+        self.may_stay_away, self.about = may_stay_away, about or [""] * len(reasons)
         threads = [
             threading.Thread(target=self._meet, args=(rank, reason, session), daemon=True)
             for rank, reason in enumerate(reasons)
@@ -58,8 +65,10 @@ class Job:
 
     def _meet(self, rank: int, reason: str, session: str) -> None:
         try:
-            meeting = Readiness(self.store, session, rank, self.size, SETTINGS)
-            link, found = meeting.meet(reason)
+            meeting = Readiness(
+                self.store, session, rank, self.size, SETTINGS, may_stay_away=self.may_stay_away
+            )
+            link, found = meeting.meet(reason, "", self.about[rank])
         except RankLostError as error:
             self.came_to[rank] = str(error)
             return
@@ -226,3 +235,56 @@ def test_meetings_of_one_process_are_apart(make_job: Callable[..., Job]) -> None
     job = make_job(2)
     assert job.meet("elastic experts", "") == ["rank 0: elastic experts"] * 2
     assert job.meet("", "", session="1") == [READY] * 2
+
+
+# -- ranks that may have no such warm-up --------------------------------------------------------
+
+
+@pytest.mark.parametrize("away", [0, 2])
+def test_ranks_that_may_stay_away_are_waited_for_in_seconds(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, away: int
+) -> None:
+    """All that come hear the same, and so does who comes after all."""
+    monkeypatch.setattr(readiness, "GATHER_S", 1.0)
+    job = make_job(3)
+    reasons = [None if rank == away else "" for rank in range(3)]
+    began = time.monotonic()
+    said = job.meet(*reasons, may_stay_away=True)
+    assert 1.0 < time.monotonic() - began < 1.0 + 5.0
+    assert said == [f"rank {away} has not come within 1 s"] * 2
+    late = ["" if rank == away else None for rank in range(3)]
+    assert set(job.meet(*late, may_stay_away=True)) == {*said}
+
+
+def test_one_that_has_come_and_takes_its_time_is_waited_for(
+    make_job: Callable[..., Job], sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "GATHER_S", 0.3)
+    monkeypatch.setattr(readiness, "MEET_S", 2.0)
+    job = make_job(2)
+    leave_card(job, 1, sleeper)
+    (said,) = job.meet("", None, may_stay_away=True)
+    assert said == "rank 1 did not come within 2 s: is the plugin there?"
+
+
+def test_one_that_has_come_and_is_lost_is_named_although_it_might_have_stayed_away(
+    make_job: Callable[..., Job], sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "GATHER_S", 2 * SILENCE_S)
+    job = make_job(3)
+    leave_card(job, 1, sleeper)
+    sleeper.kill()
+    sleeper.wait()
+    seen = job.meet("", None, "", may_stay_away=True)
+    expected = "rank 1 is lost (host node-b): before the warm-up, process gone"
+    assert [text.startswith(expected) for text in seen] == [True, True], seen
+
+
+def test_ranks_about_to_begin_other_warm_ups_begin_none_together(
+    make_job: Callable[..., Job],
+) -> None:
+    job = make_job(3)
+    seen = job.meet("", "", "", may_stay_away=True, about=["draft", "draft", "target"])
+    assert seen == ["rank 2 is about to begin another warm-up than rank 0"] * 3
+    again = job.meet("", "", "", session="1", may_stay_away=True, about=["draft"] * 3)
+    assert again == [READY] * 3

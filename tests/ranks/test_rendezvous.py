@@ -23,7 +23,7 @@ import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
 from warmup_plugin import meeting as meeting_module
-from warmup_plugin import storelink
+from warmup_plugin import sockets, storelink
 from warmup_plugin.engines.embedded import LaunchError
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.meeting import Meeting, turn_away
@@ -410,7 +410,7 @@ def test_bounding_answers_keeps_nobodys_pipe_open(monkeypatch: pytest.MonkeyPatc
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fstat", and_then_another_is_there)
-        storelink._bound_answers(store.port, 5.0)
+        sockets.bound_answers(store.port, 5.0)
     other.close()
     os.close(writer)
     os.set_blocking(reader, False)

@@ -2,64 +2,146 @@
 """One attempt of an engine's ranks to warm up together: how it begins, where its failure leads.
 
 Owns what every adapter does around the nine steps, so that none has a rule of its own: the
-arguments are made and the ranks meet (`readiness.py`); a failure goes the way that `fallback.py`
-names. Imported with the first warm-up of a process and not with the plugin.
+arguments are made and the ranks meet (`readiness.py`), in the widest scope in which all of them
+come; a failure goes the way that `fallback.py` names. Imported with the first warm-up of a process
+and not with the plugin.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from warmup_plugin import exposition
+from warmup_plugin.decide import RANK_0S_SETTINGS
 from warmup_plugin.engines.readiness import Readiness, default_store
 from warmup_plugin.errors import SessionError
 from warmup_plugin.fallback import Way, failure_of, loss_in, way_of
 from warmup_plugin.pulse import EXIT_ABANDONED
 
 if TYPE_CHECKING:
+    import torch.distributed as dist
+
     from warmup_plugin.settings import Settings
+    from warmup_plugin.topology import RankInfo
 
 logger = logging.getLogger("warmup_plugin")
 
 
-def prepared(
-    make: Callable[[], dict[str, Any]],
-    settings: Settings,
-    *,
-    rank: int,
-    size: int,
-    session: str,
-    of: str = "",
-) -> tuple[dict[str, Any], str]:
-    """Return the arguments of a warm-up, or why the ranks do not warm up together.
+@dataclass(frozen=True)
+class Scope:
+    """The ranks that one session may be over, and which of them this one is.
 
-    The same on every rank: they meet here, in ``session`` of the group ``of``. What fails on this
-    rank is its word to the others. Raises `RankLostError` where one of them is lost. On rank 0 its
-    look at the environment begins, for which the others wait.
+    ``group``: theirs, where there is more than one. ``name``: what part of the engine they are,
+    empty where they are all of it: ranks are counted within it.
     """
-    meeting = None
-    if size > 1:
-        meeting = Readiness(default_store(), session, rank, size, settings, of=of)
-    given, reason, greeting = dict[str, Any](), "", ""
-    try:
-        from warmup_plugin.tuner import probe, stamp
 
-        if rank == 0:
-            greeting = stamp.begin(tells=size > 1)
+    rank: int
+    size: int
+    group: dist.ProcessGroup | None = None
+    name: str = ""
+
+
+class Attempt:
+    """One attempt over several scopes, widest first.
+
+    ``scope``: the one that is being tried, and in the end the one that it is.
+    """
+
+    def __init__(self, *scopes: Scope) -> None:
+        self.scopes, self.scope = scopes, scopes[0]
+
+    @property
+    def is_over_all(self) -> bool:
+        """Return whether it has come to no narrower scope."""
+        return self.scope is self.scopes[0]
+
+    def narrow(self, why: object) -> bool:
+        """Go on to the next scope, as all ranks of this one do; False where there is none."""
+        rest = self.scopes[self.scopes.index(self.scope) + 1 :]
+        if rest:
+            logger.info("warmup-plugin: no session over all %d ranks: %s", self.scope.size, why)
+            self.scope = rest[0]
+        return bool(rest)
+
+    def prepared(
+        self, make: Callable[[], dict[str, Any]], settings: Settings, session: str
+    ) -> tuple[dict[str, Any], str]:
+        """Return the arguments of a warm-up, or why the ranks do not warm up together.
+
+        The session is over the first scope all of whose ranks are about to begin this one; some of
+        a wider one may not be, and are not waited for. The same on every rank of the scope: they
+        meet here, in ``session``. What fails on this rank is its word to the others. Raises
+        `RankLostError` where one of them is lost.
+        """
+        meeting = self._meeting(settings, session)
+        given, reason, greeting = _made(make, self.scope)
+        while True:
+            link, why, is_last = None, reason, self.scope is self.scopes[-1]
+            if meeting is not None:
+                link, why = meeting.meet(reason, greeting, "" if is_last else _about(given))
+            if not why:
+                return {**given, **self._place(given["ranks"]), "link": link}, ""
+            if not self.narrow(why):
+                return {}, why
+            meeting = self._meeting(settings, session)
+            greeting = greeting or _begun(self.scope)
+
+    def _meeting(self, settings: Settings, session: str) -> Readiness | None:
+        scope = self.scope
+        if scope.size == 1:
+            return None
+        return Readiness(
+            default_store(), session, scope.rank, scope.size, settings,
+            of=scope.name, may_stay_away=scope is not self.scopes[-1],
+        )  # fmt: skip
+
+    def _place(self, ranks: RankInfo) -> dict[str, Any]:
+        """Return which of the scope's ranks this one is."""
+        scope = self.scope
+        ranks = replace(ranks, rank=scope.rank, world_size=scope.size)
+        return {"ranks": ranks, "group": scope.group}
+
+
+def _made(make: Callable[[], dict[str, Any]], scope: Scope) -> tuple[dict[str, Any], str, str]:
+    """Return the arguments, or why there are none, and what rank 0 tells of its surroundings."""
+    greeting = ""
+    try:
+        from warmup_plugin.tuner import probe
+
+        greeting = _begun(scope)
         capabilities = probe.probe()
-        if capabilities.missing:
-            reason = f"FlashInfer {capabilities.version} has no {', '.join(capabilities.missing)}"
-        else:
-            given = make()
+        if not capabilities.missing:
+            return make(), "", greeting
+        reason = f"FlashInfer {capabilities.version} has no {', '.join(capabilities.missing)}"
     except Exception as error:
         logger.exception("warmup-plugin: cannot prepare")
         reason = f"{type(error).__name__}: {error}"[:400]
-    if meeting is not None:
-        given["link"], reason = meeting.meet(reason, greeting)
-    return given, reason
+    return {}, reason, greeting
+
+
+def _begun(scope: Scope) -> str:
+    """Begin rank 0's look at the environment, for which the others wait; it need not succeed."""
+    if scope.rank == 0:
+        with contextlib.suppress(Exception):  # who needs it looks again, and is told then
+            from warmup_plugin.tuner import stamp
+
+            return stamp.begin(tells=scope.size > 1)
+    return ""
+
+
+def _about(given: dict[str, Any]) -> str:
+    """Return what must be alike on ranks that could warm up apart; nothing where a rank cannot."""
+    if not given:
+        return ""
+    shared = [getattr(given["settings"], name) for name in RANK_0S_SETTINGS]
+    return json.dumps([given["identity"].digest, *shared])
 
 
 def follow(error: Exception | str, settings: Settings, engine: str, *, of: str = "") -> None:
@@ -73,8 +155,10 @@ def follow(error: Exception | str, settings: Settings, engine: str, *, of: str =
     way = way_of(failure_of(error), settings.mode)
     if way is Way.AS_WITHOUT:
         logger.warning("warmup-plugin: %s warms up as without this package: %s", engine, error)
+        exposition.left_alone((engine.lower(), ""), settings)
         return
     if isinstance(error, str):
+        exposition.failed((engine.lower(), ""), settings)
         raise SessionError(f"mode {settings.mode}: {error}")
     if way is Way.END:
         lost = loss_in(error)

@@ -6,26 +6,26 @@ no collective: a rank without this package would not join one, and a rank that h
 the others wait in it for as long as the engine's time-out. Each rank says whose process it is, then
 whether it can; rank 0 also opens the session's store, and the others join that one before they say
 so. The answer is **one record, written by compare-and-set**: all ranks go on into the session, or
-all warm up as without this package (`fallback.py`), or one of them is lost and all that live name
-it. Every question to the store is bounded. Refuses to know what the engine makes of the answer.
+none does and all know why, or one of them is lost and all that live name it. Ranks of which some
+may never come, as a pipeline's other stages, also say which warm-up they are about to begin, and
+wait for each other for seconds. Every question to the store is bounded. Refuses to know what the
+engine makes of the answer.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import time
 from typing import TYPE_CHECKING, Any
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
 from warmup_plugin import __version__
+from warmup_plugin.engines.presence import Presence
 from warmup_plugin.errors import RankLostError
-from warmup_plugin.liveness import ProcessCard, own_card, view
 from warmup_plugin.needs import lacking
 from warmup_plugin.pulse import announce
 from warmup_plugin.storelink import StoreLink, join_session, link_beside, open_session
-from warmup_plugin.topology import host_name
 from warmup_plugin.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 #: How long ranks wait for each other before the first forward, seconds. A rank without this package
 #: never comes, so this is what one installation mistake costs each start.
 MEET_S = 300.0
+#: How long ranks wait for others to come at all that may have no such warm-up, seconds: what it
+#: costs each start where some do not have it.
+GATHER_S = 5.0
 #: The longest pause between two questions, seconds, while the wait is brief.
 _EACH_ASKS_S = 0.002
 _READY = f"ready {__version__}"
@@ -50,36 +53,46 @@ def default_store() -> Any:
 
 
 class Readiness:
-    """One rank at one such meeting, ``session`` among those of the same ranks, the group ``of``."""
+    """One rank at one such meeting, ``session`` among those of the same ranks, the group ``of``.
+
+    ``may_stay_away``: some of these ranks may have no such warm-up, and then do not come.
+    """
 
     def __init__(
-        self, store: Any, session: str, rank: int, size: int, settings: Settings, *, of: str = ""
+        self,
+        store: Any,
+        session: str,
+        rank: int,
+        size: int,
+        settings: Settings,
+        *,
+        of: str = "",
+        may_stay_away: bool = False,
     ) -> None:
+        self._may_stay_away, self._about = may_stay_away, ""
         self._rank, self._size, self._settings = rank, size, settings
         self._session, self._prefix = session, f"warmup_plugin/{of}"
         self._link = _linked(store, rank, size, settings.silence_s)
-        self._number = self._link.add(f"{self._prefix}/meetings/{rank}")
-        self._cards: dict[int, dict[str, Any]] = {}
-        self._unwell: dict[int, float] = {}
-        card = {**own_card().to_json(), "host": host_name()[:64]}
-        self._link.set(self._key("card", rank), json.dumps(card).encode())
+        self._presence = Presence(self._link, rank, self._prefix, self._key)
 
     def _key(self, kind: str, rank: int | str = "") -> str:
         return f"{self._prefix}/{self._session}/{kind}/{rank}"
 
-    def meet(self, reason: str, greeting: str = "") -> tuple[StoreLink | None, str]:
+    def meet(
+        self, reason: str, greeting: str = "", about: str = ""
+    ) -> tuple[StoreLink | None, str]:
         """Return the session's store, or why the ranks do not warm up together, on every rank.
 
-        ``reason``: why this rank cannot, or empty. Raises `RankLostError` where a rank is lost.
+        ``reason``: why this rank cannot, or empty. ``about``: what this warm-up is, where it need
+        not be the others'. Raises `RankLostError` where a rank is lost.
         """
         link: StoreLink | None = None
+        self._about = about
         try:
             link, reason = self._opened(greeting, reason)
-            word = {"reason": reason, "version": __version__}
+            word = {"reason": reason, "version": __version__, "about": about}
             self._link.set(self._key("word", self._rank), json.dumps(word).encode())
-            self._link.set(
-                f"{self._prefix}/at/{self._rank}", f"{self._number} {self._session}".encode()
-            )
+            self._presence.say_where(self._session)
             found = self._decided()
         except RankLostError as error:
             found = {"lost": error.rank, "reason": error.reason}
@@ -116,7 +129,7 @@ class Readiness:
         """Join the session's store on another rank, once rank 0 has said where it is."""
         address = self._key("address")
         self._wait([address], {0})
-        self._card(0)  # its host, while there is somebody to ask
+        self._presence.card(0)  # its host, while there is somebody to ask
         body = self._link.get_now(address)
         if self._link.has([self._key("decision")]) or body is None:
             return None  # it is too late for that, and rank 0's store may be gone already
@@ -146,6 +159,9 @@ class Readiness:
                 return {"go": "without", "reason": f"rank {rank}: {reason}"}
             if word["reason"]:
                 return {"go": "without", "reason": f"rank {rank}: {word['reason']}"}
+            if word["about"] != self._about:
+                reason = f"rank {rank} is about to begin another warm-up than rank {self._rank}"
+                return {"go": "without", "reason": reason}
         return {"go": _READY}
 
     def _decide(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -166,9 +182,13 @@ class Readiness:
         def look(waited_s: float) -> None:
             missing = [r for r in others if not self._link.has([self._key("word", r)])]
             for rank in missing:
-                self._look(rank)
-            if elsewhere := self._elsewhere(missing):
+                self._presence.look(rank, self._settings.silence_s)
+            if elsewhere := self._presence.elsewhere(missing):
                 self._decide({"go": "without", "reason": elsewhere})
+            elif self._may_stay_away and waited_s > GATHER_S and (away := self._away(missing)):
+                named = ", ".join(map(str, away))
+                reason = f"rank {named} has not come within {GATHER_S:.0f} s"
+                self._decide({"go": "without", "reason": reason})
             elif waited_s > MEET_S:
                 self._decide(self._absent(missing))
 
@@ -177,37 +197,9 @@ class Readiness:
 
         wait_until(is_over, look, brief_pause_s=_EACH_ASKS_S)
 
-    def _look(self, rank: int) -> None:
-        """Give a rank up whose process is gone or stopped, once it has been for a silence."""
-        card = self._card(rank)
-        seen = view(ProcessCard(card["pid"], card["started"], card["place"])) if card else "unseen"
-        if seen not in ("gone", "stopped"):
-            self._unwell.pop(rank, None)
-            return
-        silent_s = time.monotonic() - self._unwell.setdefault(rank, time.monotonic())
-        if silent_s > self._settings.silence_s:
-            where = f"before the warm-up, process {seen}, silent for {silent_s:.1f} s"
-            raise RankLostError(rank, where)
-
-    def _card(self, rank: int) -> dict[str, Any]:
-        if rank not in self._cards:
-            body = self._link.get_now(self._key("card", rank))
-            if body is None:
-                return {}
-            self._cards[rank] = json.loads(body)
-        return self._cards[rank]
-
-    def _elsewhere(self, missing: list[int]) -> str:
-        """Return which rank has passed by this meeting, this rank's n-th, if one has."""
-        for rank in missing:
-            if (place := self._link.get_now(f"{self._prefix}/at/{rank}")) is None:
-                continue
-            number, _, session = place.decode().partition(" ")
-            # In this order: a rank leaves its word at a meeting before it says that it is there.
-            is_here = self._link.has([self._key("word", rank)])
-            if int(number) >= self._number and not is_here:
-                return f"rank {rank} is at {session} and not here"
-        return ""
+    def _away(self, missing: list[int]) -> list[int]:
+        """Return the ranks that have not even left a card: they may never come."""
+        return [rank for rank in missing if not self._presence.card(rank)]
 
     def _absent(self, missing: list[int]) -> dict[str, Any]:
         """Return the record of a meeting to which not all have come in time.
@@ -215,8 +207,7 @@ class Readiness:
         A rank that has been here and that nobody can see any more may be dead: it is lost.
         """
         for rank in missing:
-            card = self._card(rank)
-            if card and view(ProcessCard(card["pid"], card["started"], card["place"])) != "runs":
+            if self._presence.card(rank) and self._presence.view(rank) != "runs":
                 reason = f"before the warm-up, has not got ready within {MEET_S:.0f} s"
                 return {"lost": rank, "reason": reason}
         named = ", ".join(map(str, missing))
@@ -225,8 +216,8 @@ class Readiness:
 
     def _lost(self, rank: int, reason: str) -> RankLostError:
         with contextlib.suppress(RankLostError):
-            self._card(rank)
-        host = str(self._cards.get(rank, {}).get("host", ""))
+            self._presence.card(rank)
+        host = self._presence.host(rank)
         return RankLostError(rank, reason, host or (self._link.leader if rank == 0 else ""))
 
 

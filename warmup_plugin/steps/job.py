@@ -23,9 +23,11 @@ from warmup_plugin.errors import (
     LateError,
     PlacementError,
     RankLostError,
+    RefusedError,
     SessionError,
     WarmupError,
 )
+from warmup_plugin.exposition import Figures, of_rank
 from warmup_plugin.fallback import loss_in
 from warmup_plugin.identity import Identity
 from warmup_plugin.journal import Journal
@@ -101,6 +103,7 @@ class Job:
     installed: Installed
     seen: Observations
     stack: contextlib.ExitStack
+    figures: Figures
     placement: Placement | None = None
     #: Its directory, where it may be used.
     directory: Path | None = None
@@ -229,11 +232,14 @@ def open_job(options: Options) -> Iterator[Job]:
         hold_standard_streams()
         progress = _progress(options)
         stack.callback(progress.hush)
+        digest = getattr(options.identity, "digest", "")  # one that is none is told of below
+        figures = of_rank(options.ranks, options.engine, options.settings, digest)
+        figures.begin()
         meeting: Rendezvous | None = None
         job: Job | None = None
         try:
             meeting, rank_0s = _meet(options, stack, progress)
-            job = _join(options, meeting, stack, progress, rank_0s)
+            job = _join(options, meeting, stack, progress, rank_0s, figures=figures)
             job.seconds["open"] = time.monotonic() - began
             job.spans.append(("open", began - job.zero, job.seconds["open"]))
             if other:
@@ -247,6 +253,7 @@ def open_job(options: Options) -> Iterator[Job]:
             )
             lost = _take_leave(meeting, error, reason, lives=is_ours)
             progress.end("failed", reason)
+            figures.fail()
             if job is not None:
                 job.installed.put_back()
             if is_ours and job is not None and job.is_settled and loss_in(error) is None:
@@ -294,6 +301,8 @@ def _join(
     stack: contextlib.ExitStack,
     progress: ProgressLine,
     rank_0s: str,
+    *,
+    figures: Figures,
 ) -> Job:
     lookup = Lookup(options.settings.task_limit_s)
     lookup.divide(meeting, rank_0s)
@@ -304,7 +313,7 @@ def _join(
         raise SessionError(f"rank 0 cannot go on: {reason}")
     meeting.name_hosts(word["nodes"], word["hosts"])
     if word["go"] == "refuse":
-        raise SessionError(word["reason"])
+        raise RefusedError(word["reason"])
     taken = {name: word["looked_up"][name] for name in lookup.taken}
     stack.enter_context(probe.answering(taken))
     job = Job(
@@ -312,8 +321,9 @@ def _join(
         ops=options.ops or known_ops(probe.version()),
         stamp={**hello["factors"]["stamp"], **taken},
         installed=Installed.take_down(), seen=stack.enter_context(observe()), stack=stack,
-        zero=zero, progress=progress,
+        zero=zero, progress=progress, figures=figures,
     )  # fmt: skip
+    figures.tells(is_first=meeting.rank in word["writers"])
     job.warn(*word["warnings"])
     if word["reason"]:
         job.warn(f"{word['go']}: {word['reason']}")

@@ -10,7 +10,6 @@ taken out by all.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import msgspec
@@ -36,8 +35,7 @@ from warmup_plugin.tuner.task import Task
 _NO_LIMIT = 1 << 40
 
 
-@dataclass
-class Shared:
+class Shared(msgspec.Struct):
     """The table in force and the sha256 of its manifest (empty where nothing is stored)."""
 
     table: Table
@@ -112,7 +110,7 @@ def _tune_apart(job: Job, survey: Survey, work: Work, apart: Collection[str]) ->
     """Leave to this rank what no table can hold: it is tuned in step 7, by each rank for itself."""
     rank, local = job.meeting.rank, work.plan.local
     own = (*local.get(rank, ()), *(name for name in apart if name in survey.tasks))
-    work.plan = replace(work.plan, local={**local, rank: own})
+    work.plan = msgspec.structs.replace(work.plan, local={**local, rank: own})
 
 
 def _tell_failed(survey: Survey, work: Work) -> str:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Step 3: the forward, run by all ranks at once and compared afterwards.
 
-Owns what happens when a forward fails: where it fails on every rank at the same op, that op cannot
-take the survey's answer and is passed through in another run; else the rank raises its own error
-and the others a `ForwardError` naming it.
+Owns what happens when a forward fails: where it fails on every rank at the same op, or on every
+rank of a pipeline stage that alone has that op, the op cannot take the survey's answer and is
+passed through in another run; else the rank raises its own error and the others a `ForwardError`
+naming it.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ def _new_survey(job: Job, agreed: Agreed) -> Survey:
         restore=job.installed.restore,
         entries=job.installed.entries(agreed.table),
         is_vouched=agreed.word["go"] == "none" or bool(agreed.word["vouched"]),
+        passing=job.seen.passing_through,
     )  # fmt: skip
 
 
@@ -109,6 +111,7 @@ def _compare(
     word = {
         "error": f"{type(error).__name__}: {error}"[:1000] if error else "",
         "last_answered": survey.last_answered,
+        "stage": job.options.ranks.pp_rank,
         "unrecorded": survey.unrecorded,
         "missing": tally.number("missing", "refused"),
         "stored": survey.last_was_stored,

@@ -69,6 +69,7 @@ class Survey:
         restore: Callable[[], bool],
         entries: Mapping[str, Entry] | LoadedEntries,
         is_vouched: bool = True,
+        passing: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self.tasks = Register()
         self.passed: dict[str, str] = {}
@@ -85,6 +86,7 @@ class Survey:
         self._restore = restore
         self._entries = entries
         self._is_vouched = is_vouched
+        self._passing = passing
         self.has_used_stored = self.last_was_stored = False
         self._tuner = probe.tuner()
         self._original = type(self._tuner).choose_one
@@ -193,7 +195,8 @@ class Survey:
             return self._answer(custom_op, runners, config, inputs)
 
     def _pass(self, call: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        answer: tuple[Any, Any] = self._original(*call, **kwargs)
+        with self._passing():
+            answer: tuple[Any, Any] = self._original(*call, **kwargs)
         return answer
 
     def _answer(
@@ -301,21 +304,20 @@ class Survey:
     def _record_task(self, asked: Asked, keep: Callable[[], Call], shapes: Shapes) -> None:
         profile = probe.nearest_profile(shapes, asked.config)
         name = bucket = asked.ids.at(profile)
+        named = asked.keyed
         if asked.follows_batch:  # FlashInfer tunes each size of a bucket that it meets
-            name = asked.ids.at(shapes)
-        names = (runner for runner, _ in asked.named)
-        keys = tuple(
-            self._keys.file_key(asked.op, runner, profile, extras)
-            for runner, extras in zip(names, asked.extras_at(shapes), strict=True)
-        )
+            name, named = asked.ids.at(shapes), asked.keyed_at(shapes)
+        file_key = self._keys.file_key
+        keys = tuple([file_key(asked.op, runner, profile, extras) for runner, extras in named])
         if name not in self.tasks:
             shapes = profile if profile == shapes else shapes  # FlashInfer keeps that one anyway
             buckets = asked.buckets(shapes)
             buckets = self._buckets.setdefault(buckets, buckets)  # few differ
-            task = Task(name, asked.op, keys, shapes, buckets, None, "missing", met=len(self.tasks))
+            task = Task(name, asked.op, keys, shapes, buckets, None, "missing")
             if asked.follows_batch:
                 sized = (at for at, (_, extras) in enumerate(asked.named) if extras.follows_batch)
                 task.bucket_id, task.sized = bucket, frozenset(sized)
+                task.met = len(self.tasks)
             self._judge(task, asked, profile)
             self._take_in(task, asked, keep)
         elif (held := self.tasks.held(name)) is not None and held.call is not None:
@@ -377,22 +379,28 @@ class Survey:
         found, index, tactic = probe.look_up(
             self._tuner, task.op, asked.runners, task.shapes, asked.config, inputs=asked.inputs
         )
-        pairs = ((at, self._entries.get(key)) for at, key in enumerate(task.keys))
-        stored = [(at, entry) for at, entry in pairs if entry is not None]
-        held = [entry for _, entry in stored]
-        is_answer = len(held) == 1 and probe.is_measured_as(asked.config, held[0].policy)
-        place = stored[0][0] if stored else 0
-        offers = self._offers(task, asked, place, held[0]) if is_answer else None
-        if offers is False:
+        entries = self._entries
+        stored = [
+            (at, entry) for at, key in enumerate(task.keys)
+            if (entry := entries.get(key)) is not None
+        ]  # fmt: skip
+        place, held = stored[0] if len(stored) == 1 else (0, None)
+        is_answer = held is not None and probe.is_measured_as(asked.config, held.policy)
+        offers = self._offers(task, asked, place, held) if held is not None and is_answer else None
+        if held is not None and offers is False:
             task.state = "refused"
-            task.reason = f"{held[0].runner} does not offer tactic {held[0].tactic!r}"
-        elif is_answer and (found or offers or asked.named[place][1].follows_batch):
+            task.reason = f"{held.runner} does not offer tactic {held.tactic!r}"
+        elif (
+            held is not None
+            and is_answer
+            and (found or offers or asked.named[place][1].follows_batch)
+        ):
             task.state = "known"
             # FlashInfer asks with the inputs at hand: their size is not the task's, which a runner
             # that can tell may refuse, and one whose key follows the batch looks elsewhere.
             runner = type(asked.runners[index]).__name__
-            served = (runner, canonical_tactic(tactic)) if found else held[0][:2]
-            task.is_agreed = served == held[0][:2]
+            served = (runner, canonical_tactic(tactic)) if found else held[:2]
+            task.is_agreed = served == held[:2]
             # Few answers differ; of equal ones one is kept, but to a dictionary True is 1.
             is_plain = type(served[1]) is int
             task.served = self._answers.setdefault(served, served) if is_plain else served

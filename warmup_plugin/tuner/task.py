@@ -20,6 +20,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
 import torch
 
 from warmup_plugin.table import Tactic
@@ -112,8 +113,7 @@ class Task:
         return f"{self.op} @ {self.at}"
 
 
-@dataclass(frozen=True)
-class Extras:
+class Extras(msgspec.Struct, frozen=True):
     """A runner's cache key extras: as they are, and with this rank's own numbers named.
 
     ``follows_batch``: some of them are another at another batch, and named in ``neutral``.

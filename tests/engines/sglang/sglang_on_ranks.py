@@ -33,6 +33,7 @@ PRELOAD = [
     "warmup_plugin.engines.attempt",
     "warmup_plugin.engines.sglang.warmup",
     "warmup_plugin.engines.sglang.factors",
+    "warmup_plugin.engines.sglang.stages",
     "warmup_plugin.engines.sglang.own_tables",
 ]
 #: Models that are only their configuration: no weights, no tokenizer.
@@ -152,6 +153,7 @@ def warm_up(spec: Spec) -> dict[str, Any]:
     if limit := os.environ.get("MEET_S"):
         readiness.MEET_S = float(limit)
     model = Model(spec)
+    torch.distributed.barrier()  # a rank that is lost at once is lost in the warm-up on all
     plant(spec, Path(spec.model).parent)
     counted = tuning_functions() | {"saves": AutoTuner.save_configs}
     counting: Any = contextlib.nullcontext({}) if spec.is_timed else count_calls(**counted)
@@ -363,7 +365,16 @@ def without_a_hook(spec: Spec) -> dict[str, Any]:
 
 def private_names(_spec: Spec) -> list[str]:
     """Return the private names of SGLang that are not where they were."""
+    import inspect
+
+    from sglang.srt.distributed import parallel_state
+
     from warmup_plugin.engines.sglang import names
 
     assert names.megamoe_namespace()
-    return names.missing(importlib.import_module(MODULE))
+    module = importlib.import_module(MODULE)
+    by_layers = module._serves_block_fp8_as_mxfp8_on_flashinfer
+    assert by_layers.__name__ in module.should_run_flashinfer_autotune.__code__.co_names
+    assert {"model", "modules", "block_fp8_as_mxfp8"} <= {*by_layers.__code__.co_names}
+    assert "world_group" in inspect.getsource(parallel_state.init_distributed_environment)
+    return names.missing(module)

@@ -126,25 +126,6 @@ def test_private_names_are_where_they_were(job: Callable[..., Any]) -> None:
     assert found == []
 
 
-@engine
-@multiprocess
-def test_a_warm_up_of_one_stage_only(job: Callable[..., Any]) -> None:
-    """A context that only some ranks open is theirs: nobody waits for the others."""
-    extend = {"env": {"SGLANG_FLASHINFER_AUTOTUNE_EXTEND": "1"}}
-    found = job(tp=2, pp=2)
-
-    def options(rank: int) -> dict[str, Any]:
-        return extend if rank >= 2 else {}
-
-    cold, warm = found.start(per_rank=options), found.start(per_rank=options)
-
-    assert [len(rank["reports"]) for rank in cold.ranks] == [1, 1, 2, 2]
-    for rank in cold.ranks:
-        assert {report["agreement"] for report in rank["reports"]} == {"certified"}
-    assert warm.timed == [0, 0, 0, 0]
-    assert cold.seconds < readiness.MEET_S / 2
-
-
 def test_a_meeting_that_another_rank_passes_by_is_called_off() -> None:
     """Neither waits for the other, and both hear the same if they come to it after all."""
     import torch.distributed as dist

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A rank of SGLang that is lost for good: its stage ends and names it; the next start is sound.
+"""A rank of SGLang that is lost for good: all others end and name it, and the next start is sound.
 
-`lost_ranks.py` has the cases. Each pipeline stage is a session of its own, so another stage hears
-of it from SGLang.
+`lost_ranks.py` has the cases. All ranks of a pipeline are one session as long as all its stages
+open the same ones; one that a stage has to itself is that stage's alone.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ SAMPLE = [
     Case("stop", "ready", 1, 2),
     Case("kill", "ready_said", 0, 2),
     Case("kill", "read", 2, 4),
+    Case("stop", "ready_said", 0, 2, 2),
     Case("stop", "share", 3, 2, 2),
     Case("kill", "certify", 1, 2),
 ]
@@ -26,9 +27,19 @@ SAMPLE = [
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("case", grid(SAMPLE))
 def test_every_rank_that_lives_ends_and_names_it(job: Callable[..., Any], case: Case) -> None:
-    stage = range(case.rank // case.tp * case.tp, (case.rank // case.tp + 1) * case.tp)
-    named = f"SGLang, stage {case.rank // case.tp}: rank {case.rank % case.tp} " * (case.pp > 1)
-    check(case, job(tp=case.tp, pp=case.pp), concerned=stage, named=named)
+    check(case, job(tp=case.tp, pp=case.pp))
+
+
+@pytest.mark.engine
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("how", ["kill", pytest.param("stop", marks=pytest.mark.soak)])
+def test_a_warm_up_of_one_stage_ends_on_that_stage(job: Callable[..., Any], how: str) -> None:
+    """The other stage does not warm up at all; whoever is named is counted within the stage."""
+    case = Case(how, "tune", 3, 2, 2)
+    check(
+        case, job(tp=2, pp=2), concerned=[2, 3], named="SGLang, stage 1: rank 1 ",
+        per_rank=lambda rank: {"extra": {"disable_flashinfer_autotune": rank < 2}},
+    )  # fmt: skip
 
 
 @pytest.mark.engine

@@ -125,6 +125,8 @@ def warm_up(spec: Spec) -> dict[str, Any]:
     assert TARGET not in sys.modules
     from vllm.model_executor.warmup import kernel_warmup
 
+    import torch
+
     from warmup_plugin.engines import readiness
     from warmup_plugin.engines.embedded import host_clock
     from warmup_plugin.engines.embedded.count_calls import count_calls, tuning_functions
@@ -133,6 +135,7 @@ def warm_up(spec: Spec) -> dict[str, Any]:
         readiness.MEET_S = float(limit)
     host_clock.install(simulated=True)
     runner = Runner(spec, config)
+    torch.distributed.barrier()  # a rank that is lost at once is lost in the warm-up on all
     plant(spec)
     counts: dict[str, int] = {}
     began = time.perf_counter()

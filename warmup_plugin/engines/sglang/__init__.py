@@ -4,6 +4,7 @@
     register()            leaves a finder behind; costs nothing where nothing warms up
     names.py              every private name of SGLang that this package uses, probed
     warmup.py             what runs in place of SGLang's `flashinfer_autotune_context`, around it
+    stages.py             over which ranks it is one session: all pipeline stages, or one
     factors.py            the identity of a model runner under SGLang's runtime context
     own_tables.py         where SGLang's own tables lie
     megamoe.py            MegaMoE's records: each GPU's own, in SGLang's own file

@@ -185,6 +185,17 @@ def parallel() -> Any:
     return get_parallel()
 
 
+def world() -> Any:
+    """Return the group of all pipeline stages, None where this rank's stage is all there is."""
+    if of_parallel("pp_size", 1) == 1:
+        return None
+    try:
+        found = parallel().world_group
+    except (AttributeError, RuntimeError, ValueError):
+        return None
+    return found if found.world_size > parallel().tp_group.world_size else None
+
+
 def namespaces() -> Any:
     """Return SGLang's settings as it has resolved them, by namespace."""
     from types import SimpleNamespace

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What runs in the place of SGLang's `flashinfer_autotune_context`: the nine steps, around it.
 
-Owns how SGLang's context becomes a session and what its ranks are called here; and the proof that
-we are in at all, since SGLang logs a hook that fails and goes on. Whether the nine steps run or
-SGLang's own context does, untouched, the tensor-parallel group decides together (SGLang tunes by
-it, and each stage of a pipeline is one), and `engines/attempt.py` says what a failure leads to. The
-body always runs, once: it is SGLang's. A start has several such contexts; each is a session.
+Owns how SGLang's context becomes a session, over which ranks, and what they are called here; and
+the proof that we are in at all, since SGLang logs a hook that fails and goes on. Whether the nine
+steps run or SGLang's own context does, untouched, all ranks of the session decide together, and
+`engines/attempt.py` says what a failure leads to. The body always runs, once: it is SGLang's. A
+start has several such contexts; each is a session, over whom `stages.py` says.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from warmup_plugin.engines import base
 from warmup_plugin.engines.sglang import names
+from warmup_plugin.exposition import left_alone
 
 if TYPE_CHECKING:
     from warmup_plugin.report import WarmupReport
     from warmup_plugin.settings import Settings
-    from warmup_plugin.topology import RankInfo
 
 logger = logging.getLogger("warmup_plugin")
 
@@ -74,6 +74,7 @@ def _watching(own: Callable[..., None], *args: Any, **kwargs: Any) -> None:
             "there, as SGLang has logged before",
             names.CONTEXT,
         )
+        left_alone(("sglang", names.version()), None)
 
 
 def _in_place_of(settings: Settings) -> Callable[..., Any]:
@@ -81,6 +82,8 @@ def _in_place_of(settings: Settings) -> Callable[..., Any]:
     def flashinfer_autotune_context(
         own: Any, model_runner: Any, *, run_lm_head: bool
     ) -> Iterator[None]:
+        from warmup_plugin.engines.sglang import stages
+
         role = "draft" if model_runner.is_draft_worker else "target"
         phase = _phases[role]
         _phases[role] += 1
@@ -92,10 +95,12 @@ def _in_place_of(settings: Settings) -> Callable[..., Any]:
             with context.opened(name):
                 yield
         except Exception as error:
+            stages.part_unless(together=bool(context.is_over_all and context.outcome.retry))
             if _runs_again(context, error, settings):
                 _phases[role] -= 1
                 reports.pop()
             raise
+        stages.part_unless(together=bool(context.is_over_all and context.outcome.report))
         reports[-1] = context.outcome.report
 
     return flashinfer_autotune_context
@@ -114,15 +119,9 @@ def _runs_again(context: Context, error: Exception, settings: Settings) -> bool:
         return True
     if context.is_without:  # SGLang's own
         return False
-    attempt.follow(error, settings, "SGLang", of=_stage())
+    attempt.follow(error, settings, "SGLang", of=context.attempt.scope.name)
     _without.append(str(error))
     return True
-
-
-def _stage() -> str:
-    """Return the name of this rank's pipeline stage, where there are several."""
-    stage = f"stage {names.of_parallel('pp_rank', 0)}"
-    return stage if names.of_parallel("pp_size", 1) > 1 else ""
 
 
 class Context:
@@ -137,21 +136,27 @@ class Context:
         run_lm_head: bool,
         phase: int,
     ) -> None:
+        from warmup_plugin.engines.sglang import stages
         from warmup_plugin.kernel_warmup import Session
 
         self.outcome = Session()
         self.is_without = False
+        self.attempt = stages.attempt()
         self._own = own
         self._runner = model_runner
         self._run_lm_head = run_lm_head
         self._settings = settings
         self._phase = phase
 
+    @property
+    def is_over_all(self) -> bool:
+        """Return whether it is a session of all ranks of the engine, or as good as that."""
+        return self.attempt.is_over_all and not self.is_without
+
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator[None]:
-        """Open it by the nine steps, or as without us: the same on every rank of the group."""
+        """Open it by the nine steps, or as without us: the same on every rank of the scope."""
         from warmup_plugin.engines import attempt
-        from warmup_plugin.kernel_warmup import session
 
         failure: Exception | str
         with contextlib.ExitStack() as stack:
@@ -161,22 +166,38 @@ class Context:
                 stack.enter_context(self._without())
                 yield
                 return
-            group = names.parallel().tp_group
             try:
-                given, failure = attempt.prepared(
-                    lambda: self._given(stack), self._settings, rank=group.rank_in_group,
-                    size=group.world_size, session=name,
-                    of=f"stage {names.of_parallel('pp_rank', 0)}",
-                )  # fmt: skip
-                if not failure:
-                    self.outcome = stack.enter_context(session(**given))
+                failure = self._enter(stack, name)
             except Exception as error:  # noqa: BLE001  # raised again where it is not ours
                 failure = error
             if failure:
                 self.is_without = True
-                attempt.follow(failure, self._settings, "SGLang", of=_stage())
+                attempt.follow(failure, self._settings, "SGLang", of=self.attempt.scope.name)
                 stack.enter_context(self._without())
             yield
+
+    def _enter(self, stack: contextlib.ExitStack, name: str) -> str:
+        """Enter a session over the first scope whose ranks fit together, or return why in none."""
+        from warmup_plugin.errors import RefusedError
+        from warmup_plugin.kernel_warmup import session
+
+        while True:
+            given, reason = self.attempt.prepared(
+                lambda: self._given(stack), self._settings, session=name
+            )
+            if reason:
+                return reason
+            # Ranks that cannot exchange tactics are left to SGLang: it has them measure in lock
+            # step, and so agree, where we could only let each choose for itself.
+            must_share = self.attempt.scope.size > 1
+            try:
+                self.outcome = stack.enter_context(session(**given, must_share=must_share))
+            except RefusedError as error:  # on every rank alike, before anything has been done
+                if not self.attempt.narrow(error):
+                    raise
+                stack.close()
+            else:
+                return ""
 
     def _without(self) -> contextlib.AbstractContextManager[None]:
         """Return SGLang's own context."""
@@ -187,13 +208,14 @@ class Context:
 
     def _given(self, stack: contextlib.ExitStack) -> dict[str, Any]:
         """Return the arguments of `session`; what they need until its end goes on the stack."""
+        from warmup_plugin.engines.sglang import stages
         from warmup_plugin.engines.sglang.factors import identity_of
         from warmup_plugin.engines.sglang.own_tables import own_tables
         from warmup_plugin.tuner import probe
         from warmup_plugin.tuner.known_ops import known_ops
 
         self._refuse_what_is_not_ours()
-        settings, group = self._settings, names.parallel().tp_group
+        settings = self._settings
         if names.has_symmetric_memory():
             settings = replace(settings, require_agreement=True)
         reuses = names.reuses()
@@ -211,16 +233,12 @@ class Context:
         survey = names.as_survey(self._own)
         return {
             "identity": identity_of(self._runner, phase=self._phase),
-            "ranks": self._ranks(group),
-            "group": group.cpu_group if group.world_size > 1 else None,
+            "ranks": stages.ranks(self._runner.gpu_id or 0),
             "settings": settings,
             "engine_root": base.engine_root(names.ROOT_VARIABLE, names.cache_root, settings),
             "engine": ("sglang", names.version()),
             "others": own_tables(self._runner) if reuses else (),
             "keep_loaded": True,  # of an earlier context, in whose graphs it is captured
-            # Else they are SGLang's: it has them measure in lock step, and so agree, where we could
-            # only let each choose for itself.
-            "must_share": group.world_size > 1,
             "tuning_context": lambda: survey(self._runner, run_lm_head=self._run_lm_head),
             **given,
         }
@@ -231,16 +249,3 @@ class Context:
             raise RuntimeError("elastic experts: ranks come and go")
         if not names.is_own(self._own):
             raise RuntimeError(f"another plugin has put a hook on {names.CONTEXT}")
-
-    def _ranks(self, group: Any) -> RankInfo:
-        from warmup_plugin.topology import RankInfo
-
-        of = names.of_parallel
-        return RankInfo(
-            rank=group.rank_in_group, world_size=group.world_size, local_rank=group.local_rank,
-            tp_rank=of("tp_rank", 0), tp_size=of("tp_size", 1),
-            pp_rank=of("pp_rank", 0), pp_size=of("pp_size", 1),
-            dp_rank=of("attn_dp_rank", 0), dp_size=of("attn_dp_size", 1),
-            ep_rank=of("moe_ep_rank", 0), ep_size=of("moe_ep_size", 1),
-            device_index=self._runner.gpu_id or 0,
-        )  # fmt: skip

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from warmup_plugin.engines import base
 from warmup_plugin.engines.vllm import names
+from warmup_plugin.exposition import left_alone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,6 +62,7 @@ def _warm_up(own: FunctionType, settings: Settings, runner: Any, *, skip_attn: b
     world = names.world()
     if names.is_elastic(runner):
         logger.warning("warmup-plugin: vLLM warms up as without this package: elastic experts")
+        left_alone(("vllm", names.version()), settings)
         own(runner, skip_attn=skip_attn)
         return
     from warmup_plugin.engines import attempt
@@ -69,10 +71,10 @@ def _warm_up(own: FunctionType, settings: Settings, runner: Any, *, skip_attn: b
     pass_ = _Pass(own, runner, skip_attn=skip_attn)
     failure: Exception | str
     try:
-        given, failure = attempt.prepared(
-            lambda: _given(settings, runner, world), settings, rank=world.rank_in_group,
-            size=world.world_size, session=str(next(_sessions)),
-        )  # fmt: skip
+        group = world.cpu_group if world.world_size > 1 else None
+        given, failure = attempt.Attempt(
+            attempt.Scope(world.rank_in_group, world.world_size, group)
+        ).prepared(lambda: _given(settings, runner, world), settings, str(next(_sessions)))
         if not failure:
             last_report = warm_up(pass_, tuning_context=contextlib.nullcontext, **given)
     except Exception as error:  # noqa: BLE001  # raised again where it is not ours
@@ -107,7 +109,6 @@ def _given(settings: Settings, runner: Any, world: Any) -> dict[str, Any]:
     return {
         "identity": identity_of(runner.vllm_config),
         "ranks": _ranks(runner, world),
-        "group": world.cpu_group if world.world_size > 1 else None,
         "settings": settings,
         "engine_root": base.engine_root(names.ROOT_VARIABLE, names.cache_root, settings),
         "engine": ("vllm", names.version()),

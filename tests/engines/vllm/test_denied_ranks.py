@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A rank of vLLM that lives and is denied something comes up with us; and vLLM alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from denied_ranks import Denial, check, check_alone, when
+
+pytestmark = [pytest.mark.engine, pytest.mark.multiprocess]
+
+ROWS = [
+    Denial("umask_0777", ("crash", "up")),
+    Denial("umask_0777", ("up", "up"), ranks="1"),
+    Denial("no_error_stream", ("up", "up")),
+    Denial("no_error_stream", ("up", "up"), ranks="1"),
+]
+rows = pytest.mark.parametrize("row", ROWS, ids=str)
+
+
+@when
+@rows
+def test_it_comes_up_with_us(job: Callable[..., Any], row: Denial, is_cold: bool) -> None:  # noqa: FBT001  # a parameter
+    check(row, job(tp=2), is_cold=is_cold)
+
+
+@when
+@rows
+def test_alone(job: Callable[..., Any], row: Denial, is_cold: bool) -> None:  # noqa: FBT001  # a parameter
+    check_alone(row, job(tp=2), is_cold=is_cold)
