@@ -107,6 +107,13 @@ FOUND = {
         config="own size",
         margin=0.03,
     ),
+    "the default's key alone has the batch, which orders the runners": plain(
+        RunnerPlan(0, 0, 1),
+        RunnerPlan(1, 1, 0, "raw batch"),
+        order="reversed",
+        batches=(1,),
+        margin=0.03,
+    ),
     "the key has what the batch is like": plain(RunnerPlan(0, 0, 3, "parity"), batches=(1,)),
     "one call is skipped": plain(FIRST, steps=(Step(0, 64, "skip"), Step(0, 64))),
     "its tactics are validated": plain(
