@@ -147,6 +147,16 @@ FOUND = {
         ),
         (Step(0, 3), Step(1, 3)),
     ),
+    "the key of the second runner raises at other batches": plain(
+        RunnerPlan(0, 0, 1),
+        RunnerPlan(1, 0, 0, "none", faults=(Fault("key", "MemoryError", 4),)),
+        batches=(1,),
+    ),
+    "one key follows the batch, and another cannot be told at one": plain(
+        RunnerPlan(0, 0, 0, "parity"),
+        RunnerPlan(1, 1, 1, faults=(Fault("key", "MemoryError", 64),)),
+        batches=(1,),
+    ),
     "no memory for one tactic": plain(
         RunnerPlan(0, 0, 3, faults=(Fault(0, "MemoryError", 64),)), margin=0.03
     ),

@@ -90,6 +90,13 @@ def _options(task: Task) -> probe.Options:
 
 
 def _tune_one(tuner: Any, task: Task, seen: Observations, margin: float) -> Outcome:
+    try:
+        return _tuned(tuner, task, seen, margin)
+    except Exception as raised:  # noqa: BLE001  # no memory to ask a runner with, or its own: it costs its task alone
+        return Outcome(task.id, kind="failed", reason=_told(task, raised))
+
+
+def _tuned(tuner: Any, task: Task, seen: Observations, margin: float) -> Outcome:
     assert probe.process_group() is None, "FlashInfer's process group is set in step 5"
     seen.begin_task()
     began, stored = time.monotonic(), len(tuner.profiling_cache)
@@ -132,9 +139,14 @@ def _run(tuner: Any, task: Task, call: Call, seen: Observations) -> tuple[str, s
             inputs = _askable(call, task.shapes)
             tuner.choose_one(call.op, call.runners, config, inputs, **call.kwargs)
     except Exception as raised:  # noqa: BLE001  # a broken runner costs its task, never the session
-        error = f"{type(raised).__name__}: {raised}"[:400]
-        logger.warning("warmup-plugin: %s has no winner: %s", task.label, error)
+        error = _told(task, raised)
     return error, {f"{name} {tactic!r}" for name, tactic, _ in seen.times[before:]}
+
+
+def _told(task: Task, raised: Exception) -> str:
+    error = f"{type(raised).__name__}: {raised}"[:400]
+    logger.warning("warmup-plugin: %s has no winner: %s", task.label, error)
+    return error
 
 
 def _time_defaults(task: Task, seen: Observations, margin: float) -> dict[int, float]:
