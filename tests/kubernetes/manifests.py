@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-FILES = sorted(EXAMPLES.glob("*/*.yaml"))
 ENGINES = ("vllm", "sglang")
+FILES = sorted(path for engine in ENGINES for path in (EXAMPLES / engine).glob("*.yaml"))
 KSERVE = EXAMPLES / "vllm" / "kserve.yaml"
 PRODUCTION_STACK = EXAMPLES / "vllm" / "production-stack-values.yaml"
 

@@ -133,7 +133,7 @@ def nothing(engine: Engine) -> Any:
 
 def stuck(engine: Engine, rank: int) -> Any:
     """A collective that one rank enters alone."""
-    settings = Settings.from_env(margin=0.0, task_limit_s=2.0, grace_s=1.0)
+    settings = Settings.from_env(margin=0.0, task_limit_s=2.0, grace_s=1.0, silence_s=4.0)
 
     def forward() -> None:
         call("one")
