@@ -75,7 +75,7 @@ def _plant_around(spec: Any) -> None:
     if is_planted(spec, "own_cublas"):
         _own_cublas(spec.rank)
     if is_planted(spec, "cannot_prepare"):
-        probe.probe = _lacking
+        probe.probe = _lacking  # type: ignore[assignment]  # the real one is cached
     if is_planted(spec, "unprivileged"):
         resolve(f"{UNPRIVILEGED}:give_up_overrides")()
     if is_planted(spec, "umask_0777"):
