@@ -123,9 +123,8 @@ def warm_up(spec: Spec) -> dict[str, Any]:
 
     load_general_plugins()
     assert TARGET not in sys.modules
-    from vllm.model_executor.warmup import kernel_warmup
-
     import torch
+    from vllm.model_executor.warmup import kernel_warmup
 
     from warmup_plugin.engines import readiness
     from warmup_plugin.engines.embedded import host_clock
