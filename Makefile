@@ -25,6 +25,8 @@ export PYTHONSAFEPATH := 1
 export NO_MKDOCS_2_WARNING := 1
 # Where tests find the other FlashInfer releases, one folder each.
 export WARMUP_TEST_RELEASES := $(CURDIR)/$(RELEASES)
+# Where the tests of dashboard and alerts find Debian's Prometheus.
+export WARMUP_TEST_PROMETHEUS := $(CURDIR)/$(VENV)/prometheus
 # Where the tests of FlashInfer's own op code find what that imports.
 export WARMUP_TEST_REAL_OPS := $(CURDIR)/$(VENV)/real-ops
 
@@ -42,21 +44,35 @@ SETTINGS_PAGE = { sed '/^<!-- From here on/q' docs/settings.md; echo; $(PY) -m w
 TEST_RELEASES   := $(patsubst %,$(S)/release-%-once,$(call releases,test))
 MATRIX_RELEASES := $(patsubst %,$(S)/release-%-once,$(call releases,matrix))
 REAL_OPS        := $(call stamp,real-ops)
+# Where there is no Debian or no network, its tests say that they skip; in CI they fail.
+PROMETHEUS      := $(S)/prometheus-once
 REAL_OPS_NEXT   := $(patsubst %,$(S)/release-%-once,$(call releases,real-ops))
 
-.PHONY: help demo test retest test-real-ops test-engines test-vllm test-sglang lint docs settings-page questions-page \
+.PHONY: help demo demo-vllm demo-sglang demo-engine test retest test-real-ops test-engines test-vllm test-sglang lint docs settings-page questions-page \
         matrix bench soak fuzz mutants guarantees gpu-evidence clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(PACKAGE)  ## four ranks on this machine tune once, then start warm; no GPU needed
-	@$(BIN)/warmup-plugin demo --tp 2 --pp 2
+	@$(BIN)/warmup-plugin demo --tp 2 --pp 2 --design
+
+# The engine's environment is that of test-engines, without the tools of the tests.
+demo-vllm:  ## the same two starts by vLLM's own warm-up, on CPU ranks; an environment of 3.5 GB
+	@$(MAKE) --no-print-directory VENV=.venv-vllm OF=vllm demo-engine
+
+demo-sglang:  ## the same by SGLang's
+	@$(MAKE) --no-print-directory VENV=.venv-sglang OF=sglang demo-engine
+
+OF ?= vllm
+
+demo-engine: $(call stamp,torch-cpu) $(call stamp,$(OF)-cpu) $(call stamp,runtime) $(call stamp,build) $(WHEEL)
+	@$(PY) tools/demo_engine.py $(OF)
 
 # What `make test` leaves out: real_ops is all but the smallest set of its folder.
 LEFT_OUT := not release and not engine and not real_ops
 
-test: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES) $(REAL_OPS)  ## all tests that need no other release
+test: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES) $(REAL_OPS) | $(PROMETHEUS)  ## all tests that need no other release
 	@$(BIN)/pytest -m "$(LEFT_OUT)"
 
 test-real-ops: $(PACKAGE) $(call stamp,dev) $(REAL_OPS) $(REAL_OPS_NEXT)  ## FlashInfer's own op code behind a stand-in for the GPU
@@ -87,7 +103,7 @@ test-sglang: $(call stamp,torch-cpu) $(call stamp,sglang-cpu) $(call stamp,runti
              $(call stamp,build) $(call stamp,dev) $(WHEEL)
 	@$(call ENGINE_TESTS,tests/engines/sglang)
 
-retest: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES) $(REAL_OPS)  ## those of the tests that failed last time, once more
+retest: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES) $(REAL_OPS) | $(PROMETHEUS)  ## those of the tests that failed last time, once more
 	@$(BIN)/pytest -m "$(LEFT_OUT)" --last-failed --last-failed-no-failures none
 
 matrix: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES) $(MATRIX_RELEASES)  ## the tests that run on every FlashInfer release
@@ -164,6 +180,9 @@ $(S)/%: | $(S)/venv-once
 $(S)/release-%-once: | $(S)/venv-once
 	@tools/step $@ 'FlashInfer $* for the tests' $(PIP) install --no-deps --upgrade \
 	    --target $(RELEASES)/$* flashinfer-python==$*
+
+$(PROMETHEUS): | $(S)/venv-once
+	@tools/step $@ "Debian's Prometheus" tools/prometheus $(VENV)/prometheus || true
 
 $(WHEEL): $(call stamp,build)
 	@tools/step $@ 'wheel of this checkout' tools/wheel $(PY)

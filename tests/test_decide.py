@@ -266,8 +266,24 @@ def test_a_table_that_one_rank_cannot_load_is_nobodys() -> None:
 def surveyed(**more: Any) -> Word:
     return {
         "error": "", "last_answered": "", "stage": 0, "missing": 0, "unshared": 0, "heal": False,
-        "skipped": [], "ops": [], **more,
+        "skipped": [], "ops": [], "asked": 1, **more,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", [(1, 1), (0, 1), (0, 0)])
+def test_a_forward_that_asks_nothing(asked: tuple[int, int]) -> None:
+    """On no rank: a rank without a layer of its own, or without a token, has others to ask."""
+    words = ranks(*(surveyed(asked=number) for number in asked))
+    assert decide_survey(words)["is_empty"] is (asked == (0, 0))
+
+
+def test_a_rank_without_a_task_adds_nothing_to_the_certificate() -> None:
+    """And where no rank has one there is none."""
+    word = {"deviates": [], "published": [], "served": "ab"}
+    none = {**word, "served": ""}
+    both, one = (decide_certify(ranks(word, other)) for other in (word, none))
+    assert both["certificate"] == one["certificate"] != ""
+    assert decide_certify(ranks(none, none))["certificate"] == ""
 
 
 @pytest.mark.parametrize(

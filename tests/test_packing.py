@@ -24,6 +24,7 @@ ITEMS = [
     Item(name, "op", (f"('op', 'A', {name})", f"('op', 'B', {name})"), "missing", "", "", "8x16")
     for name in IDS
 ]
+ITEMS[7:7] = [Item(IDS[0][::-1], "op", ("k",), "missing", bucket_id=IDS[7], met=3)]
 RESULTS = [
     Result(IDS[0], "tuned", 0, Entry("A", 3, ("hot", 1)), ms=0.5, default_ms=1.0, rank=2, host="h"),
     Result(IDS[1], "tuned", 1, Entry("B", (1, ("x", None), True), None), ms=0.25, at=1.7e9),

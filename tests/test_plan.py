@@ -28,6 +28,11 @@ def item(name: str, state: str = "missing", *keys: str, adopt: str = "") -> Item
     return Item(name, "op", keys or (f"key of {name}",), state, adopt)
 
 
+def sized(name: str, bucket: str, met: int, *keys: str) -> Item:
+    """A task at one of several sizes of a bucket."""
+    return Item(name, "op", keys or (f"key of {name}",), "missing", bucket_id=bucket, met=met)
+
+
 def lots(inventories: Inventories) -> list[Lot]:
     """What each rank has for itself."""
     return [Lot((rank,), inventory) for rank, inventory in inventories.items()]
@@ -172,12 +177,25 @@ def test_what_another_engine_has_tuned_meanwhile_is_held() -> None:
             {0: [item("t", "", "0")], 1: [item("t", "", "1"), item("x", "", "0")]},
             {"t", "x"},
         ),
+        ({0: [sized("a", "B", 0, "A"), sized("b", "B", 1, "A")]}, set()),
+        (
+            {0: [sized("a", "B", 0, "A"), sized("b", "B", 1, "C")], 1: [item("x", "", "A")]},
+            {"a", "b", "x"},
+        ),
     ],
-    ids=["none", "a rank says so", "across ranks", "on one rank", "twins", "a twin's is another's"],
+    ids=["none", "a rank says so", "across ranks", "on one rank", "twins", "a twin's is another's",
+         "two sizes of a bucket", "two sizes of a bucket, and another's"],
 )  # fmt: skip
 def test_tasks_that_must_not_be_shared(inventories: Inventories, expected: set[str]) -> None:
     """One file key in two tasks: whichever winner were stored, the other task would serve it."""
     assert find_unshared(lots(inventories)) == expected
+
+
+def test_sizes_of_a_bucket_are_tuned_in_the_order_met() -> None:
+    """Beside each other, as costly as the costliest: what is found for one may answer the next."""
+    tasks = [sized("c", "B", 4), sized("a", "B", 9), sized("b", "B", 1), *items("x y")]
+    plan = make_plan(lots({0: tasks}), "leader", cost=lambda i: {"c": 3.0, "x": 2.0}.get(i.id, 1.0))
+    assert plan.shared == by({0: ("b", "c", "a", "x", "y")})
 
 
 @pytest.mark.parametrize(("_inventories", "plan"), LEADER.values(), ids=LEADER)

@@ -74,6 +74,8 @@ BAD = [
     ("layers", "/a:b"),
     ("progress_file", "warm.json"),
     ("metrics_file", "warm.prom"),
+    ("metrics_file", "/run/warm.txt"),
+    ("metrics_file", "/run/.prom"),
     ("mode", "On"),
     ("mode", "readonly"),
     ("strategy", "sharded-ish"),

@@ -10,7 +10,7 @@ import pytest
 
 from warmup_plugin.manifest import Manifest, Outcome, TaskRecord
 from warmup_plugin.plan import Inventory, Item, Lot
-from warmup_plugin.settle import Result, Settled, settle, without
+from warmup_plugin.settle import Result, Settled, fallen_with, settle, without
 from warmup_plugin.table import Entry, Table
 
 STAMP = {"flashinfer_version": "0.7.2.post1"}
@@ -200,6 +200,60 @@ def test_two_tasks_with_one_key_are_not_stored() -> None:
     ranks = {0: [item("t")], 1: [item("u", "missing", B)]}
     found = settled(ranks, tuned("t"), tuned("u", entry=SLOW))
     assert (found.table.entries, found.tasks) == ({}, {})
+
+
+# -- several sizes of one bucket -----------------------------------------------------------------
+
+
+def sized(name: str, met: int, state: str = "missing") -> Item:
+    """A task whose first runner's key holds its size, and whose second's all sizes share."""
+    return Item(name, "op", (f"A at {name}", B), state, at=name, bucket_id="bucket", met=met)
+
+
+SIZED_A, SIZED_B = Entry("A", 5), Entry("B", 7)
+
+
+@pytest.mark.parametrize(
+    ("results", "entries"),
+    [
+        ({"9": (0, FAST), "16": (0, SIZED_A)}, {"A at 9": FAST, "A at 16": SIZED_A}),
+        ({"9": (1, SLOW), "16": (0, SIZED_A)}, {B: SLOW}),
+        ({"9": (0, FAST), "16": (1, SIZED_B)}, {B: SIZED_B}),
+        ({"9": (1, SLOW), "16": (1, SIZED_B)}, {B: SLOW}),
+        ({"9": (1, SLOW)}, {B: SLOW}),
+    ],
+    ids=["each its own", "the first's is found at both", "so is the second's", "the first met wins",
+         "the other was not tuned"],
+)  # fmt: skip
+def test_a_winner_that_is_found_at_all_sizes_answers_them(
+    results: dict[str, tuple[int, Entry]], entries: dict[str, Entry]
+) -> None:
+    """As FlashInfer, which looks before it tunes; never two entries for one call."""
+    given = (tuned(name, winner, entry) for name, (winner, entry) in results.items())
+    found = settled({0: [sized("16", 5), sized("9", 2)]}, *given, base={B: OTHER})
+    assert found.table.entries == entries
+    assert found.complete
+    shared = [name for name, record in found.tasks.items() if record.outcome == "adopted"]
+    assert len(shared) == (1 if B in entries else 0)
+    assert all("another size of its bucket" in found.tasks[name].reason for name in shared)
+
+
+def test_a_size_that_is_met_later_keeps_what_is_known() -> None:
+    known = {"9": record("tuned", "A at 9", B)}
+    found = settled(
+        {0: [sized("9", 0, "known"), sized("16", 1)]}, tuned("16", 0, SIZED_A),
+        base={"A at 9": FAST}, records=known,
+    )  # fmt: skip
+    assert found.table.entries == {"A at 9": FAST, "A at 16": SIZED_A}
+
+
+def test_what_a_dropped_entry_answered_goes_with_it() -> None:
+    found = fallen_with(
+        {"9": "rank 1: no kernel"}, [Lot((0,), [sized("9", 0), sized("16", 1), item("t")])], {B}
+    )
+    assert found == {"16": ("9", "rank 1: no kernel")}
+    lot = Lot((0,), [sized("9", 0), sized("16", 1)])
+    assert fallen_with({"9": "why"}, [lot], {"A at 9", "A at 16"}) == {}
 
 
 # -- dropping afterwards -------------------------------------------------------------------------

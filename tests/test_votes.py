@@ -42,7 +42,7 @@ FAULTS: dict[str, tuple[str, Word, str]] = {
         "open", {**hello(), "margin": True},
         "its vote at step open has 'margin' = True: must be int or float",
     ),
-    "a second survey": ("survey1", {}, "its vote at step survey1 has no 'heal'"),
+    "a second survey": ("survey1", {}, "its vote at step survey1 has no 'asked'"),
 }  # fmt: skip
 
 

@@ -210,6 +210,61 @@ MUTANTS = (
         "[[html.escape(row[1]), row[3]] for row in rows]", "[[row[1], row[3]] for row in rows]",
         "tests/cli/test_page.py::test_text_from_files_is_escaped",
     ),
+    Mutant(
+        "figures of the dead", "gauges.py",
+        "            if _is_left(path) and _is_ours(path):\n", "            if False:\n",
+        "tests/test_gauges.py::test_the_next_start_takes_the_place_of_the_last",
+    ),
+    Mutant(
+        "figures of the living", "gauges.py",
+        "if _is_left(path) and _is_ours(path):", "if _is_ours(path):",
+        "tests/test_gauges.py::test_files_of_the_living_stay",
+    ),
+    Mutant(
+        "figures of others", "gauges.py",
+        "if _is_left(path) and _is_ours(path):", "if _is_left(path):",
+        "tests/test_gauges.py::test_files_of_others_stay",
+    ),
+    Mutant(
+        "figures of an earlier id", "gauges.py",
+        "    if int(pid) == os.getpid():\n        return True\n", "",
+        "tests/test_gauges.py::test_a_file_of_an_earlier_process_of_ones_id_goes",
+    ),
+    Mutant(
+        "no pid among the labels", "gauges.py",
+        "multiprocess_mode=MODE", 'multiprocess_mode="all"',
+        "tests/test_gauges.py::test_the_same_series_as_in_the_file",
+    ),
+    Mutant(
+        "what no longer runs", "gauges.py",
+        "    _outdate(samples)\n", "",
+        "tests/test_gauges.py::test_a_second_session_stands_beside_the_first",
+    ),
+    Mutant(
+        "figures that are lost", "gauges.py",
+        "    if not own.exists():\n", "    if False:\n",
+        "tests/test_gauges.py::test_a_library_that_was_imported_too_early_is_told_of",
+    ),
+    Mutant(
+        "room for a figure", "gauges.py",
+        "    if free < LEAST_FREE:\n", "    if False:\n",
+        "tests/test_gauges.py::test_what_is_in_the_way_is_a_reason",
+    ),
+    Mutant(
+        "figures of failures", "steps/job.py",
+        "            figures.fail()\n", "",
+        "tests/ranks/test_modes.py::test_a_probe_and_an_exporter_find_their_files",
+    ),
+    Mutant(
+        "who tells figures", "exposition.py",
+        "        if not self._is_first or (", "        if (",
+        "tests/test_exposition.py::test_states",
+    ),
+    Mutant(
+        "ops left to themselves", "tuner/survey.py",
+        "        with self._passing():\n", "        with contextlib.nullcontext():\n",
+        "tests/ranks/test_modes.py::test_ops_left_to_themselves_make_no_warm_start_cold",
+    ),
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -44,16 +44,15 @@ _MANIFEST: Final = "manifest.json"
 _SCHEMA: Final = "cache_schema"  # of the store, beside the environment's fields
 
 
-@dataclass
-class Borrowed:
+class Borrowed(msgspec.Struct):
     """Entries by key. ``owners``: the tasks a key's entry may answer; none named is any task.
 
     ``lenders``: the file or folder that a key's entry is from.
     """
 
-    entries: dict[str, Entry] = field(default_factory=dict)
-    owners: dict[str, frozenset[str]] = field(default_factory=dict)
-    lenders: dict[str, str] = field(default_factory=dict)
+    entries: dict[str, Entry] = msgspec.field(default_factory=dict)
+    owners: dict[str, frozenset[str]] = msgspec.field(default_factory=dict)
+    lenders: dict[str, str] = msgspec.field(default_factory=dict)
 
     def take_sibling(self, table: Table, manifest: Manifest, lender: str = "") -> None:
         """Take the winners of tasks that are not here yet."""

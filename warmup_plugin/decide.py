@@ -233,6 +233,8 @@ def decide_survey(words: Words, *, last: bool = False) -> Word:
     ``certified``, on a warm start where every rank has its word for that ready: the record of
     `decide_certify`, and the last one of the session.
 
+    ``is_empty``: on no rank has the forward called anything that FlashInfer tunes.
+
     ``skipped``: ops that some rank's skip list takes out; they serve their default on all ranks,
     since ranks that differ in a tactic may deadlock. ``overruled``: those that others would tune.
     """
@@ -257,7 +259,8 @@ def decide_survey(words: Words, *, last: bool = False) -> Word:
         }  # fmt: skip
     if any(word["missing"] or word["unshared"] or word["heal"] for word in words.values()):
         return {"go": "plan", "reason": "", **skips}
-    return {"go": "warm", "reason": "", **skips, **_certified(words)}
+    is_empty = not any(word["asked"] for word in words.values())
+    return {"go": "warm", "reason": "", "is_empty": is_empty, **skips, **_certified(words)}
 
 
 def _to_blame(words: Words, failing: set[int]) -> str:
@@ -313,7 +316,8 @@ def decide_certify(words: Words) -> Word:
     go: end, where a rank ``leaves`` (a shutdown signal): nobody serves with a rank that is gone.
 
     A rank's digest covers its own tasks, and stages have different ones: the certificate is over
-    the distinct digests, equal on every rank and at every start that serves the same. ``differ``:
+    the distinct digests, equal on every rank and at every start that serves the same. A rank that
+    has no task has no digest; where no rank has one there is nothing to certify. ``differ``:
     the tasks, by label, that are in no table and of which ranks serve different tactics.
     """
     published = [path for word in words.values() for path in word["published"]]
@@ -327,8 +331,8 @@ def decide_certify(words: Words) -> Word:
         named = "; ".join(f"rank {rank}: {', '.join(tasks)}" for rank, tasks in deviates.items())
         reason = f"other tactics are served than agreed ({named})"
         return {"go": "defaults", "reason": reason, "published": published, "differ": []}
-    served = sorted({word["served"] for word in words.values()})
-    certificate = hashlib.sha256("".join(served).encode()).hexdigest() if served != [""] else ""
+    served = sorted({word["served"] for word in words.values()} - {""})
+    certificate = hashlib.sha256("".join(served).encode()).hexdigest() if served else ""
     return {
         "go": "serve", "certificate": certificate, "published": published, "differ": differ,
     }  # fmt: skip

@@ -18,7 +18,6 @@ import os
 import time
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -192,8 +191,7 @@ def _decoded(line: bytes) -> Line | None:
     return None if isinstance(found, Miss) else found
 
 
-@dataclass(frozen=True)
-class Past:
+class Past(msgspec.Struct, frozen=True):
     """One process's records. ``in_hand``: the mark that stands; ``is_dead``: nobody writes here."""
 
     path: Path
@@ -260,8 +258,7 @@ def _age_s(path: Path) -> float:
         return 0.0
 
 
-@dataclass(frozen=True)
-class Death:
+class Death(msgspec.Struct, frozen=True):
     """A task in which processes have died: which, by the names of their journals."""
 
     label: str

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -72,3 +73,13 @@ def _stat(pid: int) -> tuple[str, int]:
         return fields[0], int(fields[19])
     except (IndexError, ValueError):  # it ended while it was read
         return "X", -1
+
+
+def began(pid: int) -> float | None:
+    """Return when a process of this PID namespace began, in unix seconds; None if none runs."""
+    state, started = _stat(pid)
+    if state in "ZX":
+        return None
+    return (
+        time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + started / os.sysconf("SC_CLK_TCK")
+    )

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from warmup_plugin import wire
 from warmup_plugin.bodies import Bodies, Traffic
 from warmup_plugin.errors import RankLostError, SessionError
-from warmup_plugin.pulse import BYE, FAILED, ForwardGuard, Pulse, Watch
+from warmup_plugin.pulse import BYE, FAILED, FORWARD, ForwardGuard, Pulse, Watch
 from warmup_plugin.votes import VoteError
 from warmup_plugin.waiting import wait_until, within
 
@@ -95,6 +95,7 @@ class Meeting:
         that instead: the first record of a step is the only one.
         """
         self.note(step)
+        self._watch.is_back = step.startswith(FORWARD)
         body, key = _said(step, word).encode(), f"{step}/{_RECORD}"
         if len(body) > wire.MOST_WORD_BYTES:
             raise SessionError(f"word at step {step}: {len(body)} bytes, too large to be sent")
@@ -301,9 +302,9 @@ class Meeting:
             self._obey()
             self._watch.look(set(others))
             self.on_wait(others)
-            if self.rank == 0 and waited_s - told_s > _TELL_S:
+            if waited_s - told_s > _TELL_S and (telling := self._telling(others)):
                 told_s = waited_s
-                for rank in others:
+                for rank in telling:
                     where = self._watch.describe(rank)
                     logger.info("waiting for rank %d for %.0f s: %s", rank, waited_s, where)
 
@@ -318,6 +319,14 @@ class Meeting:
                 wait_until(is_there, look, brief_pause_s=_EACH_ASKS_S * self.size)
         finally:
             self.on_wait(())
+
+    def _telling(self, others: list[int]) -> list[int]:
+        """Return of which ranks this one says that all wait for them.
+
+        Rank 0 of all; rank 1 of rank 0 where that may be stuck in its forward, and cannot say so.
+        """
+        is_second = self.rank == 1 and self._watch.is_back
+        return others if self.rank == 0 else [rank for rank in others if is_second and rank == 0]
 
     def close(self) -> None:
         """Stop the heartbeat and let go of the store.

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
+import msgspec
+
 from warmup_plugin.manifest import Manifest, TaskRecord, Tasks
 from warmup_plugin.table import INDETERMINATE, Entry, Table
 
@@ -35,8 +37,7 @@ class Part:
     path: str = field(default="", compare=False)
 
 
-@dataclass(frozen=True)
-class Merged:
+class Merged(msgspec.Struct, frozen=True):
     """The union. `conflicts` counts tasks on which parts disagreed, and keys outside any task.
 
     `loose` are the keys whose entries no manifest vouches for. The manifest has the table's sha256

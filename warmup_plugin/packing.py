@@ -46,7 +46,7 @@ def unpacked(body: bytes) -> Any:
 def pack_items(items: Sequence[Item]) -> bytes:
     """Return an inventory; ids are hexadecimal, as `TaskIds` makes them."""
     ids = base64.b85encode(b"".join(bytes.fromhex(item.id) for item in items)).decode()
-    return json.dumps([ids, packed([item[1:] for item in items]).decode()]).encode()
+    return json.dumps([ids, packed([item.to_row() for item in items]).decode()]).encode()
 
 
 def unpack_items(body: bytes) -> list[Item]:

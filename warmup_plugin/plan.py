@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+import msgspec
 
 from warmup_plugin.settings import Strategy
 
@@ -18,8 +19,9 @@ from warmup_plugin.settings import Strategy
 class Item(NamedTuple):
     """One task of one rank's inventory, as it crosses ranks.
 
-    ``state``: known, default, unstable, missing, refused or unshared. ``adopt``: the key of an old
-    file's entry that answers the task, or an empty string. ``at``: its buckets, as in its label.
+    ``state``: known, default, missing, refused or unshared. ``adopt``: the key of an old file's
+    entry that answers the task, or an empty string. ``at``: its buckets, as in its label.
+    ``bucket_id``, ``met``: see `Task`.
     """
 
     id: str
@@ -29,6 +31,17 @@ class Item(NamedTuple):
     adopt: str = ""
     reason: str = ""
     at: str = ""
+    bucket_id: str = ""
+    met: int = 0
+
+    @property
+    def owner(self) -> str:
+        """Return what its file keys belong to."""
+        return self.bucket_id or self.id
+
+    def to_row(self) -> list[Any]:
+        """Return JSON values, but for the id; most tasks are their whole bucket."""
+        return [*self[1:]] if self.bucket_id else [*self[1:-2]]
 
     @classmethod
     def from_json(cls, row: Sequence[Any]) -> Item:
@@ -64,8 +77,7 @@ class Queue(NamedTuple):
     tasks: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """Who does what.
 
     ``shared``: the tasks that one rank tunes for all, in queues; a rank takes from those it is in,
@@ -75,7 +87,7 @@ class Plan:
     """
 
     shared: tuple[Queue, ...] = ()
-    local: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    local: Mapping[int, tuple[str, ...]] = msgspec.field(default_factory=dict)
     held: tuple[str, ...] = ()
     resumed: tuple[str, ...] = ()
 
@@ -152,9 +164,24 @@ def make_plan(
         return (min(holders[name]),) if is_one else ranks_in_order(frozenset(holders[name]))
 
     ranks_in_order = functools.cache(lambda ranks: tuple(sorted(ranks)))
-    costs = {name: cost(items[name]) for name in tuned}
+    tuned, costs = _bucket_by_bucket(tuned, items, {name: cost(items[name]) for name in tuned})
     queues = make_queues({name: ranks_of(name) for name in tuned}, costs, last)
     return Plan(queues, _each_its_own(lots, unshared), tuple(held))
+
+
+def _bucket_by_bucket(
+    names: Sequence[str], items: Mapping[str, Item], costs: Mapping[str, float]
+) -> tuple[list[str], dict[str, float]]:
+    """Put the tasks of a bucket beside each other, in the order in which they were met, and alike.
+
+    So FlashInfer tunes them: what it finds for the one may answer the next.
+    """
+    buckets: dict[str, list[str]] = {}
+    for name in names:
+        buckets.setdefault(items[name].owner, []).append(name)
+    ordered = [sorted(b, key=lambda name: items[name].met) for b in buckets.values()]
+    highest = {name: max(costs[n] for n in bucket) for bucket in ordered for name in bucket}
+    return [name for bucket in ordered for name in bucket], highest
 
 
 def make_queues(
@@ -187,18 +214,21 @@ def find_refused(lots: Lots) -> dict[str, str]:
 def find_unshared(lots: Lots) -> set[str]:
     """Return the tasks that must not be shared: a rank says so, or a key is another task's too.
 
-    Stages may use one key with two runner lists without any rank seeing both.
+    Stages may use one key with two runner lists without any rank seeing both. Tasks of one bucket
+    are no others to each other: an entry under a key of theirs answers them all.
     """
     found: set[str] = set()
     owners: dict[str, str] = {}
-    for lot in lots:
-        for item in lot.items:
-            if item.state == "unshared":
-                found.add(item.id)
-            for key in item.keys:
-                owner = owners.setdefault(key, item.id)
-                if owner != item.id:
-                    found |= {owner, item.id}
+    in_quarrel: set[str] = set()
+    for item in (item for lot in lots for item in lot.items):
+        if item.state == "unshared":
+            found.add(item.id)
+        for key in item.keys:
+            owner = owners.setdefault(key, item.owner)
+            if owner != item.owner:
+                in_quarrel |= {owner, item.owner}
+    if in_quarrel:
+        found |= {item.id for lot in lots for item in lot.items if item.owner in in_quarrel}
     return found
 
 

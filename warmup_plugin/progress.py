@@ -22,9 +22,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TextIO
+
+import msgspec
 
 from warmup_plugin.doing import is_compiling
 from warmup_plugin.files import write_files
@@ -51,8 +52,7 @@ def counted(label: str, done: int) -> str:
     return f"{label} ({done} done)"
 
 
-@dataclass(frozen=True)
-class Glance:
+class Glance(msgspec.Struct, frozen=True):
     """One look at the task in hand: its tactic ``number`` of ``of``, and the fastest so far.
 
     Both are 0 before there are candidates; ``of`` grows where an op asks one runner after another.

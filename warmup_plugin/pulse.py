@@ -5,8 +5,8 @@ Owns the thread that beats and the rule by which a rank is given up. A rank whos
 or gone is given up after ``silence_s``; one that nobody can see from its own machine after five
 silences; one that is silent while its process runs (a compile that holds the interpreter lock), or
 beats and does not get on, after ``task_limit_s``; one that has left, at once. A rank that itself
-waits, or is in the engine's forward, need not get on. Clocks are monotonic and local: no rank's
-clock is compared with another's.
+waits need not get on, nor one in the engine's forward, unless the watcher is back from its own.
+Clocks are monotonic and local: no rank's clock is compared with another's.
 
 While the engine's forward runs the same thread looks after it, because a rank stuck in the model's
 collective cannot: see `ForwardGuard`.
@@ -42,6 +42,8 @@ EXIT_ABANDONED = 79
 _UNSEEN_SILENCES = 5
 #: How often is asked whether the first connection is there, seconds.
 _CONNECTING_S = 0.01
+#: The step of a heartbeat whose rank is in the forward; back from it, it says "survey0".
+FORWARD = "survey"
 #: Keys of the store: a rank's forward has failed; a rank has left.
 FAILED, BYE = "failed", "bye"
 
@@ -58,6 +60,9 @@ class Watch:
         self._tasks: dict[int, tuple[int, float]] = {}
         self._cards: dict[int, ProcessCard] = {}
         self._hosts: dict[int, str] = {}
+        self._bounds_forward = settings.forward_failure == "end"
+        #: Whether this rank is back from a forward in which the others may still be.
+        self.is_back = False
 
     @property
     def is_cut_off(self) -> bool:
@@ -74,6 +79,8 @@ class Watch:
         state = self._state(rank)
         if state is None:
             return "has not joined"
+        if self._is_alone_in_forward(state):
+            return "in its forward, from which this rank is back"
         return f"in step {state['step']}" + (f", at {state['task']}" if state["task"] else "")
 
     def _state(self, rank: int) -> dict[str, Any] | None:
@@ -96,9 +103,23 @@ class Watch:
                 raise RankLostError(
                     rank, f"{self.describe(rank)}, process {seen}, silent for {silence_s:.1f} s"
                 )
+        is_alone = self._is_alone_in_forward(state)
         stuck_s = silence_s if state is None or state["idle"] else at_task_s
+        if is_alone and at_task_s > self._task_limit_s:
+            raise RankLostError(
+                rank, f"still in its forward {at_task_s:.0f} s after another rank is back from its "
+                "own (a collective that others do not enter?): task_limit_s",
+            )  # fmt: skip
         if stuck_s > self._task_limit_s:
             raise RankLostError(rank, f"{self.describe(rank)} for {stuck_s:.0f} s: task_limit_s")
+
+    def _is_alone_in_forward(self, state: dict[str, Any] | None) -> bool:
+        """Return whether a rank is in a forward from which this one is back.
+
+        It may be compiling what the others had at hand, so it gets as long as a task.
+        """
+        is_there = state is not None and state["idle"] and state["step"] == FORWARD
+        return self.is_back and is_there and self._bounds_forward
 
     def view(self, rank: int) -> View:
         """Return what is seen of a rank's process, from here or by a rank of its machine."""

@@ -17,8 +17,12 @@ Agreement = Literal["certified", "partial", "none", "defaults", "unguarded", "of
 _TUPLES = (
     "published", "skipped_ops", "differing", "warnings", "read", "ranks", "winners", "waited",
 )  # fmt: skip
-#: In the order of the log line.
-_OUTCOMES = ("tuned", "received", "adopted", "default", "unshared", "failed", "left")
+#: What may become of a task, in the order of the log line.
+OUTCOMES = (
+    "from_cache", "tuned", "received", "adopted", "default", "unshared", "failed", "left",
+)  # fmt: skip
+#: Those of which a warm start has none: they were not there before it.
+_NEW = ("tuned", "received", "default", "failed", "left")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,7 @@ class WarmupReport:
     ``tasks`` counts this rank's tasks by what became of them: seen, from_cache, tuned (here),
     received (from the rank that tuned it), adopted (another's entry answers), default, unshared
     (each rank tunes for itself), failed (no winner this time), left (to the next start).
+    ``passed_through_tactics``: those of the tactics timed that ops left to themselves have timed.
     ``seconds`` is by step, ``ops`` by custom op. ``timeline`` has a row for each task tuned here:
     [label, began, seconds] on the machine's monotonic clock. ``costs``, on rank 0: seconds by label
     of every task the job has tuned. ``at`` is the time of day, unix seconds. ``read``: what became
@@ -61,6 +66,7 @@ class WarmupReport:
     unshared: Mapping[str, str] = field(default_factory=dict)
     differing: tuple[str, ...] = ()
     tactics_timed: int = 0
+    passed_through_tactics: int = 0
     inputs_synthesised: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     timeline: tuple[tuple[str, float, float], ...] = ()
@@ -99,14 +105,23 @@ class WarmupReport:
         """Return the whole session's time."""
         return sum(self.seconds.values())
 
+    @property
+    def is_warm(self) -> bool:
+        """Return whether all that this rank serves was there before: no task was tuned for it."""
+        timed = self.tactics_timed - self.passed_through_tactics
+        new = sum(self.tasks.get(name, 0) for name in _NEW)
+        return self.agreement in ("certified", "partial") and not timed and not new
+
     def line(self) -> str:
         """Return the one line for the log."""
         counts = self.tasks
         parts = [
             f"{counts.get('from_cache', 0)} of {counts.get('seen', 0)} tasks from cache",
-            *(f"{counts[name]} {name}" for name in _OUTCOMES if counts.get(name)),
-            f"{self.tactics_timed} tactics timed",
+            *(f"{counts[name]} {name}" for name in OUTCOMES[1:] if counts.get(name)),
+            f"{self.tactics_timed - self.passed_through_tactics} tactics timed",
         ]
+        if self.passed_through_tactics:
+            parts.append(f"{self.passed_through_tactics} more by ops left to themselves")
         found = self.agreement + (f" {self.certificate[:12]}" if self.certificate else "")
         why = f" ({self.reason})" if self.reason else ""
         return (

@@ -96,6 +96,13 @@ _PATH = _Kind(
     "an absolute path",
 )
 
+_PROM = _Kind(
+    _parse_path,
+    # The collector reads no other file, and says nothing of one.
+    lambda value: _PATH.accepts(value) and isinstance(value, Path) and value.suffix == ".prom",
+    "an absolute path that ends in .prom",
+)
+
 
 def _parse_paths(text: str) -> tuple[Path, ...]:
     return tuple(_parse_path(part) for part in text.split(os.pathsep) if part)
@@ -195,7 +202,8 @@ class Settings:
         metadata=_row(
             "WARMUP_PLUGIN_TASK_LIMIT_S",
             _seconds(zero=False),
-            "longest that one task may tune before its rank is taken for stuck",
+            "longest that one task may tune before its rank is taken for stuck, or that one rank "
+            "may be in its forward when others are back from theirs",
         ),
     )
     budget_s: float | None = field(
@@ -238,7 +246,8 @@ class Settings:
         metadata=_row(
             "WARMUP_PLUGIN_REPLICA_WAIT_S",
             _seconds(zero=True),
-            "longest that a cold start waits for another engine that tunes the same tasks",
+            "longest that a cold start waits for another engine that tunes the same tasks, or a "
+            "session for another one of its process",
         ),
     )
     record_bytes: int = field(
@@ -281,8 +290,9 @@ class Settings:
         default=None,
         metadata=_row(
             "WARMUP_PLUGIN_METRICS_FILE",
-            _PATH,
-            "figures of the last start for the node exporter's textfile collector; ends in .prom",
+            _PROM,
+            "figures of the last start for the node exporter's textfile collector; a name of its "
+            "own for each engine and pod",
         ),
     )
     address: str | None = field(

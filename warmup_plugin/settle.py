@@ -7,8 +7,9 @@ rank that has the task, and under no other key of it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import cast
 
 import msgspec
@@ -23,8 +24,7 @@ LASTING = (*WINNERS, *DEFAULTS)
 _COLLISION = "one file key has come to mean two configurations"
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(msgspec.Struct, frozen=True):
     """What became of one task on the rank that tuned it, as it crosses ranks."""
 
     task: str
@@ -43,8 +43,7 @@ class Result:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True)
-class Settled:
+class Settled(msgspec.Struct, frozen=True):
     """The table all ranks install, with one record for each task of the job."""
 
     table: Table
@@ -77,13 +76,19 @@ def settle(
     unshared = find_unshared(lots)
     unheld = {*suspects, *find_refused(lots)}
     for name, item in items.items():
-        result = found.get(name)
         if name in blocked:
-            result = Result(name, "default", reason=item.reason)
-        elif result is None and name not in unheld:
-            result = _held(name, item, keys[name], base, records)
+            found[name] = Result(name, "default", reason=item.reason)
+        elif (
+            name not in found
+            and name not in unheld
+            and (held := _held(name, item, keys[name], base, records))
+        ):
+            found[name] = held
         for key in (key for key_list in keys[name] for key in key_list):
             entries.pop(key, None)
+    found |= _for_whole_buckets(items, keys, found, unshared | blocked.keys())
+    for name, item in items.items():
+        result = found.get(name)
         is_unshared = name in unshared or (result is not None and result.kind == "unshared")
         if is_unshared and name in records:
             # A record, since the union with the file would bring back what is left out here.
@@ -139,6 +144,57 @@ def _held(
     if known is not None and known.outcome in DEFAULTS:
         return Result(name, known.outcome, reason=known.reason)
     return Result(name, item.state, reason=item.reason) if item.state in DEFAULTS else None
+
+
+def _for_whole_buckets(
+    items: Mapping[str, Item],
+    keys: Mapping[str, Iterable[tuple[str, ...]]],
+    found: Mapping[str, Result],
+    apart: Collection[str],
+) -> dict[str, Result]:
+    """Return the results of tasks that are answered by the winner at another size of their bucket.
+
+    The first winner, in the order met, under a key that is another size's too: FlashInfer finds it
+    there and tunes no more. ``apart``: tasks that take no part in it.
+    """
+    buckets: dict[str, list[str]] = {}
+    for name in sorted(items.keys() - {*apart}, key=lambda name: items[name].met):
+        if items[name].bucket_id:
+            buckets.setdefault(items[name].bucket_id, []).append(name)
+    answered: dict[str, Result] = {}
+    for names in buckets.values():
+        owners = Counter(key for name in names for key in {k for ks in keys[name] for k in ks})
+        winners = (found[name] for name in names if name in found)
+        for result in winners:
+            shared = _under_each_key(result, keys[result.task])
+            if any(owners[key] > 1 for key in shared):
+                reason = f"the winner at another size of its bucket: {items[result.task].at}"
+                others = (name for name in names if name != result.task)
+                again = {
+                    n: msgspec.structs.replace(result, task=n, kind="adopted", reason=reason)
+                    for n in others
+                }
+                answered |= again
+                break
+    return answered
+
+
+def fallen_with(
+    dropped: Mapping[str, str], lots: Lots, entries: Collection[str]
+) -> dict[str, tuple[str, str]]:
+    """Return the tasks whose entry goes with those that are dropped: that task and its reason.
+
+    An entry may answer several sizes of a bucket.
+    """
+    gone: dict[str, str] = {}
+    found: dict[str, tuple[str, str]] = {}
+    for item in (item for lot in lots for item in lot.items if item.id in dropped):
+        gone |= {key: item.id for key in item.keys if key in entries}
+    for item in (item for lot in lots for item in lot.items if item.bucket_id):
+        fallen = next((gone[key] for key in item.keys if key in gone), "")
+        if fallen and item.id not in dropped:
+            found[item.id] = fallen, dropped[fallen]
+    return found
 
 
 def _index_of(runner: str, keys: tuple[str, ...]) -> int:

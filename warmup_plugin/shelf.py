@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
+
+import msgspec
 
 from warmup_plugin.files import Mark, obstacle, read_file
 from warmup_plugin.manifest import Manifest, parse_manifest
@@ -33,8 +34,7 @@ class Found(NamedTuple):
     obstacles: list[tuple[Path, Mark]]
 
 
-@dataclass(frozen=True)
-class Shelf:
+class Shelf(msgspec.Struct, frozen=True):
     """A directory of one identity; no link is followed out of ``root``, no file above ``limit``.
 
     ``seen`` is told each table's bytes and sha256 as soon as they are read, before they are judged.

@@ -24,9 +24,11 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from warmup_plugin.files import (
     Mark,
@@ -67,18 +69,17 @@ REPORTS: Final = "reports"
 _MOST_TRIES: Final = 16
 
 
-@dataclass
-class Reading:
+class Reading(msgspec.Struct):
     """What the directory holds for this environment; `misses` says why not the rest of it.
 
     ``parts`` of the layers come after the directory's own; what is amiss in a layer is a warning,
     since nobody here can heal it.
     """
 
-    parts: list[Part] = field(default_factory=list)
-    misses: list[tuple[Path, Miss]] = field(default_factory=list)
+    parts: list[Part] = msgspec.field(default_factory=list)
+    misses: list[tuple[Path, Miss]] = msgspec.field(default_factory=list)
     writable: bool = False
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[str] = msgspec.field(default_factory=list)
 
 
 def told(reading: Reading) -> list[dict[str, Any]]:
@@ -99,8 +100,7 @@ def told(reading: Reading) -> list[dict[str, Any]]:
     return rows
 
 
-@dataclass(frozen=True)
-class Published:
+class Published(msgspec.Struct, frozen=True):
     """The table as it now stands on disk; `written` is false where it stood there already."""
 
     path: Path
@@ -110,8 +110,7 @@ class Published:
     written: bool
 
 
-@dataclass(frozen=True)
-class NotPublished:
+class NotPublished(msgspec.Struct, frozen=True):
     """Why nothing was written."""
 
     reason: str
@@ -191,7 +190,7 @@ class Store:
             return Reading(warnings=[self._reason])
         try:
             is_there = self.directory.exists()
-            shelf = replace(self._shelf(self.directory), seen=seen)
+            shelf = msgspec.structs.replace(self._shelf(self.directory), seen=seen)
             look = list(shelf.look(stamp, identity)) if is_there else []
         except OSError as error:
             return Reading(

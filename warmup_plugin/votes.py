@@ -42,7 +42,7 @@ _FIELDS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
     "survey": {
         "error": (str,), "last_answered": (str,), "stage": (int,), "unrecorded": (dict,),
         "missing": (int,), "stored": (bool,), "unshared": (int,),
-        "skipped": (list,), "ops": (list,), "heal": (bool,),
+        "skipped": (list,), "ops": (list,), "asked": (int,), "heal": (bool,),
         "sealed": (dict, type(None)),
     },
     "plan": {"inventory": (list,)},

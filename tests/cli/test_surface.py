@@ -26,7 +26,9 @@ Cli = Callable[..., "Ran"]
 COMMON = {"--debug", "--help", "-h", "--quiet", "-q", "--verbose", "-v"}
 PLACE = {"--root", "--engine-root", "--json"}
 SURFACE = {
-    "demo": {"--tp", "--pp", "--dp", "--ep", "--strategy", "--root", "--keep", "--json"},
+    "demo": {
+        "--tp", "--pp", "--dp", "--ep", "--strategy", "--root", "--keep", "--design", "--json",
+    },
     "doctor": {"--quick", *PLACE},
     "config": {"--set", *PLACE},
     "where": {"--identity", "--factors", "--version", "--arch", *PLACE},

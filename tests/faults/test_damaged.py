@@ -268,7 +268,7 @@ BODY = json.dumps({"entries": list(range(50))}).encode()
 def session(meeting: Meeting, rank: int) -> list[Any]:
     """Take the meetings of a cold start, with the rules of a real one; return what was decided."""
     survey = {"error": "", "last_answered": "", "missing": rank, "unshared": 0, "skipped": [],
-              "ops": ["a"], "heal": False, "stored": False}  # fmt: skip
+              "ops": ["a"], "asked": 1, "heal": False, "stored": False}  # fmt: skip
     found: list[Any] = [meeting.meet("survey0", survey, decide_survey)["go"]]
     name = meeting.put(BODY) if rank == 1 else digest(BODY)
     found.append(digest(meeting.get(name)))

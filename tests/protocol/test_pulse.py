@@ -11,7 +11,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
@@ -77,6 +78,33 @@ def test_a_rank_that_beats_is_not_silent(
     for count in range(20):
         link.beats(1, count, idle=True)
         assert given_up_after(watch, clock, limit_s=9.75) == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("case", "after_s"),
+    [
+        pytest.param(("survey", True, "end"), 300.0, id="alone in its forward"),
+        pytest.param(("survey", False, "end"), float("inf"), id="as all are"),
+        pytest.param(("survey0", True, "end"), float("inf"), id="back, and waits"),
+        pytest.param(("survey", True, "wait"), float("inf"), id="the engine's to end"),
+    ],
+)
+def test_a_forward_from_which_one_does_not_come_back(
+    link: MemoryLink, clock: Clock, case: tuple[str, bool, Any], after_s: float
+) -> None:
+    """Counted from when the watcher was back, for as long as a task may take."""
+    step, is_back, failure = case
+    settings = replace(SETTINGS, forward_failure=failure)
+    watch = Watch(link, settings)
+
+    def beat() -> None:
+        link.beats(1, int(clock.now_s), step=step, idle=True)
+
+    assert given_up_after(watch, clock, meanwhile=beat) == float("inf")
+    watch.is_back = is_back
+    watch._tasks.clear()
+    assert given_up_after(watch, clock, meanwhile=beat) == pytest.approx(after_s, abs=0.5)
+    assert watch.describe(1).startswith("in its forward") == (after_s == 300.0)
 
 
 def test_a_rank_that_has_not_joined(link: MemoryLink, clock: Clock) -> None:

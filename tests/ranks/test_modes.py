@@ -172,12 +172,31 @@ def test_a_probe_and_an_exporter_find_their_files(start: Launch, tmp_path: Path)
     progress = json.loads((tmp_path / "progress.json").read_bytes())
     assert (progress["state"], progress["done"], progress["total"]) == ("ready", 62, 62)
     figures = (tmp_path / "warmup.prom").read_text()
-    assert f"\nwarmup_plugin_tactics_timed {ranks[0].report.tactics_timed}\n" in figures
-    assert '\nwarmup_plugin_agreement{agreement="certified"} 1\n' in figures
+    report = ranks[0].report
+    apart = report.tactics_timed - report.passed_through_tactics
+    assert re.search(rf"^warmup_plugin_tactics_timed{{.*}} {apart}$", figures, re.MULTILINE)
+    assert re.search(r'^warmup_plugin_state{.*"certified"} 1$', figures, re.MULTILINE)
     with pytest.raises(LaunchError):
         start(root=tmp_path / "another", env={**env, **COMPLETE})
     failed = json.loads((tmp_path / "progress.json").read_bytes())
     assert (failed["state"], "require-complete" in failed["reason"]) == ("failed", True)
+    figures = (tmp_path / "warmup.prom").read_text()
+    assert re.search(r'^warmup_plugin_state{.*"failed"} 1$', figures, re.MULTILINE)
+
+
+def test_ops_left_to_themselves_make_no_warm_start_cold(tmp_path: Path) -> None:
+    """What FlashInfer times of them is counted apart: in receipt, line and each rank's row."""
+    two = EngineConfig(tp=2)
+    assert not launch(two, root=tmp_path)[0].report.is_warm
+    shutil.rmtree(tmp_path / "all_reduce")  # FlashInfer's own file of them, as in another root
+    for result in launch(two, root=tmp_path):
+        timed = result.counts["profile_single_kernel"]
+        report = result.report
+        assert report.tactics_timed == report.passed_through_tactics == timed > 0
+        assert report.is_warm
+        assert f" 0 tactics timed, {timed} more by ops left to themselves in" in report.line()
+        assert all(row["passed_through_tactics"] == timed for row in report.ranks)
+    assert [result.report.tactics_timed for result in launch(two, root=tmp_path)] == [0, 0]
 
 
 def test_flashinfers_own_bars_are_silent(

@@ -118,7 +118,8 @@ def run(case: Case, way: str, context: str, root: Path, margin: float) -> dict[s
             outcome.report, outcome.tasks = report.to_json(), tasks(root)
     done = outcome.timed, outcome.synthesised
     outcome.entries = entries()
-    outcome.served = served(step, case.served)
+    with torch.inference_mode(context == "vllm"):  # in which vLLM serves, as it warms up
+        outcome.served = served(step, case.served)
     outcome.timed, outcome.synthesised = done
     outcome.seconds = time.monotonic() - began
     return asdict(outcome)

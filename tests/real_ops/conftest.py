@@ -30,7 +30,7 @@ sys.path.append(str(CHECKOUT))  # after all else: the package stays the wheel's
 
 from tests.real_ops.cases.catalogue import CASES  # noqa: E402  # found since
 from tests.real_ops.rows import MAIN, RELEASES, Row, rows_of, smallest  # noqa: E402  # found since
-from tests.real_ops.summary import HEAD, summary  # noqa: E402  # found since
+from tests.real_ops.summary import HEAD, slowest, summary  # noqa: E402  # found since
 
 START_S = 90
 #: A row takes 2 to 10 s where its core is its own; what takes this long hangs.
@@ -192,5 +192,5 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         page = CHECKOUT / "docs" / "real-ops.md"
         page.write_text(HEAD + "\n".join(lines) + "\n")
     terminalreporter.section("FlashInfer's own op code")
-    for line in lines:
+    for line in (*lines, *slowest(list(verdicts.done()))):
         terminalreporter.write_line(line)

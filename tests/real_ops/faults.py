@@ -36,6 +36,9 @@ STEPS: dict[str, Callable[[], Any]] = {
     "mla auto": others.mla("auto"),
     "mxint4 moe": moes.trtllm("trtllm_mxint4_block_scale_moe"),
     "nvfp4 cutlass moe": moes.cutlass("nvfp4"),
+    "nvfp4 cutlass moe, 8 experts of 4096 x 14336": moes.cutlass(
+        "nvfp4", hidden=4096, widths=(14336,)
+    ),
     "nvfp4 trtllm moe": moes.trtllm("trtllm_fp4_block_scale_moe"),
 }
 

@@ -34,6 +34,14 @@ def summary(found: list[tuple[Row, dict[str, Any]]]) -> list[str]:
     return lines
 
 
+def slowest(found: list[tuple[Row, dict[str, Any]]], count: int = 20) -> list[str]:
+    """Return the rows that took longest, with the seconds of each way."""
+    ordered = sorted(found, key=lambda pair: -sum(pair[1]["seconds"]))[:count]
+    total = sum(sum(verdict["seconds"]) for _, verdict in found)
+    lines = [f"{sum(v['seconds']):6.1f} s  {row}  {v['seconds']}" for row, v in ordered]
+    return [f"{total:.0f} s in {len(found)} rows, the slowest", *lines]
+
+
 def _line(case: str, release: str, rows: list[tuple[Row, dict[str, Any]]]) -> str:
     verdicts = [verdict for _, verdict in rows]
     gpus = ", ".join(sorted({f"SM{row.on.replace('.', '')}" for row, _ in rows}))

@@ -135,6 +135,14 @@ def test_weights_are_not_copied(ask: Ask, op: str) -> None:
     assert found["recorded"] - found["before"] < 100_000
 
 
+def test_weights_of_real_size_are_not_copied(ask: Ask) -> None:
+    """672 MiB of experts; recording once held as much again and more."""
+    op = "nvfp4 cutlass moe, 8 experts of 4096 x 14336"
+    found = ask("faults", "memory_held", on=BLACKWELL, op=op)
+    assert found["before"] > 672 * 2**20
+    assert found["recorded"] - found["before"] <= 2**20
+
+
 def test_no_memory_while_recording(ask: Ask) -> None:
     """FlashInfer alone needs none in the forward; what cannot be copied is no error of a start."""
     found = ask("faults", "no_memory_while_recording", on=BLACKWELL, limit=100_000)

@@ -77,7 +77,7 @@ def examples(draw: st.DrawFn, *, ranks: int = 1) -> Example:
         OpPlan(
             name=f"op{index}",
             runners=draw(_runners()),
-            config=draw(st.sampled_from(("floor", "floor", "floor", "cold", "graph", "static"))),
+            config=draw(st.sampled_from(("floor", "floor", "own size", "cold", "graph", "static"))),
             order=draw(st.sampled_from(("fixed", "reversed", "without the last"))),
             faults=draw(_op_faults),
         )

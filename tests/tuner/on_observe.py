@@ -34,7 +34,7 @@ def tune(_engine: Engine) -> dict[str, Any]:
         with autotune(True):
             toys.toy_call()
         tuned, left = seen.times, child.left_behind()
-    assert left == ["_prepare_input_tensors", "_profile_single_kernel", "search_cache"]
+    assert left == ["_prepare_input_tensors", "_profile_single_kernel"]
     return {
         "tactics_timed": seen.tactics_timed,
         "inputs_synthesised": seen.inputs_synthesised,

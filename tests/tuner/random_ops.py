@@ -20,7 +20,7 @@ import torch
 from flashinfer.autotuner import AutoTuner, TunableRunner, autotune
 
 from tests.tuner import toys
-from tests.tuner.toys import BUCKETS, WEIGHT, floor_bucket, rows
+from tests.tuner.toys import BUCKETS, WEIGHT, ceil_bucket, floor_bucket, rows
 
 #: What runs where nothing is tuned.
 DEFAULT = -1
@@ -162,8 +162,8 @@ synthesised: set[str] = set()
 class Drawn(TunableRunner):
     """A runner as its plan has it."""
 
-    def __init__(self, op: str, plan: RunnerPlan) -> None:
-        self.op, self.plan = op, plan
+    def __init__(self, op: OpPlan, plan: RunnerPlan) -> None:
+        self.op, self.plan, self.config = op.name, plan, op.config
 
     def _meet(self, place: int | str, batch: int) -> None:
         for fault in self.plan.faults:
@@ -196,7 +196,8 @@ class Drawn(TunableRunner):
         self._meet(number, batch)
         if flashinfer.autotuner.is_in_profile_measurement():
             timed.add(self.op)
-        pass_time(_cost(self.op, self.plan.number, floor_bucket(batch), number))
+        bucket = ceil_bucket if self.config == "own size" else floor_bucket
+        pass_time(_cost(self.op, self.plan.number, bucket(batch), number))
         return out  # type: ignore[no-any-return]
 
     def _number(self, tactic: Any) -> int:
@@ -222,12 +223,13 @@ def _class(kind: int, is_validating: bool) -> type[Drawn]:  # noqa: FBT001  # a 
     return type(f"Runner{kind}", (Validating if is_validating else Drawn,), {})
 
 
-def _make(op: str, plan: RunnerPlan) -> Drawn:
+def _make(op: OpPlan, plan: RunnerPlan) -> Drawn:
     return _class(plan.kind, bool(plan.validates))(op, plan)
 
 
 _CONFIGS = {
     "floor": toys.FLOOR, "cold": toys.COLD, "graph": toys.GRAPH, "static": toys.STATIC,
+    "own size": toys.OWN_SIZE,
 }  # fmt: skip
 
 
@@ -263,9 +265,9 @@ class Model:
 
     def _runner(self, op: OpPlan, plan: RunnerPlan) -> Drawn:
         if not self.example.keeps_runners:
-            return _make(op.name, plan)
+            return _make(op, plan)
         key = (op.name, plan.number)
-        return self._kept.setdefault(key, _make(op.name, plan))
+        return self._kept.setdefault(key, _make(op, plan))
 
     def choose(self, op: OpPlan, batch: int) -> tuple[Drawn, Any]:
         """Ask FlashInfer as the op does at this batch."""

@@ -94,6 +94,26 @@ FOUND = {
     ),
     "one of several keys has the batch": plain(RunnerPlan(0, 0, 3, "raw batch"), SECOND),
     "the only key has the batch": plain(RunnerPlan(0, 0, 3, "raw batch"), batches=(1, 64)),
+    "the only key has the batch, at two sizes of a bucket": plain(
+        RunnerPlan(0, 0, 3, "raw batch"), batches=(9, 16, 10), config="own size", margin=0.03
+    ),
+    "one of several keys has the batch, at two sizes of a bucket": plain(
+        RunnerPlan(0, 0, 3, "raw batch"), SECOND, batches=(9, 16, 3, 4, 50), config="own size"
+    ),
+    "the other one of several keys has the batch, at two sizes of a bucket": plain(
+        FIRST,
+        RunnerPlan(1, 1, 3, "raw batch"),
+        batches=(9, 16, 3, 4, 50),
+        config="own size",
+        margin=0.03,
+    ),
+    "the default's key alone has the batch, which orders the runners": plain(
+        RunnerPlan(0, 0, 1),
+        RunnerPlan(1, 1, 0, "raw batch"),
+        order="reversed",
+        batches=(1,),
+        margin=0.03,
+    ),
     "the key has what the batch is like": plain(RunnerPlan(0, 0, 3, "parity"), batches=(1,)),
     "one call is skipped": plain(FIRST, steps=(Step(0, 64, "skip"), Step(0, 64))),
     "its tactics are validated": plain(
@@ -127,6 +147,11 @@ FOUND = {
         ),
         (Step(0, 3), Step(1, 3)),
     ),
+    "the key of the second runner raises at other batches": plain(
+        RunnerPlan(0, 0, 1),
+        RunnerPlan(1, 0, 0, "none", faults=(Fault("key", "MemoryError", 4),)),
+        batches=(1,),
+    ),
     "no memory for one tactic": plain(
         RunnerPlan(0, 0, 3, faults=(Fault(0, "MemoryError", 64),)), margin=0.03
     ),
@@ -144,6 +169,13 @@ FOUND_ON_RANKS = {
         FIRST, SECOND, batches=(4,), order="reversed", others=((Step(0, 64),),)
     ),
     "one of several keys has the batch": FOUND["one of several keys has the batch"],
+    "the ranks meet several sizes of a bucket": plain(
+        RunnerPlan(0, 0, 3, "raw batch"),
+        SECOND,
+        batches=(9, 16, 3),
+        config="own size",
+        others=((Step(0, 16), Step(0, 10), Step(0, 4)),),
+    ),
 }
 
 

@@ -136,6 +136,14 @@ def floor_bucket(batch: int) -> int:
     return max(bucket for bucket in BUCKETS if bucket <= max(batch, 1))
 
 
+def ceil_bucket(batch: int) -> int:
+    return min((bucket for bucket in BUCKETS if bucket >= batch), default=batch)
+
+
+def _up_to_own(batch: int) -> tuple[int, ...]:
+    return (*(bucket for bucket in BUCKETS if bucket < batch), batch)
+
+
 def _first_dimension(generate: Any, mapper: Callable[[int], int], *inputs: int) -> Any:
     return DynamicTensorSpec(
         input_idx=inputs or (0,),
@@ -149,6 +157,8 @@ _FLOOR = _first_dimension(BUCKETS, floor_bucket)
 _HYBRID = _first_dimension(get_hybrid_num_tokens_buckets, map_to_hybrid_bucket_uncapped)
 FLOOR = TuningConfig(dynamic_tensor_specs=(_FLOOR,))
 HYBRID = TuningConfig(dynamic_tensor_specs=(_HYBRID,))
+#: The batch of the call is tuned at its own size, under its bucket's key, as FlashInfer's GEMMs do.
+OWN_SIZE = TuningConfig(dynamic_tensor_specs=(_first_dimension(_up_to_own, ceil_bucket),))
 #: Two batches that vary apart, the second in two inputs at once.
 GRID = TuningConfig(
     dynamic_tensor_specs=(_FLOOR, _first_dimension((1, 16), floor_bucket, 1, 2)),

@@ -3,7 +3,8 @@
 
     places.py  where tables are kept on this machine; tree.py walks there, named.py finds what
                somebody names, engines.py knows the engines
-    demo.py    two_starts.py runs both and judges, ticker.py tells meanwhile, comparison.py prints
+    demo.py    two_starts.py runs both and judges, ticker.py tells meanwhile, comparison.py prints;
+               clauses.py proves the clauses of the design
     where.py   machine.py looks at this machine, shelf.py at what is kept there
     show.py    reading.py reads a file, describe.py prints it
     prune.py, rm.py    removal.py deletes, usage.py says what is in use

@@ -188,11 +188,12 @@ def _print_verdict(out: Console, found: TwoStarts) -> None:
     for line in output.fold_path(found.table.path, out.width - _INDENT).splitlines():
         out.print(" " * _INDENT + line, soft_wrap=True)
     out.print()
-    rows = [
-        (_yes_or_no(check), output.words(check.name, "bold"), check.words) for check in found.checks
-    ]
-    output.print_rows(out, rows)
-    out.print()
+    for checks in filter(None, (found.checks, found.clauses)):
+        rows = [
+            (_yes_or_no(check), output.words(check.name, "bold"), check.words) for check in checks
+        ]
+        output.print_rows(out, rows)
+        out.print()
     if found.is_kept:
         out.print(f"  warmup-plugin show {found.table.path}", soft_wrap=True)
     elif isinstance(found.table.table, Table):

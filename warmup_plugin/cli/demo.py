@@ -11,10 +11,12 @@ import argparse
 import contextlib
 import signal
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from warmup_plugin.cli import output
+from warmup_plugin.cli.clauses import NODES, prove
 from warmup_plugin.cli.comparison import print_starts
 from warmup_plugin.cli.output import CommandError
 from warmup_plugin.cli.ticker import ticking
@@ -36,6 +38,7 @@ examples:
   warmup-plugin demo --tp 2 --root /tmp/t     keep the tables; again: all warm
   warmup-plugin demo --tp 2 --strategy per_rank
                                               shares and keeps nothing
+  warmup-plugin demo --design                 who tunes, sends, writes, waits
 
 exit code: 0 if every line of the verdict says yes, 1 if one says no
 """
@@ -64,11 +67,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--root", type=Path, metavar="DIR", help="cache root to use (default: a temporary one)"
     )
     parser.add_argument("--keep", action="store_true", help="keep the temporary cache root")
+    parser.add_argument(
+        "--design", action="store_true",
+        help="also start once with each strategy, and prove the clauses of the design",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def run(
-    *, strategy: str | None, root: Path | None, keep: bool, json: bool, **sizes: int | None,
+    *, strategy: str | None, root: Path | None, keep: bool, design: bool, json: bool,
+    **sizes: int | None,
 ) -> int:  # fmt: skip
     """Run both starts, print them, return the verdict."""
     if Settings.from_env().mode == "off":  # a malformed one is told here too, by this process
@@ -76,8 +84,15 @@ def run(
         raise CommandError(message, code=CommandError.USAGE)
     env = {"WARMUP_PLUGIN_STRATEGY": strategy} if strategy else {}
     config = layout({axis: size for axis, size in sizes.items() if size is not None})
+    if design and config.world_size < NODES:
+        message = (
+            "--design with one rank: must be two ranks or more, or there is nobody to share with"
+        )
+        raise CommandError(message, code=CommandError.USAGE)
     with _ended_by_signals():
         found = start_twice(config, root=root, keep=keep, env=env, watch=ticking)
+        if design:
+            found = replace(found, clauses=prove(config, watch=ticking))
     if json:
         output.print_json(found.document())
     else:

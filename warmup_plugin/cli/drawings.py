@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from warmup_plugin.cli import figures, output
+from warmup_plugin.gains import mean_gain
 from warmup_plugin.report import WarmupReport
 
 _COLOURS = {
@@ -89,7 +90,7 @@ def gains(wins: Sequence[figures.Win]) -> dict[str, Any] | None:
         return None
     ops = sorted({op for op, _ in gains}, reverse=True)
     sizes = sorted({size for _, size in gains}, key=_as_number)
-    cells = [[figures.mean_gain(gains.get((op, size), ())) for size in sizes] for op in ops]
+    cells = [[mean_gain(gains.get((op, size), ())) for size in sizes] for op in ops]
     data = [{
         "type": "heatmap", "x": sizes, "y": ops, "z": cells,
         "colorscale": "YlGn", "zmin": 1, "zmax": 3,

@@ -7,7 +7,6 @@ earlier start are read from the manifest that the receipt names.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from warmup_plugin.cli.reading import read_table
 from warmup_plugin.filekey import shapes_of
+from warmup_plugin.gains import gain, mean_gain
 from warmup_plugin.manifest import Manifest
 from warmup_plugin.report import WarmupReport
 
@@ -36,15 +36,7 @@ class Win:
 
         None where one of both is no time: receipts may have what a clock gone wrong has said.
         """
-        ms, default_ms = plausible(self.ms), plausible(self.default_ms)
-        return plausible(default_ms / ms) if ms and default_ms else None
-
-
-def plausible(value: object) -> float | None:
-    """Return what can be a time that something took, None for anything else."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return None
-    return float(value) if math.isfinite(value) and value > 0 else None
+        return gain(self.ms, self.default_ms)
 
 
 @dataclass(frozen=True)
@@ -93,12 +85,6 @@ def by_op(wins: Iterable[Win]) -> list[OpSum]:
         spent = sum(seconds) if seconds else None
         found.append(OpSum(op, len(group), spent, mean_gain(gains), max(gains, default=None)))
     return sorted(found, key=lambda row: (-(row.seconds or 0.0), row.op))
-
-
-def mean_gain(gains: Iterable[float]) -> float | None:
-    """Return the geometric mean, None of nothing."""
-    logs = [math.log(gain) for gain in gains]
-    return math.exp(sum(logs) / len(logs)) if logs else None
 
 
 def who_waited(row: Mapping[str, Any]) -> str:

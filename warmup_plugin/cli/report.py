@@ -16,6 +16,7 @@ from warmup_plugin.cli import figures, last, named, output, places
 from warmup_plugin.cli.archive import write_whole
 from warmup_plugin.cli.output import CommandError
 from warmup_plugin.cli.reading import read_report
+from warmup_plugin.gains import mean_gain
 from warmup_plugin.settings import Settings
 from warmup_plugin.table import Miss
 
@@ -93,7 +94,7 @@ def _document(
         "page": str(html) if html else None,
         "report": report.to_json(),
         "ops": [asdict(row) for row in figures.by_op(wins)],
-        "over_default": figures.mean_gain(gains),
+        "over_default": mean_gain(gains),
     }
 
 
@@ -166,7 +167,7 @@ def _print_gains(out: Console, report: WarmupReport, wins: list[figures.Win]) ->
     ]  # fmt: skip
     header = ("op", "tuned", "seconds", "over default", "best")
     output.print_rows(out, rows, header=header, right=header[1:])
-    gain = figures.mean_gain([win.gain for win in wins if win.gain])
+    gain = mean_gain([win.gain for win in wins if win.gain])
     when = "in this start" if report.winners else "by the start that wrote its table"
     if gain is None:
         out.print(f"  {len(wins)} tasks tuned {when}; the default was raced in none of them.")

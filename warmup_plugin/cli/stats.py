@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from warmup_plugin.cli import last, output, places
-from warmup_plugin.cli.figures import plausible
 from warmup_plugin.cli.reading import read_report
+from warmup_plugin.gains import plausible
 from warmup_plugin.report import WarmupReport
 from warmup_plugin.settings import Settings
 from warmup_plugin.table import Miss

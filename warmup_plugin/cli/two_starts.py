@@ -50,7 +50,10 @@ class Check:
 
 @dataclass(frozen=True)
 class TwoStarts:
-    """Both starts, rank by rank, and the verdict. ``is_kept``: the files outlive the command."""
+    """Both starts, rank by rank, and the verdict. ``is_kept``: the files outlive the command.
+
+    ``clauses``: those of the design, where they were asked for (`clauses.prove`).
+    """
 
     config: EngineConfig
     root: Path
@@ -59,11 +62,12 @@ class TwoStarts:
     warm: Ranks
     table: TableFile
     checks: tuple[Check, ...]
+    clauses: tuple[Check, ...] = ()
 
     @property
     def holds(self) -> bool:
         """Return whether every check holds."""
-        return all(check.holds for check in self.checks)
+        return all(check.holds for check in (*self.checks, *self.clauses))
 
     def document(self) -> dict[str, Any]:
         """Return it all as JSON values."""
@@ -72,6 +76,7 @@ class TwoStarts:
             "schema": 1,
             "holds": self.holds,
             "checks": [asdict(check) for check in self.checks],
+            "clauses": [asdict(check) for check in self.clauses],
             "layout": {axis: config[axis] for axis in ("tp", "pp", "dp", "ep")},
             "table": str(self.table.path),
             "kept": self.is_kept,
@@ -103,8 +108,8 @@ def start_twice(
         install = f"pip install 'warmup-plugin[{','.join(missing)}]'"
         raise CommandError(f"the demo needs {' and '.join(missing)}: {install}")
     with _folder(root, keep=keep) as (folder, is_kept):
-        cold = _start("cold", config, folder, env, watch)
-        warm = _start("warm", config, folder, env, watch)
+        cold = start("cold", config, [folder], env, watch)
+        warm = start("warm", config, [folder], env, watch)
         settings = Settings.from_env()
         table = read_table(_path(folder, cold, settings.layers), settings.table_bytes)
         checks = judge(cold, warm, table)
@@ -122,13 +127,19 @@ def _folder(root: Path | None, *, keep: bool) -> Iterator[tuple[Path, bool]]:
             yield Path(name), False
 
 
-def _start(
-    name: str, config: EngineConfig, root: Path, env: Mapping[str, str], watch: Watch
-) -> Ranks:
+def start(
+    name: str, config: EngineConfig, roots: Sequence[Path], env: Mapping[str, str], watch: Watch,
+    *, script: str = _ROUTINE,
+) -> Ranks:  # fmt: skip
+    """Start the engine once, on a simulated node for each cache root.
+
+    Raises:
+        CommandError: a rank failed.
+    """
     try:
         with watch(name) as progress:
             return launch(
-                config, root=root, env=env, script=_ROUTINE, timeout_s=_PATIENCE_S,
+                config, nodes=roots, env=env, script=script, timeout_s=_PATIENCE_S,
                 progress=progress,
             )  # fmt: skip
     except LaunchError as error:

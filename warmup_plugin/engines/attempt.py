@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from warmup_plugin import exposition
 from warmup_plugin.decide import RANK_0S_SETTINGS
 from warmup_plugin.engines.readiness import Readiness, default_store
 from warmup_plugin.errors import SessionError
@@ -154,8 +155,10 @@ def follow(error: Exception | str, settings: Settings, engine: str, *, of: str =
     way = way_of(failure_of(error), settings.mode)
     if way is Way.AS_WITHOUT:
         logger.warning("warmup-plugin: %s warms up as without this package: %s", engine, error)
+        exposition.left_alone((engine.lower(), ""), settings)
         return
     if isinstance(error, str):
+        exposition.failed((engine.lower(), ""), settings)
         raise SessionError(f"mode {settings.mode}: {error}")
     if way is Way.END:
         lost = loss_in(error)

@@ -93,13 +93,16 @@ def usable_settings(
 ) -> Settings | None:
     """Return the settings where this package may act in this engine; else None, and say why."""
     from warmup_plugin.errors import SettingError
+    from warmup_plugin.exposition import left_alone
     from warmup_plugin.settings import Settings
 
     tested, missing = tuple(tested), tuple(missing)
+    about = (engine.lower(), version)
     try:
         settings = Settings.from_env()
     except SettingError as error:
         logger.error("warmup-plugin: %s; %s is left alone", error, engine)  # noqa: TRY400  # no trace
+        left_alone(about, None)
         return None
     if settings.mode == "off":
         return None
@@ -108,12 +111,14 @@ def usable_settings(
             "warmup-plugin: %s %s is not a tested version (%s); it is left alone",
             engine, version, ", ".join(tested),
         )  # fmt: skip
+        left_alone(about, settings)
         return None
     if missing:
         logger.warning(
             "warmup-plugin: %s %s has no %s; it is left alone",
             engine, version, ", ".join(missing),
         )  # fmt: skip
+        left_alone(about, settings)
         return None
     return settings
 

@@ -27,6 +27,7 @@ from warmup_plugin.errors import (
     SessionError,
     WarmupError,
 )
+from warmup_plugin.exposition import Figures, of_rank
 from warmup_plugin.fallback import loss_in
 from warmup_plugin.identity import Identity
 from warmup_plugin.journal import Journal
@@ -36,6 +37,7 @@ from warmup_plugin.progress import Progress as ProgressLine
 from warmup_plugin.rendezvous import Alone, Rendezvous, Word
 from warmup_plugin.rollcall import stay_away
 from warmup_plugin.settings import Settings, unknown_variables
+from warmup_plugin.steps.turn import own_turn
 from warmup_plugin.store import Store, unsafe
 from warmup_plugin.streams import hold_standard_streams
 from warmup_plugin.topology import RankInfo, host_name
@@ -101,6 +103,7 @@ class Job:
     installed: Installed
     seen: Observations
     stack: contextlib.ExitStack
+    figures: Figures
     placement: Placement | None = None
     #: Its directory, where it may be used.
     directory: Path | None = None
@@ -218,22 +221,30 @@ def open_job(options: Options) -> Iterator[Job]:
     """Meet the other ranks, and let go of everything at the end.
 
     After an error in the body the tuner holds what it held before. Raises `SessionError` on every
-    rank where the ranks do not fit together, a tuning context is open already, or one of them lacks
-    what this package needs; `RankLostError` where one is lost, with its host; `LateError` on a rank
-    that fails after the last record. The forward's own exceptions pass.
+    rank where the ranks do not fit together, a tuning context is open already, another session of
+    the process is in the way, or one of them lacks what this package needs; `RankLostError` where
+    one is lost, with its host; `LateError` on a rank that fails after the last record. The
+    forward's own exceptions pass.
     """
     with contextlib.ExitStack() as stack:
+        other, waited_s = stack.enter_context(own_turn(options))
         began = time.monotonic()
         hold_standard_streams()
         progress = _progress(options)
         stack.callback(progress.hush)
+        digest = getattr(options.identity, "digest", "")  # one that is none is told of below
+        figures = of_rank(options.ranks, options.engine, options.settings, digest)
+        figures.begin()
         meeting: Rendezvous | None = None
         job: Job | None = None
         try:
             meeting, rank_0s = _meet(options, stack, progress)
-            job = _join(options, meeting, stack, progress, rank_0s)
+            job = _join(options, meeting, stack, progress, rank_0s, figures=figures)
             job.seconds["open"] = time.monotonic() - began
             job.spans.append(("open", began - job.zero, job.seconds["open"]))
+            if other:
+                waited = {"at": "open", "ranks": [0], "for": other, "seconds": round(waited_s, 4)}
+                job.waited.append(waited)
             yield job
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}"[:1000]
@@ -242,6 +253,7 @@ def open_job(options: Options) -> Iterator[Job]:
             )
             lost = _take_leave(meeting, error, reason, lives=is_ours)
             progress.end("failed", reason)
+            figures.fail()
             if job is not None:
                 job.installed.put_back()
             if is_ours and job is not None and job.is_settled and loss_in(error) is None:
@@ -289,6 +301,8 @@ def _join(
     stack: contextlib.ExitStack,
     progress: ProgressLine,
     rank_0s: str,
+    *,
+    figures: Figures,
 ) -> Job:
     lookup = Lookup(options.settings.task_limit_s)
     lookup.divide(meeting, rank_0s)
@@ -307,8 +321,9 @@ def _join(
         ops=options.ops or known_ops(probe.version()),
         stamp={**hello["factors"]["stamp"], **taken},
         installed=Installed.take_down(), seen=stack.enter_context(observe()), stack=stack,
-        zero=zero, progress=progress,
+        zero=zero, progress=progress, figures=figures,
     )  # fmt: skip
+    figures.tells(is_first=meeting.rank in word["writers"])
     job.warn(*word["warnings"])
     if word["reason"]:
         job.warn(f"{word['go']}: {word['reason']}")

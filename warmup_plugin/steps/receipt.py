@@ -15,8 +15,7 @@ from typing import Any
 
 import msgspec
 
-from warmup_plugin import __version__, metrics, wire
-from warmup_plugin.files import said
+from warmup_plugin import __version__, wire
 from warmup_plugin.liveness import own_card
 from warmup_plugin.rendezvous import Word
 from warmup_plugin.report import Agreement, WarmupReport
@@ -66,7 +65,8 @@ def make_report(
         passed_through=dict(survey.passed) if survey else {},
         skipped_ops=tuple(sorted(survey.skipped)) if survey else (),
         unshared={task.label: task.reason for task in recorded if task.state == "unshared"},
-        tactics_timed=job.seen.tactics_timed, inputs_synthesised=job.seen.inputs_synthesised,
+        tactics_timed=job.seen.tactics_timed, passed_through_tactics=job.seen.passed_through,
+        inputs_synthesised=job.seen.inputs_synthesised,
         seconds=dict(job.seconds), costs=dict(work.costs), timeline=tuple(job.timeline),
         bytes_sent=job.meeting.bytes_sent, bytes_received=job.meeting.bytes_received,
         warnings=tuple(job.warnings), at=time.time(),
@@ -78,11 +78,7 @@ def make_report(
     job.progress.end("ready")
     if job.leads:
         logger.info(found.line())
-    if (path := options.settings.metrics_file) and job.meeting.rank in job.word["writers"]:
-        try:
-            metrics.write(path, found)
-        except OSError as error:
-            logger.warning("warmup-plugin: no metrics file: %s", said(error, path))
+    job.figures.end(found)
     if job.may_write and job.store is not None:
         name = f"{_stamp(found.at)}_rank{found.rank}.json"
         with job.failing_as_data():  # all ranks serve by now: nothing may end one of them

@@ -9,7 +9,8 @@ last of all, and after a second death serves its default until driver or operato
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from warmup_plugin.journal import (
     Death,
@@ -30,12 +31,11 @@ from warmup_plugin.table import Entry, Table, stamp_conflicts
 from warmup_plugin.tuner import environment
 
 
-@dataclass
-class Resumed:
+class Resumed(msgspec.Struct):
     """What the journals of one directory come to."""
 
-    parts: list[Part] = field(default_factory=list)
-    deaths: Mapping[str, Death] = field(default_factory=dict)
+    parts: list[Part] = msgspec.field(default_factory=list)
+    deaths: Mapping[str, Death] = msgspec.field(default_factory=dict)
 
 
 def resume(job: Job, store: Store) -> Resumed:

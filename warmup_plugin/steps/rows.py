@@ -34,6 +34,7 @@ def row_of(job: Job, survey: Survey | None, work: Work, entry_of: EntryOf) -> Wo
         "steps": [[step, *_rounded(began, seconds)] for step, began, seconds in job.spans],
         "waits": _since(job, job.meeting.waits),
         "tactics_timed": job.seen.tactics_timed,
+        "passed_through_tactics": job.seen.passed_through,
         "inputs_synthesised": job.seen.inputs_synthesised,
         "bytes_sent": job.meeting.bytes_sent,
         "bytes_received": job.meeting.bytes_received,

@@ -10,7 +10,6 @@ taken out by all.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import msgspec
@@ -21,7 +20,7 @@ from warmup_plugin.manifest import Manifest, render_manifest
 from warmup_plugin.packing import pack_results, unpack_results
 from warmup_plugin.plan import Plan
 from warmup_plugin.rendezvous import Word, Words
-from warmup_plugin.settle import Result, Settled, settle
+from warmup_plugin.settle import Result, Settled, fallen_with, settle
 from warmup_plugin.shutdown import Shutdown, TaskLimit
 from warmup_plugin.steps.job import Job
 from warmup_plugin.steps.rows import collect, row_of
@@ -36,8 +35,7 @@ from warmup_plugin.tuner.task import Task
 _NO_LIMIT = 1 << 40
 
 
-@dataclass
-class Shared:
+class Shared(msgspec.Struct):
     """The table in force and the sha256 of its manifest (empty where nothing is stored)."""
 
     table: Table
@@ -112,7 +110,7 @@ def _tune_apart(job: Job, survey: Survey, work: Work, apart: Collection[str]) ->
     """Leave to this rank what no table can hold: it is tuned in step 7, by each rank for itself."""
     rank, local = job.meeting.rank, work.plan.local
     own = (*local.get(rank, ()), *(name for name in apart if name in survey.tasks))
-    work.plan = replace(work.plan, local={**local, rank: own})
+    work.plan = msgspec.structs.replace(work.plan, local={**local, rank: own})
 
 
 def _tell_failed(survey: Survey, work: Work) -> str:
@@ -206,7 +204,17 @@ def prepare(job: Job, survey: Survey, work: Work, shared: Shared) -> None:
         told = {name: f"{type(error).__name__}: {error}"[:400] for name, error in failed.items()}
         refused = [name for name, error in failed.items() if type(error) is replay.RefusedError]
         word = {"failed": told, "refused": refused, "error": job.failure}
-        record = job.meet("ready", word, decide_ready)
+
+        def lead(words: Words) -> Word:
+            record = decide_ready(words)
+            fallen = fallen_with(record["drop"], work.lots, shared.table.entries)
+            drop = {name: reason for name, (_, reason) in fallen.items()}
+            refused = [name for name, (first, _) in fallen.items() if first in record["refused"]]
+            return {
+                **record, "drop": record["drop"] | drop, "refused": record["refused"] + refused
+            }  # fmt: skip
+
+        record = job.meet("ready", word, lead)
         if record["go"] == "defaults":
             job.serve_defaults(record["reason"])
             return
@@ -247,8 +255,9 @@ def _build(job: Job, survey: Survey, work: Work, shared: Shared) -> dict[str, Ex
             job.journal.begins(task.id, task.label, synced=False)
             try:
                 # What was timed here ran at its bucket, not yet at the size that was asked for.
+                tuned = work.outcomes.get(name)
                 key = shared.key_of(task) or ""
-                replay.prepare(task, entry, key, at_bucket=name not in work.outcomes)
+                replay.prepare(task, entry, key, at_bucket=tuned is None or tuned.entry != entry)
             except Exception as error:  # noqa: BLE001  # whatever a runner raises: this winner is out
                 failed[name] = error
         job.journal.leaves()
@@ -343,6 +352,7 @@ def _tell_apart(survey: Survey) -> dict[str, list[str]]:
 def _ask(job: Job, survey: Survey, work: Work, shared: Shared) -> tuple[str, list[str]]:
     """Return the digest of what the tuner serves for this rank's tasks, and tasks that deviate.
 
+    An empty string where it has none: an answer to no question certifies nothing.
     On a warm start the tuner was asked during the survey and holds exactly what it held then.
     """
     asked_already = not work.is_new and job.installed.is_intact()
@@ -357,4 +367,4 @@ def _ask(job: Job, survey: Survey, work: Work, shared: Shared) -> tuple[str, lis
             deviates.append(task.label)
         answers.setdefault(answer_key(answer), []).append(task.id)
     told = sorted([str(answer), *sorted(ids)] for answer, ids in answers.items())
-    return digest(msgspec.json.encode(told)), deviates
+    return digest(msgspec.json.encode(told)) if told else "", deviates

@@ -24,6 +24,8 @@ from warmup_plugin.store import Store
 from warmup_plugin.tuner import probe
 from warmup_plugin.tuner.survey import Survey
 
+#: What is said of a forward that gives this package nothing to do.
+_EMPTY = "the forward called nothing that FlashInfer tunes, on any rank"
 #: More ops than this that cannot take a default tactic: something else is wrong with the forward.
 _MOST_RERUNS = 8
 
@@ -81,6 +83,7 @@ def _new_survey(job: Job, agreed: Agreed) -> Survey:
         restore=job.installed.restore,
         entries=job.installed.entries(agreed.table),
         is_vouched=agreed.word["go"] == "none" or bool(agreed.word["vouched"]),
+        passing=job.seen.passing_through,
     )  # fmt: skip
 
 
@@ -115,6 +118,10 @@ def _compare(
         "unshared": tally.number("unshared"),
         "skipped": sorted(survey.skipped),
         "ops": tally.ops,
+        "asked": len(survey.tasks)
+        + len(survey.passed)
+        + len(survey.skipped)
+        + len(survey.unrecorded),
         "heal": job.shares and agreed.needs_healing,
         "sealed": None if error else seal(job, agreed, survey),
     }
@@ -151,6 +158,9 @@ def _settled(job: Job, survey: Survey, record: Word, error: Exception | None) ->
     if has_failed:
         raise ForwardError(f"rank {record['rank']}: the forward failed: {record['reason']}")
     job.is_settled = "certified" in record
+    if record.get("is_empty"):
+        job.word = {**job.word, "reason": _EMPTY}
+        job.warn(f"{_EMPTY}: is it the right one, and has it run to its end?")
     for op in record["skipped"]:
         survey.skip(op)
     for op, reason in survey.unrecorded.items():

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from warmup_plugin.borrow import Borrowed, borrow
 from warmup_plugin.decide import decide_agree, decide_load
@@ -27,8 +28,7 @@ from warmup_plugin.unread import unread_table
 _NO_LIMIT = 1 << 40  # these bytes were checked against their limits when they were read
 
 
-@dataclass
-class Held:
+class Held(msgspec.Struct):
     """What this rank has read: a table with its manifest, as values and as bytes.
 
     ``table_sha256`` is that of the bytes, empty without a table.
@@ -37,13 +37,13 @@ class Held:
     table: Table | None = None
     manifest: Manifest | None = None
     loose: frozenset[str] = frozenset()
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[str] = msgspec.field(default_factory=list)
     is_whole: bool = True
     table_bytes: bytes = b""
     table_sha256: str = ""
     manifest_bytes: bytes = b""
-    borrowed: Borrowed = field(default_factory=Borrowed)
-    deaths: Mapping[str, Death] = field(default_factory=dict)
+    borrowed: Borrowed = msgspec.field(default_factory=Borrowed)
+    deaths: Mapping[str, Death] = msgspec.field(default_factory=dict)
 
     @classmethod
     def union(cls, parts: list[Part], warnings: list[str], *, is_whole: bool) -> Held:
@@ -158,8 +158,7 @@ def _with_borrowed(job: Job, held: Held, own: list[Part], kept: Mapping[str, Ent
     return union
 
 
-@dataclass
-class Agreed:
+class Agreed(msgspec.Struct):
     """The table all ranks start from. ``word`` is the record of the meeting about it.
 
     On rank 0 alone, ``borrowed``: which of its entries are others'; ``loose``: the keys for which
@@ -171,8 +170,8 @@ class Agreed:
     table: Table
     manifest: Manifest | None
     word: Word
-    deaths: Mapping[str, Death] = field(default_factory=dict)
-    borrowed: Borrowed = field(default_factory=Borrowed)
+    deaths: Mapping[str, Death] = msgspec.field(default_factory=dict)
+    borrowed: Borrowed = msgspec.field(default_factory=Borrowed)
     loose: frozenset[str] = frozenset()
     is_held: bool = False
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+
+import msgspec
 
 from warmup_plugin import queue
 from warmup_plugin.cost import Costs
@@ -39,8 +40,7 @@ _FOR_EVER = float("inf")
 _MOST_SAID = 8
 
 
-@dataclass
-class Work:
+class Work(msgspec.Struct):
     """What is to be done in this session and what this rank has done of it.
 
     ``is_new`` is false on a warm start: every task is answered and the plan is empty. Rank 0 keeps
@@ -52,16 +52,16 @@ class Work:
     """
 
     is_new: bool = False
-    plan: Plan = field(default_factory=Plan)
+    plan: Plan = msgspec.field(default_factory=Plan)
     lots: Lots = ()
-    outcomes: dict[str, replay.Outcome] = field(default_factory=dict)
-    dropped: Mapping[str, str] = field(default_factory=dict)
+    outcomes: dict[str, replay.Outcome] = msgspec.field(default_factory=dict)
+    dropped: Mapping[str, str] = msgspec.field(default_factory=dict)
     until: float = _FOR_EVER
     left: frozenset[str] = frozenset()
-    failed: Mapping[str, str] = field(default_factory=dict)
+    failed: Mapping[str, str] = msgspec.field(default_factory=dict)
     refused: frozenset[str] = frozenset()
-    fit: Mapping[str, Entry] = field(default_factory=dict)
-    costs: dict[str, float] = field(default_factory=dict)
+    fit: Mapping[str, Entry] = msgspec.field(default_factory=dict)
+    costs: dict[str, float] = msgspec.field(default_factory=dict)
 
     @property
     def is_over(self) -> bool:
@@ -143,7 +143,12 @@ def inventory(survey: Survey) -> list[Item]:
     """Return this rank's tasks, in one order on all ranks."""
     tasks = sorted(survey.tasks.values(), key=lambda task: (task.op, task.keys, task.id))
     adopted = survey.adopted
-    return [Item(t.id, t.op, t.keys, t.state, adopted.get(t.id, ""), t.reason, t.at) for t in tasks]
+    return [
+        Item(
+            t.id, t.op, t.keys, t.state, adopted.get(t.id, ""), t.reason, t.at, t.bucket_id, t.met
+        )
+        for t in tasks
+    ]  # fmt: skip
 
 
 def _lots(job: Job, agreed: Agreed, words: Words) -> list[Lot]:
@@ -188,7 +193,7 @@ def _assign(job: Job, agreed: Agreed, lots: Lots) -> Plan:
         )  # fmt: skip
     loose = _unvouched(agreed, lots)
     resumed = loose & agreed.manifest.tasks.keys() if loose and agreed.manifest else ()
-    return replace(plan, held=(*plan.held, *loose), resumed=tuple(resumed))
+    return msgspec.structs.replace(plan, held=(*plan.held, *loose), resumed=tuple(resumed))
 
 
 def _costs(job: Job, agreed: Agreed) -> Costs:

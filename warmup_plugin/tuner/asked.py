@@ -70,14 +70,17 @@ class Asked:
         """Return inputs of these shapes that a runner can be asked about."""
         return capture.at_size(self.inputs, shapes, dynamic_inputs(self.config))
 
-    def extras_at(self, shapes: Shapes) -> list[tuple[Any, ...]]:
-        """Return each runner's extras as FlashInfer stores them with a winner at this profile."""
-        if not self.follows_batch:
-            return [extras.real for _, extras in self.named]
+    @functools.cached_property
+    def keyed(self) -> list[tuple[str, tuple[Any, ...]]]:
+        """Each runner's class and extras, as FlashInfer stores them with any profile's winner."""
+        return [(name, extras.real) for name, extras in self.named]
+
+    def keyed_at(self, shapes: Shapes) -> list[tuple[str, tuple[Any, ...]]]:
+        """Return the same at this profile, where extras follow the batch."""
         inputs = self.at(shapes)
         return [
-            self.runners[place].get_cache_key_extras(inputs) if e.follows_batch else e.real
-            for place, (_, e) in zip(self.places, self.named, strict=True)
+            (name, self.runners[place].get_cache_key_extras(inputs) if e.follows_batch else e.real)
+            for place, (name, e) in zip(self.places, self.named, strict=True)
         ]
 
     def mark(self, known: dict[Any, Any]) -> tuple[Any, ...]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+
+import msgspec
 
 
-@dataclass(frozen=True)
-class KnownOps:
+class KnownOps(msgspec.Struct, frozen=True):
     """The tables. Keys are custom op names; an engine adds its own ops with `plus`.
 
     ``pass_through``: called as they are on every rank, never recorded. ``key_unstable``: the key
@@ -26,11 +26,11 @@ class KnownOps:
     else are twins.
     """
 
-    pass_through: Mapping[str, str] = field(default_factory=dict)
-    key_unstable: Mapping[str, str] = field(default_factory=dict)
-    one_rank: Mapping[str, str] = field(default_factory=dict)
-    self_tuning: Mapping[str, str] = field(default_factory=dict)
-    twin_fields: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    pass_through: Mapping[str, str] = msgspec.field(default_factory=dict)
+    key_unstable: Mapping[str, str] = msgspec.field(default_factory=dict)
+    one_rank: Mapping[str, str] = msgspec.field(default_factory=dict)
+    self_tuning: Mapping[str, str] = msgspec.field(default_factory=dict)
+    twin_fields: Mapping[str, Mapping[int, str]] = msgspec.field(default_factory=dict)
 
     def plus(
         self,
@@ -42,7 +42,7 @@ class KnownOps:
         twin_fields: Mapping[str, Mapping[int, str]] | None = None,
     ) -> KnownOps:
         """Return these tables with more rows; a row given here replaces one of the same op."""
-        return replace(
+        return msgspec.structs.replace(
             self,
             pass_through={**self.pass_through, **(pass_through or {})},
             key_unstable={**self.key_unstable, **(key_unstable or {})},

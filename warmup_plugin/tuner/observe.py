@@ -27,6 +27,7 @@ _FAILED = float("inf")
 class Observations:
     """Counts of one session on one rank, and what was seen of the task in hand.
 
+    ``passed_through``: those of ``tactics_timed`` that ops left to themselves have timed.
     Since `begin_task`: ``times``, (runner class, tactic, ms) of every tactic timed, infinity for
     one that failed; ``first_error``, what the first of these raised; ``out_of_memory``, whether one
     of them, or making inputs, ran out of memory; ``lookups``, how often FlashInfer has looked for
@@ -34,6 +35,7 @@ class Observations:
     """
 
     tactics_timed: int = 0
+    passed_through: int = 0
     inputs_synthesised: int = 0
     times: list[Time] = field(default_factory=list)
     first_error: str = ""
@@ -48,15 +50,33 @@ class Observations:
         self._last = None
 
     @contextlib.contextmanager
+    def passing_through(self) -> Iterator[None]:
+        """Count what is timed in the body as an op's that is left to itself."""
+        before = self.tactics_timed
+        try:
+            yield
+        finally:
+            self.passed_through += self.tactics_timed - before
+
+    @contextlib.contextmanager
     def replaying(self) -> Iterator[None]:
         """Let a tactic that finds no memory fail alone in the body; the others race.
 
         So FlashInfer does itself in a job with a process group, which step 5 takes away from it.
         """
+        tuner = probe.tuner()
+        search = tuner.search_cache
+
+        def search_cache(*args: Any, **kw: Any) -> Any:
+            self.lookups += 1
+            return search(*args, **kw)
+
+        tuner.search_cache = search_cache
         self._is_replaying = True
         try:
             yield
         finally:
+            del tuner.search_cache
             self._is_replaying, self._last = False, None
 
     def time_default(self, runner: Any, tactic: Any) -> None:
@@ -86,7 +106,6 @@ def observe() -> Iterator[Observations]:
         yield seen
         return
     profile, prepare = tuner._profile_single_kernel, tuner._prepare_input_tensors
-    search = tuner.search_cache
 
     def profile_single_kernel(runner: Any, inputs: Any, tactic: Any, *args: Any, **kw: Any) -> Any:
         seen.tactics_timed += 1
@@ -115,17 +134,12 @@ def observe() -> Iterator[Observations]:
             seen.out_of_memory = True
             raise
 
-    def search_cache(*args: Any, **kw: Any) -> Any:
-        seen.lookups += 1
-        return search(*args, **kw)
-
     tuner._profile_single_kernel = profile_single_kernel
     tuner._prepare_input_tensors = prepare_input_tensors
-    tuner.search_cache = search_cache
     try:
         yield seen
     finally:
-        del tuner._profile_single_kernel, tuner._prepare_input_tensors, tuner.search_cache
+        del tuner._profile_single_kernel, tuner._prepare_input_tensors
 
 
 def is_measurement(ms: Any) -> bool:

@@ -18,12 +18,12 @@ import os
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import flashinfer
 import flashinfer.autotuner as fi
+import msgspec
 import torch
 
 from warmup_plugin.tuner.library_search import bearing_failed_searches
@@ -51,8 +51,7 @@ REQUIRED = (
 )
 
 
-@dataclass(frozen=True)
-class Capabilities:
+class Capabilities(msgspec.Struct, frozen=True):
     """What the installed release can do.
 
     ``missing``: required private names that are not where they were. ``keys_tell_options_apart``:

@@ -14,9 +14,10 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import torch
 
 from warmup_plugin.table import Entry, Tactic, canonical_tactic
@@ -29,16 +30,16 @@ from warmup_plugin.tuner.task import Call, Shapes, Task
 logger = logging.getLogger("warmup_plugin")
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """What tuning one task gave.
 
-    ``kind``: tuned; default, where FlashInfer offers no candidate; failed, where something was in
-    the way that may be gone at the next start (memory, a compiler); unshared, where each rank has
-    to tune it for itself. ``winner`` is the index of the winning runner's key, ``entry`` its table
-    entry; both None without a winner, ``reason`` says why then. ``ms`` is the time of FlashInfer's
-    choice and ``default_ms`` that of FlashInfer's default, None where not measured: each the mean
-    of ``samples``.
+    ``kind``: tuned; adopted, where the winner at another size of its bucket answers it; default,
+    where FlashInfer offers no candidate; failed, where something was in the way that may be gone at
+    the next start (memory, a compiler); unshared, where each rank has to tune it for itself.
+    ``winner`` is the index of the winning runner's key, ``entry`` its table entry; both None
+    without a winner, ``reason`` says why then. ``ms`` is the time of FlashInfer's choice and
+    ``default_ms`` that of FlashInfer's default, None where not measured: each the mean of
+    ``samples``.
     """
 
     task: str
@@ -104,12 +105,18 @@ def _tune_one(tuner: Any, task: Task, seen: Observations, margin: float) -> Outc
     )  # fmt: skip
     if any(others != candidates for _, others in rivals):
         reason = "one file key, runners with different candidates"
-        return replace(outcome, kind="unshared", reason=reason)
+        return msgspec.structs.replace(outcome, kind="unshared", reason=reason)
     error = next((said for said in (error, *(said for said, _ in rivals)) if said), "")
     found = _with_winner(outcome, task, winners, error, seen)
     if found.entry is None or beats_default(found.ms, found.default_ms, margin):
         return found
     fastest = min(defaults, key=lambda place: defaults[place])
+    is_faster = recorded.options.memory_only_v2 and beats_default(defaults[fastest], found.ms, 0.0)
+    if (found.winner in task.sized) != (fastest in task.sized) and not is_faster:
+        # An entry for the default would answer other sizes than the winner's does, and where the
+        # one is found and not the other FlashInfer alone may serve what is faster. It stores one
+        # itself only where the default is in its own race, and has won it.
+        return found
     return _with_default(found, task, fastest, margin)
 
 
@@ -166,11 +173,11 @@ def _with_default(outcome: Outcome, task: Task, place: int, margin: float) -> Ou
     call = task.recorded()
     runner = call.runners[call.places[place]]
     by = f" by {margin:.0%}" if margin else ""
-    outcome = replace(outcome, reason=f"nothing is faster than the default{by}")
+    outcome = msgspec.structs.replace(outcome, reason=f"nothing is faster than the default{by}")
     if not probe.accepts(runner, _askable(call, task.shapes), DEFAULT):
-        return replace(outcome, kind="default", winner=None, entry=None)
+        return msgspec.structs.replace(outcome, kind="default", winner=None, entry=None)
     entry = Entry(type(runner).__name__, DEFAULT, policy)
-    return replace(outcome, winner=place, entry=entry)
+    return msgspec.structs.replace(outcome, winner=place, entry=entry)
 
 
 def _with_winner(
@@ -181,36 +188,58 @@ def _with_winner(
     if not found:
         if stored:
             reason = "its winner is stored under another key than looked up"
-            return replace(outcome, kind="unshared", reason=reason)
-        return _without_winner(outcome, error, seen)
+            return msgspec.structs.replace(outcome, kind="unshared", reason=reason)
+        is_answered = task.bucket_id and not seen.times and not error
+        return (is_answered and _of_another_size(outcome, task)) or _without_winner(
+            outcome, error, seen
+        )
     index, winner = found[0]
     try:
         tactic = canonical_tactic(winner.tactic)
     except (TypeError, ValueError) as unfit:
-        return replace(outcome, kind="unshared", reason=str(unfit))
+        return msgspec.structs.replace(outcome, kind="unshared", reason=str(unfit))
     # FlashInfer drops these when it loads a table (`load_configs`): the tuner would serve them from
     # memory while every other rank served its default.
     if winner.runner.startswith("Cudnn") and isinstance(tactic, int) and tactic >= 0:
         reason = "an integer cuDNN tactic cannot be shared"
-        return replace(outcome, kind="unshared", reason=reason)
+        return msgspec.structs.replace(outcome, kind="unshared", reason=reason)
     policy = probe.policy_of(task.recorded().config)
     ms = time_of(seen.times, winner.runner, winner.tactic)
     entry = Entry(winner.runner, tactic, policy)
-    return replace(outcome, kind="tuned", winner=index, entry=entry, ms=ms)
+    return msgspec.structs.replace(outcome, kind="tuned", winner=index, entry=entry, ms=ms)
+
+
+def _of_another_size(outcome: Outcome, task: Task) -> Outcome | None:
+    """Return the winner at another size of the bucket, where FlashInfer has found that one."""
+    call = task.recorded()
+    found, index, tactic = probe.look_up(
+        probe.tuner(), call.op, call.runners, task.shapes, call.config,
+        inputs=_askable(call, task.shapes),
+    )  # fmt: skip
+    if not found:
+        return None
+    entry = Entry(
+        type(call.runners[index]).__name__, canonical_tactic(tactic), probe.policy_of(call.config)
+    )
+    reason = "the winner at another size of its bucket"
+    winner = call.places.index(index)
+    return msgspec.structs.replace(
+        outcome, kind="adopted", winner=winner, entry=entry, reason=reason
+    )
 
 
 def _without_winner(outcome: Outcome, error: str, seen: Observations) -> Outcome:
     """Tell what says something about the task from what was only in the way this time."""
     if error:
-        return replace(outcome, kind="failed", reason=error)
+        return msgspec.structs.replace(outcome, kind="failed", reason=error)
     # FlashInfer gives an op up where making inputs or listing candidates finds no memory; else it
     # looks for the winner once more at the end.
     if seen.out_of_memory or seen.lookups % 2:
-        return replace(outcome, kind="failed", reason="out of memory")
+        return msgspec.structs.replace(outcome, kind="failed", reason="out of memory")
     if any(tactic != DEFAULT for _, tactic, _ in seen.times):
         reason = f"all tactics failed, the first with {seen.first_error}"
-        return replace(outcome, kind="failed", reason=reason)
-    return replace(outcome, reason="no tactic was timed")
+        return msgspec.structs.replace(outcome, kind="failed", reason=reason)
+    return msgspec.structs.replace(outcome, reason="no tactic was timed")
 
 
 def narrow(config: Any, buckets: tuple[int, ...]) -> Any:

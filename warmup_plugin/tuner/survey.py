@@ -69,6 +69,7 @@ class Survey:
         restore: Callable[[], bool],
         entries: Mapping[str, Entry] | LoadedEntries,
         is_vouched: bool = True,
+        passing: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self.tasks = Register()
         self.passed: dict[str, str] = {}
@@ -85,13 +86,14 @@ class Survey:
         self._restore = restore
         self._entries = entries
         self._is_vouched = is_vouched
+        self._passing = passing
         self.has_used_stored = self.last_was_stored = False
         self._tuner = probe.tuner()
         self._original = type(self._tuner).choose_one
         self._lock = threading.RLock()
         self._seen: set[tuple[Any, ...]] = set()
         self._marked: dict[Any, Any] = {}
-        self._task_of_key: dict[str, str] = {}
+        self._owner_of_key: dict[str, str] = {}
         self._pinned: dict[int, tuple[Any, str]] = {}
         self._answers: dict[Answer, Answer] = {}
         self._buckets: dict[tuple[int, ...], tuple[int, ...]] = {}
@@ -134,7 +136,7 @@ class Survey:
         self._is_vouched = self.has_used_stored = self.last_was_stored = False
         # The next forward records all anew: of what was vouched for nothing need be kept.
         self.tasks.clear()
-        for noted in (self.adopted, self._seen, self._task_of_key):
+        for noted in (self.adopted, self._seen, self._owner_of_key):
             noted.clear()
         self._tally = None
 
@@ -193,7 +195,8 @@ class Survey:
             return self._answer(custom_op, runners, config, inputs)
 
     def _pass(self, call: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        answer: tuple[Any, Any] = self._original(*call, **kwargs)
+        with self._passing():
+            answer: tuple[Any, Any] = self._original(*call, **kwargs)
         return answer
 
     def _answer(
@@ -300,27 +303,31 @@ class Survey:
 
     def _record_task(self, asked: Asked, keep: Callable[[], Call], shapes: Shapes) -> None:
         profile = probe.nearest_profile(shapes, asked.config)
-        name = asked.ids.at(profile)
-        names = (runner for runner, _ in asked.named)
-        keys = tuple(
-            self._keys.file_key(asked.op, runner, profile, extras)
-            for runner, extras in zip(names, asked.extras_at(shapes), strict=True)
-        )
+        name = bucket = asked.ids.at(profile)
+        named = asked.keyed
+        if asked.follows_batch:  # FlashInfer tunes each size of a bucket that it meets
+            name, named = asked.ids.at(shapes), asked.keyed_at(shapes)
+        file_key = self._keys.file_key
+        keys = tuple([file_key(asked.op, runner, profile, extras) for runner, extras in named])
         if name not in self.tasks:
             shapes = profile if profile == shapes else shapes  # FlashInfer keeps that one anyway
             buckets = asked.buckets(shapes)
             buckets = self._buckets.setdefault(buckets, buckets)  # few differ
             task = Task(name, asked.op, keys, shapes, buckets, None, "missing")
+            if asked.follows_batch:
+                sized = (at for at, (_, extras) in enumerate(asked.named) if extras.follows_batch)
+                task.bucket_id, task.sized = bucket, frozenset(sized)
+                task.met = len(self.tasks)
             self._judge(task, asked, profile)
             self._take_in(task, asked, keep)
         elif (held := self.tasks.held(name)) is not None and held.call is not None:
             held.firsts |= {asked.places.index(0)}
             _keep_also(held, held.call, asked, keep)
-        self._compare(name, keys, asked)
+        self._compare(name, bucket, keys, asked)
 
     def _take_in(self, task: Task, asked: Asked, keep: Callable[[], Call]) -> None:
         is_answered = task.state == "known" and self._is_vouched
-        if is_answered and task.is_agreed and task.served is not None:
+        if is_answered and task.is_agreed and task.served is not None and not task.bucket_id:
             self.tasks.add_known(
                 Known(task.id, task.op, task.keys, task.buckets, task.served), asked.switches
             )
@@ -332,19 +339,21 @@ class Survey:
             task.call, task.firsts = keep(), frozenset({asked.places.index(0)})
         self.tasks.add(task)
 
-    def _compare(self, name: str, keys: tuple[str, ...], asked: Asked) -> None:
-        """Find one file key with two runner lists or two runner configurations."""
+    def _compare(self, name: str, bucket: str, keys: tuple[str, ...], asked: Asked) -> None:
+        """Find one file key with two runner lists or two runner configurations.
+
+        Tasks of one ``bucket`` may share a key: its entry answers them all.
+        """
         for key, switches in zip(keys, asked.switches, strict=True):
-            first = self._task_of_key.setdefault(key, name)
-            if first == name:
+            first = self._owner_of_key.setdefault(key, bucket)
+            if first == bucket:
                 before = self.tasks.switches_of(name)[keys.index(key)]
                 if before is not switches and before != switches:
                     self._unshare_for(self.tasks[name], before, switches)
                 continue
-            task, other = self.tasks[name], self.tasks.get(first)
-            self._unshare(task, "one file key is used by two runner lists")
-            if other is not None:
-                self._unshare(other, task.reason)
+            others = [t for t in self.tasks.values() if first in (t.id, t.bucket_id)]
+            for task in (self.tasks[name], *others):
+                self._unshare(task, "one file key is used by two runner lists")
 
     def _unshare_for(self, task: Task, before: Switches, switches: Switches) -> None:
         changed = sorted({name for name, _ in {*switches} ^ {*before}})
@@ -370,22 +379,28 @@ class Survey:
         found, index, tactic = probe.look_up(
             self._tuner, task.op, asked.runners, task.shapes, asked.config, inputs=asked.inputs
         )
-        pairs = ((at, self._entries.get(key)) for at, key in enumerate(task.keys))
-        stored = [(at, entry) for at, entry in pairs if entry is not None]
-        held = [entry for _, entry in stored]
-        is_answer = len(held) == 1 and probe.is_measured_as(asked.config, held[0].policy)
-        place = stored[0][0] if stored else 0
-        offers = self._offers(task, asked, place, held[0]) if is_answer else None
-        if offers is False:
+        entries = self._entries
+        stored = [
+            (at, entry) for at, key in enumerate(task.keys)
+            if (entry := entries.get(key)) is not None
+        ]  # fmt: skip
+        place, held = stored[0] if len(stored) == 1 else (0, None)
+        is_answer = held is not None and probe.is_measured_as(asked.config, held.policy)
+        offers = self._offers(task, asked, place, held) if held is not None and is_answer else None
+        if held is not None and offers is False:
             task.state = "refused"
-            task.reason = f"{held[0].runner} does not offer tactic {held[0].tactic!r}"
-        elif is_answer and (found or offers or asked.named[place][1].follows_batch):
+            task.reason = f"{held.runner} does not offer tactic {held.tactic!r}"
+        elif (
+            held is not None
+            and is_answer
+            and (found or offers or asked.named[place][1].follows_batch)
+        ):
             task.state = "known"
             # FlashInfer asks with the inputs at hand: their size is not the task's, which a runner
             # that can tell may refuse, and one whose key follows the batch looks elsewhere.
             runner = type(asked.runners[index]).__name__
-            served = (runner, canonical_tactic(tactic)) if found else held[0][:2]
-            task.is_agreed = served == held[0][:2]
+            served = (runner, canonical_tactic(tactic)) if found else held[:2]
+            task.is_agreed = served == held[:2]
             # Few answers differ; of equal ones one is kept, but to a dictionary True is 1.
             is_plain = type(served[1]) is int
             task.served = self._answers.setdefault(served, served) if is_plain else served

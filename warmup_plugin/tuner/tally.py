@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+
+import msgspec
 
 from warmup_plugin.table import Tactic
 from warmup_plugin.tuner.task import State, Task
@@ -18,18 +19,17 @@ from warmup_plugin.tuner.task import State, Task
 Answer = tuple[str, Tactic] | None
 
 
-@dataclass
-class Tally:
+class Tally(msgspec.Struct):
     """Tasks by op and state; the known ones by what the tuner serves for them.
 
     ``served``: answer -> ids of the tasks it answers. ``deviating``: labels of those for which the
     tuner serves something else than the table says. ``others``: the tasks that are not known.
     """
 
-    states: Counter[tuple[str, State]] = field(default_factory=Counter)
-    served: dict[object, list[str]] = field(default_factory=dict)
-    deviating: list[str] = field(default_factory=list)
-    others: list[Task] = field(default_factory=list)
+    states: Counter[tuple[str, State]] = msgspec.field(default_factory=Counter)
+    served: dict[object, list[str]] = msgspec.field(default_factory=dict)
+    deviating: list[str] = msgspec.field(default_factory=list)
+    others: list[Task] = msgspec.field(default_factory=list)
 
     def number(self, *states: State) -> int:
         """Return how many tasks are in one of these states."""

@@ -6,7 +6,8 @@ extras, mapped profile. One task has several possible file keys, one per runner,
 FlashInfer's key holds the runner's class. The order of the runners is no part of it: some ops
 order, or choose, them by the batch. Extras that are this rank's own number (twins,
 `KnownOps.twin_fields`) or that follow the batch are replaced by the field's name, so that ranks and
-calls which differ in nothing else hold one task.
+calls which differ in nothing else hold one task. Where extras follow the batch, FlashInfer finds a
+winner again at the very size alone, so each size of a bucket that is met is a task (`bucket_id`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
 import torch
 
 from warmup_plugin.table import Tactic
@@ -64,7 +66,10 @@ class Task:
     class, tactic), and whether the table says so too. Of a task that a vouched table answers no
     call is kept: the copies of a thousand calls are a third of a warm survey. ``switches``:
     `options_of` its runners. ``firsts``: the places in ``keys`` of the runners that stood first in
-    some call, whose defaults serve where nothing is tuned.
+    some call, whose defaults serve where nothing is tuned. ``bucket_id``: what tasks at several
+    sizes of one bucket have in common, empty where a bucket is one task; ``sized``: the places of
+    the keys that hold the size and are no other task's; ``met``: the place in which this rank met
+    the task.
     """
 
     id: str
@@ -80,6 +85,9 @@ class Task:
     rivals: tuple[Call, ...] = ()
     switches: Sequence[Switches] = ()
     firsts: frozenset[int] = frozenset()
+    bucket_id: str = ""
+    sized: frozenset[int] = frozenset()
+    met: int = 0
 
     def recorded(self) -> Call:
         """Return the call, of a task that is to be replayed."""
@@ -105,8 +113,7 @@ class Task:
         return f"{self.op} @ {self.at}"
 
 
-@dataclass(frozen=True)
-class Extras:
+class Extras(msgspec.Struct, frozen=True):
     """A runner's cache key extras: as they are, and with this rank's own numbers named.
 
     ``follows_batch``: some of them are another at another batch, and named in ``neutral``.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """SGLang's own scheduler processes on a CPU, up to serving: the script that starts them.
 
-    python sglang_scheduler.py MODEL TP OUT
+    python sglang_scheduler.py MODEL TP OUT [--enable-metrics]
 
 Owns what a CPU needs to come through a GPU's warm-up, all of it around `BaseRunner.warmup`: SGLang
 takes ``--device cpu`` and leaves that function at its first question, which is answered with
@@ -96,14 +96,34 @@ def _stand_in(runner: Any, rank: int) -> None:
     model_runner.model.forward = forward
 
 
+def _set_folder() -> None:
+    """Choose where figures lie, as SGLang's launcher does before it starts a process."""
+    from sglang.srt.utils import set_prometheus_multiproc_dir
+
+    set_prometheus_multiproc_dir()
+
+
+def _metrics_page() -> str:
+    """Return what SGLang's server shows under ``/metrics``."""
+    from fastapi import FastAPI
+    from metrics_page import get
+    from sglang.srt.utils import add_prometheus_middleware
+
+    app = FastAPI()
+    add_prometheus_middleware(app)
+    return str(get(app))
+
+
 def main() -> None:
     """Start the processes, wait until each is ready, and end them."""
     model, tp, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     from sglang.srt.server_args import PortArgs, ServerArgs
 
+    has_metrics = "--enable-metrics" in sys.argv
     server_args = ServerArgs(
         model_path=model, device="cpu", tp_size=tp, skip_tokenizer_init=True, load_format="dummy",
         max_total_tokens=512, max_running_requests=4, moe_runner_backend="flashinfer_cutlass",
+        enable_metrics=has_metrics,
     )  # fmt: skip
     server_args.resolve_once()
     # By itself SGLang asks for one NUMA node per rank (`numa_utils.init_threads_binding`), and
@@ -112,6 +132,8 @@ def main() -> None:
         "SGLANG_CPU_OMP_THREADS_BIND": "|".join("0" * tp),
         "TORCHDYNAMO_DISABLE": "1",
     }
+    if has_metrics:
+        _set_folder()
     port_args = PortArgs.init_new(server_args)
     signal.signal(signal.SIGQUIT, signal.SIG_IGN)  # what a scheduler that fails sends its parent
     context = multiprocessing.get_context("spawn")
@@ -127,6 +149,8 @@ def main() -> None:
     try:
         for _, pipe in running:
             told.append(pipe.recv() if pipe.poll(READY_S) else "not ready in time")
+        if has_metrics:
+            Path(f"{out}.page").write_text(_metrics_page())
     except EOFError:
         told.append("ended")
     finally:

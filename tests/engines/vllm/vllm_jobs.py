@@ -59,6 +59,7 @@ class Launch:
     ranks: list[Any]
     log: str
     seconds: float
+    page: str = ""
 
     @property
     def lines(self) -> list[str]:
@@ -83,8 +84,9 @@ def launch(
         "kernel_config": {"enable_flashinfer_autotune": True},
     }  # fmt: skip
     command = [sys.executable, str(HERE / "vllm_worker.py"), json.dumps(arguments), str(out)]
+    here = [str(HERE), str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environ = {
-        **os.environ, "VLLM_CACHE_ROOT": str(job.root), "PYTHONPATH": f"{HERE}:{HERE.parent}",
+        **os.environ, "VLLM_CACHE_ROOT": str(job.root), "PYTHONPATH": os.pathsep.join(here),
         "VLLM_LOGGING_LEVEL": "INFO", "VLLM_WORKER_MULTIPROC_METHOD": "spawn", **env,
     }  # fmt: skip
     began = time.monotonic()
@@ -98,8 +100,11 @@ def launch(
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    ranks = json.loads(out.read_text())["ranks"] if out.exists() else []
-    return Launch(code, ranks, log.read_text(errors="replace"), time.monotonic() - began)
+    found: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"ranks": []}
+    return Launch(
+        code, found["ranks"], log.read_text(errors="replace"), time.monotonic() - began,
+        found.get("page", ""),
+    )  # fmt: skip
 
 
 def _wait(

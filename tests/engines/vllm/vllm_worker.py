@@ -3,7 +3,8 @@
 
 Owns the worker class for ``worker_cls``: real worker distribution and real `kernel_warmup`, with
 the runner of `vllm_on_ranks.py` and the warm-ups of single models silenced.
-Run as a script: ``vllm_worker.py <json of LLM's arguments> <out>`` starts an engine and stops it.
+Run as a script: ``vllm_worker.py <json of LLM's arguments> <out>`` starts an engine and stops it;
+with METRICS_PAGE set it asks vLLM's own metrics page in between.
 """
 
 from __future__ import annotations
@@ -113,7 +114,19 @@ def main() -> None:
     engine = LLM(worker_cls="vllm_worker.Worker", **arguments)
     seconds = time.perf_counter() - began
     ranks = engine.collective_rpc("receipt")
-    out.write_text(json.dumps({"ranks": ranks, "seconds": seconds}))
+    page = metrics_page() if "METRICS_PAGE" in os.environ else ""
+    out.write_text(json.dumps({"ranks": ranks, "seconds": seconds, "page": page}))
+
+
+def metrics_page() -> str:
+    """Return what vLLM's API server would show under ``/metrics``, its workers alive."""
+    from fastapi import FastAPI
+    from metrics_page import get
+    from vllm.entrypoints.serve.instrumentator.metrics import attach_router
+
+    app = FastAPI()
+    attach_router(app)
+    return str(get(app))
 
 
 if __name__ == "__main__":

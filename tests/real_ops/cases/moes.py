@@ -31,20 +31,25 @@ def packed(m: int) -> torch.Tensor:
 # -- CUTLASS -------------------------------------------------------------------------------------
 
 
-def cutlass(kind: str = "bf16", ranks: dict[str, int] | None = None, **options: Any) -> Make:
+def cutlass(
+    kind: str = "bf16", ranks: dict[str, int] | None = None, *,
+    hidden: int = HIDDEN, widths: tuple[int, ...] = WIDTHS, **options: Any,
+) -> Make:  # fmt: skip
+    """CUTLASS' MoE. ``hidden``, ``widths``: the model's, and of each layer's experts."""
     where = {"ep_size": 1, "ep_rank": 0, "tp_size": 1, "tp_rank": 0, **(ranks or {})}
 
     def make() -> Step:
         from flashinfer.fused_moe import cutlass_fused_moe
 
-        layers = [_cutlass_layer(kind, EXPERTS // where["ep_size"], width) for width in WIDTHS]
+        local = EXPERTS // where["ep_size"]
+        layers = [_cutlass_layer(kind, local, width, hidden) for width in widths]
 
         def step(m: int) -> None:
             for w1, w2, scales in layers:
                 if kind == "nvfp4":  # as both engines do at every call
                     w1, w2 = w1.view(torch.long), w2.view(torch.long)  # noqa: PLW2901  # as said
                 cutlass_fused_moe(
-                    zeros(m, HIDDEN), routing(m), ones(m, TOP), w1, w2, BF16, scales,
+                    zeros(m, hidden), routing(m), ones(m, TOP), w1, w2, BF16, scales,
                     **where, **options,
                 )  # fmt: skip
 
@@ -53,7 +58,7 @@ def cutlass(kind: str = "bf16", ranks: dict[str, int] | None = None, **options: 
     return make
 
 
-def _cutlass_layer(kind: str, local: int, width: int, hidden: int = HIDDEN) -> Any:
+def _cutlass_layer(kind: str, local: int, width: int, hidden: int) -> Any:
     if kind == "bf16":
         return weight(local, 2 * width, hidden), weight(local, hidden, width), []
     w1 = weight(local, 2 * width, hidden // 2, dtype=U8)

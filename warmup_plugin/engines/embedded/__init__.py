@@ -14,6 +14,7 @@ Also the reference for writers of runners: its ops call FlashInfer's real `AutoT
     preload.py      what the fork server has ready for every rank
     progress.py     the line in which a rank says what it is at
     count_calls.py  counts what FlashInfer does, replacing nothing
+    evidence.py     what a start did, seen from outside: contexts, bodies, files, when it left
 """
 
 from __future__ import annotations

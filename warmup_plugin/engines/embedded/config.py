@@ -123,6 +123,7 @@ class RankResult:
     """One rank's start. ``served``: op, weights and batch -> what the tuner serves in use.
 
     ``counts``: calls of FlashInfer's own functions, counted apart from the package under test.
+    ``evidence``: of `evidence.warm_up_watched`, an `Evidence`.
     """
 
     rank: int
@@ -130,6 +131,7 @@ class RankResult:
     served: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    evidence: Any = None
 
 
 def resolve(reference: str) -> Any:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from warmup_plugin.engines import base
 from warmup_plugin.engines.sglang import names
+from warmup_plugin.exposition import left_alone
 
 if TYPE_CHECKING:
     from warmup_plugin.report import WarmupReport
@@ -73,6 +74,7 @@ def _watching(own: Callable[..., None], *args: Any, **kwargs: Any) -> None:
             "there, as SGLang has logged before",
             names.CONTEXT,
         )
+        left_alone(("sglang", names.version()), None)
 
 
 def _in_place_of(settings: Settings) -> Callable[..., Any]:

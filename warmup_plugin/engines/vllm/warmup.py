@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from warmup_plugin.engines import base
 from warmup_plugin.engines.vllm import names
+from warmup_plugin.exposition import left_alone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,6 +62,7 @@ def _warm_up(own: FunctionType, settings: Settings, runner: Any, *, skip_attn: b
     world = names.world()
     if names.is_elastic(runner):
         logger.warning("warmup-plugin: vLLM warms up as without this package: elastic experts")
+        left_alone(("vllm", names.version()), settings)
         own(runner, skip_attn=skip_attn)
         return
     from warmup_plugin.engines import attempt

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much faster winners are than FlashInfer's defaults.
+
+Owns what counts as a time: tables and receipts that are kept may have what a clock gone wrong has
+said, and no sum over them fails for it. Pure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def plausible(value: object) -> float | None:
+    """Return what can be a time that something took, None for anything else."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    return float(value) if math.isfinite(value) and value > 0 else None
+
+
+def gain(ms: object, default_ms: object) -> float | None:
+    """Return default's time over the winner's; None where one of both is no time."""
+    winner, default = plausible(ms), plausible(default_ms)
+    return plausible(default / winner) if winner and default else None
+
+
+def mean_gain(gains: Iterable[float]) -> float | None:
+    """Return the geometric mean, None of nothing."""
+    logs = [math.log(each) for each in gains]
+    return math.exp(sum(logs) / len(logs)) if logs else None
+
+
+def over_default(winners: Iterable[Mapping[str, Any]]) -> float | None:
+    """Return the mean gain of a receipt's winners; None where no default was timed."""
+    gains = [gain(row.get("ms"), row.get("default_ms")) for row in winners]
+    return mean_gain(each for each in gains if each)
