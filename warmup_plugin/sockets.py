@@ -28,7 +28,7 @@ _MOST_DESCRIPTORS = 1 << 16
 #: What a connection fails for that says nothing of the other side.
 OWN_LACK = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 #: How long the end of a process waits for its threads that make connections, seconds.
-_PART_S = 3.0
+_PART_S = 10.0
 
 #: Threads that make a connection: to which port, and which connections to it are not ours to close.
 _making: dict[threading.Thread, tuple[int, frozenset[int]]] = {}

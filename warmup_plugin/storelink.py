@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _CONNECT_S = 10.0
 _LOOPBACK = "127.0.0.1"
 #: How long torch tries again to get another connection, seconds: whoever needs one does, too.
-_TRY_S = 2.0
+_TRY_S = 1.0
 #: How often a value is asked for that torch gives up waiting for.
 _MOST_TRIES = 5
 
@@ -187,7 +187,7 @@ def link_beside(store: TCPStore, rank: int, size: int, silence_s: float) -> Stor
             except RankLostError as error:
                 if isinstance(error.__cause__, OSError):  # refused, or a lack of our own
                     made.append(error)
-                # Else torch has given up after its own two seconds: the store may be slow.
+                # Else torch has given up after its own second: the store may be slow.
 
     try:
         maker = on_thread(make, "warmup-beside", store.port, but=others)
