@@ -11,8 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
-
 #: A sound start takes seconds; an engine alone that has not ended after this long hangs.
 HANG_S = 15.0
 
@@ -63,6 +61,3 @@ def check_alone(denial: Denial, job: Any, *, is_cold: bool) -> None:
         job.start(plugin=False)
     start = job.start(plugin=False, fault=denial.planted, may_fail=True, limit_s=HANG_S)
     assert verdict(start) == denial.alone[not is_cold], start.errors
-
-
-when = pytest.mark.parametrize("is_cold", [True, False], ids=["cold", "warm"])

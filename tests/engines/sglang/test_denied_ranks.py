@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from denied_ranks import Denial, check, check_alone, when
+from denied_ranks import Denial, check, check_alone
 
 pytestmark = [pytest.mark.engine, pytest.mark.multiprocess]
 
@@ -18,6 +18,7 @@ ROWS = [
     Denial("no_error_stream", ("up", "up"), ranks="1"),
 ]
 rows = pytest.mark.parametrize("row", ROWS, ids=str)
+when = pytest.mark.parametrize("is_cold", [True, False], ids=["cold", "warm"])
 
 
 @when
