@@ -176,13 +176,14 @@ def _is_sound(op: OpPlan) -> bool:
 
     What is lost to memory is tried again at the next start; so is an op of which nothing runs. Two
     lists of one op, one within the other, share FlashInfer's file keys and may not share an entry.
+    An op whose default fails cannot take the survey's answer, and is passed through.
     """
     if op.order == "without the last" and len(op.runners) > 1:
         return False
     if op.faults or _is_starved(op) or any(plan.key in UNSTABLE for plan in op.runners):
         return False
     places = {fault.place for plan in op.runners for fault in plan.faults}
-    if places & {"key", "candidates", "preparation"}:
+    if places & {"key", "candidates", "preparation", DEFAULT}:
         return False
     return any(plan.tactics and not plan.faults for plan in op.runners)
 
