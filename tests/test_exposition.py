@@ -132,3 +132,16 @@ def test_what_cannot_be_shown_is_logged_once(told: Told, name: str, text: str, r
     _, log = told(lines, **{name: text})
     assert log.count(f"warmup-plugin: {reason}") == 1
     assert len(log.splitlines()) == 1
+
+
+def test_no_file_can_be_opened(told: Told) -> None:
+    """Not even a module of this package: the start goes on, and says so once."""
+    states, logged = told(
+        "import resource\n"
+        "f = rank(); limit = resource.RLIMIT_NOFILE\n"
+        "resource.setrlimit(limit, (3, resource.getrlimit(limit)[1]))\n"
+        "f.begin(); f.end(report()); left_alone(('vllm', ''), settings)\n"
+    )
+    assert states == {}
+    assert logged.count("no figures: ") == 1
+    assert "Too many open files" in logged

@@ -114,6 +114,12 @@ class Figures:
         return dataclasses.replace(self._known, at=time.time())
 
     def _tell(self, state: State, report: WarmupReport, *, in_gauges: bool = True) -> None:
+        try:
+            self._told(state, report, in_gauges=in_gauges)
+        except Exception as error:  # noqa: BLE001  # no descriptor to read a module with, say: no figures
+            _warn(f"no figures: {type(error).__name__}: {error}")
+
+    def _told(self, state: State, report: WarmupReport, *, in_gauges: bool) -> None:
         from warmup_plugin import gauges
 
         place = gauges.folder() if in_gauges else None

@@ -21,8 +21,10 @@ _DESCRIPTORS: Final = 14
 #: More on rank 0: the store's own, and two connections of each rank.
 _DESCRIPTORS_OF_STORE: Final = 2
 _DESCRIPTORS_OF_RANK: Final = 2
-#: Heartbeat, its connection, and one for what can do without; on rank 0 that of the store.
-_THREADS: Final = 3
+#: Heartbeat, its connection, and one for what can do without; and processes, which count alike: a
+#: compiler, its driver and a linker, by which FlashInfer looks for cuBLAS. Without one the compiler
+#: tries for half a minute. On rank 0 the thread of the store, too.
+_THREADS: Final = 6
 _THREADS_OF_STORE: Final = 1
 #: The C library reserves 64 MiB for each thread, whatever it uses of that.
 _ADDRESS_SPACE_MIB: Final = 768

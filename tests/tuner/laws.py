@@ -73,7 +73,7 @@ def check(engine: Engine, example: Example) -> list[str]:
 def _start(
     example: Example,
     run: Callable[[Callable[[], None]], Any],
-    ops: tuple[OpPlan, ...] = (),
+    ops: tuple[OpPlan, ...] | None = None,
 ) -> Way:
     """Start as a process does that has tuned nothing, then serve these ops or those called."""
     tuner = AutoTuner.get()
@@ -94,7 +94,7 @@ def _start(
     assert child.left_behind() == []
     way.served = {
         (op.name, batch): _serve(model, op, batch)
-        for op in ops or example.called
+        for op in (example.called if ops is None else ops)
         for batch in SERVED
     }
     return way
@@ -103,26 +103,6 @@ def _start(
 def _alone(example: Example, forward: Callable[[], None]) -> None:
     with CONTEXTS[example.context]():
         forward()
-    if any(_has_no_key(op) for op in example.called):
-        _load_own()
-
-
-def _has_no_key(op: OpPlan) -> bool:
-    return any(fault.place == "key" for plan in op.runners for fault in plan.faults)
-
-
-def _load_own() -> None:
-    """Have FlashInfer serve from its own file, as after any restart.
-
-    It asks every runner for its key before it looks there. What it has in memory it finds at the
-    first runner that has it, and a later one, whose key cannot be told, is not asked.
-    """
-    tuner = AutoTuner.get()
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder, "own.json"))
-        tuner.save_configs(path)
-        tuner.clear_cache()
-        tuner.load_configs(path)
 
 
 def _ours(engine: Engine, example: Example, root: Path, forward: Callable[[], None]) -> Any:
@@ -154,14 +134,14 @@ def _slower(example: Example, alone: Way, way: Way) -> list[str]:
     if way.error is not None or alone.error is not None:
         return []  # a start that has failed serves nothing
     starved = {op.name for op in example.called if _is_starved(op)}
-    refused = {op.name for op in example.called if _refuses_its_own(op)}
+    odd = {op.name for op in example.called if _refuses_its_own(op) or _hides_its_key(op)}
     found = []
     for (op, batch), ours in way.served.items():
         theirs = alone.served[op, batch]
         # Alone it gives a whole call up to its default, which a tactic need not beat: a start with
         # a process group does as ours does, and leaves out what has no room.
         bound = float("inf") if op in starved and theirs[1] == DEFAULT else theirs[2]
-        if op in refused:
+        if op in odd:
             continue
         if ours[2] > bound / (1 - example.margin) + _ROUNDING:
             found.append(f"{op} @ {batch} serves {ours}, FlashInfer alone {theirs}")
@@ -174,6 +154,16 @@ def _refuses_its_own(op: OpPlan) -> bool:
     FlashInfer stores it all the same, and serves it at other sizes of the bucket; we drop it.
     """
     return op.config == "own size" and any(plan.validates == "even" for plan in op.runners)
+
+
+def _hides_its_key(op: OpPlan) -> bool:
+    """Return whether a runner's key cannot be told at some size.
+
+    FlashInfer stores a winner without asking the other runners there, and a call finds it as long
+    as it is in memory and its runner the first. We ask all, as FlashInfer does with a loaded table:
+    the task fails, is told of, and is tuned again at the next start.
+    """
+    return any(fault.place == "key" for plan in op.runners for fault in plan.faults)
 
 
 def _is_starved(op: OpPlan) -> bool:
@@ -240,13 +230,20 @@ class Rank:
 
 
 def on_a_rank(engine: Engine, example: Example) -> Rank:
-    """Start with this package on this rank, whose times are its own."""
+    """Start with this package on this rank, whose times are its own.
+
+    Served are the ops that all ranks have called: of another one a rank has no task, as a pipeline
+    stage has none of another stage's layers.
+    """
     rank = engine.ranks.rank
     random_ops.noise = f"rank {rank}"
-    steps = (example.steps, *example.others)[rank] if rank <= len(example.others) else example.steps
-    own = replace(example, steps=steps, others=())
+    forwards = [example.steps, *example.others]
+    forwards += [example.steps] * (engine.ranks.world_size - len(forwards))
+    own = replace(example, steps=forwards[rank], others=())
     root = cache_root(engine)
-    way = _start(own, lambda forward: _ours(engine, own, root, forward), ops=example.ops)
+    met = set.intersection(*({step.op for step in steps} for steps in forwards))
+    ops = tuple(op for number, op in enumerate(example.ops) if number in met)
+    way = _start(own, lambda forward: _ours(engine, own, root, forward), ops=ops)
     return Rank(
         f"{type(way.error).__name__}: {way.error}" if way.error else "",
         way.report.agreement if way.report else "",
