@@ -33,6 +33,8 @@ logger = logging.getLogger("warmup_plugin")
 #: Kubernetes' name of a pod, which its host name is only where it has a network of its own.
 POD: Final = "POD_NAME"
 FILE: Final = "WARMUP_PLUGIN_METRICS_FILE"
+#: prometheus_client's variable, which names the folder of a worker's figures.
+ENGINES_PAGE: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 
 @dataclasses.dataclass
@@ -120,6 +122,8 @@ class Figures:
             _warn(f"no figures: {type(error).__name__}: {error}")
 
     def _told(self, state: State, report: WarmupReport, *, in_gauges: bool) -> None:
+        if self._path is None and not (in_gauges and ENGINES_PAGE in os.environ):
+            return  # the usual start: what tells nobody is not imported
         from warmup_plugin import gauges
 
         place = gauges.folder() if in_gauges else None

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from warmup_plugin import liveness
+from warmup_plugin.exposition import ENGINES_PAGE
 from warmup_plugin.files import said
 from warmup_plugin.metrics import COMMON, FAMILIES, PREFIX, Sample, label_names
 
-VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
+VARIABLE: Final = ENGINES_PAGE
 MODE: Final = "mostrecent"
 #: The library maps its files into memory: where the disk is full, a write would end the process.
 LEAST_FREE: Final = 2**20

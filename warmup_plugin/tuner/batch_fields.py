@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from warmup_plugin.tuner.asked import dynamic_inputs, shapes_of
+from warmup_plugin.tuner.asked import Same, dynamic_inputs, shapes_of
 from warmup_plugin.tuner.capture import at_size
 from warmup_plugin.tuner.profiles import Profiles
 from warmup_plugin.tuner.replay import narrow
@@ -38,6 +38,7 @@ class BatchFields:
     def __init__(self, profiles: Profiles) -> None:
         self._profiles = profiles
         self._known: dict[tuple[str, str, Switches], Fields] = {}
+        self._by_config: dict[tuple[str, Switches, Same], Fields] = {}
 
     def of(
         self,
@@ -54,10 +55,16 @@ class BatchFields:
         # By name: FlashInfer makes some of its runner classes anew for each call.
         key = op, f"{type(runner).__module__}.{type(runner).__qualname__}", switches
         if key not in self._known:
+            # What its key is made of is the class's own; ops that share its config share that.
+            kind_of = key[1], switches, Same(config)
+            if kind_of in self._by_config:
+                self._known[key] = self._by_config[kind_of]
+                return self._known[key]
             others = self._other_sizes(config, inputs)
             if not others:  # nothing is dynamic: there is no batch to follow
                 return Fields()
             self._known[key] = _ask(runner, real, config, inputs, others)
+            self._by_config[kind_of] = self._known[key]
         return self._known[key]
 
     def _other_sizes(self, config: Any, inputs: list[Any]) -> list[Shapes]:
