@@ -56,7 +56,7 @@ def test_address_space() -> None:
     assert "MiB of address space are left, 768 are needed (RLIMIT_AS)" in asked("AS", 300)
 
 
-@pytest.mark.parametrize(("rank", "left", "needed"), [(1, 0, 6), (1, 5, 6), (1, 6, 6), (0, 6, 7)])
+@pytest.mark.parametrize(("rank", "left", "needed"), [(1, 0, 3), (1, 2, 3), (1, 3, 3), (0, 3, 4)])
 def test_threads(rank: int, left: int, needed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them at once, and none of them left."""
     own, started = threading.Thread.start, iter(range(100))

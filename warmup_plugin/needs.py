@@ -21,10 +21,8 @@ _DESCRIPTORS: Final = 14
 #: More on rank 0: the store's own, and two connections of each rank.
 _DESCRIPTORS_OF_STORE: Final = 2
 _DESCRIPTORS_OF_RANK: Final = 2
-#: Heartbeat, its connection, and one for what can do without; and processes, which count alike: a
-#: compiler, its driver and a linker, by which FlashInfer looks for cuBLAS. Without one the compiler
-#: tries for half a minute. On rank 0 the thread of the store, too.
-_THREADS: Final = 6
+#: Heartbeat, its connection, and one for what can do without; on rank 0 that of the store.
+_THREADS: Final = 3
 _THREADS_OF_STORE: Final = 1
 #: The C library reserves 64 MiB for each thread, whatever it uses of that.
 _ADDRESS_SPACE_MIB: Final = 768
@@ -37,7 +35,7 @@ def lacking(rank: int, size: int) -> str:
     if rank == 0:
         descriptors += _DESCRIPTORS_OF_STORE + _DESCRIPTORS_OF_RANK * size
         threads += _THREADS_OF_STORE
-    return _lacks_memory() or _lacks_descriptors(descriptors) or _lacks_threads(threads)
+    return _lacks_memory() or _lacks_descriptors(descriptors) or lacks_threads(threads)
 
 
 def _lacks_descriptors(number: int) -> str:
@@ -50,7 +48,8 @@ def _lacks_descriptors(number: int) -> str:
     return ""
 
 
-def _lacks_threads(number: int) -> str:
+def lacks_threads(number: int) -> str:
+    """Return why so many threads, or processes, cannot be started at a time, or an empty string."""
     over, started = threading.Event(), list[threading.Thread]()
     try:
         for _ in range(number):

@@ -187,6 +187,21 @@ def test_other_files_are_opened_as_ever(monkeypatch: pytest.MonkeyPatch, tmp_pat
             assert json.load(file) == [1]
 
 
+def test_no_search_where_no_process_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler that Python has search for it would try to start others for half a minute."""
+    searched: list[str] = []
+    monkeypatch.setattr(library_search, "_own_search", searched.append)
+
+    def cannot(_thread: object) -> NoReturn:
+        raise RuntimeError("can't start new thread")
+
+    with bearing_failed_searches():
+        ctypes.util.find_library("cublas")
+        monkeypatch.setattr("threading.Thread.start", cannot)
+        assert ctypes.util.find_library("cuda") is None
+    assert searched == ["cublas"]
+
+
 def test_a_search_that_cannot_be_made_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a temporary directory Python's own raises; FlashInfer then asks elsewhere."""
 

@@ -114,6 +114,13 @@ FOUND = {
         batches=(1,),
         margin=0.03,
     ),
+    "both keys have something of the batch, which orders the runners": plain(
+        RunnerPlan(0, 0, 0, "parity"),
+        RunnerPlan(1, 0, 1, "raw batch"),
+        order="reversed",
+        batches=(16,),
+        margin=0.03,
+    ),
     "the key has what the batch is like": plain(RunnerPlan(0, 0, 3, "parity"), batches=(1,)),
     "one call is skipped": plain(FIRST, steps=(Step(0, 64, "skip"), Step(0, 64))),
     "its tactics are validated": plain(

@@ -11,6 +11,11 @@ import ctypes.util
 import threading
 from collections.abc import Iterator
 
+from warmup_plugin.needs import lacks_threads
+
+#: The compiler, its own part that links, and the linker: processes count as threads do.
+_PROCESSES = 3
+
 _searches = threading.Lock()
 _search_depth = 0
 _own_search = ctypes.util.find_library
@@ -21,11 +26,14 @@ def bearing_failed_searches() -> Iterator[None]:
     """Have a library not be found in the body where it cannot be searched for.
 
     Where the linker's cache does not name it, Python has a compiler and a linker look for it, for
-    which it needs a temporary directory; without one it raises. FlashInfer then asks elsewhere.
+    which it needs a temporary directory; without one it raises. Where no process can be started the
+    compiler tries again for half a minute. FlashInfer then asks elsewhere.
     """
     global _search_depth  # noqa: PLW0603  # of the process, as the function it stands for
 
     def find_library(name: str) -> str | None:
+        if lacks_threads(_PROCESSES):
+            return None
         try:
             return _own_search(name)
         except OSError:

@@ -123,7 +123,8 @@ def _tuned(tuner: Any, task: Task, seen: Observations, margin: float) -> Outcome
         return found
     fastest = min(defaults, key=lambda place: defaults[place])
     is_faster = recorded.options.memory_only_v2 and beats_default(defaults[fastest], found.ms, 0.0)
-    if (found.winner in task.sized) != (fastest in task.sized) and not is_faster:
+    is_found_elsewhere = found.winner != fastest and task.sized & {found.winner, fastest}
+    if is_found_elsewhere and not is_faster:
         # An entry for the default would answer other sizes than the winner's does, and where the
         # one is found and not the other FlashInfer alone may serve what is faster. It stores one
         # itself only where the default is in its own race, and has won it.
