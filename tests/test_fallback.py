@@ -14,6 +14,7 @@ from warmup_plugin.errors import (
     InstallError,
     LateError,
     RankLostError,
+    RefusedError,
     SessionError,
     WarmupError,
 )
@@ -44,6 +45,10 @@ CASES: dict[str, tuple[BaseException | str, Failure, Way, Way]] = {
     ),
     "a vote of another step": (
         SessionError("rank 1 cannot go on: its vote at step plan is one of step 'share'"),
+        Failure.CANNOT_GO_ON, AS_WITHOUT, RAISE,
+    ),
+    "ranks that do not fit together": (
+        RefusedError("rank 1: a FlashInfer tuning context is open already; close it first"),
         Failure.CANNOT_GO_ON, AS_WITHOUT, RAISE,
     ),
     "an agreed table that one rank cannot read": (

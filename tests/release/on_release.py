@@ -9,11 +9,11 @@ import os
 import tempfile
 import time
 import weakref
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import flashinfer.autotuner as fi
+import msgspec
 import torch.distributed as dist
 
 from warmup_plugin.engines.embedded.worker import Engine
@@ -26,7 +26,7 @@ def facts(_engine: Engine) -> dict[str, Any]:
     """Say what the release has and can do."""
     places = {"module": fi, "AutoTuner": fi.AutoTuner, "tuner": fi.AutoTuner()}
     return {
-        "capabilities": asdict(probe.probe()),
+        "capabilities": msgspec.structs.asdict(probe.probe()),
         "present": {f"{w}.{name}": hasattr(places[w], name) for w, name in probe.REQUIRED},
     }
 

@@ -332,7 +332,7 @@ def test_an_open_tuning_context_refuses_the_session_on_every_rank(
 ) -> None:
     for result in children.ranks("on_survey:open_already", tp=2, rank=rank):
         assert result == (
-            "SessionError",
+            "RefusedError",
             f"rank {rank}: a FlashInfer tuning context is open already; close it first",
         )
     assert not list(children.root.rglob("rank_*"))
