@@ -15,6 +15,7 @@ import errno
 import secrets
 import socket
 import threading
+import time
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
@@ -105,11 +106,8 @@ class StoreLink:
         """
         if self.store is None:
             raise RankLostError(0, self._gone)
-        at, limit = (self.store.host, self.store.port), timedelta(seconds=_TRY_S)
         try:
-            socket.create_connection(at, timeout=_CONNECT_S).close()
-            store = TCPStore(*at, is_master=False, wait_for_workers=False, timeout=limit)
-            store.set_timeout(timedelta(seconds=_CONNECT_S))
+            store = _client(self.store.host, self.store.port)
         except (OSError, RuntimeError) as error:
             raise RankLostError(0, f"its store is gone: {error}") from error
         return StoreLink(store, self.rank, self.size, self.silence_s, leader=self.leader)
@@ -295,6 +293,41 @@ def _addresses() -> list[str]:
     return [*found, host_name()[:200]]
 
 
+def _client(host: str, port: int, try_s: float = _TRY_S) -> TCPStore:
+    """Return a connection to a store, for which torch tries for so many seconds.
+
+    Raises `OSError`, at once, where nobody listens: torch would ask for as long as it is given.
+    Raises `RuntimeError` where the listener does not answer as a store does.
+    """
+    socket.create_connection((host, port), timeout=_CONNECT_S).close()
+    limit = timedelta(seconds=try_s)
+    store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit)
+    store.set_timeout(timedelta(seconds=_CONNECT_S))
+    return store
+
+
+def _patient_client(host: str, port: int) -> TCPStore:
+    """Return a connection to a store that may be slow to answer: torch tries longer each time.
+
+    Raises as `_client`, and `SessionError` where the listener is gone after it has been there: no
+    other address leads to it either.
+    """
+    until, try_s, has_listened = time.monotonic() + _CONNECT_S, _TRY_S, False
+    while True:
+        try:
+            return _client(host, port, try_s)
+        except OSError as error:
+            if not has_listened:
+                raise
+            text = f"rank 0's store on port {port} has closed while this rank joined it"
+            raise SessionError(text) from error
+        except RuntimeError:
+            left_s, has_listened = until - time.monotonic(), True
+            if left_s <= 0:
+                raise
+            try_s = min(2 * try_s, left_s)
+
+
 def _join(card: dict[str, Any]) -> TCPStore:
     same_machine = card["machine"] == machine_id()
     hosts = [_LOOPBACK, *card["hosts"]] if same_machine else card["hosts"]
@@ -302,15 +335,12 @@ def _join(card: dict[str, Any]) -> TCPStore:
     hold_standard_streams()
     for host in hosts:
         try:
-            store = TCPStore(
-                host, card["port"], is_master=False, wait_for_workers=False,
-                timeout=timedelta(seconds=_CONNECT_S),
-            )  # fmt: skip
+            store = _patient_client(host, card["port"])
             # Two containers of one machine share the boot id but not the loopback interface.
             if store.get("nonce").decode() == card["nonce"]:
                 return store
             refused.append(f"{host}: another store answers")
-        except RuntimeError as error:
+        except (OSError, RuntimeError) as error:
             refused.append(f"{host}: {error}")
     raise SessionError(
         f"cannot reach rank 0's store on port {card['port']}: {'; '.join(refused)} "

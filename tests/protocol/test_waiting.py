@@ -41,7 +41,7 @@ ALLOWED = {
     ("pulse.py", "Pulse._connect", "self._link.connect"): "renewal's, which only begins it",
     ("pulse.py", "Pulse._connect", "self._stop.wait"): "a silence and a beat, ended by `stop`",
     ("pulse.py", "Pulse.stop", "self._thread.join"): "five seconds; the thread is a daemon",
-    ("needs.py", "_lacks_threads", "thread.join"): "a time-out is given",
+    ("needs.py", "lacks_threads", "thread.join"): "a time-out is given",
     ("lease.py", "_touch", "stop.wait"): "the pause between two touches, ended by the holder",
     ("lease.py", "hold", "toucher.join"): "five seconds; the thread is a daemon",
     ("shutdown.py", "Shutdown._listen", "self._listener.recv"): "a thread of its own, which ends "
@@ -52,12 +52,11 @@ ALLOWED = {
     ("ticking.py", "Ticking._run", "self._is_over.wait"): "the pause between two ticks",
     ("ticking.py", "Ticking.end", "self._thread.join"): "a second; the thread is a daemon",
     ("storelink.py", "_open", "TCPStore"): "the server; a time-out is given",
-    ("storelink.py", "_join", "TCPStore"): "a time-out is given",
     ("rollcall.py", "tell", "dist.broadcast"): "bounded by the time-out of the group it is given",
     ("rollcall.py", "call_the_roll", "dist.all_reduce"): "the same",
-    ("storelink.py", "StoreLink.clone", "socket.create_connection"): "a time-out is given",
-    ("storelink.py", "StoreLink.clone", "TCPStore"): "a time-out is given, which torch does not "
-    "honour where the store's process is stopped: only called on a thread of its own",
+    ("storelink.py", "_client", "socket.create_connection"): "a time-out is given",
+    ("storelink.py", "_client", "TCPStore"): "a time-out is given, which torch does not honour "
+    "where the store's process is stopped: `clone` is only called on a thread of its own",
     ("storelink.py", "_addresses", "probe.connect"): "of a datagram socket: sends nothing",
     ("steps/job.py", "_meet", "connect"): "storelink's, above",
     ("tuner/stamp.py", "Lookup._wait", "thread.join"): "a time-out is given",

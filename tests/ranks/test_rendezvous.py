@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -247,7 +248,7 @@ def test_a_rank_that_never_arrives_is_named_on_all_others() -> None:
     seen = ranks.run(lambda m: lost(lambda: m.meet("step", {}, on)))
     assert [rank for rank, _ in seen] == [1, 1]
     assert all("has not joined" in reason for _, reason in seen)
-    assert time.monotonic() - began < BOUND_S / 2
+    assert time.monotonic() - began < BOUND_S
     ranks.arrive(1)
     assert ranks.run(lambda m: lost(lambda: m.meet("step", {}, on))[0], 1) == [1]
     ranks.run(lambda m: m.close())
@@ -265,7 +266,7 @@ def test_a_rank_that_leaves_is_named_at_once(leaver: int) -> None:
     assert all("left" in reason for _, reason in seen)
     ranks.run(lambda m: m.close(), *staying)
     left.result()
-    assert time.monotonic() - began < BOUND_S / 2
+    assert time.monotonic() - began < BOUND_S
 
 
 def test_a_rank_that_is_done_is_not_one_that_left() -> None:
@@ -388,6 +389,27 @@ def test_a_rank_0_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(SessionError, match=f"port {port}: 127.0.0.1: ") as caught:
         storelink._join(card)
     assert "WARMUP_PLUGIN_ADDRESS" in str(caught.value)
+
+
+def test_a_store_that_closes_while_a_rank_joins_is_no_long_wait() -> None:
+    """Rank 0 has died: torch alone would ask ten seconds at this address, then at the next ones."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def close_on_the_second() -> None:
+        listener.accept()[0].close()
+        connection, _ = listener.accept()
+        listener.close()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+
+    rank_0 = threading.Thread(target=close_on_the_second, daemon=True)
+    rank_0.start()
+    port, machine = listener.getsockname()[1], machine_id()
+    card = {"hosts": ["192.0.2.2"], "port": port, "nonce": "ours", "machine": machine}
+    began = time.monotonic()
+    with pytest.raises(SessionError, match=f"port {port} has closed while this rank joined it"):
+        storelink._join(card)
+    assert time.monotonic() - began < 5.0
 
 
 # -- processes -------------------------------------------------------------------------------------
