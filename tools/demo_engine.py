@@ -41,17 +41,9 @@ def job_of(engine: str, folder: Path) -> Any:
         inspected.mkdir()
         return jobs.make_job(folder, jobs.inspect(inspected))
     starts: Any = importlib.import_module("engine_starts")
-    ranks = importlib.import_module("sglang_on_ranks")
-
-    class Job(starts.Job):
-        spec, serve = ranks.Spec, staticmethod(ranks.serve)
-
-        def environment(self) -> dict[str, str]:
-            return {"SGLANG_CACHE_DIR": str(self.root)}
-
     os.environ.update(starts.ENVIRONMENT, SGLANG_CACHE_DIR=str(folder / "others"))
-    starts.CONTEXT.set_forkserver_preload(ranks.PRELOAD)
-    return Job.make(folder, ranks.LLAMA)
+    starts.CONTEXT.set_forkserver_preload(importlib.import_module("sglang_on_ranks").PRELOAD)
+    return importlib.import_module("sglang_jobs").make_job(folder)
 
 
 def results(start: Any) -> list[RankResult]:

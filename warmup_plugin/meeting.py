@@ -321,12 +321,15 @@ class Meeting:
             self.on_wait(())
 
     def _telling(self, others: list[int]) -> list[int]:
-        """Return of which ranks this one says that all wait for them.
+        """Return the ranks of which this one logs that all wait for them.
 
-        Rank 0 of all; rank 1 of rank 0 where that may be stuck in its forward, and cannot say so.
+        Rank 0 logs it of every rank. Rank 1 logs it of rank 0, which cannot while it is stuck in
+        its own forward.
         """
-        is_second = self.rank == 1 and self._watch.is_back
-        return others if self.rank == 0 else [rank for rank in others if is_second and rank == 0]
+        if self.rank == 0:
+            return others
+        is_rank_0s_voice = self.rank == 1 and self._watch.is_back
+        return [0] if is_rank_0s_voice and 0 in others else []
 
     def close(self) -> None:
         """Stop the heartbeat and let go of the store.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import cast
 
 import msgspec
@@ -158,25 +159,32 @@ def _for_whole_buckets(
     there and tunes no more. ``apart``: tasks that take no part in it.
     """
     buckets: dict[str, list[str]] = {}
-    for name in sorted(items.keys() - {*apart}, key=lambda name: items[name].met):
+    for name in sorted(items.keys() - {*apart}, key=lambda name: (items[name].met, name)):
         if items[name].bucket_id:
             buckets.setdefault(items[name].bucket_id, []).append(name)
     answered: dict[str, Result] = {}
     for names in buckets.values():
-        owners = Counter(key for name in names for key in {k for ks in keys[name] for k in ks})
-        winners = (found[name] for name in names if name in found)
-        for result in winners:
-            shared = _under_each_key(result, keys[result.task])
-            if any(owners[key] > 1 for key in shared):
-                reason = f"the winner at another size of its bucket: {items[result.task].at}"
-                others = (name for name in names if name != result.task)
-                again = {
-                    n: msgspec.structs.replace(result, task=n, kind="adopted", reason=reason)
-                    for n in others
-                }
-                answered |= again
-                break
+        if (first := _found_at_all_sizes(names, keys, found)) is not None:
+            reason = f"the winner at another size of its bucket: {items[first.task].at}"
+            others = (name for name in names if name != first.task)
+            answered |= {
+                name: msgspec.structs.replace(first, task=name, kind="adopted", reason=reason)
+                for name in others
+            }
     return answered
+
+
+def _found_at_all_sizes(
+    names: Collection[str],
+    keys: Mapping[str, Iterable[tuple[str, ...]]],
+    found: Mapping[str, Result],
+) -> Result | None:
+    """Return the first winner of a bucket under a key that several of its tasks have."""
+    owners = Counter(key for name in names for key in {*chain.from_iterable(keys[name])})
+    for result in (found[name] for name in names if name in found):
+        if any(owners[key] > 1 for key in _under_each_key(result, keys[result.task])):
+            return result
+    return None
 
 
 def fallen_with(

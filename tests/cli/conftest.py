@@ -9,10 +9,8 @@ docs; test folders are no packages, so they are loaded by their paths.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import json
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +21,6 @@ import pytest
 from warmup_plugin.cli import main
 from warmup_plugin.cli.two_starts import TwoStarts, start_twice
 from warmup_plugin.engines.embedded import EngineConfig
-
-for _name in ("shelves", "pages"):
-    _spec = importlib.util.spec_from_file_location(
-        f"tests.cli.{_name}", Path(__file__).with_name(f"{_name}.py")
-    )
-    assert _spec is not None
-    assert _spec.loader is not None
-    sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(sys.modules[_spec.name])
 
 Watched = list[tuple[str, int, str]]
 

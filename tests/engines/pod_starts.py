@@ -33,16 +33,7 @@ def job_of(engine: str, folder: Path, known: dict[str, str]) -> Any:
         for name, text in known.items():
             (inspected / name).write_text(text)
         return vllm_jobs.make_job(folder, inspected)
-    starts: Any = importlib.import_module("engine_starts")
-    ranks = importlib.import_module("sglang_on_ranks")
-
-    class Job(starts.Job):
-        spec, serve = ranks.Spec, staticmethod(ranks.serve)
-
-        def environment(self) -> dict[str, str]:
-            return {"SGLANG_CACHE_DIR": str(self.root)}
-
-    return Job.make(folder, ranks.LLAMA)
+    return importlib.import_module("sglang_jobs").make_job(folder)
 
 
 def load(engine: str, folder: Path) -> None:

@@ -27,6 +27,9 @@ import torch
 import torch.distributed as dist
 from flashinfer.autotuner import AutoTuner, DynamicTensorSpec, TuningConfig, autotune
 
+sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package stays the wheel's
+
+from tests.logs import logged
 from warmup_plugin import storelink
 from warmup_plugin.engines.embedded import host_clock, parallel, worker
 from warmup_plugin.engines.embedded.runners import BlockedGemmRunner
@@ -42,7 +45,7 @@ from warmup_plugin.tuner import probe
 
 def plain(engine: Engine) -> tuple[Any, list[str]]:
     """Warm up as the engine does; see what is logged as a warning."""
-    with logged() as lines:
+    with logged(logging.WARNING) as lines:
         result = warm_up_rank(engine)
     return result, lines
 
@@ -451,20 +454,6 @@ def stamp(**fields: str) -> None:
 
     for place in (module, flashinfer.autotuner):
         patch(place, _collect_metadata=collect_metadata)
-
-
-@contextlib.contextmanager
-def logged() -> Iterator[list[str]]:
-    """Collect the package's warnings in the body."""
-    lines: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    patch(handler, emit=lambda record: lines.append(record.getMessage()))
-    logger = logging.getLogger("warmup_plugin")
-    logger.addHandler(handler)
-    try:
-        yield lines
-    finally:
-        logger.removeHandler(handler)
 
 
 class _CapHeader(ctypes.Structure):

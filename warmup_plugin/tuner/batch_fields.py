@@ -33,7 +33,7 @@ class Fields(NamedTuple):
 
 
 class BatchFields:
-    """The answers of one survey, by op, runner class and switches."""
+    """The answers of one survey, by op, runner class and switches; ops of one config share them."""
 
     def __init__(self, profiles: Profiles) -> None:
         self._profiles = profiles
@@ -56,15 +56,13 @@ class BatchFields:
         key = op, f"{type(runner).__module__}.{type(runner).__qualname__}", switches
         if key not in self._known:
             # What its key is made of is the class's own; ops that share its config share that.
-            kind_of = key[1], switches, Same(config)
-            if kind_of in self._by_config:
-                self._known[key] = self._by_config[kind_of]
-                return self._known[key]
-            others = self._other_sizes(config, inputs)
-            if not others:  # nothing is dynamic: there is no batch to follow
-                return Fields()
-            self._known[key] = _ask(runner, real, config, inputs, others)
-            self._by_config[kind_of] = self._known[key]
+            of_class = key[1], switches, Same(config)
+            if of_class not in self._by_config:
+                others = self._other_sizes(config, inputs)
+                if not others:  # nothing is dynamic: there is no batch to follow
+                    return Fields()
+                self._by_config[of_class] = _ask(runner, real, config, inputs, others)
+            self._known[key] = self._by_config[of_class]
         return self._known[key]
 
     def _other_sizes(self, config: Any, inputs: list[Any]) -> list[Shapes]:

@@ -115,10 +115,7 @@ def _tuned(tuner: Any, task: Task, seen: Observations, margin: float) -> Outcome
         reason = "one file key, runners with different candidates"
         return msgspec.structs.replace(outcome, kind="unshared", reason=reason)
     error = next((said for said in (error, *(said for said, _ in rivals)) if said), "")
-    found = _with_winner(outcome, task, winners, error, seen)
-    if found.kind == "tuned" and found.entry is not None:
-        ms = time_of(raced, found.entry.runner, found.entry.tactic)
-        found = msgspec.structs.replace(found, ms=ms)
+    found = _with_winner(outcome, task, winners, error, seen, raced=raced)
     if found.entry is None or beats_default(found.ms, found.default_ms, margin):
         return found
     fastest = min(defaults, key=lambda place: defaults[place])
@@ -200,18 +197,28 @@ def _with_default(outcome: Outcome, task: Task, place: int, margin: float) -> Ou
 
 
 def _with_winner(
-    outcome: Outcome, task: Task, stored: list[probe.Winner], error: str, seen: Observations
+    outcome: Outcome,
+    task: Task,
+    stored: list[probe.Winner],
+    error: str,
+    seen: Observations,
+    *,
+    raced: Sequence[Time],
 ) -> Outcome:
-    """Find the winner among what FlashInfer has stored, under the keys recorded in the survey."""
+    """Find the winner among what FlashInfer has stored, under the keys recorded in the survey.
+
+    ``raced``: the times of FlashInfer's own race, without those of a default timed after it.
+    """
     found = [(task.keys.index(w.key), w) for w in stored if w.key in task.keys]
     if not found:
         if stored:
             reason = "its winner is stored under another key than looked up"
             return msgspec.structs.replace(outcome, kind="unshared", reason=reason)
-        is_answered = task.bucket_id and not seen.times and not error
-        return (is_answered and _of_another_size(outcome, task)) or _without_winner(
-            outcome, error, seen
-        )
+        if task.bucket_id and not (seen.times or error):
+            answered = _of_another_size(outcome, task)
+            if answered is not None:
+                return answered
+        return _without_winner(outcome, error, seen)
     index, winner = found[0]
     try:
         tactic = canonical_tactic(winner.tactic)
@@ -223,7 +230,8 @@ def _with_winner(
         reason = "an integer cuDNN tactic cannot be shared"
         return msgspec.structs.replace(outcome, kind="unshared", reason=reason)
     entry = Entry(winner.runner, tactic, probe.policy_of(task.recorded().config))
-    return msgspec.structs.replace(outcome, kind="tuned", winner=index, entry=entry)
+    ms = time_of(raced, winner.runner, winner.tactic)
+    return msgspec.structs.replace(outcome, kind="tuned", winner=index, entry=entry, ms=ms)
 
 
 def _of_another_size(outcome: Outcome, task: Task) -> Outcome | None:

@@ -385,16 +385,13 @@ class Survey:
             if (entry := entries.get(key)) is not None
         ]  # fmt: skip
         place, held = stored[0] if len(stored) == 1 else (0, None)
-        is_answer = held is not None and probe.is_measured_as(asked.config, held.policy)
-        offers = self._offers(task, asked, place, held) if held is not None and is_answer else None
+        if held is not None and not probe.is_measured_as(asked.config, held.policy):
+            held = None
+        offers = None if held is None else self._offers(task, asked, place, held)
         if held is not None and offers is False:
             task.state = "refused"
             task.reason = f"{held.runner} does not offer tactic {held.tactic!r}"
-        elif (
-            held is not None
-            and is_answer
-            and (found or offers or asked.named[place][1].follows_batch)
-        ):
+        elif held is not None and (found or offers or asked.named[place][1].follows_batch):
             task.state = "known"
             # FlashInfer asks with the inputs at hand: their size is not the task's, which a runner
             # that can tell may refuse, and one whose key follows the batch looks elsewhere.

@@ -21,18 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import engine_starts
 from engine_starts import CONTEXT
-from sglang_on_ranks import LLAMA, PRELOAD, Spec, serve
-
-
-class Job(engine_starts.Job):
-    """SGLang with one cache root."""
-
-    spec = Spec
-    serve = staticmethod(serve)
-    own_tables = ("flashinfer/autotune/**/*",)
-
-    def environment(self) -> dict[str, str]:
-        return {"SGLANG_CACHE_DIR": str(self.root)}
+from sglang_jobs import Job, make_job
+from sglang_on_ranks import PRELOAD
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -60,7 +50,6 @@ def job(tmp_path: Path, _environment: None) -> Callable[..., Job]:
     """Make a job with an empty cache root: ``job(tp=2)``; ``config`` changes the model's."""
 
     def make(config: dict[str, Any] | None = None, **options: Any) -> Job:
-        found: Job = Job.make(tmp_path, config or LLAMA, **options)
-        return found
+        return make_job(tmp_path, config, **options)
 
     return make

@@ -7,16 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from denied_ranks import Denial, check, check_alone
+from denied_ranks import ROWS, Denial, check, check_alone
 
 pytestmark = [pytest.mark.engine, pytest.mark.multiprocess]
 
-ROWS = [
-    Denial("umask_0777", ("crash", "up")),
-    Denial("umask_0777", ("up", "up"), ranks="1"),
-    Denial("no_error_stream", ("up", "up")),
-    Denial("no_error_stream", ("up", "up"), ranks="1"),
-]
 rows = pytest.mark.parametrize("row", ROWS, ids=str)
 when = pytest.mark.parametrize("is_cold", [True, False], ids=["cold", "warm"])
 
