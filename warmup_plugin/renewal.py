@@ -36,6 +36,7 @@ class RenewedLink:
         self._made: Link | None = None
         self._lock = threading.Lock()
         self._is_closed = False
+        self._is_slow = False
 
     @property
     def is_cut_off(self) -> bool:
@@ -104,8 +105,9 @@ class RenewedLink:
 
     def _make(self) -> None:
         try:
-            made = self._origin.clone()
+            made = self._origin.clone(is_slow=self._is_slow)
         except RankLostError:
+            self._is_slow = True
             return  # the next call has it tried again
         with self._lock:
             if not self._is_closed:

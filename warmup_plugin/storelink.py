@@ -15,7 +15,6 @@ import errno
 import secrets
 import socket
 import threading
-import time
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
@@ -33,9 +32,11 @@ from warmup_plugin.waiting import wait_until, within
 if TYPE_CHECKING:
     from warmup_plugin.settings import Settings
 
-_CONNECT_S = 10.0
+#: More than it takes a resolver to give up one name server (10 s by default): torch has it look up
+#: the name of the other side of each connection, and counts that as time to connect.
+_CONNECT_S = 12.0
 _LOOPBACK = "127.0.0.1"
-#: How long torch tries again to get another connection, seconds: whoever needs one does, too.
+#: How long torch tries at first, seconds: it would ask a closed port for all the time it is given.
 _TRY_S = 1.0
 #: How often a value is asked for that torch gives up waiting for.
 _MOST_TRIES = 5
@@ -64,7 +65,7 @@ class Link(BeatLink, Protocol):
         """The port of its store, 0 where it has none."""
         ...
 
-    def clone(self) -> Link: ...
+    def clone(self, *, is_slow: bool = False) -> Link: ...
     def get(self, key: str) -> bytes: ...
     def add(self, key: str) -> int: ...
     def compare_set(self, key: str, value: str) -> bytes: ...
@@ -98,16 +99,19 @@ class StoreLink:
         """The port of the store, 0 once it is let go of."""
         return 0 if self.store is None else self.store.port
 
-    def clone(self) -> StoreLink:
+    def clone(self, *, is_slow: bool = False) -> StoreLink:
         """Return another connection to the same store, for another thread, which may make it.
 
-        Raises `RankLostError` where nobody listens any more, at once: torch would ask for seconds.
-        Where the store's process is stopped this takes as long as it is.
+        ``is_slow``: one has been tried for in vain; torch may take longer this time. Raises
+        `RankLostError` where nobody listens any more, at once. Where the store's process is stopped
+        this takes as long as it is.
         """
         if self.store is None:
             raise RankLostError(0, self._gone)
+        at = self.store.host, self.store.port
         try:
-            store = _client(self.store.host, self.store.port)
+            _check_listens(*at)
+            store = _client(*at, _CONNECT_S if is_slow else _TRY_S)
         except (OSError, RuntimeError) as error:
             raise RankLostError(0, f"its store is gone: {error}") from error
         return StoreLink(store, self.rank, self.size, self.silence_s, leader=self.leader)
@@ -179,13 +183,14 @@ def link_beside(store: TCPStore, rank: int, size: int, silence_s: float) -> Stor
     has_given_up = threading.Event()
 
     def make() -> None:  # on a thread of its own: where the store's process is stopped, for ever
+        is_slow = False
         while not (made or has_given_up.is_set()):
             try:
-                made.append(StoreLink(store, rank, size).clone())
+                made.append(StoreLink(store, rank, size).clone(is_slow=is_slow))
             except RankLostError as error:
                 if isinstance(error.__cause__, OSError):  # refused, or a lack of our own
                     made.append(error)
-                # Else torch has given up after its own second: the store may be slow.
+                is_slow = True  # else torch has given up: the store may be slow
 
     try:
         maker = on_thread(make, "warmup-beside", store.port, but=others)
@@ -293,39 +298,33 @@ def _addresses() -> list[str]:
     return [*found, host_name()[:200]]
 
 
-def _client(host: str, port: int, try_s: float = _TRY_S) -> TCPStore:
+def _client(host: str, port: int, try_s: float) -> TCPStore:
     """Return a connection to a store, for which torch tries for so many seconds.
 
-    Raises `OSError`, at once, where nobody listens: torch would ask for as long as it is given.
-    Raises `RuntimeError` where the listener does not answer as a store does.
+    Raises `RuntimeError` where no store answers there by then.
     """
-    socket.create_connection((host, port), timeout=_CONNECT_S).close()
     limit = timedelta(seconds=try_s)
     store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit)
     store.set_timeout(timedelta(seconds=_CONNECT_S))
     return store
 
 
-def _patient_client(host: str, port: int) -> TCPStore:
-    """Return a connection to a store that may be slow to answer: torch tries longer each time.
+def _check_listens(host: str, port: int) -> None:
+    """Raise `OSError`, at once, where nobody listens: torch asks for as long as it is given."""
+    socket.create_connection((host, port), timeout=_CONNECT_S).close()
 
-    Raises as `_client`, and `SessionError` where the listener is gone after it has been there: no
-    other address leads to it either.
+
+def _patient_client(host: str, port: int) -> TCPStore:
+    """Return a connection to a store that may be slow to answer. Raises both errors of the above.
+
+    The first try does without the look at the listener: it is a connection, too, whose name the
+    store's one thread looks up while all ranks wait.
     """
-    until, try_s, has_listened = time.monotonic() + _CONNECT_S, _TRY_S, False
-    while True:
-        try:
-            return _client(host, port, try_s)
-        except OSError as error:
-            if not has_listened:
-                raise
-            text = f"rank 0's store on port {port} has closed while this rank joined it"
-            raise SessionError(text) from error
-        except RuntimeError:
-            left_s, has_listened = until - time.monotonic(), True
-            if left_s <= 0:
-                raise
-            try_s = min(2 * try_s, left_s)
+    try:
+        return _client(host, port, _TRY_S)
+    except RuntimeError:
+        _check_listens(host, port)
+        return _client(host, port, _CONNECT_S)
 
 
 def _join(card: dict[str, Any]) -> TCPStore:

@@ -152,7 +152,7 @@ class MemoryLink:
         self.rank, self.size = rank, size
         self.held: dict[str, Any] = {} if held is None else held
 
-    def clone(self) -> MemoryLink:
+    def clone(self, **_: bool) -> MemoryLink:
         return MemoryLink(self.rank, self.size, self.held)
 
     def set(self, key: str, value: bytes) -> None:

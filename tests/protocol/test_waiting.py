@@ -54,7 +54,7 @@ ALLOWED = {
     ("storelink.py", "_open", "TCPStore"): "the server; a time-out is given",
     ("rollcall.py", "tell", "dist.broadcast"): "bounded by the time-out of the group it is given",
     ("rollcall.py", "call_the_roll", "dist.all_reduce"): "the same",
-    ("storelink.py", "_client", "socket.create_connection"): "a time-out is given",
+    ("storelink.py", "_check_listens", "socket.create_connection"): "a time-out is given",
     ("storelink.py", "_client", "TCPStore"): "a time-out is given, which torch does not honour "
     "where the store's process is stopped: `clone` is only called on a thread of its own",
     ("storelink.py", "_addresses", "probe.connect"): "of a datagram socket: sends nothing",

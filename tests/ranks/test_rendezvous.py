@@ -392,22 +392,21 @@ def test_a_rank_0_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_store_that_closes_while_a_rank_joins_is_no_long_wait() -> None:
-    """Rank 0 has died: torch alone would ask ten seconds at this address, then at the next ones."""
+    """Rank 0 has died: torch alone would ask for as long as it is given."""
     listener = socket.create_server(("127.0.0.1", 0))
 
-    def close_on_the_second() -> None:
-        listener.accept()[0].close()
+    def close_on_the_first() -> None:
         connection, _ = listener.accept()
         listener.close()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.close()
 
-    rank_0 = threading.Thread(target=close_on_the_second, daemon=True)
+    rank_0 = threading.Thread(target=close_on_the_first, daemon=True)
     rank_0.start()
     port, machine = listener.getsockname()[1], machine_id()
-    card = {"hosts": ["192.0.2.2"], "port": port, "nonce": "ours", "machine": machine}
+    card = {"hosts": [], "port": port, "nonce": "ours", "machine": machine}
     began = time.monotonic()
-    with pytest.raises(SessionError, match=f"port {port} has closed while this rank joined it"):
+    with pytest.raises(SessionError, match=f"on port {port}: 127.0.0.1: .* refused"):
         storelink._join(card)
     assert time.monotonic() - began < 5.0
 
