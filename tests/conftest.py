@@ -86,6 +86,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["XDG_CACHE_HOME"] = str(trap.root / "xdg-cache")
     # FlashInfer makes its JIT folder at import, in the home directory unless told otherwise.
     os.environ["FLASHINFER_WORKSPACE_BASE"] = str(private / "flashinfer")
+    # torch asks the name server for both sides of each connection: one that drops a question now
+    # and then would hold a rank for five seconds, longer than many tests' silences.
+    os.environ["RES_OPTIONS"] = "timeout:1 attempts:1"
     # Children started with `python -c` or `-m` must not find the checkout in the current folder.
     os.environ["PYTHONSAFEPATH"] = "1"
 

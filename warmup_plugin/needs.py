@@ -9,10 +9,10 @@ while all ranks can still do without. Raises nothing.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import resource
 import socket
-import threading
 from pathlib import Path
 from typing import Final
 
@@ -49,20 +49,24 @@ def _lacks_descriptors(number: int) -> str:
 
 
 def lacks_threads(number: int) -> str:
-    """Return why so many threads, or processes, cannot be started at a time, or an empty string."""
-    over, started = threading.Event(), list[threading.Thread]()
-    try:
-        for _ in range(number):
-            thread = threading.Thread(target=over.wait, name="warmup-needs", daemon=True)
-            thread.start()
-            started.append(thread)
-    except RuntimeError as error:
-        return f"{len(started)} threads more can be started, {number} are needed: {error}"
-    finally:
-        over.set()
-        for thread in started:
-            thread.join(timeout=5.0)
+    """Return why so many threads, or processes, cannot be started at a time, or an empty string.
+
+    Waits for none of them, to begin or to end: where another thread is busy, each of these waits
+    takes milliseconds, in all of which the other ranks wait, too.
+    """
+    over = _thread.allocate_lock()
+    with over:
+        for started in range(number):
+            try:
+                _thread.start_new_thread(_end_after, (over,))
+            except RuntimeError as error:
+                return f"{started} threads more can be started, {number} are needed: {error}"
     return ""
+
+
+def _end_after(over: _thread.LockType) -> None:
+    with over:
+        pass
 
 
 def _lacks_memory() -> str:

@@ -41,7 +41,6 @@ ALLOWED = {
     ("pulse.py", "Pulse._connect", "self._link.connect"): "renewal's, which only begins it",
     ("pulse.py", "Pulse._connect", "self._stop.wait"): "a silence and a beat, ended by `stop`",
     ("pulse.py", "Pulse.stop", "self._thread.join"): "five seconds; the thread is a daemon",
-    ("needs.py", "lacks_threads", "thread.join"): "a time-out is given",
     ("lease.py", "_touch", "stop.wait"): "the pause between two touches, ended by the holder",
     ("lease.py", "hold", "toucher.join"): "five seconds; the thread is a daemon",
     ("shutdown.py", "Shutdown._listen", "self._listener.recv"): "a thread of its own, which ends "

@@ -29,11 +29,13 @@ from warmup_plugin.engines.embedded import LaunchError
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.meeting import Meeting, turn_away
 from warmup_plugin.rendezvous import Alone
+from warmup_plugin.renewal import RenewedLink
 from warmup_plugin.settings import Settings
 from warmup_plugin.storelink import StoreLink
 from warmup_plugin.table import digest
 from warmup_plugin.topology import machine_id
 from warmup_plugin.votes import VoteError
+from warmup_plugin.waiting import wait_until, within
 
 if TYPE_CHECKING:
     from tests.ranks.conftest import Deployment
@@ -409,6 +411,39 @@ def test_a_store_that_closes_while_a_rank_joins_is_no_long_wait() -> None:
     with pytest.raises(SessionError, match=f"on port {port}: 127.0.0.1: .* refused"):
         storelink._join(card)
     assert time.monotonic() - began < 5.0
+
+
+def test_a_store_behind_a_slow_name_server_is_joined_and_joined_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Torch has a name looked up for each connection: the second try is longer, a heartbeat's, too.
+
+    The name server is stood in for by its effect: what torch raises when the look-up takes longer
+    than a connection may.
+    """
+    tries: list[float] = []
+
+    def behind_it(host: str, port: int, *, timeout: timedelta, **how: Any) -> TCPStore:
+        tries.append(timeout.total_seconds())
+        if timeout < timedelta(seconds=10):
+            raise RuntimeError("The client socket has timed out while trying to connect")
+        return TCPStore(host, port, timeout=timeout, **how)
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store.set("nonce", "ours")
+    monkeypatch.setattr(storelink, "TCPStore", behind_it)
+    card = {"hosts": [], "port": store.port, "nonce": "ours", "machine": machine_id()}
+    renewed = RenewedLink(StoreLink(storelink._join(card), 1, 2))
+    renewed.connect()
+    wait_until(lambda: _is_up(renewed), within(30))
+    assert tries == [storelink._TRY_S, storelink._CONNECT_S] * 2
+
+
+def _is_up(link: RenewedLink) -> bool:
+    try:
+        return link.get_now("nonce") == b"ours"
+    except RankLostError:
+        return False
 
 
 # -- processes -------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ The same on the other releases is in `tests/release`.
 
 from __future__ import annotations
 
+import _thread
 import ctypes.util
 import json
 import sys
@@ -192,12 +193,12 @@ def test_no_search_where_no_process_can_be_started(monkeypatch: pytest.MonkeyPat
     searched: list[str] = []
     monkeypatch.setattr(library_search, "_own_search", searched.append)
 
-    def cannot(_thread: object) -> NoReturn:
+    def cannot(*_: object) -> NoReturn:
         raise RuntimeError("can't start new thread")
 
     with bearing_failed_searches():
         ctypes.util.find_library("cublas")
-        monkeypatch.setattr("threading.Thread.start", cannot)
+        monkeypatch.setattr(_thread, "start_new_thread", cannot)
         assert ctypes.util.find_library("cuda") is None
     assert searched == ["cublas"]
 

@@ -230,6 +230,7 @@ def open_job(options: Options) -> Iterator[Job]:
         other, waited_s = stack.enter_context(own_turn(options))
         began = time.monotonic()
         hold_standard_streams()
+        greeting = _begin(options)  # before all else: every rank will wait for it
         progress = _progress(options)
         stack.callback(progress.hush)
         digest = getattr(options.identity, "digest", "")  # one that is none is told of below
@@ -238,7 +239,7 @@ def open_job(options: Options) -> Iterator[Job]:
         meeting: Rendezvous | None = None
         job: Job | None = None
         try:
-            meeting, rank_0s = _meet(options, stack, progress)
+            meeting, rank_0s = _meet(options, stack, progress, greeting)
             job = _join(options, meeting, stack, progress, rank_0s, figures=figures)
             job.seconds["open"] = time.monotonic() - began
             job.spans.append(("open", began - job.zero, job.seconds["open"]))
@@ -347,14 +348,12 @@ def _warn_of_variables(job: Job) -> None:
 
 
 def _meet(
-    options: Options, stack: contextlib.ExitStack, progress: ProgressLine
+    options: Options, stack: contextlib.ExitStack, progress: ProgressLine, greeting: str
 ) -> tuple[Rendezvous, str]:
     """Open the session; return with it the surroundings of rank 0."""
-    is_alone = options.ranks.world_size == 1 and options.group is None
-    reason = "" if is_alone or options.link else _lack(options.ranks)
-    greeting = "" if reason else _begin(options, tells=not is_alone)
-    if is_alone:
+    if _is_alone(options):
         return Alone(), ""
+    reason = "" if options.link else _lack(options.ranks)
     try:
         from warmup_plugin.meeting import Meeting, turn_away  # a single process needs no store
         from warmup_plugin.storelink import connect
@@ -383,11 +382,18 @@ def _lack(ranks: RankInfo) -> str:
         return f"{type(error).__name__}: {error}"
 
 
-def _begin(options: Options, *, tells: bool) -> str:
-    """Begin on rank 0 to look at the environment, for which all will wait; it need not succeed."""
-    if options.ranks.rank == 0:
-        with contextlib.suppress(Exception):  # who needs it looks again, and is told then
-            return begin(tells=tells)
+def _is_alone(options: Options) -> bool:
+    return options.ranks.world_size == 1 and options.group is None
+
+
+def _begin(options: Options) -> str:
+    """Begin on rank 0 to look at the environment; it need not succeed.
+
+    Returns the surroundings in which it looks, for the other ranks.
+    """
+    with contextlib.suppress(Exception):  # who needs it looks again, and is told then
+        if options.ranks.rank == 0:
+            return begin(tells=not _is_alone(options))
     return ""
 
 

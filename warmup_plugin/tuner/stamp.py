@@ -37,13 +37,14 @@ _under_way: threading.Thread | None = None
 _seen = ""
 
 
-def surroundings() -> str:
+def surroundings(maps: bytes | None = None) -> str:
     """Return a digest of all that the slow fields depend on.
 
     Empty where that cannot be told, or where FlashInfer makes its stamp of something else. Machine,
     mount namespace, root and working directory, user, the variables that direct the linker, as they
     are and as the process began with them, the libraries of interest that are loaded already,
-    interpreter, where packages are imported from, torch and FlashInfer.
+    interpreter, where packages are imported from, torch and FlashInfer. ``maps``: the process's
+    mappings, where they have been read before.
     """
     if not probe.can_answer():
         return ""
@@ -55,13 +56,17 @@ def surroundings() -> str:
             Path.cwd(), os.geteuid(), os.getegid(),
             [os.environ.get(name) for name in _VARIABLES],
             sorted(entry for entry in initial if entry.startswith(named)),
-            _loaded(Path("/proc/self/maps").read_bytes()),
+            _loaded(maps or _mappings()),
             sys.version, sys.executable, sys.path, torch.__file__, torch.version.cuda,
             *probe.origin(),
         ]  # fmt: skip
     except OSError:
         return ""
     return hashlib.sha256(repr(seen).encode()).hexdigest()
+
+
+def _mappings() -> bytes:
+    return Path("/proc/self/maps").read_bytes()
 
 
 def _loaded(maps: bytes) -> list[bytes]:
@@ -81,9 +86,13 @@ def begin(*, tells: bool) -> str:
     look may itself load a library. Where it fails, or does not end, who needs the answer is told.
     """
     global _seen  # noqa: PLW0603  # of the process, as FlashInfer keeps the answer
+    maps = None
     if tells and not _seen:
-        _seen = surroundings()
-    _look()
+        with contextlib.suppress(OSError):  # nobody is told then, and each looks for itself
+            maps = _mappings()
+    _look()  # before the rest of it: every rank will wait for this
+    if maps is not None:
+        _seen = surroundings(maps)
     return _seen
 
 
