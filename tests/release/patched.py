@@ -85,7 +85,7 @@ def patched(release: Path, folder: Path, patch: Patch) -> Path:
     package = folder / "flashinfer"
     package.mkdir(parents=True)
     for path in (release / "flashinfer").iterdir():
-        if path.name not in ("autotuner", "__pycache__"):
+        if path.name != "autotuner":
             (package / path.name).symlink_to(path)
     for path in release.iterdir():
         if path.name != "flashinfer":
