@@ -66,9 +66,14 @@ def test_the_main_release_is_proven() -> None:
 
 def test_a_release_that_is_not_proven_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once in a process, and with the same outcome."""
-    known, calls = probe.probe(), []
+    known, calls = probe.probe(), list[object]()
+
+    def tried(own: object) -> probe.Capabilities:
+        calls.append(own)
+        return known
+
     monkeypatch.setattr(probe, "PROVEN", {})
-    monkeypatch.setattr(probe, "tried", lambda own: calls.append(own) or known)
+    monkeypatch.setattr(probe, "tried", tried)
     probe.probe.cache_clear()
     assert [probe.probe(), probe.probe()] == [known, known]
     assert len(calls) == 1
