@@ -32,7 +32,7 @@ export WARMUP_TEST_REAL_OPS := $(CURDIR)/$(VENV)/real-ops
 
 hash     = $(shell sha256sum $(1) | sha256sum | cut -c1-12)
 stamp    = $(S)/$(1)-$(call hash,requirements/$(1).txt)
-releases = $(shell awk '$$2 == "$(1)" { print $$1 }' requirements/flashinfer-releases.txt)
+releases = $(shell awk '("," $$2 ",") ~ /,$(1),/ { print $$1 }' requirements/flashinfer-releases.txt)
 
 SOURCES := $(shell find warmup_plugin \( -name __pycache__ -o -name '.*' \) -prune -o -type f -print | LC_ALL=C sort)
 WHEEL   := $(S)/wheel-$(call hash,pyproject.toml README.md LICENSE tools/wheel $(SOURCES))
@@ -72,8 +72,11 @@ demo-engine: $(call stamp,torch-cpu) $(call stamp,$(OF)-cpu) $(call stamp,runtim
 # What `make test` leaves out: real_ops is all but the smallest set of its folder.
 LEFT_OUT := not release and not engine and not real_ops
 
-test: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES) $(REAL_OPS) | $(PROMETHEUS)  ## all tests that need no other release
-	@$(BIN)/pytest -m "$(LEFT_OUT)"
+# ON=0.7.4 puts another release in the place of the pinned one.
+ON ?=
+
+test: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES) $(REAL_OPS) $(if $(ON),$(S)/release-$(ON)-once) | $(PROMETHEUS)  ## all tests that need no other release
+	@$(if $(ON),PYTHONPATH=$(CURDIR)/$(RELEASES)/$(ON)) $(BIN)/pytest -m "$(LEFT_OUT)"
 
 test-real-ops: $(PACKAGE) $(call stamp,dev) $(REAL_OPS) $(REAL_OPS_NEXT)  ## FlashInfer's own op code behind a stand-in for the GPU
 	@$(BIN)/pytest tests/real_ops \
@@ -178,7 +181,7 @@ $(S)/%: | $(S)/venv-once
 	    tools/step $@ "requirements/$$name.txt" $(PIP) install $(OPTIONS) -r "requirements/$$name.txt"
 
 $(S)/release-%-once: | $(S)/venv-once
-	@tools/step $@ 'FlashInfer $* for the tests' $(PIP) install --no-deps --upgrade \
+	@tools/step $@ 'FlashInfer $* for the tests' $(PIP) install --no-deps --no-compile --upgrade \
 	    --target $(RELEASES)/$* flashinfer-python==$*
 
 $(PROMETHEUS): | $(S)/venv-once

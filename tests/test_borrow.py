@@ -103,6 +103,10 @@ def test_a_managed_store_is_read_entry_by_entry(tmp_path: Path) -> None:
         {"key": "A", "runner": "R", "tactic": [1, 2], "key_fields": []},
         {"key": "B", "runner": "S", "tactic": 0, "profiling_policy": ["l2", "cold"]},
         {"key": "C", "tactic": 0},
+        {"key": "D", "runner": "R", "tactic": {"tile": 1}},
+        {"key": "_E", "runner": "R", "tactic": 1},
+        {"key": "('__protocol__', 'moe_ep', 'k')", "runner": "moe_ep", "tactic": {"knob": 7}},
+        {"key": "('__protocol__', 'moe_ep', 'l')", "runner": "moe_ep", "tactic": 7},
         "no entry at all",
     ]
     store = _managed(tmp_path / "v2" / "env", rows)

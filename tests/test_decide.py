@@ -18,8 +18,10 @@ from warmup_plugin.decide import (
     decide_open,
     decide_ready,
     decide_survey,
+    taken_from,
 )
 from warmup_plugin.identity import Identity
+from warmup_plugin.stamps import FINGERPRINT, PACKAGES
 
 Word = dict[str, Any]
 
@@ -43,7 +45,7 @@ def hello(rank: int = 0, size: int = 1, node: str = "n0", **more: Any) -> Word:
         "ranks": {"rank": rank, "world_size": size, "node": node},
         "tuning": False,
         "version": "0.7.2",
-        "missing": [],
+        "lack": "",
         "keys_tell_options_apart": True,
         "factors": factors(),
         "require_agreement": False,
@@ -70,7 +72,7 @@ def opened(*changes: Word) -> Word:
 ANOTHER_GPU = {"factors": factors(gpu={"name": "another"})}
 ANOTHER_CUDNN = {"factors": factors(stamp={"cudnn_version": "8"})}
 OLD_KEYS = {"keys_tell_options_apart": False, "version": "0.6.12"}
-MOVED = {"missing": ["tuner._file_configs"], "version": "0.9.0"}
+MOVED = {"lack": "FlashInfer 0.9.0 has no tuner._file_configs", "version": "0.9.0"}
 AGREE = {"require_agreement": True}
 TAKES = {"takes": ["cublas_version"]}
 
@@ -141,6 +143,26 @@ def test_what_a_rank_takes_of_the_stamp_is_rank_0s() -> None:
     assert record["looked_up"] == stamp
     assert record["factors"]["stamp"]["cutlass_dsl_version"] == "4.2"
     assert record["factors"]["stamp"]["cublas_version"] == "13", "known to rank 3"
+
+
+def test_equal_packages_at_another_path_are_no_other_environment() -> None:
+    """A rank whose FlashInfer has another fingerprint of them shares; the identity has neither."""
+    here, there = ({FINGERPRINT: at, PACKAGES: "same"} for at in ("here", "there"))
+    other = {FINGERPRINT: "there", PACKAGES: "other"}
+    takes = {"takes": [FINGERPRINT]}
+    record = opened(
+        {"factors": factors(stamp=here)}, takes, {"factors": factors(stamp=there), "alike": False}
+    )
+    assert (record["go"], record["warnings"]) == ("share", [])
+    assert record["factors"]["stamp"] == {
+        "flashinfer_version": "0.7.2", "cudnn_version": "9", FINGERPRINT: "same",
+    }  # fmt: skip
+    assert record["looked_up"] == here
+    assert taken_from(record["looked_up"], takes["takes"]) == here
+    assert taken_from(record["looked_up"], []) == {}
+    record = opened({"factors": factors(stamp=here)}, {"factors": factors(stamp=other)})
+    assert record["go"] == "per_rank"
+    assert f"stamp.{FINGERPRINT} is 'other', not 'same'" in record["reason"]
 
 
 def test_ranks_that_see_alike_divide_the_look() -> None:

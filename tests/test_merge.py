@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -88,6 +89,19 @@ def test_then_the_lowest_source_wins() -> None:
     parts = [part({"A1": i}, T1, 5, source) for i, source in enumerate((THIRD, SECOND, FIRST))]
     assert union(*parts) == {"A1": 2}
     assert merge(parts).conflicts == 2
+
+
+def test_how_a_winner_was_chosen_is_no_conflict() -> None:
+    """Two ranks have timed it, as FlashInfer 0.7.4 notes beside it: one answer, the first's."""
+    parts = [part({"A1": 1}, T1, source=source) for source in (FIRST, SECOND)]
+    noted = [
+        replace(each, table=Table(STAMP, {"A1": Entry("A", 1, ("l2",), f'{{"time_ms":{ms}}}')}))
+        for each, ms in zip(parts, (1, 2), strict=True)
+    ]
+    merged = merge(noted)
+    assert merged.conflicts == 0
+    assert merged.table.entries["A1"].more == '{"time_ms":1}'
+    assert give_way(noted[0], noted[1].table.entries) is noted[0]
 
 
 def test_losing_keys_go_with_their_winner() -> None:

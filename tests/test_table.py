@@ -21,7 +21,6 @@ from warmup_plugin.table import (
     digest,
     parse_table,
     render_table,
-    stamp_conflicts,
 )
 
 LIMIT = 1 << 20
@@ -78,7 +77,14 @@ UNREADABLE = {
     "entry a number": (document(k=1), "k: "),
     "entry empty": (document(k=[]), "k: "),
     "entry without tactic": (document(k=["R"]), "k: "),
-    "entry with four fields": (document(k=["R", 1, [], 4]), "k: "),
+    "four elements, no policy": (document(k=["R", 1, None, {}]), "k: "),
+    "five elements, no policy": (document(k=["R", 1, None, {}, 5]), "k: "),
+    "fourth element 33 deep": (document(k=["R", 1, [], nested(33)]), "nested more than 32 deep"),
+    "fifth element 33 deep": (document(k=["R", 1, [], 4, nested(33)]), "nested more than 32"),
+    "100 000 lists in a fourth element": (
+        b'{"k": ["R", 1, [], ' + BRACKETS + b"]" * 100_000 + b"]}",
+        "nested more than 32 deep",
+    ),
     "runner a number": (document(k=[0, 1]), "k: "),
     "runner null": (document(k=[None, 1]), "k: "),
     "tactic an object": (document(k=["R", {"tile": 1}]), "k: "),
@@ -200,14 +206,29 @@ def test_no_damage_raises() -> None:
             assert isinstance(parse_table(changed, limit=LIMIT), Table | Miss)
 
 
-def test_how_an_entry_was_chosen_is_left_out() -> None:
-    """FlashInfer 0.7.4 saves it as a fourth member: its time, the runner-up's, the margin."""
-    policy = ["cuda_graph_profile_replays", 1]
-    selection = {"time": 0.5, "margin": 0.1}
-    found = parse_table(document(k=["R", [1, 2], policy, selection]), limit=LIMIT)
+#: As FlashInfer 0.7.4 saves it: how the winner was chosen.
+SELECTION = {"time_ms": 0.5, "runner_up_ms": 0.6, "margin": 0.1, "candidates": 4}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [[SELECTION], [None], [SELECTION, {"größe": [1, {"x": None}]}, "y", 1e-9], [[], {}]],
+    ids=["four elements", "null", "six elements", "empty ones"],
+)
+def test_what_follows_the_policy_is_kept(more: list[Any]) -> None:
+    """Whatever it is, on one line, through writing and reading, with one form for equal content."""
+    entry = ["R", [1, 2], ["l2", 1], *more]
+    found = parse_table(document(k=entry, other=["R", 1, []]), limit=LIMIT)
     assert isinstance(found, Table)
-    assert found.entries["k"] == Entry("R", (1, 2), ("cuda_graph_profile_replays", 1))
-    assert isinstance(parse_table(document(k=["R", 1, None, {}, 5]), limit=LIMIT), Miss)
+    assert found.entries["k"].winner == ("R", (1, 2), ("l2", 1))
+    assert found.entries["other"] == Entry("R", 1, ())
+    written = render_table(found)
+    assert json.loads(written)["k"] == entry
+    assert len(written.splitlines()) == 3 + len(found.entries)
+    indented = json.dumps(json.loads(document(k=entry, other=["R", 1, []])), indent=2).encode()
+    for again in (written, indented):
+        assert parse_table(again, limit=LIMIT) == found
+    hash(found.entries["k"])
 
 
 def test_what_flashinfer_adds_is_left_out() -> None:
@@ -217,31 +238,6 @@ def test_what_flashinfer_adds_is_left_out() -> None:
     assert isinstance(table, Table)
     assert table.entries == {"k": Entry("R", 1)}
     assert table.stamp == {name: STAMP[name] for name in ("flashinfer_version", "gpu")}
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "fields"),
-    [
-        ({}, {}, []),
-        ({"gpu": "NVIDIA B200"}, {}, ["gpu"]),
-        ({"flashinfer_version": "0.7.1"}, {}, ["flashinfer_version"]),
-        ({"cudnn_version": "91500"}, {}, ["cudnn_version"]),
-        ({"cudnn_version": "91500", "gpu": "x"}, {}, ["cudnn_version", "gpu"]),
-        ({"cudnn_version": "unknown"}, {}, []),
-        ({}, {"cudnn_version": "unknown"}, []),
-        ({"cudnn_version": "None"}, {}, []),
-        ({"cudnn_version": None}, {}, []),
-        ({"more": "1"}, {}, []),
-        ({"more": "1"}, {"more": "2"}, ["more"]),
-    ],
-)
-def test_stamp_conflicts(
-    one: dict[str, str | None], other: dict[str, str | None], fields: list[str]
-) -> None:
-    """Only what both sides know, with both values; the same from either side."""
-    a, b = {**STAMP, **one}, {**STAMP, **other}
-    assert stamp_conflicts(a, b) == {name: (a[name], b[name]) for name in fields}
-    assert stamp_conflicts(b, a) == {name: (b[name], a[name]) for name in fields}
 
 
 class Tile(IntEnum):

@@ -10,7 +10,7 @@ import pytest
 
 from warmup_plugin import unread
 from warmup_plugin.table import Entry, Miss, Table, parse_table, render_table
-from warmup_plugin.unread import UnreadEntries, unread_table
+from warmup_plugin.unread import UnreadEntries, restamped, unread_table
 
 LIMIT = 1 << 20
 TABLE = Table(
@@ -103,3 +103,15 @@ def test_what_turns_out_to_be_no_table_has_no_entries(caplog: pytest.LogCaptureF
         assert len(found.entries) == 0
     assert len(caplog.records) == 1
     assert "vouches for what is no table" in caplog.text
+
+
+def test_another_stamp_takes_the_place_of_the_first_line(parsed: list[bytes]) -> None:
+    """In the form in which a table is written, without a look at its entries."""
+    stamp = {"gpu": "GPU B, größer"}
+    found = restamped(DATA, stamp)
+    assert found == render_table(dataclasses.replace(TABLE, stamp=stamp))
+    assert parsed == []
+
+
+def test_a_document_of_another_form_is_not_stamped() -> None:
+    assert restamped(DATA.replace(b"\n", b" "), {"gpu": "B"}) == b""

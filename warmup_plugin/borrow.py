@@ -25,8 +25,16 @@ import msgspec
 from warmup_plugin.files import read_file
 from warmup_plugin.manifest import Manifest
 from warmup_plugin.paths import IDENTITY_NAME
+from warmup_plugin.stamps import stamp_conflicts
 from warmup_plugin.store import Store
-from warmup_plugin.table import Entry, Miss, Table, decode, parse_table, stamp_conflicts
+from warmup_plugin.table import (
+    Entry,
+    Miss,
+    Table,
+    decode,
+    parse_entry,
+    parse_table,
+)
 
 if TYPE_CHECKING:
     from warmup_plugin.settings import Settings
@@ -42,6 +50,8 @@ _MOST_FILES: Final = 20_000
 _IDENTITY: Final = re.compile("[0-9a-f]{64}")
 _MANIFEST: Final = "manifest.json"
 _SCHEMA: Final = "cache_schema"  # of the store, beside the environment's fields
+#: How the key of a record begins that is no winner: of an op that tunes in a loop of its own.
+_PROTOCOL: Final = "('__protocol__', "
 
 
 class Borrowed(msgspec.Struct):
@@ -199,17 +209,25 @@ _STAMP: Final = msgspec.json.Decoder(dict[str, str | None])
 
 
 def _read_managed(folder: Path, limit: int) -> Table | Miss:
-    """Read a managed store as the one document it would be, under the rules for documents."""
+    """Read a managed store as one table; a file of it that holds no winner is left out.
+
+    So are the records of ops with a loop of their own (0.7.4), which lie among the winners.
+    """
     stamp = _decoded(_STAMP, folder / _MANIFEST, limit, folder)
     if isinstance(stamp, Miss):
         return stamp
     stamp.pop(_SCHEMA, None)
-    document: dict[str, Any] = {"_metadata": stamp}
+    table = parse_table(msgspec.json.encode({"_metadata": stamp}), limit=limit)
+    if isinstance(table, Miss):
+        return table
+    entries: dict[str, Entry] = {}
     for row in _rows(folder / "entries", limit, folder):
         has_policy = bytes(row.profiling_policy) != b"null"
         policy = [row.profiling_policy] if has_policy else []
-        document[row.key] = [row.runner, row.tactic, *policy]
-    return parse_table(msgspec.json.encode(document), limit=limit)
+        entry = parse_entry(msgspec.json.encode([row.runner, row.tactic, *policy]))
+        if isinstance(entry, Entry) and row.key[:1] != "_" and not row.key.startswith(_PROTOCOL):
+            entries[row.key] = entry
+    return replace(table, entries=entries)
 
 
 def _rows(folder: Path, limit: int, root: Path) -> Iterator[_Row]:

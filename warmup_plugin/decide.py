@@ -8,11 +8,11 @@ Owns the rules of the meetings, one function each. A record's ``go`` names what 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from warmup_plugin.identity import Difference, Identity, diff
-from warmup_plugin.table import INDETERMINATE
+from warmup_plugin.stamps import FINGERPRINT, INDETERMINATE, PACKAGES, by_content
 from warmup_plugin.votes import VERSION
 
 Word = dict[str, Any]
@@ -35,7 +35,7 @@ def decide_open(words: Words) -> Word:
     the stamp that ranks take from one another, since they see all that these depend on alike.
     """
     looked_up = _looked_up(words)
-    words = {rank: _completed(word, looked_up) for rank, word in words.items()}
+    words = {rank: _by_content(_completed(word, looked_up)) for rank, word in words.items()}
     nodes: dict[str, list[int]] = {}
     for rank in sorted(words):
         nodes.setdefault(words[rank]["ranks"]["node"], []).append(rank)
@@ -65,25 +65,40 @@ def decide_open(words: Words) -> Word:
 def _looked_up(words: Words) -> dict[str, str]:
     """Return what ranks that see alike have looked up for each other."""
     alike = [word for word in words.values() if word["alike"]]
-    taken = {name for word in alike for name in word["takes"]}
-    return {
-        name: next(w["factors"]["stamp"][name] for w in alike if name not in w["takes"])
-        for name in sorted(taken)
-    }
+    found: dict[str, str] = {}
+    for name in sorted({name for word in alike for name in word["takes"]}):
+        stamp = next(w["factors"]["stamp"] for w in alike if name not in w["takes"])
+        found[name] = stamp[name]
+        if name == FINGERPRINT and PACKAGES in stamp:
+            found[PACKAGES] = stamp[PACKAGES]
+    return found
 
 
 def _completed(word: Word, looked_up: Mapping[str, str]) -> Word:
     """Return a word with those fields of the stamp that its rank takes."""
     if not (word["alike"] and word["takes"]):
         return word
-    taken = {name: looked_up[name] for name in word["takes"]}
-    factors = word["factors"]
-    return {**word, "factors": {**factors, "stamp": {**factors["stamp"], **taken}}}
+    return _with_stamp(word, {**word["factors"]["stamp"], **taken_from(looked_up, word["takes"])})
+
+
+def taken_from(looked_up: Mapping[str, str], takes: Collection[str]) -> dict[str, str]:
+    """Return the fields that a rank takes from others, with what belongs to them."""
+    names = [*takes, *([PACKAGES] if FINGERPRINT in takes and PACKAGES in looked_up else [])]
+    return {name: looked_up[name] for name in names}
+
+
+def _by_content(word: Word) -> Word:
+    """Return a word with the stamp that is equal wherever equal packages are installed."""
+    stamp = word["factors"]["stamp"]
+    return _with_stamp(word, by_content(stamp)) if PACKAGES in stamp else word
+
+
+def _with_stamp(word: Word, stamp: Mapping[str, str]) -> Word:
+    return {**word, "factors": {**word["factors"], "stamp": stamp}}
 
 
 def _how_far(words: Words, *, require_agreement: bool) -> Word:
-    if word := next((word for word in words.values() if word["missing"]), None):
-        reason = f"FlashInfer {word['version']} has no {', '.join(word['missing'])}"
+    if reason := next((word["lack"] for word in words.values() if word["lack"]), ""):
         return {"go": "unguarded", "reason": reason}
     if reason := _cannot_share(words):
         if any(word["must_share"] for word in words.values()):

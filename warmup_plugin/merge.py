@@ -16,7 +16,8 @@ from itertools import chain
 import msgspec
 
 from warmup_plugin.manifest import Manifest, TaskRecord, Tasks
-from warmup_plugin.table import INDETERMINATE, Entry, Table
+from warmup_plugin.stamps import INDETERMINATE
+from warmup_plugin.table import Entry, Table
 
 Source = tuple[int, int, int]
 
@@ -65,15 +66,22 @@ def merge(parts: Sequence[Part]) -> Merged:
     return union.merged(ordered)
 
 
+def differ(one: Entry | None, other: Entry | None) -> bool:
+    """Return whether two entries of a key are two answers; how each was chosen makes none."""
+    if one is None or other is None:
+        return one is not other
+    return one.winner != other.winner
+
+
 def give_way(part: Part, kept: Mapping[str, Entry]) -> Part:
     """Return the part without the tasks that are answered otherwise by what is ``kept``."""
     table, manifest = part.table, part.manifest
-    other = {key for key, entry in kept.items() if table.entries.get(key, entry) != entry}
+    other = {key for key, entry in kept.items() if differ(table.entries.get(key, entry), entry)}
     names = {
         name: keys
         for name, record in (manifest.tasks if manifest else {}).items()
         if not (keys := {*chain.from_iterable(record.keys)}).isdisjoint(kept)
-        and any(table.entries.get(key) != kept.get(key) for key in keys)
+        and any(differ(table.entries.get(key), kept.get(key)) for key in keys)
     }
     if not (other or names) or manifest is None:
         entries = {key: entry for key, entry in table.entries.items() if key not in other}
@@ -157,7 +165,7 @@ class _Union:
                 self.loose.add(key)
 
     def _disagrees(self, found: Mapping[str, Entry]) -> bool:
-        return any(self.entries.get(key) != entry for key, entry in found.items())
+        return any(differ(self.entries.get(key), entry) for key, entry in found.items())
 
     def merged(self, ordered: Sequence[Part]) -> Merged:
         """Return the union; the first part gives the manifest's header."""

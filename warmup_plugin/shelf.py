@@ -18,7 +18,8 @@ from warmup_plugin.files import Mark, obstacle, read_file
 from warmup_plugin.manifest import Manifest, parse_manifest
 from warmup_plugin.merge import Part, Source
 from warmup_plugin.paths import manifest_name, parse_table_name, table_name
-from warmup_plugin.table import Miss, Table, digest, parse_table, stamp_conflicts
+from warmup_plugin.stamps import stamp_conflicts
+from warmup_plugin.table import Miss, Table, digest, parse_table
 from warmup_plugin.unread import unread_table
 
 #: Judged, and of no use to anybody here: these files make room. Others may be fine for somebody.

@@ -3,8 +3,9 @@
 
 Owns the document that FlashInfer's `save_configs` writes and `load_configs` reads: `_metadata` (the
 stamp of the environment), `_records`, and one `[runner, tactic]` or `[runner, tactic, policy]` per
-key. Refuses everything else, stricter than FlashInfer, which would raise in mid-start. Bytes come
-from anywhere, so `parse_table` never raises: what is wrong is a `Miss` with the key and the rule.
+key. What a release writes after the policy is not looked at and stays with its entry. Refuses
+everything else, stricter than FlashInfer, which would raise in mid-start. Bytes come from anywhere,
+so `parse_table` never raises: what is wrong is a `Miss` with the key and the rule.
 """
 
 from __future__ import annotations
@@ -21,10 +22,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 import msgspec
 
 from warmup_plugin.collector import collector_paused
+from warmup_plugin.stamps import INDETERMINATE
 
 MAX_DEPTH: Final = 32
-#: What a writer puts where it could not tell; never a difference.
-INDETERMINATE: Final = (None, "unknown", "None")
 WILDCARD: Final = "*"
 
 STAMP: Final = "_metadata"
@@ -59,11 +59,21 @@ class Miss:
 
 
 class Entry(NamedTuple):
-    """One winner: runner class, tactic, and how it was measured, where that is known."""
+    """One winner: runner class, tactic, and how it was measured, where that is known.
+
+    ``more``: the JSON of what follows these in FlashInfer's list (0.7.4: how the winner was
+    chosen), which serves nobody and goes wherever the entry goes; only where there is a policy.
+    """
 
     runner: str
     tactic: Tactic
     policy: Policy = None
+    more: str = ""
+
+    @property
+    def winner(self) -> tuple[str, Tactic, Policy]:
+        """What serves, and under which measurement: two entries alike in it are one answer."""
+        return self[:3]
 
 
 @dataclass(frozen=True)
@@ -76,17 +86,19 @@ class Table:
 
 
 class _Saved(NamedTuple):
-    """An entry as FlashInfer saves it; from 0.7.4 on with how it was chosen, which none needs."""
+    """An entry as FlashInfer saves it; from 0.7.4 on with a fourth element."""
 
     runner: str
     tactic: Tactic
     policy: Policy = None
-    selection: dict[str, Any] | None = None
+    more: msgspec.Raw = msgspec.Raw()
 
 
 _Member: TypeAlias = Entry | dict[str, Any] | str
 _MEMBERS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _MEMBER: Final = msgspec.json.Decoder(_Saved | dict[str, Any] | str)
+_ELEMENTS: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_ANYTHING: Final = msgspec.json.Decoder(Any)
 _ENCODER: Final = msgspec.json.Encoder(order="deterministic")
 
 
@@ -135,11 +147,50 @@ class _Known(dict[bytes, "_Member | Miss"]):
     has_miss = False
 
     def __missing__(self, value: bytes) -> _Member | Miss:
-        saved = decode(_MEMBER, value)
-        member: _Member | Miss = Entry(*saved[:3]) if type(saved) is _Saved else saved
+        member = _member(value)
         self.has_miss |= isinstance(member, Miss)
         self[value] = member
         return member
+
+
+def parse_entry(value: bytes) -> Entry | Miss:
+    """Read one entry, a list of a runner, a tactic and what may follow. Never raises."""
+    member = _member(value)
+    return member if isinstance(member, (Entry, Miss)) else Miss("no entry", "unreadable")
+
+
+def _member(value: bytes) -> _Member | Miss:
+    saved = decode(_MEMBER, value)
+    if isinstance(saved, Miss):
+        return _long_entry(value, saved)
+    if type(saved) is not _Saved:
+        known: _Member = saved
+        return known
+    more = bytes(saved.more)
+    return _with_more(saved, [more]) if more else Entry(*saved[:3])
+
+
+def _long_entry(value: bytes, refused: Miss) -> Entry | Miss:
+    """Return an entry with more elements than any known release writes; else why it is refused."""
+    elements = decode(_ELEMENTS, value)
+    if isinstance(elements, Miss) or len(elements) <= len(_Saved._fields):
+        return refused
+    parts = [bytes(element) for element in elements]
+    saved = decode(_MEMBER, b"[" + b",".join(parts[:3]) + b"]")
+    return _with_more(saved, parts[3:]) if type(saved) is _Saved else refused
+
+
+def _with_more(saved: _Saved, more: list[bytes]) -> Entry | Miss:
+    """Return the entry with what follows, in the one form that JSON without blanks has."""
+    texts = []
+    for element in more:
+        found = decode(_ANYTHING, element)
+        if isinstance(found, Miss):
+            return found
+        if _is_deeper(found, MAX_DEPTH):
+            return _TOO_DEEP
+        texts.append(msgspec.json.format(element, indent=-1).decode())
+    return Entry(*saved[:3], ",".join(texts))
 
 
 def decode(decoder: msgspec.json.Decoder[Any], data: bytes) -> Any:
@@ -200,27 +251,20 @@ def _read_stamp(stamp: object) -> Mapping[str, str] | Miss:
     return {name: value for name, value in stamp.items() if value is not None}
 
 
-def stamp_conflicts(
-    a: Mapping[str, str | None], b: Mapping[str, str | None]
-) -> dict[str, tuple[str, str]]:
-    """Return the fields that both stamps know and in which they differ."""
-    pairs = {name: (a.get(name), b.get(name)) for name in sorted(a.keys() & b.keys())}
-    return {
-        name: (str(one), str(other))
-        for name, (one, other) in pairs.items()
-        if one != other and one not in INDETERMINATE and other not in INDETERMINATE
-    }
-
-
 def render_table(table: Table) -> bytes:
     """Return the document: equal tables give equal bytes, one line per entry."""
     lines = [json_line(STAMP, table.stamp)]
     if table.records:
         lines.append(json_line(_RECORDS, table.records))
-    for key in sorted(table.entries):
-        entry = table.entries[key]
-        lines.append(json_line(key, entry[:2] if entry.policy is None else entry))
+    lines += [_entry_line(key, table.entries[key]) for key in sorted(table.entries)]
     return json_document(lines)
+
+
+def _entry_line(key: str, entry: Entry) -> bytes:
+    if entry.policy is None:
+        return json_line(key, entry[:2])
+    line = json_line(key, entry.winner)
+    return line[:-1] + b"," + entry.more.encode() + b"]" if entry.more else line
 
 
 def json_line(name: str, value: object) -> bytes:

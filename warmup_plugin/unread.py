@@ -13,7 +13,7 @@ import logging
 from collections.abc import ItemsView, Iterator, KeysView, Mapping
 from typing import Final
 
-from warmup_plugin.table import STAMP, Entry, Miss, Table, parse_table
+from warmup_plugin.table import STAMP, Entry, Miss, Table, json_document, json_line, parse_table
 
 logger = logging.getLogger("warmup_plugin")
 
@@ -74,8 +74,23 @@ def unread_table(data: bytes) -> Table | Miss:
 
     A document that `render_table` has not written, or one with records, is parsed at once.
     """
-    line, cut, rest = data[:_MOST_STAMP_BYTES].partition(b",\n")
-    if not (cut and line.startswith(_START) and rest.startswith(_ENTRY)):
+    if not (line := _first_line(data)):
         return parse_table(data, limit=_NO_LIMIT)
     stamp = parse_table(line + b"}", limit=_NO_LIMIT)
     return stamp if isinstance(stamp, Miss) else Table(stamp.stamp, UnreadEntries(data))
+
+
+def restamped(data: bytes, stamp: Mapping[str, str]) -> bytes:
+    """Return the same entries under another stamp; nothing where the bytes have another form.
+
+    Equal packages at another path have another stamp, and FlashInfer loads none but its own.
+    """
+    line = _first_line(data)
+    first = json_document([json_line(STAMP, stamp)])[: -len(b"\n}\n")]
+    return line and first + data[len(line) :]
+
+
+def _first_line(data: bytes) -> bytes:
+    """Return the line with the stamp, without its comma, where an entry follows at once."""
+    line, cut, rest = data[:_MOST_STAMP_BYTES].partition(b",\n")
+    return line if cut and line.startswith(_START) and rest.startswith(_ENTRY) else b""

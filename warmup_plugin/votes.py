@@ -22,7 +22,7 @@ VERSION: Final = "plugin"
 _FIELDS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
     FIRST: {
         VERSION: (str,), "host": (str,), "ranks": (dict,), "tuning": (bool,),
-        "version": (str,), "missing": (list,),
+        "version": (str,), "lack": (str,),
         "keys_tell_options_apart": (bool,), "factors": (dict,), "alike": (bool,), "takes": (list,),
         "must_share": (bool,), "require_agreement": (bool,), "session": (str,), "mode": (str,),
         "strategy": (str,), "on_hit": (str,), "budget_s": (int, float, type(None)),

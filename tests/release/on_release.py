@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import tempfile
 import time
@@ -16,10 +17,12 @@ import flashinfer.autotuner as fi
 import msgspec
 import torch.distributed as dist
 
-from warmup_plugin.engines.embedded.worker import Engine
+from warmup_plugin.engines.embedded.parallel import tuning_over
+from warmup_plugin.engines.embedded.worker import Engine, warm_up_rank
 from warmup_plugin.kernel_warmup import warm_up
 from warmup_plugin.tuner import probe
 from warmup_plugin.tuner.install import held_entries
+from warmup_plugin.tuner.proven import PROVEN
 
 
 def facts(_engine: Engine) -> dict[str, Any]:
@@ -28,7 +31,32 @@ def facts(_engine: Engine) -> dict[str, Any]:
     return {
         "capabilities": msgspec.structs.asdict(probe.probe()),
         "present": {f"{w}.{name}": hasattr(places[w], name) for w, name in probe.REQUIRED},
+        "tried": msgspec.structs.asdict(probe.tried(fi.AutoTuner())),
+        "digest": probe.sources_digest(),
     }
+
+
+def probed(_engine: Engine) -> dict[str, Any]:
+    """Say what the probe makes of the release."""
+    digest = probe.sources_digest()
+    return {"lack": probe.probe().lack, "digest is known": digest in PROVEN}
+
+
+def alone(engine: Engine) -> dict[str, Any]:
+    """Let FlashInfer tune the forward, without this package; return what it serves."""
+    with tuning_over(engine.tuning_group), fi.autotune(True):
+        engine.forward()
+    return dict(engine.ops.served())
+
+
+def started(engine: Engine) -> dict[str, Any]:
+    """Start as the engine does; return the report, what is served, and what was logged."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]  # no more of it is needed
+    logging.getLogger("warmup_plugin").addHandler(handler)
+    result = warm_up_rank(engine)
+    return {"report": result.report.to_json(), "served": dict(result.served), "said": said}
 
 
 def whole_call(engine: Engine) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import pytest
 
 from warmup_plugin.tuner.known_ops import KNOWN_OPS, known_ops
 from warmup_plugin.tuner.probe import REQUIRED
+from warmup_plugin.tuner.proven import PROVEN
 
 pytestmark = pytest.mark.multiprocess
 
@@ -30,10 +31,15 @@ FIELDS = {
     "0.6.11.post2": (3, 4),
     "0.6.12": (3, 3),
     "0.6.13": (4, 4),
-    "0.6.18.post1": (4, 4),
-    "0.7.0": (4, 4),
-}
-WITH_RANKS_IN_MOE_KEYS = ("0.6.18.post1", "0.7.0")
+    **dict.fromkeys(
+        (
+            "0.6.16.post3", "0.6.17", "0.6.18", "0.6.18.post1", "0.7.0", "0.7.0.post1", "0.7.1",
+            "0.7.2", "0.7.4",
+        ),
+        (4, 4),
+    ),
+}  # fmt: skip
+WITH_RANKS_IN_MOE_KEYS = ("0.6.18", "0.6.18.post1", "0.7.0", "0.7.0.post1", "0.7.1")
 MOE_GEMM = "trtllm::fused_moe::gemm1"
 
 
@@ -69,7 +75,10 @@ def check_capabilities(seen: Any, release: Path) -> None:
         "keys_tell_options_apart": with_extras == 4,
         "fields_without_extras": without,
         "fields_with_extras": with_extras,
+        "unproven": [],
     }
+    assert seen["tried"] == seen["capabilities"], "the list of proven releases, or the release"
+    assert PROVEN.get(seen["digest"]) == FIELDS[release.name], seen["digest"]
 
 
 def moe_extras(release: Path) -> list[str]:
@@ -132,10 +141,12 @@ def test_tuned_once_then_warm(seen: Any, tp: str) -> None:
 def test_replayed_bucket_by_bucket_as_the_whole_call(seen: Any) -> None:
     """The same keys and winners as FlashInfer's own tuning of the forward.
 
-    0.7.0 keeps measurement policies in memory and writes none; our entries have them.
+    0.7.0 keeps measurement policies in memory and writes none; our entries have them. What 0.7.4
+    writes after them, how it came to choose, is in our manifest.
     """
-    ours = {key: entry[: len(seen["whole"][key])] for key, entry in seen["tp1"]["entries"].items()}
-    assert ours == seen["whole"]
+    whole = {key: entry[:3] for key, entry in seen["whole"].items()}
+    ours = {key: entry[: len(whole[key])] for key, entry in seen["tp1"]["entries"].items()}
+    assert ours == whole
     assert len(ours) > 20
 
 

@@ -14,6 +14,7 @@ import flashinfer
 from flashinfer.autotuner import AutoTuner, autotune
 
 from warmup_plugin.engines.embedded.worker import Engine
+from warmup_plugin.table import Table, render_table
 from warmup_plugin.tuner import probe
 from warmup_plugin.tuner.install import Installed, held_entries
 from warmup_plugin.tuner.known_ops import KNOWN_OPS
@@ -202,8 +203,9 @@ def holds(_engine: Engine) -> list[dict[str, Any]]:
         call("bare", [Toy("bare", ())], FLOOR)
         toy_call("tuned")
     ours = {
-        key: json.loads(json.dumps(entry[:2] if entry.policy is None else entry))
-        for key, entry in held_entries().items()
+        key: value
+        for key, value in json.loads(render_table(Table(probe.stamp(), held_entries()))).items()
+        if not key.startswith("_")
     }
     return [child.saved(), ours]
 

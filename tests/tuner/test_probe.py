@@ -17,13 +17,18 @@ from typing import TYPE_CHECKING, NoReturn
 import flashinfer
 import flashinfer.autotuner
 import pytest
+import torch
 from flashinfer.autotuner import AutoTuner
 
-from warmup_plugin.tuner import library_search, probe
+from warmup_plugin.tuner import behaviour, library_search, probe
+from warmup_plugin.tuner.behaviour import LAWS
 from warmup_plugin.tuner.library_search import bearing_failed_searches
 from warmup_plugin.tuner.probe import REQUIRED, SLOW
+from warmup_plugin.tuner.proven import PROVEN
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.tuner.conftest import Children
 
 PLACES = {"module": flashinfer.autotuner, "AutoTuner": AutoTuner}
@@ -54,12 +59,55 @@ def test_what_the_main_release_can_do() -> None:
     )
 
 
-def test_the_probe_leaves_the_processes_tuner_alone() -> None:
-    """It asks a tuner of its own."""
-    tuner = AutoTuner.get()
-    before = {name: repr(value) for name, value in vars(tuner).items()}
+def test_the_main_release_is_proven() -> None:
+    """By its source: what it does has been tried, here."""
+    assert probe.tried(AutoTuner()) == probe.probe()
+    assert PROVEN.get(probe.sources_digest()) == (4, 4), probe.sources_digest()
+
+
+def test_a_release_that_is_not_proven_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once in a process, and with the same outcome."""
+    known, calls = probe.probe(), list[object]()
+
+    def tried(own: object) -> probe.Capabilities:
+        calls.append(own)
+        return known
+
+    monkeypatch.setattr(probe, "PROVEN", {})
+    monkeypatch.setattr(probe, "tried", tried)
     probe.probe.cache_clear()
-    probe.probe()
+    assert [probe.probe(), probe.probe()] == [known, known]
+    assert len(calls) == 1
+    probe.probe.cache_clear()
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+def test_a_law_that_cannot_be_tried_is_broken(
+    law: Callable[[probe.Keys], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a release raises is the reason, in one line; the engine's own tuning is used then."""
+
+    def fails(*_arguments: object, **_options: object) -> NoReturn:
+        raise ZeroDivisionError("planted")
+
+    for name in ("own_tuner", "options_given"):
+        monkeypatch.setattr(probe, name, fails)
+    monkeypatch.setattr(behaviour, "LAWS", (law,))
+    (said,) = behaviour.broken(probe.Keys(probe.Capabilities("9", (), True, 4, 4)))
+    assert said == f"{law.__name__.replace('_', ' ')}: ZeroDivisionError: planted"
+    found = probe.Capabilities("9", (), True, 4, 4, unproven=(said,))
+    assert not found.can_record
+    assert found.lack == f"FlashInfer 9 is not one that this package knows: {said}"
+
+
+def test_the_probe_leaves_the_processes_tuner_alone() -> None:
+    """It asks tuners of its own, and what it puts in place of others' it takes away again."""
+    tuner = AutoTuner.get()
+    group, capturing = probe.process_group(), torch.cuda.is_current_stream_capturing
+    before = {name: repr(value) for name, value in vars(tuner).items()}
+    probe.tried(AutoTuner())
+    assert probe.process_group() is group
+    assert torch.cuda.is_current_stream_capturing is capturing
     assert {name: repr(value) for name, value in vars(tuner).items()} == before
 
 
@@ -99,9 +147,9 @@ def test_file_keys_are_flashinfers() -> None:
     keys = probe.Keys(probe.probe())
     for extras in ((), ("fp8", True, 3)):
         expected = AutoTuner._get_cache_key(
-            "op", probe._ProbeRunner(extras), ((3, 1),), flashinfer.autotuner.TuningConfig(), extras
+            "op", probe.ToyRunner(extras), ((3, 1),), flashinfer.autotuner.TuningConfig(), extras
         ).file_key
-        assert keys.file_key("op", "_ProbeRunner", ((3, 1),), extras) == expected
+        assert keys.file_key("op", "ToyRunner", ((3, 1),), extras) == expected
     assert keys.legacy_key("op", "R", ((3, 1),)) == "('op', 'R', ((3, 1),))"
 
 

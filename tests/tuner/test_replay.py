@@ -46,8 +46,14 @@ def pair(request: pytest.FixtureRequest, make_children: Callable[[Path], Childre
     tmp_path = request.getfixturevalue("tmp_path_factory").mktemp("replay")
     children = make_children(tmp_path)
     whole = children.one("on_replay:whole_call", context=request.param)
+    whole = {**whole, "saved": winners(whole["saved"])}
     session = children.one("on_replay:in_session", context=request.param)
     return Pair(request.param, whole, session, children.entries)
+
+
+def winners(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what FlashInfer 0.7.4 notes beside them: how it chose is in our manifest."""
+    return {key: entry[:3] for key, entry in entries.items()}
 
 
 def of(op: str, entries: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,7 +113,7 @@ def test_the_engines_forward_is_stored_as_flashinfer_would(children: Children) -
     """All ops of the embedded engine in one forward."""
     whole = children.one("on_replay:embedded_whole")
     children.one("on_replay:embedded_session")
-    assert children.entries == whole
+    assert children.entries == winners(whole)
     assert len(whole) > 30
 
 

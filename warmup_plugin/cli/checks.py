@@ -23,8 +23,8 @@ State = Literal["good", "note", "bad"]
 
 #: FlashInfer releases the tests run on; 0.7.2 is the one that SGLang pins.
 FLASHINFER_TESTED: Final = (
-    "0.6.11.post2", "0.6.12", "0.6.13", "0.6.18.post1", "0.7.0", "0.7.2", "0.7.2.post1",
-    "0.7.4",
+    "0.6.11.post2", "0.6.12", "0.6.13", "0.6.16.post3", "0.6.17", "0.6.18", "0.6.18.post1", "0.7.0",
+    "0.7.0.post1", "0.7.1", "0.7.2", "0.7.2.post1", "0.7.4",
 )  # fmt: skip
 
 

@@ -22,7 +22,8 @@ from warmup_plugin.identity import Identity
 from warmup_plugin.manifest import Manifest, Outcome, TaskRecord
 from warmup_plugin.paths import IDENTITY_NAME
 from warmup_plugin.report import WarmupReport
-from warmup_plugin.table import INDETERMINATE, Entry, Miss, Table
+from warmup_plugin.stamps import INDETERMINATE, by_content
+from warmup_plugin.table import Entry, Miss, Table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,6 +71,7 @@ def _about_table(file: TableFile) -> output.Cell:
 
 
 def _stamp(stamp: Mapping[str, str]) -> str:
+    stamp = by_content(stamp)
     names = {name: name.removesuffix("_version").replace("_", "-") for name in stamp}
     known = [f"{names[n]} {value}" for n, value in stamp.items() if value not in INDETERMINATE]
     unknown = [names[n] for n, value in stamp.items() if value in INDETERMINATE]

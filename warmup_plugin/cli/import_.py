@@ -26,7 +26,8 @@ from warmup_plugin.cli.output import CommandError
 from warmup_plugin.files import is_inside
 from warmup_plugin.paths import IDENTITY_NAME, LAYOUT
 from warmup_plugin.settings import Settings
-from warmup_plugin.table import INDETERMINATE, Entry, Miss, Table, digest, render_table
+from warmup_plugin.stamps import INDETERMINATE
+from warmup_plugin.table import Entry, Miss, Table, digest, render_table
 
 HELP = "take over what vLLM, SGLang or FlashInfer have tuned by themselves"
 DESCRIPTION = """\

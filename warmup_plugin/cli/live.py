@@ -25,7 +25,7 @@ _PROBE: Final = """
 import json
 from warmup_plugin.tuner import probe
 found = probe.probe()
-print(json.dumps([found.version, list(found.missing), found.keys_tell_options_apart]))
+print(json.dumps([found.version, found.lack, found.keys_tell_options_apart]))
 """
 _HOOK: Final = """
 import json
@@ -50,10 +50,9 @@ def _probe() -> Finding:
     if error:
         fix = "python -c 'import flashinfer.autotuner' must work in this environment"
         return Finding("probe", "bad", f"FlashInfer cannot be imported: {error}", fix)
-    version, missing, tells_apart = found
-    if missing:
-        words = f"FlashInfer {version} has no {', '.join(missing)}"
-        return Finding("probe", "bad", words, "install a release of the support page")
+    version, lack, tells_apart = found
+    if lack:
+        return Finding("probe", "bad", lack, "install a release of the support page")
     if not tells_apart:
         words = f"the file keys of FlashInfer {version} cannot tell runner options apart"
         fix = "each rank tunes for itself, at every start; install 0.6.13 or later"

@@ -21,7 +21,8 @@ from warmup_plugin.identity import Identity
 from warmup_plugin.manifest import DEFAULTS, Manifest
 from warmup_plugin.paths import IDENTITY_NAME
 from warmup_plugin.settings import Settings
-from warmup_plugin.table import Miss, Table, stamp_conflicts
+from warmup_plugin.stamps import stamp_conflicts
+from warmup_plugin.table import Miss, Table
 
 if TYPE_CHECKING:
     from warmup_plugin.manifest import TaskRecord

@@ -116,10 +116,9 @@ def _made(make: Callable[[], dict[str, Any]], scope: Scope) -> tuple[dict[str, A
         from warmup_plugin.tuner import probe
 
         greeting = _begun(scope)
-        capabilities = probe.probe()
-        if not capabilities.missing:
+        reason = probe.probe().lack
+        if not reason:
             return make(), "", greeting
-        reason = f"FlashInfer {capabilities.version} has no {', '.join(capabilities.missing)}"
     except Exception as error:
         logger.exception("warmup-plugin: cannot prepare")
         reason = f"{type(error).__name__}: {error}"[:400]

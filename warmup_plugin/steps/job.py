@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from warmup_plugin import __version__
-from warmup_plugin.decide import RANK_0S_SETTINGS, decide_open
+from warmup_plugin.decide import RANK_0S_SETTINGS, decide_open, taken_from
 from warmup_plugin.errors import (
     LateError,
     PlacementError,
@@ -315,8 +315,8 @@ def _join(
     meeting.name_hosts(word["nodes"], word["hosts"])
     if word["go"] == "refuse":
         raise RefusedError(word["reason"])
-    taken = {name: word["looked_up"][name] for name in lookup.taken}
-    stack.enter_context(probe.answering(taken))
+    taken = taken_from(word["looked_up"], lookup.taken)
+    stack.enter_context(probe.answering({name: taken[name] for name in lookup.taken}))
     job = Job(
         options=options, meeting=meeting, word=word, identity=Identity(word["factors"]),
         ops=options.ops or known_ops(probe.version()),
@@ -405,7 +405,7 @@ def _hello(options: Options, lookup: Lookup) -> Word:
         "ranks": options.ranks.to_json(),
         "tuning": probe.is_tuning(probe.tuner()),
         "version": capabilities.version,
-        "missing": list(capabilities.missing),
+        "lack": capabilities.lack,
         "keys_tell_options_apart": capabilities.keys_tell_options_apart,
         "factors": options.identity.with_factors(**environment.factors(lookup.stamp())).factors,
         "alike": lookup.is_alike,

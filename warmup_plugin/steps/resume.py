@@ -25,9 +25,10 @@ from warmup_plugin.journal import (
 from warmup_plugin.manifest import Manifest, TaskRecord
 from warmup_plugin.merge import Part
 from warmup_plugin.settle import LASTING, record_of
+from warmup_plugin.stamps import stamp_conflicts
 from warmup_plugin.steps.job import Job
 from warmup_plugin.store import Store
-from warmup_plugin.table import Entry, Table, stamp_conflicts
+from warmup_plugin.table import Entry, Table
 from warmup_plugin.tuner import environment
 
 

@@ -15,10 +15,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from warmup_plugin.collector import collector_paused
 from warmup_plugin.errors import InstallError
 from warmup_plugin.table import Entry, Miss, Table, canonical_tactic, parse_table, render_table
 from warmup_plugin.tuner import probe
+from warmup_plugin.unread import restamped
 
 logger = logging.getLogger("warmup_plugin")
 
@@ -34,7 +37,8 @@ def held_entries() -> dict[str, Entry]:
     for winner in probe.held(probe.tuner()):
         try:
             policy = None if winner.policy is None else tuple(map(canonical_tactic, winner.policy))
-            entry = Entry(winner.runner, canonical_tactic(winner.tactic), policy)
+            more = "" if winner.more is None else msgspec.json.encode(winner.more).decode()
+            entry = Entry(winner.runner, canonical_tactic(winner.tactic), policy, more)
         except (TypeError, ValueError) as error:
             logger.warning("warmup-plugin: an entry of others is lost: %s: %s", winner.key, error)
         else:
@@ -106,8 +110,10 @@ class Installed:
         if isinstance(table, Miss):
             raise InstallError(f"the agreed table cannot be installed: {table.reason}")
         self._agreed = document, stamp, keep_ops
-        if kept or dict(table.stamp) != dict(stamp):
+        if kept:
             document = render_table(Table(stamp, {**kept, **table.entries}))
+        elif dict(table.stamp) != dict(stamp):
+            document = restamped(document, stamp) or render_table(Table(stamp, table.entries))
         self._load(document)
 
     def load_final(

@@ -83,7 +83,7 @@ KNOWN_OPS = KnownOps(
 
 # fused_moe/core.py of these releases: dtypes, top_k, tp size, tp rank, ep size, ep rank, ...
 # From 0.7.2 on the same places hold other numbers, so this is an allow-list of releases.
-_MOE_KEYS_WITH_RANKS = frozenset({"0.6.18", "0.6.18.post1", "0.7.0", "0.7.1"})
+_MOE_KEYS_WITH_RANKS = frozenset({"0.6.18", "0.6.18.post1", "0.7.0", "0.7.0.post1", "0.7.1"})
 _MOE_RANKS = {5: "tp_rank", 7: "ep_rank"}
 
 

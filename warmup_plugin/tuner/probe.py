@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import inspect
 import io
 import itertools
 import json
@@ -26,7 +28,13 @@ import flashinfer.autotuner as fi
 import msgspec
 import torch
 
+from warmup_plugin.stamps import FINGERPRINT, PACKAGES
 from warmup_plugin.tuner.library_search import bearing_failed_searches
+from warmup_plugin.tuner.packages import by_content
+from warmup_plugin.tuner.proven import PROVEN
+
+#: The fields of a file key that tells options apart: op, runner, profile, extras.
+ALL_FIELDS = 4
 
 #: Names the survey and the replay cannot do without: (where, name).
 REQUIRED = (
@@ -54,9 +62,10 @@ REQUIRED = (
 class Capabilities(msgspec.Struct, frozen=True):
     """What the installed release can do.
 
-    ``missing``: required private names that are not where they were. ``keys_tell_options_apart``:
-    two runners that differ in their extras have two file keys (not so in 0.6.12). ``empty_extras``
-    and ``extras``: how many fields a file key has without and with extras.
+    ``missing``: required private names that are not where they were. ``unproven``: what it does
+    otherwise than every release that the tests run on. ``keys_tell_options_apart``: two runners
+    that differ in their extras have two file keys (not so in 0.6.12). ``fields_without_extras`` and
+    ``fields_with_extras``: how many fields a file key has.
     """
 
     version: str
@@ -64,11 +73,22 @@ class Capabilities(msgspec.Struct, frozen=True):
     keys_tell_options_apart: bool
     fields_without_extras: int
     fields_with_extras: int
+    unproven: tuple[str, ...] = ()
 
     @property
     def can_record(self) -> bool:
         """Return whether survey and replay can work at all."""
-        return not self.missing
+        return not self.lack
+
+    @property
+    def lack(self) -> str:
+        """Return why they cannot, or an empty string."""
+        if self.missing:
+            return f"FlashInfer {self.version} has no {', '.join(self.missing)}"
+        if self.unproven:
+            what = "; ".join(self.unproven)
+            return f"FlashInfer {self.version} is not one that this package knows: {what}"
+        return ""
 
 
 def version() -> str:
@@ -92,10 +112,12 @@ def tuner() -> Any:
 
 
 def stamp() -> dict[str, str]:
-    """Return FlashInfer's environment stamp; absent values read "unknown"."""
+    """Return FlashInfer's environment stamp, absent values as "unknown", and `stamps.PACKAGES`."""
     collect = getattr(fi, "_collect_metadata", dict)
     with bearing_failed_searches():
-        return {name: str(value or "unknown") for name, value in collect().items()}
+        found = {name: str(value or "unknown") for name, value in collect().items()}
+    packages = by_content(found.get(FINGERPRINT, ""))
+    return {**found, PACKAGES: packages} if packages else found
 
 
 def origin() -> tuple[str, ...]:
@@ -149,7 +171,10 @@ def can_answer() -> bool:
 
 @functools.cache
 def probe() -> Capabilities:
-    """Look for the required names and try the file keys, once per process."""
+    """Look for the required names and try what is relied on, once per process.
+
+    What a release in `proven.py` does is known, by its source: the tests have tried it.
+    """
     there = {"module": fi, "AutoTuner": getattr(fi, "AutoTuner", None)}
     own = fi.AutoTuner() if there["AutoTuner"] else None
     there["tuner"] = own
@@ -157,22 +182,49 @@ def probe() -> Capabilities:
     missing = tuple(f"{where}.{name}" for where, name in absent)
     if missing:
         return Capabilities(version(), missing, False, 0, 0)
-    found = _fields_of_keys(own, [(), ("a",), ("b",)])
-    apart = found[("a",)] == found[("b",)] == 4  # noqa: PLR2004  # op, runner, profile, extras
-    return Capabilities(version(), (), apart, found[()], found[("a",)])
+    if fields := PROVEN.get(sources_digest()):
+        return Capabilities(version(), (), fields[1] == ALL_FIELDS, *fields)
+    return tried(own)
 
 
-class _ProbeRunner(fi.TunableRunner):  # type: ignore[misc]  # flashinfer is untyped
-    """A runner that never runs; only its key is asked for."""
+def tried(own: Any) -> Capabilities:
+    """Return what a release is found to do: its file keys, and all the laws of `behaviour.py`."""
+    from warmup_plugin.tuner import behaviour  # only for a release that no test has run on
 
-    def __init__(self, extras: tuple[Any, ...]) -> None:
-        self.extras = extras
+    try:
+        found = _fields_of_keys(own, [(), ("a",), ("b",)])
+    except Exception as error:  # noqa: BLE001  # whatever an unknown release raises: it is not used
+        said = f"file keys: {type(error).__name__}: {error}"[:300]
+        return Capabilities(version(), (), False, 0, 0, unproven=(said,))
+    is_apart = found[("a",)] == found[("b",)] == ALL_FIELDS
+    known = Capabilities(version(), (), is_apart, found[()], found[("a",)])
+    return msgspec.structs.replace(known, unproven=behaviour.broken(Keys(known)))
+
+
+def sources_digest() -> str:
+    """Return a digest of the source of FlashInfer's tuner; empty where that cannot be read."""
+    source, found = Path(str(fi.__file__)), hashlib.sha256()
+    try:
+        # A module before 0.6.15, a package from then on.
+        is_package = hasattr(fi, "__path__")
+        for path in sorted(source.parent.glob("*.py")) if is_package else [source]:
+            found.update(path.read_bytes())
+    except OSError:
+        return ""
+    return found.hexdigest()
+
+
+class ToyRunner(fi.TunableRunner):  # type: ignore[misc]  # flashinfer is untyped
+    """A runner that never runs; only its key and its candidates are asked for."""
+
+    def __init__(self, extras: tuple[Any, ...], tactics: tuple[int, ...] = (0,)) -> None:
+        self.extras, self.tactics = extras, tactics
 
     def get_cache_key_extras(self, _inputs: Any) -> tuple[Any, ...]:
         return self.extras
 
     def get_valid_tactics(self, _inputs: Any, _profile: Any) -> list[int]:
-        return [0]
+        return list(self.tactics)
 
     def forward(self, inputs: Any, **_options: Any) -> Any:
         return inputs
@@ -180,18 +232,105 @@ class _ProbeRunner(fi.TunableRunner):  # type: ignore[misc]  # flashinfer is unt
 
 def _fields_of_keys(own: Any, cases: list[tuple[Any, ...]]) -> dict[tuple[Any, ...], int]:
     """Return how many fields the release's file key has for some extras, by what it finds."""
-    key = ("warmup_plugin::probe", "_ProbeRunner", ((1, 1),))
-    table = {str(key): ["_ProbeRunner", 3]}
-    table.update({str((*key, extras)): ["_ProbeRunner", 4] for extras in cases})
+    key = ("warmup_plugin::probe", ToyRunner.__name__, ((1, 1),))
+    table = {str(key): [ToyRunner.__name__, 3]}
+    table.update({str((*key, extras)): [ToyRunner.__name__, 4] for extras in cases})
     inputs, config = [torch.empty(1, 1)], fi.TuningConfig()
     found = {}
     with as_file(json.dumps(table).encode()) as path, _quietly():
         own.load_configs(path)
         for extras in cases:
-            runners = [_ProbeRunner(extras)]
+            runners = [ToyRunner(extras)]
             _, _, tactic, _ = own.search_cache(key[0], runners, key[2], config, inputs=inputs)
             found[extras] = int(tactic)
     return found
+
+
+# -- what `behaviour.py` tries with ------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """Try something of FlashInfer in the body: without a group, a GPU, bars, logs, slow questions.
+
+    Without CUDA a stream cannot be asked whether it is captured, and is not.
+    """
+    known = {field: "tried" for field, at in SLOW.items() if hasattr(sys.modules.get(at[0]), at[1])}
+    cuda: Any = torch.cuda
+    asked = cuda.is_current_stream_capturing
+    if not cuda.is_available():
+        cuda.is_current_stream_capturing = bool
+    try:
+        with no_process_group(), no_bars(), _quietly(), answering(known):
+            yield
+    finally:
+        cuda.is_current_stream_capturing = asked
+
+
+def own_tuner(clock: Callable[[Any], object]) -> Any:
+    """Return a tuner apart from the process's, which asks this clock what a tactic takes."""
+
+    class OwnClock(fi.AutoTuner):  # type: ignore[misc]  # flashinfer is untyped
+        def _profile_single_kernel(
+            self, _runner: Any, _inputs: Any, tactic: Any, *_rest: Any, **_options: Any
+        ) -> object:
+            return clock(tactic)
+
+    return OwnClock()
+
+
+@contextlib.contextmanager
+def tuning_alone(tuner: Any) -> Iterator[None]:
+    """Have a tuner of one's own tune in the body."""
+    tuner.is_tuning_mode = True
+    try:
+        yield
+    finally:
+        tuner.is_tuning_mode = False
+
+
+def toy_config(buckets: tuple[int, ...]) -> Any:
+    """Return the config of an op whose first dimension has these buckets."""
+    spec = fi.DynamicTensorSpec(
+        input_idx=(0,), dim_idx=(0,), gen_tuning_buckets=buckets, map_to_tuning_buckets=int
+    )
+    return fi.TuningConfig(dynamic_tensor_specs=(spec,))
+
+
+def measuring_methods() -> set[str]:
+    """Return the tuner's methods that time a tactic, those within them included."""
+    return {
+        name
+        for name, method in vars(fi.AutoTuner).items()
+        if _mentions(getattr(method, "__code__", None), "_profile_single_kernel")
+    }
+
+
+def _mentions(code: Any, name: str) -> bool:
+    if not isinstance(code, types.CodeType):
+        return False
+    return name in code.co_names or any(_mentions(inner, name) for inner in code.co_consts)
+
+
+@contextlib.contextmanager
+def group_that_fails() -> Iterator[None]:
+    """Give FlashInfer a tuning group in the body in which no rank can meet another."""
+    with no_process_group():
+        if hasattr(fi, "set_autotune_process_group"):
+            fi.set_autotune_process_group("no group")
+        yield
+
+
+#: Options to open a context with, in the order of `OVERRIDES`.
+OPTIONS_TRIED = ((1, 2), True, 3, 0.25)
+
+
+def options_given() -> tuple[Any, ...]:
+    """Return how a context's options stand in the tuner's stack: those that the release has."""
+    known = inspect.signature(fi.autotune).parameters
+    given = {k: v for k, v in zip(OVERRIDES, OPTIONS_TRIED, strict=True) if k in known}
+    with fi.autotune(False, **given):
+        return tuple(tuner()._get_override_stack()[-1])
 
 
 @contextlib.contextmanager
@@ -261,7 +400,7 @@ class Keys:
 
     def file_key(self, op: str, runner: str, profile: Any, extras: tuple[Any, ...]) -> str:
         """Return the key under which a table holds this runner's entry."""
-        if (self._with if extras else self._without) == 3:  # noqa: PLR2004  # no extras in the key
+        if (self._with if extras else self._without) < ALL_FIELDS:  # no extras in the key
             return str((op, runner, profile))
         return str((op, runner, profile, extras))
 
@@ -307,7 +446,7 @@ def skipped_ops(tuner: Any) -> frozenset[str]:
 
 #: The fields of an entry of FlashInfer's override stack that are replayed, in order: buckets,
 #: rounding and graph replays are in the effective config; the last is 0.7.4's `tie_tolerance`.
-_OVERRIDES = ("tuning_buckets", "round_up", "cuda_graph_profile_replays", "tie_tolerance")
+OVERRIDES = ("tuning_buckets", "round_up", "cuda_graph_profile_replays", "tie_tolerance")
 
 
 class Options(NamedTuple):
@@ -326,24 +465,28 @@ def options_in_force(tuner: Any) -> Options:
     ask = getattr(tuner, "_get_override_stack", None)  # from 0.6.18 on
     stack = ask() if ask is not None else ()
     top = tuple(stack[-1]) if stack else ()
-    more = [value for value in top[len(_OVERRIDES) :] if value not in (None, False)]
+    more = [value for value in top[len(OVERRIDES) :] if value not in (None, False)]
     unknown = f"a tuning context has an option in force that is not known: {more!r}" if more else ""
-    tie = top[3] if len(top) > 3 else None  # noqa: PLR2004  # its place among `_OVERRIDES`
+    tie = top[3] if len(top) > 3 else None  # noqa: PLR2004  # its place among `OVERRIDES`
     return Options(in_v2_context(tuner), tie or None, unknown)
 
 
 class Winner(NamedTuple):
-    """An entry of the tuner's, as it would be saved; the policy only where `held` gives it."""
+    """An entry of the tuner's, as it would be saved.
+
+    Only where `held` gives it: the policy, and ``more``, what 0.7.4 writes after that.
+    """
 
     key: str
     runner: str
     tactic: Any
     policy: Any = None
+    more: Any = None
 
 
-def winners_since(tuner: Any, count: int) -> list[Winner]:
+def winners_since(tuner: Any, count: int, keys: Keys | None = None) -> list[Winner]:
     """Return the winners stored in the tuner's memory after its first ``count``, newest first."""
-    keys, cache = Keys(probe()), tuner.profiling_cache
+    keys, cache = keys or Keys(probe()), tuner.profiling_cache
     newest = itertools.islice(reversed(cache.items()), len(cache) - count)
     return [_winner(keys, key, value) for key, value in newest]
 
@@ -357,7 +500,7 @@ def _winner(keys: Keys, key: Any, value: Any) -> Winner:
     return Winner(key.file_key, key.runner_class_name, value[0])
 
 
-def held(tuner: Any) -> list[Winner]:
+def held(tuner: Any, keys: Keys | None = None) -> list[Winner]:
     """Return all that FlashInfer would save, which it can only do to a directory.
 
     Loaded entries first, then those in memory, which win under the same key; of memory only what
@@ -365,13 +508,19 @@ def held(tuner: Any) -> list[Winner]:
     """
     file_policies = getattr(tuner, "_file_config_policies", {})
     policies = getattr(tuner, "_profiling_cache_policies", {})
+    file_more = getattr(tuner, "_file_config_selections", {})
+    more = getattr(tuner, "_profiling_cache_selections", {})
     found = [
-        Winner(key, entry[0], entry[1], file_policies.get(key))
+        Winner(key, entry[0], entry[1], file_policies.get(key), file_more.get(key))
         for key, entry in tuner._file_configs.items()
     ]
-    keys = Keys(probe())
+    keys = keys or Keys(probe())
     for key, value in tuner.profiling_cache.items():
-        found.append(_winner(keys, key, value)._replace(policy=policies.get((None, key))))
+        beside: dict[str, Any] = {
+            "policy": policies.get((None, key)),
+            "more": more.get((None, key)),
+        }
+        found.append(_winner(keys, key, value)._replace(**beside))
     return found
 
 
@@ -607,7 +756,14 @@ def process_group() -> Any:
 
 #: What FlashInfer keeps beside winners, and clears, loads and saves with them: the records of other
 #: products (MegaMoE's), and winners in memory under a measurement policy of autotune_v2.
-_BESIDE = ("_namespaced_records", "_observed_cache_generations", "_winner_partitions")
+_BESIDE = (
+    "_namespaced_records", "_observed_cache_generations", "_winner_partitions",
+    # From 0.7.4 on: results of ops that tune in a loop of their own, shortlists and exclusions
+    # under a policy of autotune_v2's.
+    "_protocol_record_partitions", "_ranked_tactics_partitions", "_excluded_file_keys",
+)  # fmt: skip
+#: Under which such ops keep what they have prepared: who counts it up has them begin anew.
+_GENERATION = "_protocol_cache_generation"
 
 
 def _unsaved_namespaces(tuner: Any) -> list[str]:
@@ -621,9 +777,12 @@ def sparing_others(tuner: Any) -> Iterator[None]:
     beside = {name: dict(getattr(tuner, name)) for name in _BESIDE if hasattr(tuner, name)}
     unsaved = _unsaved_namespaces(tuner)
     policies = dict(getattr(tuner, "_profiling_cache_policies", {}))
+    generation = getattr(tuner, _GENERATION, None)
     try:
         yield
     finally:
+        if generation is not None:
+            setattr(tuner, _GENERATION, generation)
         for name, content in beside.items():
             held = getattr(tuner, name)
             held.clear()

@@ -24,6 +24,7 @@ from warmup_plugin.errors import SessionError
 from warmup_plugin.topology import machine_id
 from warmup_plugin.tuner import probe
 from warmup_plugin.tuner.library_search import bearing_failed_searches
+from warmup_plugin.tuner.packages import by_content
 
 if TYPE_CHECKING:
     from warmup_plugin.rendezvous import Rendezvous
@@ -120,7 +121,7 @@ def _look_meanwhile() -> None:
     for field, look in probe.slow_fields().items():
         if field != probe.BY_PROGRAMS:
             with contextlib.suppress(Exception):  # told of where it is needed
-                look()
+                by_content(look())
 
 
 class Lookup:

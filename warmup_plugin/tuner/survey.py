@@ -176,11 +176,13 @@ class Survey:
             is_tuning = self._tuner.is_tuning_mode
         if not is_tuning:
             return self._pass(call, kwargs)
+        reason = self._why_not(custom_op, runners, kwargs)
         if custom_op in probe.skipped_ops(self._tuner) and runners:
             self._skipped.add(custom_op)
-            # FlashInfer's own answer, before which 0.7.4 meets the other ranks of its tuning group.
-            return runners[0], -1
-        if reason := self._why_not(custom_op, runners, kwargs):
+            # FlashInfer's own answer, before which 0.7.4 meets the other ranks of its tuning group:
+            # they are there where the op is passed through, and nowhere else.
+            return self._pass(call, kwargs) if reason else (runners[0], -1)
+        if reason:
             self.passed.setdefault(custom_op, reason)
             return self._pass(call, kwargs)
         with self._lock:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A host clock where FlashInfer's profiler expects CUDA's.
 
-Owns the stand-ins for the `torch.cuda` names below and for FlashInfer's `delay_kernel`: nothing
-else is replaced, so `_profile_single_kernel`, `choose_one`, `load_configs` and `save_configs` are
-FlashInfer's own. For the embedded engine's child processes; everything is restored on exit.
+Owns the stand-ins for the `torch.cuda` names below and for what FlashInfer builds to keep the GPU
+busy while it measures (`BUILT`): nothing else is replaced, so `_profile_single_kernel`,
+`choose_one`, `load_configs` and `save_configs` are FlashInfer's own. For the embedded engine's
+child processes; everything is restored on exit.
 Refuses to pose as a device: it has an L2 size, which cold-L2 profiling needs, but neither name nor
 capability, so a table's environment stamp says "unknown" as it does without stand-ins.
 
@@ -128,6 +129,10 @@ STAND_INS: dict[str, Any] = {
     "synchronize": lambda _device=None: None,
 }
 
+#: Names of FlashInfer's tuner module that need a compiler: the kernel that delays a stream, and
+#: from 0.7.4 on the module with it, which is built before inputs are warmed.
+BUILT = ("delay_kernel", "get_trtllm_utils_module")
+
 
 def install(*, simulated: bool = False) -> Callable[[], None]:
     """Put the stand-ins in place and return the function that takes them away again.
@@ -140,13 +145,13 @@ def install(*, simulated: bool = False) -> Callable[[], None]:
     # older releases, a package in newer ones.
     tuner = importlib.import_module("flashinfer.autotuner").AutoTuner
     module: Any = sys.modules[tuner.__module__]
-    delay_kernel = module.delay_kernel
-    _put(module, {"delay_kernel": lambda _micro_seconds: None})
+    built = {name: getattr(module, name) for name in BUILT if hasattr(module, name)}
+    _put(module, dict.fromkeys(built, lambda *_arguments: None))
     was_simulated, _clock.simulated = _clock.simulated, simulated
 
     def restore() -> None:
         _put(torch.cuda, before)
-        _put(module, {"delay_kernel": delay_kernel})
+        _put(module, built)
         _clock.simulated = was_simulated
 
     return restore
