@@ -206,6 +206,18 @@ def _quietly() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def warnings_only() -> Iterator[None]:
+    """Keep FlashInfer from telling of a path that is nobody's; what it warns of stands."""
+    log = logging.getLogger("flashinfer.jit")
+    before = log.level
+    log.setLevel(max(log.getEffectiveLevel(), logging.WARNING))
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+@contextlib.contextmanager
 def as_file(data: bytes) -> Iterator[str]:
     """Give bytes a path that FlashInfer can open; no file system is touched.
 
