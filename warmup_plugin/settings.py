@@ -321,11 +321,12 @@ class Settings:
     def __post_init__(self) -> None:
         """Hold every field against its row's rule."""
         for row in fields(self):
-            value = row.metadata["kind"].normal(getattr(self, row.name))
+            given = getattr(self, row.name)
+            value = row.metadata["kind"].normal(given)
             object.__setattr__(self, row.name, value)
             unset = value is None and row.default is None
             if not unset and not row.metadata["kind"].accepts(value):
-                raise SettingError(row.metadata["variable"], value, row.metadata["rule"])
+                raise SettingError(row.metadata["variable"], given, row.metadata["rule"])
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: object) -> Self:

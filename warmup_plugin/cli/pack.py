@@ -20,8 +20,8 @@ HELP = "put tables into one file, to take elsewhere or to bake into an image"
 DESCRIPTION = """\
 Put tables, manifests and identities into one file: all that is kept, or the
 identities named by first digits. The same tables give the same bytes, so the
-printed digest can be pinned. A table that fails `verify` is refused, or left out
-with --skip-faulty. With -o - the archive goes to standard output."""
+printed digest can be pinned. A table that fails `verify` is refused, or left
+out with --skip-faulty. With -o - the archive goes to standard output."""
 EXAMPLES = """\
 examples:
   warmup-plugin pack -o tables.tar                all tables

@@ -194,10 +194,16 @@ def _fields_of_keys(own: Any, cases: list[tuple[Any, ...]]) -> dict[tuple[Any, .
     return found
 
 
+def _log() -> logging.Logger:
+    """Return FlashInfer's logger, which it makes by hand: `logging` does not know it."""
+    own = getattr(sys.modules.get("flashinfer.jit.core"), "logger", None)
+    return own if isinstance(own, logging.Logger) else logging.getLogger("flashinfer.jit")
+
+
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Keep FlashInfer from telling of the probe's table as if it were somebody's."""
-    log = logging.getLogger("flashinfer.jit")
+    log = _log()
     before, log.disabled = log.disabled, True
     try:
         yield
@@ -208,7 +214,7 @@ def _quietly() -> Iterator[None]:
 @contextlib.contextmanager
 def warnings_only() -> Iterator[None]:
     """Keep FlashInfer from telling of a path that is nobody's; what it warns of stands."""
-    log = logging.getLogger("flashinfer.jit")
+    log = _log()
     before = log.level
     log.setLevel(max(log.getEffectiveLevel(), logging.WARNING))
     try:
