@@ -48,7 +48,7 @@ REAL_OPS        := $(call stamp,real-ops)
 PROMETHEUS      := $(S)/prometheus-once
 REAL_OPS_NEXT   := $(patsubst %,$(S)/release-%-once,$(call releases,real-ops))
 
-.PHONY: help demo demo-vllm demo-sglang demo-engine test retest test-real-ops test-engines test-vllm test-sglang lint docs settings-page questions-page \
+.PHONY: help demo demo-vllm demo-sglang demo-engine test test-all test-exhaustive retest test-real-ops test-engines test-vllm test-sglang lint docs settings-page questions-page \
         matrix bench soak fuzz mutants guarantees gpu-evidence clean
 
 help:  ## this list
@@ -71,12 +71,26 @@ demo-engine: $(call stamp,torch-cpu) $(call stamp,$(OF)-cpu) $(call stamp,runtim
 
 # What `make test` leaves out: real_ops is all but the smallest set of its folder.
 LEFT_OUT := not release and not engine and not real_ops
+# So many files of tests side by side: most of their time they wait, for a silence, for ranks to end.
+# A file is one process's, since its tests share what they start.
+BESIDE ?= 4
+SIDE_BY_SIDE = -p xdist.plugin --numprocesses $(BESIDE) --dist loadfile
 
 # ON=0.7.4 puts another release in the place of the pinned one.
 ON ?=
 
-test: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES) $(REAL_OPS) $(if $(ON),$(S)/release-$(ON)-once) | $(PROMETHEUS)  ## all tests that need no other release
-	@$(if $(ON),PYTHONPATH=$(CURDIR)/$(RELEASES)/$(ON)) $(BIN)/pytest -m "$(LEFT_OUT)"
+test: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES) $(REAL_OPS) $(if $(ON),$(S)/release-$(ON)-once) | $(PROMETHEUS)  ## all tests but the exhaustive ones
+	@$(if $(ON),PYTHONPATH=$(CURDIR)/$(RELEASES)/$(ON)) $(BIN)/pytest -m "$(LEFT_OUT)" $(SIDE_BY_SIDE)
+
+# Its rows are compared two at a time already, and need the processor. The releases' ranks wait.
+test-all:  ## make test; then each row of FlashInfer's own op code, and every release
+	@failed=0; \
+	    $(MAKE) --no-print-directory test || failed=1; \
+	    $(MAKE) --no-print-directory test-exhaustive || failed=1; \
+	    exit $$failed
+
+test-exhaustive: $(PACKAGE) $(call stamp,dev) $(MATRIX_RELEASES) $(REAL_OPS) $(REAL_OPS_NEXT)
+	@$(BIN)/pytest -m "(release or real_ops) and not engine" $(SIDE_BY_SIDE)
 
 test-real-ops: $(PACKAGE) $(call stamp,dev) $(REAL_OPS) $(REAL_OPS_NEXT)  ## FlashInfer's own op code behind a stand-in for the GPU
 	@$(BIN)/pytest tests/real_ops \
@@ -106,8 +120,8 @@ test-sglang: $(call stamp,torch-cpu) $(call stamp,sglang-cpu) $(call stamp,runti
              $(call stamp,build) $(call stamp,dev) $(WHEEL)
 	@$(call ENGINE_TESTS,tests/engines/sglang)
 
-retest: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES) $(REAL_OPS) | $(PROMETHEUS)  ## those of the tests that failed last time, once more
-	@$(BIN)/pytest -m "$(LEFT_OUT)" --last-failed --last-failed-no-failures none
+retest: $(PACKAGE) $(call stamp,dev)  ## those of test-all that failed last time, once more, one after the other
+	@$(BIN)/pytest -m "not engine" --last-failed --last-failed-no-failures none
 
 matrix: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES) $(MATRIX_RELEASES)  ## the tests that run on every FlashInfer release
 	@$(BIN)/pytest -m release

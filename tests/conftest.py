@@ -2,7 +2,8 @@
 """What every test stands on: a clean environment, a trap at the default cache directory, releases.
 
 Owns: the environment variables of the test process and its children; the fixtures `cache_root`
-(a directory of one's own), `default_cache_trap`, `fallback_release` and `matrix_release`.
+(a directory of one's own), `default_cache_trap`, `fallback_release` and `matrix_release`; the hook
+`pytest_closing_words`, by which a folder says something at the end, side by side with others, too.
 Refuses: to put the checkout on sys.path; tests import the installed wheel.
 Fails: a test after which anything stands in the default cache directory or the home directory.
 """
@@ -15,7 +16,7 @@ import signal
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -54,6 +55,45 @@ class Trap:
 
 
 TRAP = pytest.StashKey[Trap]()
+#: What the processes said that ran tests for this one.
+SAID = pytest.StashKey[list[str]]()
+
+
+class Hooks:
+    """What a folder's conftest.py may have besides pytest's own."""
+
+    def pytest_closing_words(self, config: pytest.Config) -> list[str]:  # type: ignore[empty-body]  # a specification
+        """Return lines for the end of the run, about the tests of this process."""
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Let folders have them."""
+    pluginmanager.add_hookspecs(Hooks)
+
+
+def _closing_words(config: pytest.Config) -> list[str]:
+    return [line for lines in config.hook.pytest_closing_words(config=config) for line in lines]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand them to the process that prints, if this one runs tests for another."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["said"] = _closing_words(session.config)
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, where it is in use
+def pytest_testnodedown(node: Any) -> None:
+    """Take them from a process that has ended; one that died has none."""
+    said = getattr(node, "workeroutput", {}).get("said", [])
+    node.config.stash.setdefault(SAID, []).extend(said)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Print them."""
+    for line in config.stash.get(SAID, []) + _closing_words(config):
+        terminalreporter.write_line(line)
 
 
 def releases_of(target: str) -> list[str]:

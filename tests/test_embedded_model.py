@@ -314,9 +314,9 @@ def test_plain_spawn_works_too(cache_root: Path) -> None:
     [
         ({"ep": 2}, r"ep=2: must divide tp\*dp=1"),
         ({"tp": 2, "dp": 2, "ep": 3}, r"ep=3: must divide tp\*dp=4"),
-        ({"tp": 3}, "heads=4: must be a multiple of tp=3"),
-        ({"pp": 3}, "layers=4: must be a multiple of pp=3"),
-        ({"dp": 8, "ep": 8}, "experts=4: must be a multiple of ep=8"),
+        ({"tp": 3}, "tp=3: must divide the model's heads=4"),
+        ({"pp": 3}, "pp=3: must divide the model's layers=4"),
+        ({"dp": 8, "ep": 8}, "ep=8: must divide the model's experts=4"),
         ({"dp": 0}, "dp=0: must be at least 1"),
         ({"top_k": 5}, r"top_k=5: must be in \[1, experts=4\]"),
     ],

@@ -6,6 +6,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import termios
 import threading
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,43 @@ def test_it_moves_on_a_terminal_and_goes_away(clock: Clock) -> None:
     assert said.split("\r\x1b[2K")[-1].startswith("warmup-plugin: tuning: op::a @ 128; 3 of 6")
     progress.end("ready")
     assert terminal.getvalue().endswith("\r\x1b[2K")
+
+
+def drawn(terminal: Terminal, clock: Clock, **options: Any) -> str:
+    """Tune where somebody watches; return the last line that was drawn."""
+    progress = Progress(0, stream=terminal, clock=clock, **options)
+    tuning(progress, clock)
+    clock.now += 1.0
+    progress.task("op::a @ 128", 2)
+    return terminal.getvalue().split("\r\x1b[2K")[-1]
+
+
+def test_it_stays_one_line_on_a_narrow_terminal(clock: Clock) -> None:
+    """A line that wraps cannot be wiped: three of them would stay above the result."""
+    reader, writer = os.openpty()
+    termios.tcsetwinsize(writer, (24, 40))
+    with os.fdopen(writer, "w") as stream, os.fdopen(reader, "rb", buffering=0) as seen:
+        progress = Progress(0, stream=stream, clock=clock)
+        tuning(progress, clock)
+        clock.now += 1.0
+        progress.task("op::a @ 128", 2)
+        said = ""
+        while "@ 128" not in said:
+            said += seen.read(4096).decode()
+        said = said.split("\r\x1b[2K")[-1]
+    assert said == "warmup-plugin: tuning: op::a @ 128; ..."
+    assert len(said) == 39
+    assert len(drawn(Terminal(), clock)) == 79  # which does not know how wide it is
+
+
+def test_no_line_moves_where_it_cannot_or_where_the_runner_draws(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two lines that move fight for one place."""
+    assert drawn(Terminal(), clock) != ""
+    assert drawn(Terminal(), clock, draws=False) == ""
+    monkeypatch.setenv("TERM", "dumb")
+    assert drawn(Terminal(), clock) == ""
 
 
 def test_a_log_gets_a_line_per_half_minute(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:

@@ -48,3 +48,29 @@ def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)", page.read_text())
     local = [link for link in links if not link.startswith("https://")]
     assert [link for link in local if not (page.parent / link).exists()] == []
+
+
+def test_the_support_page_names_the_targets_that_install_a_release() -> None:
+    """`make test` and `make matrix` take theirs from one file."""
+    installed = dict(
+        line.split()[:2]
+        for line in (CHECKOUT / "requirements" / "flashinfer-releases.txt").read_text().splitlines()
+        if not line.startswith("#")
+    )
+    page = (CHECKOUT / "docs" / "support.md").read_text()
+    rows = re.findall(r"^\| FlashInfer (\S+) \|[^|]*\|([^|]*)\|", page, re.MULTILINE)
+    named = {release: set(re.findall(r"make ([\w-]+)", by)) for release, by in rows}
+    targets = {"test": {"test", "matrix"}, "matrix": {"matrix"}, "real-ops": {"test-real-ops"}}
+    for release, target in installed.items():
+        assert named[release] == targets[target], release
+
+
+def test_what_it_costs_in_vllm_is_what_has_been_measured() -> None:
+    """The how-to sums up the table of evidence.md: each factor of it stands there."""
+    measured = (CHECKOUT / "docs" / "evidence.md").read_text()
+    measured = measured[measured.index("### vLLM, with and without") :]
+    measured = measured[: measured.index("### SGLang")]
+    page = (CHECKOUT / "docs" / "vllm.md").read_text()
+    factors = re.findall(r"\b\d\.\d\d\b", page[page.index("## What it costs") :])
+    assert len(factors) >= 7
+    assert [factor for factor in factors if f" {factor}" not in measured] == []

@@ -115,7 +115,7 @@ BAD_ARGUMENTS: list[tuple[str, object]] = [
     ("mode", None),
     ("strategy", 1),
     ("require_agreement", 1),
-    ("cache_root", "/a/string"),
+    ("cache_root", "a/string"),
     ("cache_root", Path("relative")),
     ("silence_s", True),
     ("grace_s", "30"),

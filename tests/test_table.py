@@ -252,6 +252,9 @@ class Scalar:
     def item(self) -> int:
         return 5
 
+    def __repr__(self) -> str:
+        return "Scalar(5)"  # in a test's name, which must be the same in every process
+
 
 @pytest.mark.parametrize(
     ("tactic", "expected"),

@@ -25,10 +25,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
+from warmup_plugin.errors import RuleError
 from warmup_plugin.report import WarmupReport
-from warmup_plugin.steps.job import Job, Options, Progress, TuningContext, open_job
+from warmup_plugin.steps.job import Job, open_job
+from warmup_plugin.steps.options import AnyPath, Arguments, Options, Progress, TuningContext
 from warmup_plugin.steps.publish import publish
 from warmup_plugin.steps.receipt import make_report, off_report
 from warmup_plugin.steps.share import Shared, certify, prepare, share
@@ -58,8 +60,8 @@ def warm_up(
     ranks: RankInfo | None = None,
     group: dist.ProcessGroup | None = None,
     settings: Settings | None = None,
-    root: Path | None = None,
-    engine_root: Path | None = None,
+    root: AnyPath | None = None,
+    engine_root: AnyPath | None = None,
     others: Iterable[Path] | None = None,
     ops: KnownOps | None = None,
     tuning_context: TuningContext | None = None,
@@ -75,11 +77,12 @@ def warm_up(
         forward: the runner's own warm-up pass. Every rank of ``group`` calls it once, with the same
             collectives as in serving; again where an op cannot take a default tactic.
         identity: the config factors of model and engine; the environment's are added here.
-        ranks: this rank's coordinates; a single process without it.
+        ranks: this rank's coordinates; without it and without ``group`` a process alone, which is
+            refused where torch.distributed has more ranks.
         group: the ranks that warm up together, the default group without it. Used for one
             broadcast.
         settings: the settings; from the environment without it.
-        root: CACHE_ROOT, before every other source.
+        root: CACHE_ROOT, before every other source; an absolute path.
         engine_root: the engine's own CACHE_ROOT; `paths.resolve` has the order.
         others: tables that an engine keeps itself: files FlashInfer can load, folders of its
             managed store. Iterated where there is no complete table yet, and read for the same
@@ -97,6 +100,7 @@ def warm_up(
 
     Raises:
         SettingError: a malformed setting, with variable, value and rule.
+        RuleError: an argument that is not what it must be, with its name, value and rule.
         SessionError: the ranks cannot open a session or go on, and all of them live: on every rank
             alike, and each may warm up in another way.
         ForwardError: another rank's forward has failed; a `SessionError`.
@@ -104,9 +108,11 @@ def warm_up(
             its host. A collective with that rank does not end.
         Exception: what ``forward`` raised, on the rank where it did.
     """
-    given = {name: value for name, value in locals().items() if value is not None}
-    del given["forward"]
-    options = Options(**given)
+    given = dict(locals())
+    del given["forward"], given["identity"]
+    options = Options.of(given, identity)  # type: ignore[arg-type]  # the arguments of this function
+    if not callable(forward):
+        raise RuleError("forward", forward, "a function without arguments")
     if options.settings.mode == "off":
         forward()
         return off_report(options)
@@ -124,15 +130,14 @@ def warm_up(
 
 
 @contextlib.contextmanager
-def session(*, identity: Identity, **arguments: Any) -> Iterator[Session]:
+def session(*, identity: Identity, **arguments: Unpack[Arguments]) -> Iterator[Session]:
     """Do what `warm_up` does around the body of a ``with`` statement: the body is the forward.
 
     Takes the keyword arguments of `warm_up`. Yields a `Session`, which holds the report once the
     body has ended. The body always runs, once: an op that cannot take a default tactic fails it,
     and `Session.retry` names it.
     """
-    given = {name: value for name, value in arguments.items() if value is not None}
-    options = Options(identity=identity, **given)
+    options = Options.of(arguments, identity)
     outcome = Session()
     if options.settings.mode == "off":
         yield outcome

@@ -12,7 +12,6 @@ waits for any of this.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
@@ -29,6 +28,7 @@ import msgspec
 
 from warmup_plugin.doing import is_compiling
 from warmup_plugin.files import write_files
+from warmup_plugin.terminal import MovingLine
 from warmup_plugin.ticking import Ticking
 
 logger = logging.getLogger("warmup_plugin")
@@ -69,7 +69,10 @@ class Glance(msgspec.Struct, frozen=True):
 
 
 class Progress:
-    """One rank's view of the job. Called from its main thread, its heartbeat's and a clock's."""
+    """One rank's view of the job. Called from its main thread, its heartbeat's and a clock's.
+
+    Unless it ``draws``, no line moves: the runner shows what goes on by itself.
+    """
 
     def __init__(
         self,
@@ -77,15 +80,16 @@ class Progress:
         *,
         path: Path | None = None,
         stream: TextIO | None = None,
+        draws: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rank, self._path, self._clock = rank, path, clock
-        self._stream: TextIO | None = stream if stream is not None else sys.stderr
-        self._moves = rank == 0 and _is_terminal(self._stream)
+        stream = stream if stream is not None else sys.stderr
+        self._line = MovingLine(stream, wanted=draws and rank == 0)
         self._lock = threading.Lock()
         self._began = self._told = self._moved = clock()
         self._filed = -math.inf
-        self._has_warned = self._has_line = False
+        self._has_warned = False
         self._step, self._task, self._reason = "open", "", ""
         self._state: State = "warming"
         self._total = 0
@@ -181,9 +185,7 @@ class Progress:
             self._waits_for = ()
             if state == "ready":
                 self._done = {self._rank: self._total}
-            if self._has_line:
-                self._say("")
-                self._moves = False
+            self._line.give_up()
         self._tell(at_once=True)
 
     def document(self) -> dict[str, Any]:
@@ -284,20 +286,12 @@ class Progress:
                 self._write(self._path)
             if self._rank or self._state != "warming":
                 return
-            if self._moves and self._total and now - self._moved >= MOVE_S:
-                self._moved, self._has_line = now, True
-                self._say(self.line())
-            elif not self._moves and now - self._told >= LOG_S:
+            if self._line.moves and self._total and now - self._moved >= MOVE_S:
+                self._moved = now
+                self._line.say(self.line())
+            elif not self._line.moves and now - self._told >= LOG_S:
                 self._told = now
                 logger.info("%s", self.line())
-
-    def _say(self, text: str) -> None:
-        """Replace the line on the terminal."""
-        if self._stream is None:
-            return
-        with contextlib.suppress(OSError, ValueError):  # closed: this also runs in the heartbeat
-            self._stream.write(f"\r\x1b[2K{text}")
-            self._stream.flush()
 
     def _write(self, path: Path) -> None:
         """Put the file in place, whole. It is not synchronised: it is of use to the living only."""
@@ -307,14 +301,6 @@ class Progress:
             if not self._has_warned:
                 logger.warning("warmup-plugin: no progress file: %s: %s", path, error.strerror)
             self._has_warned = True
-
-
-def _is_terminal(stream: TextIO | None) -> bool:
-    """Return whether a line may move there; Python has no stream at all where it was closed."""
-    try:
-        return stream is not None and stream.isatty()
-    except (OSError, ValueError):
-        return False
 
 
 def _duration(seconds: float) -> str:

@@ -38,6 +38,8 @@ class _Kind(NamedTuple):
     parse: Callable[[str], object]  # raises ValueError
     accepts: Callable[[object], bool]
     rule: str
+    #: Makes of an argument what the variable would have been read as; leaves what it does not know.
+    normal: Callable[[object], object] = lambda value: value
 
 
 def _choice(*names: str) -> _Kind:
@@ -82,6 +84,15 @@ _FLAG = _Kind(
 )
 
 
+def _as_path(value: object) -> object:
+    is_text = isinstance(value, (str, os.PathLike))
+    return Path(value) if is_text and not isinstance(value, Path) else value  # type: ignore[arg-type]  # mypy forgets what it is
+
+
+def _as_paths(value: object) -> object:
+    return tuple(map(_as_path, value)) if isinstance(value, (tuple, list)) else value
+
+
 def _parse_path(text: str) -> Path:
     try:
         return Path(text).expanduser()
@@ -94,6 +105,7 @@ _PATH = _Kind(
     # Ranks of one job may start in different directories: a relative path would scatter the tables.
     lambda value: isinstance(value, Path) and value.is_absolute(),
     "an absolute path",
+    _as_path,
 )
 
 _PROM = _Kind(
@@ -101,6 +113,7 @@ _PROM = _Kind(
     # The collector reads no other file, and says nothing of one.
     lambda value: _PATH.accepts(value) and isinstance(value, Path) and value.suffix == ".prom",
     "an absolute path that ends in .prom",
+    _as_path,
 )
 
 
@@ -112,6 +125,7 @@ _PATHS = _Kind(
     _parse_paths,
     lambda value: isinstance(value, tuple) and all(map(_PATH.accepts, value)),
     "absolute paths, with : between them",
+    _as_paths,
 )
 _HOST = _Kind(
     str,
@@ -307,10 +321,12 @@ class Settings:
     def __post_init__(self) -> None:
         """Hold every field against its row's rule."""
         for row in fields(self):
-            value = getattr(self, row.name)
+            given = getattr(self, row.name)
+            value = row.metadata["kind"].normal(given)
+            object.__setattr__(self, row.name, value)
             unset = value is None and row.default is None
             if not unset and not row.metadata["kind"].accepts(value):
-                raise SettingError(row.metadata["variable"], value, row.metadata["rule"])
+                raise SettingError(row.metadata["variable"], given, row.metadata["rule"])
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: object) -> Self:

@@ -9,6 +9,7 @@ meet (`kernel_warmup.py`, step 2).
 from __future__ import annotations
 
 import functools
+import operator
 import os
 import socket
 import uuid
@@ -18,6 +19,10 @@ from typing import Any
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _AXES = ("tp", "pp", "dp", "ep")
+_NUMBERS = (
+    "rank", "world_size", "local_rank", "device_index", "expert_offset",
+    *(f"{axis}_{word}" for axis in _AXES for word in ("rank", "size")),
+)  # fmt: skip
 
 
 @functools.cache
@@ -63,6 +68,14 @@ class RankInfo:
 
     def __post_init__(self) -> None:
         """Check every coordinate against its size."""
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            try:
+                object.__setattr__(self, name, operator.index(value))
+            except TypeError:
+                raise ValueError(f"{name}={value!r}: must be a whole number") from None
+        if not isinstance(self.node, (str, type(None))):
+            raise ValueError(f"node={self.node!r}: must be a text, or None for this machine")  # noqa: TRY004  # one kind of error for all of them
         pairs = [("rank", "world_size"), *((f"{axis}_rank", f"{axis}_size") for axis in _AXES)]
         for name, size_name in pairs:
             value, size = getattr(self, name), getattr(self, size_name)

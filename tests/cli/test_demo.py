@@ -256,8 +256,9 @@ def test_a_start_without_a_forward_has_a_certificate_of_its_own(two_starts: TwoS
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        pytest.param(["--tp", "3"], "must be a multiple of tp=3", id="does not divide"),
+        pytest.param(["--tp", "3"], "tp=3: must divide the model's heads=4", id="does not divide"),
         pytest.param(["--tp", "0"], "tp=0: must be at least 1", id="zero"),
+        pytest.param(["--tokens", "0"], "tokens=0: must be at least 1", id="no batch"),
         pytest.param(["--dp", "17"], "must be at most 16 ranks", id="too many"),
         pytest.param(["--tp", "two"], "invalid int value: 'two'", id="no number"),
         pytest.param(["--strategy", "best"], "invalid choice: 'best'", id="no strategy"),

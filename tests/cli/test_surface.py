@@ -27,7 +27,8 @@ COMMON = {"--debug", "--help", "-h", "--quiet", "-q", "--verbose", "-v"}
 PLACE = {"--root", "--engine-root", "--json"}
 SURFACE = {
     "demo": {
-        "--tp", "--pp", "--dp", "--ep", "--strategy", "--root", "--keep", "--design", "--json",
+        "--tp", "--pp", "--dp", "--ep", "--tokens", "--strategy", "--root", "--keep", "--design",
+        "--json",
     },
     "doctor": {"--quick", *PLACE},
     "config": {"--set", *PLACE},

@@ -260,15 +260,16 @@ def store() -> Iterator[StoreLink]:
     found.close()
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
+def pytest_closing_words(config: pytest.Config) -> list[str]:
     """Say how much of the protocol was explored."""
-    if counts := config.stash.get(EXPLORED, []):
-        states = sum(explored.states for explored in counts)
-        transitions = sum(explored.transitions for explored in counts)
-        runs = sum(explored.runs for explored in counts)
-        terminalreporter.write_line(
-            f"protocol: {len(counts)} explorations, {states} states, {transitions} transitions, "
-            f"{runs} runs of the real code"
-        )
+    counts = config.stash.get(EXPLORED, [])
+    if not counts:
+        return []
+    states = sum(explored.states for explored in counts)
+    transitions = sum(explored.transitions for explored in counts)
+    runs = sum(explored.runs for explored in counts)
+    line = (
+        f"protocol: {len(counts)} explorations, {states} states, {transitions} transitions, "
+        f"{runs} runs of the real code"
+    )
+    return [line]

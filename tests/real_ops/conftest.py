@@ -182,15 +182,14 @@ def ask(servers: Servers) -> Callable[..., Any]:
     return servers.ask
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+def pytest_closing_words(config: pytest.Config) -> list[str]:
     """Say for each case what its rows came to; write the page where that is asked for."""
     verdicts = config.stash.get(VERDICTS, None)
     if verdicts is None:
-        return
-    lines = summary(list(verdicts.done()))
+        return []
+    found = list(verdicts.done())
+    lines = summary(found)
     if os.environ.get("WARMUP_WRITE_DOCS"):
         page = CHECKOUT / "docs" / "real-ops.md"
         page.write_text(HEAD + "\n".join(lines) + "\n")
-    terminalreporter.section("FlashInfer's own op code")
-    for line in (*lines, *slowest(list(verdicts.done()))):
-        terminalreporter.write_line(line)
+    return ["FlashInfer's own op code", *lines, *slowest(found)]

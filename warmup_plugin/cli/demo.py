@@ -36,6 +36,8 @@ examples:
   warmup-plugin demo                          four ranks, TP2 x PP2
   warmup-plugin demo --dp 2 --ep 2            two ranks that share the experts
   warmup-plugin demo --tp 2 --root /tmp/t     keep the tables; again: all warm
+  warmup-plugin demo --tp 2 --root /tmp/t --tokens 300
+                                              another config: reuses what it can
   warmup-plugin demo --tp 2 --strategy per_rank
                                               shares and keeps nothing
   warmup-plugin demo --design                 who tunes, sends, writes, waits
@@ -61,6 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default = "" if axis in _DEFAULT else " (default: 1)"
         parser.add_argument(f"--{axis}", type=int, metavar="N", help=f"{meaning}{default}")
     parser.add_argument(
+        "--tokens", type=int, metavar="N", help="batch of the warm-up's forward (default: 100)"
+    )
+    parser.add_argument(
         "--strategy", choices=get_args(Strategy), help="who tunes what (default: sharded)"
     )
     parser.add_argument(
@@ -75,15 +80,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(
-    *, strategy: str | None, root: Path | None, keep: bool, design: bool, json: bool,
-    **sizes: int | None,
+    *, tokens: int | None, strategy: str | None, root: Path | None, keep: bool, design: bool,
+    json: bool, **sizes: int | None,
 ) -> int:  # fmt: skip
     """Run both starts, print them, return the verdict."""
     if Settings.from_env().mode == "off":  # a malformed one is told here too, by this process
         message = "WARMUP_PLUGIN_MODE is 'off': must be another mode, or there is nothing to show"
         raise CommandError(message, code=CommandError.USAGE)
     env = {"WARMUP_PLUGIN_STRATEGY": strategy} if strategy else {}
-    config = layout({axis: size for axis, size in sizes.items() if size is not None})
+    config = layout({axis: size for axis, size in sizes.items() if size is not None}, tokens)
     if design and config.world_size < NODES:
         message = (
             "--design with one rank: must be two ranks or more, or there is nobody to share with"
@@ -118,7 +123,7 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def layout(sizes: Mapping[str, Any]) -> EngineConfig:
+def layout(sizes: Mapping[str, Any], tokens: int | None) -> EngineConfig:
     """Return the engine of these sizes, of the default ones if there are none.
 
     Raises:
@@ -126,6 +131,7 @@ def layout(sizes: Mapping[str, Any]) -> EngineConfig:
     """
     try:
         config = EngineConfig(**(sizes or _DEFAULT))
+        config = config if tokens is None else replace(config, tokens=tokens)
     except ValueError as error:
         raise CommandError(str(error), code=CommandError.USAGE) from None
     if config.world_size > _MOST_RANKS:

@@ -20,8 +20,8 @@ HELP = "put tables into one file, to take elsewhere or to bake into an image"
 DESCRIPTION = """\
 Put tables, manifests and identities into one file: all that is kept, or the
 identities named by first digits. The same tables give the same bytes, so the
-printed digest can be pinned. A table that does not hold is refused, or left out
-with --skip-faulty. With -o - the archive goes to standard output."""
+printed digest can be pinned. A table that fails `verify` is refused, or left
+out with --skip-faulty. With -o - the archive goes to standard output."""
 EXAMPLES = """\
 examples:
   warmup-plugin pack -o tables.tar                all tables
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the file to write, - for standard output",
     )  # fmt: skip
     parser.add_argument(
-        "--skip-faulty", action="store_true", help="leave out tables that do not hold"
+        "--skip-faulty", action="store_true", help="leave out tables that fail `verify`"
     )
     parser.add_argument("--version", metavar="V", help="only this FlashInfer's")
     parser.add_argument("--arch", metavar="A", help="only this architecture's")

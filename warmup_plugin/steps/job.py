@@ -12,7 +12,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,8 @@ from warmup_plugin.paths import Placement, resolve
 from warmup_plugin.progress import Progress as ProgressLine
 from warmup_plugin.rendezvous import Alone, Rendezvous, Word
 from warmup_plugin.rollcall import stay_away
-from warmup_plugin.settings import Settings, unknown_variables
+from warmup_plugin.settings import unknown_variables
+from warmup_plugin.steps.options import Options
 from warmup_plugin.steps.turn import own_turn
 from warmup_plugin.store import Store, unsafe
 from warmup_plugin.streams import hold_standard_streams
@@ -49,45 +50,12 @@ from warmup_plugin.tuner.stamp import Lookup, begin
 from warmup_plugin.votes import FIRST, VERSION, checked, other_version
 
 if TYPE_CHECKING:
-    import torch.distributed as dist
-
     from warmup_plugin.rendezvous import Decide
     from warmup_plugin.shutdown import Shutdown
-    from warmup_plugin.storelink import StoreLink
 
 logger = logging.getLogger("warmup_plugin")
 #: Warnings about the environment that this process has logged.
 _told: set[str] = set()
-
-#: Called as progress(step, task, tasks done, tasks in all) on the rank that works.
-Progress = Callable[[str, str, int, int], None]
-TuningContext = Callable[[], contextlib.AbstractContextManager[object]]
-
-
-def plain_context() -> contextlib.AbstractContextManager[object]:
-    """Return FlashInfer's plain tuning context."""
-    context: contextlib.AbstractContextManager[object] = probe.tuning_context()
-    return context
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The arguments of `kernel_warmup.warm_up`, where they are explained."""
-
-    identity: Identity
-    ranks: RankInfo = field(default_factory=RankInfo)
-    group: dist.ProcessGroup | None = None
-    settings: Settings = field(default_factory=Settings.from_env)
-    root: Path | None = None
-    engine_root: Path | None = None
-    others: Iterable[Path] = ()
-    ops: KnownOps | None = None
-    tuning_context: TuningContext = plain_context
-    engine: tuple[str, str] = ("custom", "0")
-    progress: Progress | None = None
-    keep_loaded: bool = False
-    must_share: bool = False
-    link: StoreLink | None = None
 
 
 @dataclass
@@ -233,8 +201,7 @@ def open_job(options: Options) -> Iterator[Job]:
         greeting = _begin(options)  # before all else: every rank will wait for it
         progress = _progress(options)
         stack.callback(progress.hush)
-        digest = getattr(options.identity, "digest", "")  # one that is none is told of below
-        figures = of_rank(options.ranks, options.engine, options.settings, digest)
+        figures = of_rank(options.ranks, options.engine, options.settings, options.identity.digest)
         figures.begin()
         meeting: Rendezvous | None = None
         job: Job | None = None
@@ -290,7 +257,8 @@ def _take_leave(
 def _progress(options: Options) -> ProgressLine:
     """Return what tells of this job's progress; an old file stops saying that it is ready."""
     ranks, settings = options.ranks, options.settings
-    progress = ProgressLine(ranks.rank, path=None if ranks.local_rank else settings.progress_file)
+    path = None if ranks.local_rank else settings.progress_file
+    progress = ProgressLine(ranks.rank, path=path, draws=options.progress is None)
     progress.step("open")
     progress.begin()
     return progress
@@ -351,7 +319,8 @@ def _meet(
     options: Options, stack: contextlib.ExitStack, progress: ProgressLine, greeting: str
 ) -> tuple[Rendezvous, str]:
     """Open the session; return with it the surroundings of rank 0."""
-    if _is_alone(options):
+    options.refuse_company()
+    if options.is_alone:
         return Alone(), ""
     reason = "" if options.link else _lack(options.ranks)
     try:
@@ -382,10 +351,6 @@ def _lack(ranks: RankInfo) -> str:
         return f"{type(error).__name__}: {error}"
 
 
-def _is_alone(options: Options) -> bool:
-    return options.ranks.world_size == 1 and options.group is None
-
-
 def _begin(options: Options) -> str:
     """Begin on rank 0 to look at the environment; it need not succeed.
 
@@ -393,7 +358,7 @@ def _begin(options: Options) -> str:
     """
     with contextlib.suppress(Exception):  # who needs it looks again, and is told then
         if options.ranks.rank == 0:
-            return begin(tells=not _is_alone(options))
+            return begin(tells=not options.is_alone)
     return ""
 
 

@@ -19,7 +19,8 @@ from warmup_plugin import __version__, wire
 from warmup_plugin.liveness import own_card
 from warmup_plugin.rendezvous import Word
 from warmup_plugin.report import Agreement, WarmupReport
-from warmup_plugin.steps.job import Job, Options
+from warmup_plugin.steps.job import Job
+from warmup_plugin.steps.options import Options
 from warmup_plugin.steps.rows import by_op, count, waited, what_became
 from warmup_plugin.steps.share import Shared
 from warmup_plugin.steps.tune import Work

@@ -23,7 +23,7 @@ from warmup_plugin.rollcall import stay_away
 from warmup_plugin.waiting import wait_until, within
 
 if TYPE_CHECKING:
-    from warmup_plugin.steps.job import Options
+    from warmup_plugin.steps.options import Options
 
 logger = logging.getLogger("warmup_plugin")
 

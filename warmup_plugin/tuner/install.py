@@ -129,7 +129,7 @@ class Installed:
         with probe.sparing_others(tuner), probe.as_file(document) as path:
             tuner.clear_cache()
             try:
-                with collector_paused():
+                with collector_paused(), probe.warnings_only():
                     loaded = tuner.load_configs(path)
             except (ValueError, TypeError, KeyError, IndexError, AttributeError, OSError) as error:
                 tuner.clear_cache()

@@ -246,6 +246,12 @@ def _fields_of_keys(own: Any, cases: list[tuple[Any, ...]]) -> dict[tuple[Any, .
     return found
 
 
+def _log() -> logging.Logger:
+    """Return FlashInfer's logger, which it makes by hand: `logging` does not know it."""
+    own = getattr(sys.modules.get("flashinfer.jit.core"), "logger", None)
+    return own if isinstance(own, logging.Logger) else logging.getLogger("flashinfer.jit")
+
+
 # -- what `behaviour.py` tries with ------------------------------------------------------------
 
 
@@ -336,12 +342,24 @@ def options_given() -> tuple[Any, ...]:
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Keep FlashInfer from telling of the probe's table as if it were somebody's."""
-    log = logging.getLogger("flashinfer.jit")
+    log = _log()
     before, log.disabled = log.disabled, True
     try:
         yield
     finally:
         log.disabled = before
+
+
+@contextlib.contextmanager
+def warnings_only() -> Iterator[None]:
+    """Keep FlashInfer from telling of a path that is nobody's; what it warns of stands."""
+    log = _log()
+    before = log.level
+    log.setLevel(max(log.getEffectiveLevel(), logging.WARNING))
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 @contextlib.contextmanager

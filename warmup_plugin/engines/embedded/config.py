@@ -67,8 +67,8 @@ class EngineConfig:
             for whole in wholes:
                 if getattr(self, whole) % getattr(self, part):
                     raise ValueError(
-                        f"{whole}={getattr(self, whole)}: must be a multiple of "
-                        f"{part}={getattr(self, part)}"
+                        f"{part}={getattr(self, part)}: must divide the model's "
+                        f"{whole}={getattr(self, whole)}"
                     )
         if not 1 <= self.top_k <= self.experts:
             raise ValueError(f"top_k={self.top_k}: must be in [1, experts={self.experts}]")

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A slip in what a runner gives is told at once, with argument, value and rule; also on two ranks.
+
+Nothing is asked of FlashInfer here: every case ends before a session opens.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from warmup_plugin import Identity, RankInfo, Settings, session, warm_up
+from warmup_plugin.engines.embedded import EngineConfig, launch
+from warmup_plugin.errors import RuleError, SessionError, SettingError
+from warmup_plugin.steps.options import Options
+
+if TYPE_CHECKING:
+    from warmup_plugin.engines.embedded.worker import Engine
+
+IDENTITY = Identity.of(model="m", dtype="float32")
+
+
+def no_forward() -> None:
+    pytest.fail("the forward ran")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("identity", "x", "an Identity"),
+        ("identity", {}, "an Identity"),
+        ("ranks", 0, "a RankInfo"),
+        ("ranks", {}, "a RankInfo"),
+        ("group", -100, "a process group of which this rank is a member"),
+        ("settings", {}, "a Settings"),
+        ("root", 3, "a path"),
+        ("root", "", "a path"),
+        ("root", "tables", "an absolute path"),
+        ("root", Path("~/tables"), "an absolute path"),
+        ("engine_root", 3, "a path"),
+        ("others", "/tmp", "paths of tables"),  # noqa: S108  # a value that is refused
+        ("ops", {}, "a KnownOps"),
+        ("tuning_context", "autotune", "a function"),
+        ("engine", "mine", "a pair of texts"),
+        ("engine", ("mine", 1), "a pair of texts"),
+        ("engine", ("", "1"), "a pair of texts"),
+        ("progress", "bar", "a function"),
+        ("keep_loaded", "no", "True or False"),
+        ("must_share", 1, "True or False"),
+    ],
+)
+def test_what_an_argument_must_be(name: str, value: Any, rule: str) -> None:
+    """By the function and by the context manager alike."""
+    given: dict[str, Any] = {"identity": IDENTITY, name: value}
+    with pytest.raises(RuleError) as raised:
+        warm_up(no_forward, **given)
+    assert (raised.value.name, raised.value.rule.startswith(rule)) == (name, True)
+    assert raised.value.value in (value, str(value))
+    with pytest.raises(RuleError, match=f"^{name} is ") as again, session(**given):
+        no_forward()
+    assert str(again.value) == str(raised.value)
+
+
+def test_a_forward_is_a_function() -> None:
+    with pytest.raises(RuleError, match=r"^forward is 3: must be a function without arguments$"):
+        warm_up(3, identity=IDENTITY)  # type: ignore[arg-type]  # which is the point
+
+
+def test_a_path_may_be_a_text(tmp_path: Path) -> None:
+    """As everywhere in Python; so may a setting's."""
+    options = Options.of({"root": str(tmp_path), "engine_root": os.fspath(tmp_path)}, IDENTITY)
+    assert (options.root, options.engine_root) == (tmp_path, tmp_path)
+    settings = Settings(cache_root=str(tmp_path), layers=[str(tmp_path)])  # type: ignore[arg-type]  # which is the point
+    assert (settings.cache_root, settings.layers) == (tmp_path, (tmp_path,))
+    with pytest.raises(SettingError, match="must be an absolute path"):
+        Settings(cache_root="tables")  # type: ignore[arg-type]  # as above
+
+
+def test_an_engines_own_root_stops_no_start() -> None:
+    """It comes from a variable of the user's, not from the code: memory only, with a warning."""
+    assert Options.of({"engine_root": "tables"}, IDENTITY).engine_root == Path("tables")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("rank", "0", "must be a whole number"),
+        ("tp_size", 1.5, "must be a whole number"),
+        ("node", 3, "must be a text"),
+    ],
+)
+def test_a_coordinate_is_a_number(name: str, value: Any, rule: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}={value!r}: {rule}"):
+        RankInfo(**{name: value})
+
+
+def forgotten(engine: Engine) -> str:
+    """Warm up on a rank of two and say neither where it stands nor with whom."""
+    try:
+        warm_up(engine.forward, identity=engine.identity(), root=engine.root)
+    except SessionError as error:
+        return str(error)
+    return "it warmed up"
+
+
+def on_purpose(engine: Engine) -> str:
+    """The same, said to be alone: a replica that shares nothing with the others of its group."""
+    report = warm_up(lambda: None, identity=engine.identity(), root=engine.root, ranks=RankInfo())
+    return f"it warmed up alone, {report.world_size} rank"
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("forgotten", "torch.distributed has 2 ranks here, and warm_up got neither ranks="),
+        ("on_purpose", "it warmed up alone, 1 rank"),
+    ],
+)
+def test_a_rank_of_a_job_is_not_taken_for_alone(script: str, said: str, cache_root: Path) -> None:
+    """Each would be certified by itself, with tactics that the other does not serve."""
+    found = launch(
+        EngineConfig(tp=2), root=cache_root, script=f"{__file__}:{script}", timeout_s=60.0
+    )
+    assert [each.startswith(said) for each in found] == [True, True], found
