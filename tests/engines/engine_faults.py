@@ -18,9 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import live_faults
 import lost_ranks
 
-UNPRIVILEGED = Path(__file__).parents[1] / "ranks" / "on_ranks.py"
 #: How long a rank is late, for others that wait for seconds.
 _LATE_S = 7.0
 #: How long a killed rank's peers are kept in the middle of a measurement.
@@ -43,9 +43,11 @@ def plant(spec: Any, root: Path) -> None:
 
     ``root``: a folder that all ranks of the start see.
     """
-    lost_ranks.plant([name for name in _names(spec) if is_planted(spec, name)], root)
+    own = [name for name in _names(spec) if is_planted(spec, name)]
+    lost_ranks.plant(own, root)
     _plant_in_ops(spec)
     _plant_around(spec)
+    live_faults.plant(own, spec.rank, root)
     if "kill" in _names(spec):
         _kill_in_measurement(root / "measuring", is_mine=is_planted(spec, "kill"))
 
@@ -69,19 +71,12 @@ def _plant_in_ops(spec: Any) -> None:
 
 
 def _plant_around(spec: Any) -> None:
-    from warmup_plugin.engines.embedded.config import resolve
     from warmup_plugin.tuner import probe
 
     if is_planted(spec, "own_cublas"):
         _own_cublas(spec.rank)
     if is_planted(spec, "cannot_prepare"):
         probe.probe = _lacking  # type: ignore[assignment]  # the real one is cached
-    if is_planted(spec, "unprivileged"):
-        resolve(f"{UNPRIVILEGED}:give_up_overrides")()
-    if is_planted(spec, "umask_0777"):
-        os.umask(0o777)
-    if is_planted(spec, "no_error_stream"):  # Python still believes to have it
-        os.close(2)
     if is_planted(spec, "no_temporary_directory"):
         os.chdir("/proc")  # Python's last resort is where a process is
         tempfile.tempdir = None

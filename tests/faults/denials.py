@@ -28,6 +28,10 @@ _NEW_NAMES, _NEW_MOUNTS = 0x04000000, 0x00020000
 _READ_ONLY, _REMOUNT, _BIND, _RECURSIVE, _PRIVATE = 1, 32, 4096, 16384, 1 << 18
 #: Where the cache root is found by a process whose mounts are its own.
 ELSEWHERE: Final = Path("/mnt")
+#: PR_SET_KEEPCAPS, _LINUX_CAPABILITY_VERSION_3, CAP_DAC_READ_SEARCH.
+_KEEP_CAPABILITIES: Final = 8
+_CAPABILITY_VERSION: Final = 0x20080522
+_READ_AND_SEARCH: Final = 1 << 2
 _MIB: Final = 1 << 20
 
 
@@ -50,6 +54,27 @@ class Denial(NamedTuple):
     @property
     def id(self) -> str:
         return f"{self.kind}:{self.name}"
+
+
+# -- users -----------------------------------------------------------------------------------------
+
+
+def become_a_user(number: int, root: Path) -> None:
+    """Give up root, and all its rights but to read, since Python may stand in a closed directory.
+
+    Such a user is bound by limits on processes. The cache root is this user's.
+    """
+    for path in (root, *root.rglob("*")):
+        os.chown(path, number, number)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_KEEP_CAPABILITIES, 1, 0, 0, 0)
+    os.setgroups([])
+    os.setresgid(number, number, number)
+    os.setresuid(number, number, number)
+    words = ctypes.c_uint32 * 6  # twice: effective, permitted, inheritable
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
+    if libc.capset(header, words(_READ_AND_SEARCH, _READ_AND_SEARCH)):
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 # -- mounts ----------------------------------------------------------------------------------------
@@ -86,12 +111,18 @@ def _temporary_places() -> list[Path]:
     return [path for name in (*named, *usual) if name and (path := Path(name)).is_dir()]
 
 
-def _no_temporary_directory(place: Place) -> None:
-    _keep_root(place)
+def without_temporary_directory(kept: Path) -> None:
+    """Leave Python no place for a temporary file; what lies below ``kept`` can be written to."""
+    own_mounts()
+    _mount(str(kept), kept, flags=_BIND)  # a mount of its own, which stays as it is
     for path in _temporary_places():
         _read_only_at(path)
     os.chdir("/proc")  # Python's last resort
     tempfile.tempdir = None
+
+
+def _no_temporary_directory(place: Place) -> None:
+    without_temporary_directory(place.root)
 
 
 def _full_temporary_directory(place: Place) -> None:

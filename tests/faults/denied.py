@@ -11,7 +11,6 @@ in the engine's forward. Every wait is bounded, and no rank outlives its cell.
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import importlib
 import json
@@ -54,10 +53,6 @@ GROUP_S: Final = 20.0
 CELL_S: Final = 45.0
 #: Users of whom the system knows nothing, one for each rank that needs to be one.
 _FIRST_USER: Final = 400_000
-#: PR_SET_KEEPCAPS, _LINUX_CAPABILITY_VERSION_3, CAP_DAC_READ_SEARCH.
-_KEEP_CAPABILITIES: Final = 8
-_CAPABILITY_VERSION: Final = 0x20080522
-_READ_AND_SEARCH: Final = 1 << 2
 _users = iter(range(_FIRST_USER, 1 << 30))
 
 
@@ -124,30 +119,12 @@ class _Here:
     lines: list[str] = field(default_factory=list)
 
 
-def _become_a_user(number: int, root: Path) -> None:
-    """Give up root, and all its rights but to read, since Python may stand in a closed directory.
-
-    Such a user is bound by limits on processes. The cache root is this user's.
-    """
-    for path in (root, *root.rglob("*")):
-        os.chown(path, number, number)
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_KEEP_CAPABILITIES, 1, 0, 0, 0)
-    os.setgroups([])
-    os.setresgid(number, number, number)
-    os.setresuid(number, number, number)
-    words = ctypes.c_uint32 * 6  # twice: effective, permitted, inheritable
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
-    if libc.capset(header, words(_READ_AND_SEARCH, _READ_AND_SEARCH)):
-        raise OSError(ctypes.get_errno(), "capset")
-
-
 def _rank(cell: Cell, rank: int, port: tuple[int, int]) -> dict[str, Any]:
     """Be one rank of a cell; return what it came to."""
     import torch
     import torch.distributed as dist
 
-    from tests.faults.denials import BY_ID, Place
+    from tests.faults.denials import BY_ID, Place, become_a_user
     from warmup_plugin.engines.embedded import EngineConfig, host_clock
     from warmup_plugin.engines.embedded.config import RankSpec
     from warmup_plugin.engines.embedded.worker import Engine
@@ -156,7 +133,7 @@ def _rank(cell: Cell, rank: int, port: tuple[int, int]) -> dict[str, Any]:
     here = _Here(cell, rank, Path(cell.root))
     place = Place(here.root)
     if denial is not None and denial.as_user:
-        _become_a_user(next(_users) + rank, here.root)
+        become_a_user(next(_users) + rank, here.root)
     if denial is not None and denial.early:
         denial.deny(place)
     torch.set_num_threads(1)

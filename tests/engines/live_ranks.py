@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A live rank of an engine that lacks something, or hands in what it should not: what all come to.
+
+Owns the rows, and what comes of each on either side. A start with the fault is made on an empty
+cache and on one that a sound start has filled; the one after it is sound, unless the fault is one
+that lasts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from live_faults import AFTER_TUNING, OLDER, has_struck
+
+from warmup_plugin.engines.embedded.config import resolve
+
+#: A sound start takes seconds; an engine alone that has not ended after this long hangs, and so
+#: does one with us after the second.
+HANG_S, BOUND_S = 15.0, 60.0
+BOUND = {"WARMUP_PLUGIN_GRACE_S": "1", "WARMUP_PLUGIN_SILENCE_S": "3"}
+CONFINING = Path(__file__).parents[1] / "faults" / "test_places.py"
+
+#: What a start comes to, and the one after it.
+Words = tuple[str, str]
+ALL, FIRST, SECOND = "", "0", "1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One fault, of all ranks or of one.
+
+    ``planted``: names of `live_faults.py`. ``alone``: the engine alone, cold and over its own
+    files: up | crash | hang; None where it has nothing that this could befall. ``cold``, ``warm``:
+    what a start with us and the one after come to; None: it is not tried. ``said``: in the log of
+    each rank that lives. ``bound``: what ends the wait for it. ``others``: planted on the other
+    ranks. By engine, where the engines differ.
+    """
+
+    fault: str
+    planted: str = ""
+    ranks: str = ALL
+    alone: Words | Mapping[str, Words] | None = ("up", "up")
+    cold: Words | Mapping[str, Words]
+    warm: Words | Mapping[str, Words] | None
+    said: str = ""
+    bound: str = "nothing is waited for"
+    is_lasting: bool = False
+    strikes: str = ""
+    others: str = "nothing"  # SGLang's ranks, where one has a fault, do not meet at the end
+    place: Callable[[Any], None] | None = None
+    root: str = ""
+    needs_root: bool = False
+
+    @property
+    def who(self) -> str:
+        """Return whom it befalls."""
+        return f"rank {self.ranks}" if self.ranks else "all ranks"
+
+    def __str__(self) -> str:
+        return f"{self.fault}, {self.who}"
+
+    def options(self) -> dict[str, Any]:
+        """Return what a start with the fault is told."""
+        own, others = {"fault": self.planted}, {"fault": self.others}
+        return {"per_rank": lambda rank: own if self.ranks in (ALL, str(rank)) else others}
+
+
+def of(engine: str, words: Words | Mapping[str, Words]) -> Words:
+    """Return an engine's own words."""
+    return words if isinstance(words, tuple) else words[engine]
+
+
+# -- places ----------------------------------------------------------------------------------------
+
+
+def _pipe_for_a_lease(job: Any) -> None:
+    (folder,) = {table.parent for table in job.tables()}
+    (folder / "journal").mkdir(exist_ok=True)
+    os.mkfifo(folder / "journal" / "tuning.json")
+
+
+def _without_tables(job: Any) -> None:
+    for table in job.tables():
+        for path in table.parent.glob("rank_*"):
+            path.unlink()
+
+
+# -- the rows --------------------------------------------------------------------------------------
+
+KEPT, NEVER_KEPT = ("tunes", "warm"), ("tunes", "tunes")
+WARM = ("warm", "warm")
+#: The engine warms up by itself; its own files, where it has any, are taken over at the next start.
+BY_ITSELF = ("by itself", "warm")
+
+ROWS: tuple[Row, ...] = (
+    *(
+        Row(
+            fault="no place for a temporary file, the linker knows cuBLAS", ranks=ranks,
+            planted="no_search_by_files+no_place_for_files", needs_root=True, is_lasting=True,
+            cold=KEPT, warm=WARM,
+        )
+        for ranks in (ALL, FIRST, SECOND)
+    ),
+    *(
+        Row(
+            fault="no place for a temporary file, it does not", ranks=ranks,
+            planted="no_place_for_files", needs_root=True, is_lasting=True,
+            alone=("crash", "crash"), cold=KEPT, warm=WARM,
+        )
+        for ranks in (ALL, FIRST, SECOND)
+    ),
+    *(
+        Row(
+            fault="umask 0777", planted="unprivileged+umask_0777", ranks=ranks, is_lasting=True,
+            alone=("up", "up") if ranks == SECOND else ("crash", "up"),
+            cold=KEPT if ranks == SECOND else NEVER_KEPT, warm=WARM,
+        )
+        for ranks in (ALL, FIRST, SECOND)
+    ),
+    *(
+        Row(
+            fault="standard error closed", planted="no_error_stream", ranks=ranks,
+            is_lasting=True, cold=KEPT, warm=WARM,
+        )
+        for ranks in (ALL, FIRST, SECOND)
+    ),
+    *(
+        Row(
+            fault="no new thread can be started", ranks=ranks,
+            planted="a_user+no_thread", others="a_user", needs_root=True,
+            cold=BY_ITSELF, warm=BY_ITSELF,
+            said="threads more can be started",
+            bound="asked before the session",
+        )
+        for ranks in (FIRST, SECOND)
+    ),
+    *(
+        Row(
+            fault="a vote of another step", planted="vote_of_another_step", ranks=ranks,
+            alone=None, cold=BY_ITSELF, warm=BY_ITSELF, strikes="always",
+            said="its vote at step agree is one of step 'load'", bound="the votes of the step",
+        )
+        for ranks in (FIRST, SECOND)
+    ),
+    *(
+        Row(
+            fault="a vote with a field less", planted="vote_without_a_field", ranks=ranks,
+            alone=None, cold=BY_ITSELF, warm=BY_ITSELF, strikes="always",
+            said="its vote at step agree has no 'vouched'", bound="the votes of the step",
+        )
+        for ranks in (FIRST, SECOND)
+    ),
+    *(
+        Row(
+            fault="the first vote of an older version, a field less", planted="older_vote",
+            ranks=ranks, alone=None, cold=BY_ITSELF, warm=BY_ITSELF, strikes="always",
+            said=f"warmup-plugin is {OLDER}", bound="the votes of the step",
+        )
+        for ranks in (FIRST, SECOND)
+    ),
+    *(
+        Row(
+            fault="an older version of this package", planted="older_version", ranks=ranks,
+            alone=None, cold=BY_ITSELF, warm=BY_ITSELF, said=OLDER,
+            bound="the first meeting",
+        )
+        for ranks in (FIRST, SECOND)
+    ),
+    Row(
+        fault="a pipe where the lease should be", place=_pipe_for_a_lease, alone=None,
+        cold=KEPT, warm=WARM,
+    ),
+    Row(
+        fault="a cache root of bytes that are no text", root=os.fsdecode(b"caf\xe9"),
+        cold=KEPT, warm=WARM,
+    ),
+    *(
+        Row(
+            fault=f"one {call} of a journal's record fails", planted=f"one_failed_{call}",
+            alone=None, cold=KEPT, warm=WARM, strikes="cold",
+        )
+        for call in ("write", "fsync")
+    ),
+    *(
+        Row(
+            fault=f"SIGTERM in {step}", planted=f"sigterm_in_{step}", ranks=ranks,
+            alone=None, cold=("ends", "warm"),
+            warm=None,
+            strikes="cold", said="SIGTERM", bound="the steps that are left",
+        )
+        for step in AFTER_TUNING
+        for ranks in (FIRST, SECOND)
+    ),
+)  # fmt: skip
+
+SIDES = ("alone, cold", "alone, warm", "cold", "warm")
+
+
+def cases() -> list[Any]:
+    """Return the parameters of all rows and sides; one of each fault with us is run by default."""
+    found, seen = [], set[str]()
+    for row in ROWS:
+        for side in SIDES:
+            if {"alone": row.alone, "warm": row.warm}.get(side.partition(",")[0], ()) is None:
+                continue
+            turn = ("cold", "warm")[len(seen) % 2] if row.warm is not None else "cold"
+            is_default = row.fault not in seen and side == turn
+            if is_default:
+                seen.add(row.fault)
+            marks = () if is_default else pytest.mark.soak
+            found.append(pytest.param(row, side, id=f"{row}, {side}", marks=marks))
+    return found
+
+
+# -- what comes of them ----------------------------------------------------------------------------
+
+
+def came_to(start: Any) -> str:
+    """Return what a start with us came to; all ranks the same."""
+    if start.hung:
+        return "hang"
+    if start.errors:
+        assert not start.ranks, "a rank is up without one that has ended"
+        return "ends"
+    reports = [rank["report"] for rank in start.ranks]
+    if not any(reports):
+        return "by itself"
+    if {report["agreement"] for report in reports} == {"none"}:
+        return "apart"
+    assert len(start.certificate) == 64
+    assert not start.disputed
+    return "tunes" if sum(start.timed) else "warm"
+
+
+def check(row: Row, side: str, make: Callable[..., Any], engine: str) -> None:
+    """Start with a fault, and once more."""
+    if row.needs_root and (reason := resolve(f"{CONFINING}:can_confine")()):
+        pytest.skip(reason)
+    job = make(tp=2)
+    if row.root:
+        named = job.root.with_name(row.root)
+        if job.root.exists():
+            job.root.rename(named)
+        job.root = named
+    (_check_alone if side.startswith("alone") else _check_ours)(row, side, job, engine)
+
+
+def _check_alone(row: Row, side: str, job: Any, engine: str) -> None:
+    assert row.alone is not None
+    if is_warm := side.endswith("warm"):
+        job.start(plugin=False)
+    start = job.start(plugin=False, may_fail=True, limit_s=HANG_S, **row.options())
+    word = "hang" if start.hung else "crash" if start.errors else "up"
+    assert word == of(engine, row.alone)[is_warm], (word, start.errors)
+
+
+def _check_ours(row: Row, side: str, job: Any, engine: str) -> None:
+    if side == "warm" or row.place is not None:
+        job.start()
+    if row.place is not None:
+        row.place(job)
+        if side == "cold":
+            _without_tables(job)
+    common = {"env": BOUND, "may_fail": True, "limit_s": BOUND_S}
+
+    start = job.start(**common, **row.options())
+    again = job.start(**common, **(row.options() if row.is_lasting else {}))
+
+    told = came_to(start), came_to(again)
+    expected = row.cold if side == "cold" else row.warm
+    logs = [*start.errors.values(), *("\n".join(rank["lines"]) for rank in start.ranks)]
+    assert expected is not None
+    assert told == of(engine, expected), (told, logs, again.errors)
+    said = row.said
+    if said and told[0] not in ("tunes", "warm"):
+        silent = sum(said not in log for log in logs)
+        assert silent <= (told[0] in ("ends", "apart")), logs  # who dies, or whom rank 0 speaks for
+    if told[0] not in ("ends", "by itself"):
+        assert not [line for log in logs for line in log.splitlines() if "is lost" in line]
+    if row.strikes in ("always", side):
+        assert has_struck(job.root.parent), "nothing has gone wrong"
+    assert not [line for rank in again.ranks for line in rank["lines"] if "has died" in line]
+    third = job.start(**common)
+    assert came_to(third) == ("warm" if told[1] == "warm" else "tunes"), third.errors

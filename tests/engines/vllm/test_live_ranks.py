@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A live rank of vLLM that lacks something, or hands in what it should not: `live_ranks.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from live_ranks import Row, cases, check
+
+pytestmark = [pytest.mark.engine, pytest.mark.multiprocess]
+
+
+@pytest.mark.parametrize(("row", "side"), cases())
+def test_row(job: Callable[..., Any], row: Row, side: str) -> None:
+    check(row, side, job, "vllm")
