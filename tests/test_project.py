@@ -61,8 +61,9 @@ def test_the_support_page_names_the_targets_that_install_a_release() -> None:
     rows = re.findall(r"^\| FlashInfer (\S+) \|[^|]*\|([^|]*)\|", page, re.MULTILINE)
     named = {release: set(re.findall(r"make ([\w-]+)", by)) for release, by in rows}
     targets = {"test": {"test", "matrix"}, "matrix": {"matrix"}, "real-ops": {"test-real-ops"}}
-    for release, target in installed.items():
-        assert named[release] == targets[target], release
+    for release, names in installed.items():
+        expected = set[str]().union(*(targets[name] for name in names.split(",")))
+        assert named[release] - {"test-engines"} == expected, release
 
 
 def test_what_it_costs_in_vllm_is_what_has_been_measured() -> None:
