@@ -68,7 +68,14 @@ tactics = st.recursive(
 )
 entries = st.dictionaries(
     st.text(max_size=20).filter(lambda key: not key.startswith("_")),
-    st.builds(Entry, st.text(max_size=8), tactics, st.none() | st.tuples(tactics)),
+    st.builds(Entry, st.text(max_size=8), tactics, st.none(), st.just(""))
+    | st.builds(
+        Entry,
+        st.text(max_size=8),
+        tactics,
+        st.tuples(tactics),
+        st.sampled_from(("", "0", '{"how":"fastest"}', '[1,null],"x"')),
+    ),
     max_size=6,
 )
 data = st.binary(max_size=200) | documents

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,13 +157,20 @@ def confined(scratch: Path, *arguments: str) -> dict[str, Any]:
     return found
 
 
-def test_a_read_only_root_without_home_for_a_random_user(tmp_path: Path) -> None:
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A directory with a short name: Python's own socket below it may have 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="w-") as folder:
+        yield Path(folder)
+
+
+def test_a_read_only_root_without_home_for_a_random_user(short_path: Path) -> None:
     """The engine starts from memory; with a baked table it starts warm and writes nothing."""
     if reason := can_confine():
         pytest.skip(reason)
-    baked, scratch = tmp_path / "baked", tmp_path / "scratch"
+    baked, scratch = short_path / "baked", short_path / "scratch"
     scratch.mkdir()
-    with open_to_all(tmp_path):
+    with open_to_all(short_path):
         cold = confined(scratch)
         assert cold["agreement"] == ["certified", "certified"]
         assert cold["timed"][0] > 0
