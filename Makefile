@@ -75,6 +75,8 @@ LEFT_OUT := not release and not engine and not real_ops
 # A file is one process's, since its tests share what they start.
 BESIDE ?= 4
 SIDE_BY_SIDE = -p xdist.plugin --numprocesses $(BESIDE) --dist loadfile
+# Fewer where each is a whole engine, of gigabytes.
+test-vllm test-sglang: BESIDE = 2
 
 # ON=0.7.4 puts another release in the place of the pinned one.
 ON ?=
@@ -102,7 +104,7 @@ ENGINE ?= engine
 # AGAIN=1 runs only what failed last time, of an engine whose tests have not all passed.
 AGAIN ?=
 ENGINE_TESTS = if [ -n "$(AGAIN)" ] && [ -e $(S)/passed ]; then exit 0; fi; rm -f $(S)/passed; \
-               $(BIN)/pytest -m "$(ENGINE)" $(if $(AGAIN),--last-failed) $(1); touch $(S)/passed
+               $(BIN)/pytest -m "$(ENGINE)" $(if $(AGAIN),--last-failed,$(SIDE_BY_SIDE)) $(1); touch $(S)/passed
 
 # Each in an environment of its own: engines pin much, and our tests must not depend on that. Their
 # pins hold FlashInfer and all that an engine's CUDA build needs to start on a CPU; the files say so.
