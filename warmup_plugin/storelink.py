@@ -15,9 +15,10 @@ import errno
 import secrets
 import socket
 import threading
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
@@ -27,7 +28,6 @@ from warmup_plugin.rollcall import call_the_roll, tell
 from warmup_plugin.sockets import OWN_LACK, bound_answers, connected, on_thread, part
 from warmup_plugin.streams import hold_standard_streams
 from warmup_plugin.topology import host_name, machine_id
-from warmup_plugin.waiting import wait_until, within
 
 if TYPE_CHECKING:
     from warmup_plugin.settings import Settings
@@ -172,6 +172,46 @@ class StoreLink:
             raise RankLostError(0, self._gone) from error
 
 
+_Made = TypeVar("_Made")
+
+
+def _in_time(
+    make: Callable[[threading.Event], _Made],
+    port: int,
+    silence_s: float,
+    *,
+    but: Collection[int],
+) -> _Made:
+    """Return what is made of a connection to a port, by a thread that is waited for so long.
+
+    torch bounds no handshake with a store whose process is stopped. ``make`` is given what is set
+    once nobody waits for it; ``but``: connections to the port that are there already. Raises what
+    ``make`` raises, `RankLostError` where it takes longer, `OSError` where no thread can be had.
+    """
+    made: list[_Made | Exception] = []
+    is_done, is_given_up = threading.Event(), threading.Event()
+
+    def run() -> None:
+        try:
+            made.append(make(is_given_up))
+        except Exception as error:  # noqa: BLE001  # raised again where it is waited for
+            made.append(error)
+        is_done.set()
+
+    try:
+        maker = on_thread(run, "warmup-join", port, but=but)
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, str(error)) from error
+    if not is_done.wait(silence_s):
+        is_given_up.set()
+        part(maker)
+        raise RankLostError(0, f"its store lets nobody in for {silence_s:.1f} s")
+    (found,) = made
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
 def link_beside(store: TCPStore, rank: int, size: int, silence_s: float) -> StoreLink:
     """Return a connection of our own to somebody else's store, whose own keeps having no bound.
 
@@ -179,34 +219,23 @@ def link_beside(store: TCPStore, rank: int, size: int, silence_s: float) -> Stor
     `OSError` where this process lacks what it takes.
     """
     others = frozenset(connected(store.port))
-    made: list[StoreLink | RankLostError] = []
-    has_given_up = threading.Event()
 
-    def make() -> None:  # on a thread of its own: where the store's process is stopped, for ever
+    def make(is_given_up: threading.Event) -> StoreLink:
         is_slow = False
-        while not (made or has_given_up.is_set()):
+        while True:
             try:
-                made.append(StoreLink(store, rank, size).clone(is_slow=is_slow))
+                return StoreLink(store, rank, size).clone(is_slow=is_slow)
             except RankLostError as error:
-                if isinstance(error.__cause__, OSError):  # refused, or a lack of our own
-                    made.append(error)
+                if isinstance(error.__cause__, OSError) or is_given_up.is_set():
+                    raise  # refused, a lack of our own, or too late
                 is_slow = True  # else torch has given up: the store may be slow
 
     try:
-        maker = on_thread(make, "warmup-beside", store.port, but=others)
-    except RuntimeError as error:
-        raise OSError(errno.EAGAIN, str(error)) from error
-    try:
-        wait_until(lambda: bool(made), within(silence_s))
-    except TimeoutError:
-        has_given_up.set()
-        part(maker)
-        raise RankLostError(0, f"its store lets nobody in for {silence_s:.1f} s") from None
-    (link,) = made
-    if isinstance(link, RankLostError):
-        if isinstance(link.__cause__, OSError) and link.__cause__.errno in OWN_LACK:
-            raise link.__cause__ from link
-        raise link
+        link = _in_time(make, store.port, silence_s, but=others)
+    except RankLostError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in OWN_LACK:
+            raise error.__cause__ from error
+        raise
     bound_answers(store.port, silence_s, but=others)
     link.silence_s, link.leader = silence_s, store.host
     return link
@@ -232,6 +261,8 @@ def connect(group: dist.ProcessGroup | None, settings: Settings, greeting: str =
             failure = f"cannot open a store: {card['error']}"
         elif rank:
             link = join_session(card, rank, size, settings)
+    except RankLostError:
+        raise  # the roll call would wait for it
     except SessionError as error:
         failure = str(error)
     except Exception as error:  # noqa: BLE001  # as above: they wait at the roll call
@@ -259,11 +290,18 @@ def open_session(
 
 
 def join_session(card: dict[str, Any], rank: int, size: int, settings: Settings) -> StoreLink:
-    """Join the store that rank 0's card leads to. Raises `SessionError`."""
+    """Join the store that rank 0's card leads to.
+
+    Raises `SessionError`, and `RankLostError` where rank 0's process is stopped.
+    """
     if "error" in card:
         raise SessionError(f"rank 0 cannot open a store: {card['error']}")
     leader = str(card.get("leader", ""))
-    return StoreLink(_join(card), rank, size, settings.silence_s, card["greeting"], leader)
+    others = frozenset(connected(card["port"]))
+    store = _in_time(
+        lambda is_given_up: _join(card, is_given_up), card["port"], settings.silence_s, but=others
+    )
+    return StoreLink(store, rank, size, settings.silence_s, card["greeting"], leader)
 
 
 def _open(settings: Settings) -> tuple[TCPStore | None, dict[str, Any]]:
@@ -314,7 +352,7 @@ def _check_listens(host: str, port: int) -> None:
     socket.create_connection((host, port), timeout=_CONNECT_S).close()
 
 
-def _patient_client(host: str, port: int) -> TCPStore:
+def _patient_client(host: str, port: int, is_given_up: threading.Event) -> TCPStore:
     """Return a connection to a store that may be slow to answer. Raises both errors of the above.
 
     The first try does without the look at the listener: it is a connection, too, whose name the
@@ -323,24 +361,28 @@ def _patient_client(host: str, port: int) -> TCPStore:
     try:
         return _client(host, port, _TRY_S)
     except RuntimeError:
+        if is_given_up.is_set():
+            raise
         _check_listens(host, port)
         return _client(host, port, _CONNECT_S)
 
 
-def _join(card: dict[str, Any]) -> TCPStore:
+def _join(card: dict[str, Any], is_given_up: threading.Event) -> TCPStore:
     same_machine = card["machine"] == machine_id()
     hosts = [_LOOPBACK, *card["hosts"]] if same_machine else card["hosts"]
     refused = []
     hold_standard_streams()
     for host in hosts:
         try:
-            store = _patient_client(host, card["port"])
+            store = _patient_client(host, card["port"], is_given_up)
             # Two containers of one machine share the boot id but not the loopback interface.
             if store.get("nonce").decode() == card["nonce"]:
                 return store
             refused.append(f"{host}: another store answers")
         except (OSError, RuntimeError) as error:
             refused.append(f"{host}: {error}")
+        if is_given_up.is_set():
+            break
     raise SessionError(
         f"cannot reach rank 0's store on port {card['port']}: {'; '.join(refused)} "
         "(WARMUP_PLUGIN_ADDRESS on rank 0 names the address to use)"

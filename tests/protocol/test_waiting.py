@@ -56,6 +56,7 @@ ALLOWED = {
     ("storelink.py", "_check_listens", "socket.create_connection"): "a time-out is given",
     ("storelink.py", "_client", "TCPStore"): "a time-out is given, which torch does not honour "
     "where the store's process is stopped: `clone` is only called on a thread of its own",
+    ("storelink.py", "_in_time", "is_done.wait"): "a silence",
     ("storelink.py", "_addresses", "probe.connect"): "of a datagram socket: sends nothing",
     ("steps/job.py", "_meet", "connect"): "storelink's, above",
     ("tuner/stamp.py", "Lookup._wait", "thread.join"): "a time-out is given",

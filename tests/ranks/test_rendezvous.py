@@ -377,7 +377,7 @@ def test_a_port_where_another_store_answers_is_refused() -> None:
     other.set("nonce", "another")
     card = {"hosts": [], "port": other.port, "nonce": "ours", "machine": machine_id()}
     with pytest.raises(SessionError, match=r"127\.0\.0\.1: another store answers") as caught:
-        storelink._join(card)
+        storelink._join(card, threading.Event())
     assert "WARMUP_PLUGIN_ADDRESS" in str(caught.value)
 
 
@@ -389,7 +389,7 @@ def test_a_rank_0_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> Non
     del gone
     card = {"hosts": ["127.0.0.1"], "port": port, "nonce": "ours", "machine": "another"}
     with pytest.raises(SessionError, match=f"port {port}: 127.0.0.1: ") as caught:
-        storelink._join(card)
+        storelink._join(card, threading.Event())
     assert "WARMUP_PLUGIN_ADDRESS" in str(caught.value)
 
 
@@ -409,8 +409,41 @@ def test_a_store_that_closes_while_a_rank_joins_is_no_long_wait() -> None:
     card = {"hosts": [], "port": port, "nonce": "ours", "machine": machine}
     began = time.monotonic()
     with pytest.raises(SessionError, match=f"on port {port}: 127.0.0.1: .* refused"):
-        storelink._join(card)
+        storelink._join(card, threading.Event())
     assert time.monotonic() - began < 5.0
+
+
+@pytest.mark.parametrize("joining", [1, 3])
+def test_a_store_that_is_stopped_while_ranks_join_is_lost_within_a_silence(joining: int) -> None:
+    """Its kernel takes their connections, and nobody answers: torch would wait for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        card = {"hosts": [], "port": port, "nonce": "", "machine": machine_id(), "greeting": ""}
+        settings = Settings.from_env({}, silence_s=1.5)
+
+        def join(rank: int) -> Future[object]:
+            return background(lambda: storelink.join_session(card, rank, joining + 1, settings))
+
+        began = time.monotonic()
+        for found in [join(rank) for rank in range(1, joining + 1)]:
+            with pytest.raises(RankLostError, match=r"lets nobody in for 1\.5 s") as caught:
+                found.result(BOUND_S)
+            assert caught.value.rank == 0
+        assert time.monotonic() - began < BOUND_S
+
+
+def background(call: Callable[[], object]) -> Future[object]:
+    """Run a function on a thread that the test run does not wait for."""
+    found: Future[object] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(call())
+        except Exception as error:  # noqa: BLE001  # raised again where it is asked for
+            found.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return found
 
 
 def test_a_store_behind_a_slow_name_server_is_joined_and_joined_again(
@@ -433,7 +466,7 @@ def test_a_store_behind_a_slow_name_server_is_joined_and_joined_again(
     store.set("nonce", "ours")
     monkeypatch.setattr(storelink, "TCPStore", behind_it)
     card = {"hosts": [], "port": store.port, "nonce": "ours", "machine": machine_id()}
-    renewed = RenewedLink(StoreLink(storelink._join(card), 1, 2))
+    renewed = RenewedLink(StoreLink(storelink._join(card, threading.Event()), 1, 2))
     renewed.connect()
     wait_until(lambda: _is_up(renewed), within(30))
     assert tries == [storelink._TRY_S, storelink._CONNECT_S] * 2
