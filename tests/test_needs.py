@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import _thread
+import contextlib
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -60,12 +60,19 @@ def test_address_space() -> None:
 @pytest.mark.parametrize(("rank", "left", "needed"), [(1, 0, 3), (1, 2, 3), (1, 3, 3), (0, 3, 4)])
 def test_threads(rank: int, left: int, needed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them at once, and none of them left."""
-    own, started = _thread.start_new_thread, iter(range(100))
+    own, living = _thread.start_new_thread, list[None]()
 
-    def start(*what: Any) -> None:
-        if next(started) >= left:
+    def start(function: Callable[[], None], _none: tuple[()]) -> None:
+        with contextlib.suppress(TimeoutError):  # one that has nothing more to do is about to end
+            wait_until(lambda: len(living) < left, within(0.2))
+        if len(living) >= left:
             raise RuntimeError("can't start new thread")
-        own(*what)
+        living.append(None)
+        own(run, (function,))
+
+    def run(function: Callable[[], None]) -> None:
+        function()
+        living.pop()
 
     before = _thread._count()
     monkeypatch.setattr(_thread, "start_new_thread", start)

@@ -16,6 +16,8 @@ import socket
 from pathlib import Path
 from typing import Final
 
+from warmup_plugin.waiting import wait_until, within
+
 #: The files of a rank at a time: its store's, a journal, a lock, what FlashInfer reads.
 _DESCRIPTORS: Final = 14
 #: More on rank 0: the store's own, and two connections of each rank.
@@ -27,6 +29,8 @@ _THREADS_OF_STORE: Final = 1
 #: The C library reserves 64 MiB for each thread, whatever it uses of that.
 _ADDRESS_SPACE_MIB: Final = 768
 _MIB: Final = 1 << 20
+#: How long the end of threads is waited for that have nothing more to do, seconds.
+_END_S: Final = 5.0
 
 
 def lacking(rank: int, size: int) -> str:
@@ -51,22 +55,41 @@ def _lacks_descriptors(number: int) -> str:
 def lacks_threads(number: int) -> str:
     """Return why so many threads, or processes, cannot be started at a time, or an empty string.
 
-    Waits for none of them, to begin or to end: where another thread is busy, each of these waits
-    takes milliseconds, in all of which the other ranks wait, too.
+    Where twice as many can be had none of them is waited for: with another thread busy each wait
+    takes milliseconds, in all of which the other ranks wait, too. Nearer to the limit all are, lest
+    one that has not ended yet is the one too many.
     """
-    over = _thread.allocate_lock()
-    with over:
-        for started in range(number):
-            try:
-                _thread.start_new_thread(_end_after, (over,))
-            except RuntimeError as error:
-                return f"{started} threads more can be started, {number} are needed: {error}"
+    if not _starting(2 * number, is_brief=False):
+        return ""
+    if error := _starting(number, is_brief=True):
+        started, reason = error
+        return f"{started} threads more can be started, {number} are needed: {reason}"
     return ""
 
 
-def _end_after(over: _thread.LockType) -> None:
+def _starting(number: int, *, is_brief: bool) -> tuple[int, str] | None:
+    """Start so many threads at a time; return how many could be and why no more, if not all.
+
+    Those of an attempt that fails, or ``is_brief``, have ended by then, within five seconds.
+    """
+    over, ended = _thread.allocate_lock(), list[None]()
+
+    def end_after() -> None:
+        with over:
+            ended.append(None)
+
+    failure, started = None, 0
     with over:
-        pass
+        try:
+            for started in range(number):  # noqa: B007  # counted on purpose
+                _thread.start_new_thread(end_after, ())
+            started = number
+        except RuntimeError as error:
+            failure = started, str(error)
+    if failure or is_brief:
+        with contextlib.suppress(TimeoutError):
+            wait_until(lambda: len(ended) >= started, within(_END_S))
+    return failure
 
 
 def _lacks_memory() -> str:
