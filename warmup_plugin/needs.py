@@ -14,7 +14,7 @@ import contextlib
 import resource
 import socket
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from warmup_plugin.waiting import wait_until, within
 
@@ -55,41 +55,49 @@ def _lacks_descriptors(number: int) -> str:
 def lacks_threads(number: int) -> str:
     """Return why so many threads, or processes, cannot be started at a time, or an empty string.
 
-    Where twice as many can be had none of them is waited for: with another thread busy each wait
-    takes milliseconds, in all of which the other ranks wait, too. Nearer to the limit all are, lest
-    one that has not ended yet is the one too many.
+    Where twice as many can be had, this waits for none of them: with another thread busy each wait
+    takes milliseconds, in all of which the other ranks wait, too. Near the limit it waits for all,
+    lest one that has not ended yet is the one too many.
     """
-    if not _starting(2 * number, is_brief=False):
+    found = _start(2 * number)
+    if not found.error:
         return ""
-    if error := _starting(number, is_brief=True):
-        started, reason = error
-        return f"{started} threads more can be started, {number} are needed: {reason}"
-    return ""
+    found.let_end()
+    found = _start(number)
+    found.let_end()
+    if not found.error:
+        return ""
+    return f"{found.started} threads more can be started, {number} are needed: {found.error}"
 
 
-def _starting(number: int, *, is_brief: bool) -> tuple[int, str] | None:
-    """Start so many threads at a time; return how many could be and why no more, if not all.
+class _Threads(NamedTuple):
+    """Threads that were alive at one time: how many, why no more, and which have ended."""
 
-    Those of an attempt that fails, or ``is_brief``, have ended by then, within five seconds.
-    """
+    started: int
+    error: str
+    ended: list[None]
+
+    def let_end(self) -> None:
+        """Wait until they have ended, five seconds at most."""
+        with contextlib.suppress(TimeoutError):
+            wait_until(lambda: len(self.ended) >= self.started, within(_END_S))
+
+
+def _start(number: int) -> _Threads:
+    """Start so many threads, or as many as can be had, and let them end."""
     over, ended = _thread.allocate_lock(), list[None]()
 
     def end_after() -> None:
         with over:
             ended.append(None)
 
-    failure, started = None, 0
     with over:
-        try:
-            for started in range(number):  # noqa: B007  # counted on purpose
+        for started in range(number):
+            try:
                 _thread.start_new_thread(end_after, ())
-            started = number
-        except RuntimeError as error:
-            failure = started, str(error)
-    if failure or is_brief:
-        with contextlib.suppress(TimeoutError):
-            wait_until(lambda: len(ended) >= started, within(_END_S))
-    return failure
+            except RuntimeError as error:
+                return _Threads(started, str(error), ended)
+    return _Threads(number, "", ended)
 
 
 def _lacks_memory() -> str:

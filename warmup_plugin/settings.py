@@ -85,8 +85,7 @@ _FLAG = _Kind(
 
 
 def _as_path(value: object) -> object:
-    is_text = isinstance(value, (str, os.PathLike))
-    return Path(value) if is_text and not isinstance(value, Path) else value  # type: ignore[arg-type]  # mypy forgets what it is
+    return Path(value) if isinstance(value, (str, os.PathLike)) else value
 
 
 def _as_paths(value: object) -> object:

@@ -102,7 +102,7 @@ class StoreLink:
     def clone(self, *, is_slow: bool = False) -> StoreLink:
         """Return another connection to the same store, for another thread, which may make it.
 
-        ``is_slow``: one has been tried for in vain; torch may take longer this time. Raises
+        ``is_slow``: an earlier try has failed, so torch may take longer. Raises
         `RankLostError` where nobody listens any more, at once. Where the store's process is stopped
         this takes as long as it is.
         """
@@ -182,11 +182,12 @@ def _in_time(
     *,
     but: Collection[int],
 ) -> _Made:
-    """Return what is made of a connection to a port, by a thread that is waited for so long.
+    """Call ``make`` on a thread of its own, and return what it returns within a silence.
 
-    torch bounds no handshake with a store whose process is stopped. ``make`` is given what is set
-    once nobody waits for it; ``but``: connections to the port that are there already. Raises what
-    ``make`` raises, `RankLostError` where it takes longer, `OSError` where no thread can be had.
+    ``make`` connects to ``port``, and torch bounds no handshake with a store whose process is
+    stopped. Its argument is an event that is set once this function has given up. ``but``: the
+    process's older connections to that port, which are left alone. Raises what ``make`` raises,
+    `RankLostError` where it takes longer, `OSError` where no thread can be started.
     """
     made: list[_Made | Exception] = []
     is_done, is_given_up = threading.Event(), threading.Event()
@@ -348,15 +349,16 @@ def _client(host: str, port: int, try_s: float) -> TCPStore:
 
 
 def _check_listens(host: str, port: int) -> None:
-    """Raise `OSError`, at once, where nobody listens: torch asks for as long as it is given."""
+    """Raise `OSError` at once where nobody listens; torch would try for as long as it may."""
     socket.create_connection((host, port), timeout=_CONNECT_S).close()
 
 
 def _patient_client(host: str, port: int, is_given_up: threading.Event) -> TCPStore:
-    """Return a connection to a store that may be slow to answer. Raises both errors of the above.
+    """Return a connection to a store that may be slow to answer, after a short try.
 
-    The first try does without the look at the listener: it is a connection, too, whose name the
-    store's one thread looks up while all ranks wait.
+    Raises `OSError` where nobody listens any more, `RuntimeError` where no store answers. The short
+    try leaves `_check_listens` out: each connection has the store look up a name while all ranks
+    wait.
     """
     try:
         return _client(host, port, _TRY_S)

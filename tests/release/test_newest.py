@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import functools
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.release.running import run_on
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.release]
 
@@ -20,15 +18,8 @@ pytestmark = [pytest.mark.multiprocess, pytest.mark.release]
 @functools.cache
 def seen_on(release: Path) -> Any:
     """What `newest_starts.py` sees; run once."""
-    path = os.pathsep.join([str(release), *filter(None, sys.path)])
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [sys.executable, str(Path(__file__).with_name("newest_starts.py")), folder],
-            env={**os.environ, "PYTHONPATH": path},
-            capture_output=True, text=True, check=False, timeout=110,
-        )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+        return run_on(release, "newest_starts.py", Path(folder))
 
 
 @pytest.fixture

@@ -3,16 +3,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.release.patched import COMMENT, PATCHES, Patch, patched
+from tests.release.running import run_on
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.release]
 
@@ -20,14 +17,7 @@ pytestmark = [pytest.mark.multiprocess, pytest.mark.release]
 def seen(release: Path, tmp_path: Path, patch: Patch) -> Any:
     """What two ranks see on it; the first start, and another one."""
     folder = patched(release, tmp_path / "release", patch)
-    path = os.pathsep.join([str(folder), *filter(None, sys.path)])
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("patched_starts.py")), str(tmp_path / "job")],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True, text=True, check=False, timeout=110,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_on(folder, "patched_starts.py", tmp_path / "job")
 
 
 @pytest.mark.parametrize("patch", PATCHES.values(), ids=PATCHES)

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import ast
 import functools
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.release.running import run_on
 from warmup_plugin.tuner.known_ops import KNOWN_OPS, known_ops
 from warmup_plugin.tuner.probe import REQUIRED
 from warmup_plugin.tuner.proven import PROVEN
@@ -46,15 +43,8 @@ MOE_GEMM = "trtllm::fused_moe::gemm1"
 @functools.cache
 def seen_on(release: Path) -> Any:
     """What `starts.py` sees on a release; run once."""
-    path = os.pathsep.join([str(release), *filter(None, sys.path)])
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [sys.executable, str(Path(__file__).with_name("starts.py")), folder],
-            env={**os.environ, "PYTHONPATH": path},
-            capture_output=True, text=True, check=False, timeout=110,
-        )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+        return run_on(release, "starts.py", Path(folder))
 
 
 @pytest.fixture
