@@ -104,8 +104,8 @@ def releases_of(target: str) -> list[str]:
 
 
 def _take_signals_back() -> None:
-    """Undo what the caller ignores: children of the tests inherit it, and are to be interrupted."""
-    for number in (signal.SIGINT, signal.SIGQUIT):
+    """Undo what the caller ignores, as `nohup` does: children of the tests inherit it."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
         if signal.getsignal(number) is signal.SIG_IGN:
             is_int = number is signal.SIGINT
             signal.signal(number, signal.default_int_handler if is_int else signal.SIG_DFL)

@@ -8,6 +8,7 @@ import contextlib
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -57,9 +58,8 @@ def test_address_space() -> None:
     assert "MiB of address space are left, 768 are needed (RLIMIT_AS)" in asked("AS", 300)
 
 
-@pytest.mark.parametrize(("rank", "left", "needed"), [(1, 0, 3), (1, 2, 3), (1, 3, 3), (0, 3, 4)])
-def test_threads(rank: int, left: int, needed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of them at once, and none of them left."""
+def allow_threads(monkeypatch: pytest.MonkeyPatch, left: int, *, late_s: float = 0.0) -> None:
+    """Let so many threads live at a time; each does what it has to do so much later."""
     own, living = _thread.start_new_thread, list[None]()
 
     def start(function: Callable[[], None], _none: tuple[()]) -> None:
@@ -71,14 +71,29 @@ def test_threads(rank: int, left: int, needed: int, monkeypatch: pytest.MonkeyPa
         own(run, (function,))
 
     def run(function: Callable[[], None]) -> None:
+        time.sleep(late_s)
         function()
         living.pop()
 
-    before = _thread._count()
     monkeypatch.setattr(_thread, "start_new_thread", start)
+
+
+@pytest.mark.parametrize(("rank", "left", "needed"), [(1, 0, 3), (1, 2, 3), (1, 3, 3), (0, 3, 4)])
+def test_threads(rank: int, left: int, needed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them at once, and none of them left."""
+    before = _thread._count()
+    allow_threads(monkeypatch, left)
     lacks = f"{left} threads more can be started, {needed} are needed: can't start new thread"
     assert lacking(rank, 2) == ("" if left >= needed else lacks)
     wait_until(lambda: _thread._count() == before, within(20))
+
+
+def test_threads_that_end_late_are_waited_for_near_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those of the first attempt are not taken for what is lacking."""
+    allow_threads(monkeypatch, 3, late_s=1.0)
+    assert lacking(1, 2) == ""
 
 
 def test_a_limit_that_cannot_be_compared_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

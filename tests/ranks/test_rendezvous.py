@@ -27,13 +27,16 @@ from warmup_plugin import meeting as meeting_module
 from warmup_plugin import sockets, storelink
 from warmup_plugin.engines.embedded import LaunchError
 from warmup_plugin.errors import RankLostError, SessionError
+from warmup_plugin.identity import Identity
 from warmup_plugin.meeting import Meeting, turn_away
 from warmup_plugin.rendezvous import Alone
 from warmup_plugin.renewal import RenewedLink
 from warmup_plugin.settings import Settings
+from warmup_plugin.steps import job as job_module
+from warmup_plugin.steps.options import Options
 from warmup_plugin.storelink import StoreLink
 from warmup_plugin.table import digest
-from warmup_plugin.topology import machine_id
+from warmup_plugin.topology import RankInfo, machine_id
 from warmup_plugin.votes import VoteError
 from warmup_plugin.waiting import wait_until, within
 
@@ -539,6 +542,32 @@ def test_what_one_rank_lacks_all_hear_of_at_once(
     told = deploy(tp=2, layers=2, hidden=32, ffn=32).run("lacking_something", rank=rank, what=what)
     assert all("injected" in text and f"rank {rank}" in text for text in told), told
     assert all(text.endswith("after 0 s") for text in told), told
+
+
+def test_what_a_session_takes_is_asked_for_before_anything_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The look at the environment runs programs: near a limit they would be counted as lacking."""
+    order: list[str] = []
+
+    def note(what: str) -> Callable[..., str]:
+        def noted(*_: object, **__: object) -> str:
+            order.append(what)
+            return ""
+
+        return noted
+
+    def far_enough(*_: object) -> None:
+        raise SessionError("far enough")
+
+    monkeypatch.setattr(job_module, "lacking", note("asked"))
+    monkeypatch.setattr(job_module, "begin", note("begun"))
+    monkeypatch.setattr(storelink, "connect", far_enough)
+    identity = Identity.of(model="any", dtype="float32")
+    options = Options(identity=identity, ranks=RankInfo(rank=0, world_size=2))
+    with pytest.raises(SessionError, match="far enough"), job_module.open_job(options):
+        pass
+    assert order == ["asked", "begun"]
 
 
 def test_a_look_that_cannot_begin_is_no_failure(deploy: Callable[..., Deployment]) -> None:

@@ -41,7 +41,7 @@ from warmup_plugin.steps.options import Options
 from warmup_plugin.steps.turn import own_turn
 from warmup_plugin.store import Store, unsafe
 from warmup_plugin.streams import hold_standard_streams
-from warmup_plugin.topology import RankInfo, host_name
+from warmup_plugin.topology import host_name
 from warmup_plugin.tuner import environment, probe
 from warmup_plugin.tuner.install import Installed
 from warmup_plugin.tuner.known_ops import KnownOps, known_ops
@@ -198,7 +198,8 @@ def open_job(options: Options) -> Iterator[Job]:
         other, waited_s = stack.enter_context(own_turn(options))
         began = time.monotonic()
         hold_standard_streams()
-        greeting = _begin(options)  # before all else: every rank will wait for it
+        lack = _lack(options)  # while nothing has been taken
+        greeting = "" if lack else _begin(options)  # early: every rank will wait for it
         progress = _progress(options)
         stack.callback(progress.hush)
         figures = of_rank(options.ranks, options.engine, options.settings, options.identity.digest)
@@ -206,7 +207,7 @@ def open_job(options: Options) -> Iterator[Job]:
         meeting: Rendezvous | None = None
         job: Job | None = None
         try:
-            meeting, rank_0s = _meet(options, stack, progress, greeting)
+            meeting, rank_0s = _meet(options, stack, progress, greeting, lack=lack)
             job = _join(options, meeting, stack, progress, rank_0s, figures=figures)
             job.seconds["open"] = time.monotonic() - began
             job.spans.append(("open", began - job.zero, job.seconds["open"]))
@@ -316,22 +317,29 @@ def _warn_of_variables(job: Job) -> None:
 
 
 def _meet(
-    options: Options, stack: contextlib.ExitStack, progress: ProgressLine, greeting: str
+    options: Options,
+    stack: contextlib.ExitStack,
+    progress: ProgressLine,
+    greeting: str,
+    *,
+    lack: str,
 ) -> tuple[Rendezvous, str]:
-    """Open the session; return with it the surroundings of rank 0."""
+    """Open the session; return with it the surroundings of rank 0.
+
+    ``greeting``: this rank's own, which rank 0 hands on; ``lack``: why it cannot take part.
+    """
     options.refuse_company()
     if options.is_alone:
         return Alone(), ""
-    reason = "" if options.link else _lack(options.ranks)
     try:
         from warmup_plugin.meeting import Meeting, turn_away  # a single process needs no store
         from warmup_plugin.storelink import connect
     except Exception as error:  # no memory, a package half there: the others wait to hear of it
         if options.link is not None:
             raise
-        reason = f"{type(error).__name__}: {error}"
-    if reason:
-        stay_away(reason, options.group)  # the others are on their way to the group
+        lack = f"{type(error).__name__}: {error}"
+    if lack:
+        stay_away(lack, options.group)  # the others are on their way to the group
     link = options.link or connect(options.group, options.settings, greeting)
     try:
         meeting = Meeting(link, options.settings)
@@ -343,10 +351,12 @@ def _meet(
     return meeting, link.greeting
 
 
-def _lack(ranks: RankInfo) -> str:
+def _lack(options: Options) -> str:
     """Return what this rank lacks for a session; no exception, since the others wait for it."""
+    if options.is_alone or options.link:
+        return ""
     try:
-        return lacking(ranks.rank, ranks.world_size)
+        return lacking(options.ranks.rank, options.ranks.world_size)
     except Exception as error:  # noqa: BLE001  # whatever it is, all hear of it
         return f"{type(error).__name__}: {error}"
 
