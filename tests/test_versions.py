@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from warmup_plugin import metrics
-from warmup_plugin.cli.archive import SCHEMA as ARCHIVE_SCHEMA
+from warmup_plugin.archive import SCHEMA as ARCHIVE_SCHEMA
 from warmup_plugin.cli.checks import FLASHINFER_TESTED
 from warmup_plugin.engines.embedded import EngineConfig, launch
 from warmup_plugin.engines.sglang.names import TESTED as SGLANG_TESTED

@@ -136,18 +136,18 @@ MUTANTS = (
         "tests/test_decide.py::test_ranks_that_deviate_are_named_and_all_serve_defaults",
     ),
     Mutant(
-        "archive's file types", "cli/archive.py",
+        "archive's file types", "archive.py",
         "    if member.type != tarfile.REGTYPE or member.issparse():\n", "    if False:\n",
         "tests/cli/test_carrying.py::test_a_hostile_archive_writes_nothing",
     ),
     Mutant(
-        "archive's names", "cli/archive.py",
+        "archive's names", "archive.py",
         "        if match is None:\n", "        if match is None and not row.path:\n",
         "tests/cli/test_carrying.py::test_a_hostile_archive_writes_nothing",
     ),
     Mutant(
-        "archive's sha256", "cli/archive.py",
-        "        if len(data) != row.bytes or _sha256(data) != row.sha256:\n",
+        "archive's sha256", "archive.py",
+        "        if len(data) != row.bytes or sha256_of(data) != row.sha256:\n",
         "        if False:\n",
         "tests/cli/test_carrying.py::test_another_listing_another_digest_another_size",
     ),

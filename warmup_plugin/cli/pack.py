@@ -12,6 +12,7 @@ import os
 import sys
 from pathlib import Path
 
+from warmup_plugin.archive import Packed, render
 from warmup_plugin.cli import archive, named, output, places, tree, verify
 from warmup_plugin.cli.output import CommandError, note
 from warmup_plugin.settings import Settings
@@ -64,7 +65,7 @@ def run(
     if not whole:
         raise CommandError("there is no table to pack that holds")
     files = list(archive.files_of(whole))
-    data = archive.render(files)
+    data = render(files)
     if is_stream:
         sys.stdout.buffer.write(data)
     else:
@@ -112,7 +113,7 @@ def _holds(kept: tree.Kept, limit: int, *, skip_faulty: bool) -> bool:
     return True
 
 
-def _say(path: Path, data: bytes, files: list[archive.Packed], *, as_json: bool, err: bool) -> None:
+def _say(path: Path, data: bytes, files: list[Packed], *, as_json: bool, err: bool) -> None:
     digest, identities = archive.digest_of(data), archive.summary(files)
     if as_json:
         output.print_json(

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from warmup_plugin.archive import Packed
 from warmup_plugin.cli import archive, output, places, verify
 from warmup_plugin.cli.output import CommandError
 from warmup_plugin.cli.places import Root
@@ -112,7 +113,7 @@ def run(
 
 
 def unpack(
-    files: Iterable[archive.Packed], target: Root, settings: Settings, *, replace: bool,
+    files: Iterable[Packed], target: Root, settings: Settings, *, replace: bool,
     dry_run: bool,
 ) -> list[Placed]:  # fmt: skip
     """Put an archive's files below a root.
@@ -139,13 +140,13 @@ def unpack(
         ]
 
 
-def _home(target: Root, file: archive.Packed) -> Path:
+def _home(target: Root, file: Packed) -> Path:
     if target.kind == "override":
         return target.path / file.identity
     return target.path / LAYOUT / file.version / file.arch / file.identity
 
 
-def _check(stage: Path, files: list[archive.Packed], limit: int) -> None:
+def _check(stage: Path, files: list[Packed], limit: int) -> None:
     named = {file.path for file in files}
     for file in files:
         home, source = Path(file.path).parent, parse_table_name(file.name)
