@@ -2,7 +2,7 @@
 """Archives of tables as files of the command line: what goes in, and where they come from.
 
 Owns which files of which identities are packed, and reading an archive from a path or from standard
-input; `warmup_plugin.archive` has the format. Raises `CommandError`.
+input; `warmup_plugin.cache.archive` has the format. Raises `CommandError`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from warmup_plugin.archive import ArchiveError, Packed, sha256_of
-from warmup_plugin.archive import read as read_files
-from warmup_plugin.cli import tree
+from warmup_plugin.cache.archive import ArchiveError, Packed, sha256_of
+from warmup_plugin.cache.archive import read as read_files
+from warmup_plugin.cache.paths import IDENTITY_NAME, LAYOUT, manifest_name, parse_table_name
+from warmup_plugin.cli import inventory
 from warmup_plugin.cli.output import CommandError
-from warmup_plugin.paths import IDENTITY_NAME, LAYOUT, manifest_name, parse_table_name
 
 
-def files_of(found: Iterable[tree.Kept]) -> Iterator[Packed]:
+def files_of(found: Iterable[inventory.Kept]) -> Iterator[Packed]:
     """Yield what of these identities goes into an archive.
 
     Raises:
@@ -46,9 +46,9 @@ def files_of(found: Iterable[tree.Kept]) -> Iterator[Packed]:
             yield Packed(path, data, version, arch, kept.identity, name)
 
 
-def _environment(kept: tree.Kept) -> tuple[str, str]:
+def _environment(kept: inventory.Kept) -> tuple[str, str]:
     """Return version and architecture of a table whose path does not say them."""
-    factors = tree.factors_of(kept)
+    factors = inventory.factors_of(kept)
     version = str((factors.get("stamp") or {}).get("flashinfer_version", ""))
     capability = str((factors.get("gpu") or {}).get("capability", ""))
     if not version:

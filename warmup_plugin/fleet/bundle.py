@@ -17,18 +17,24 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from warmup_plugin import archive
-from warmup_plugin.archive import ArchiveError, Packed
-from warmup_plugin.checking import faults_of
+from warmup_plugin.cache import archive
+from warmup_plugin.cache.archive import ArchiveError, Packed
+from warmup_plugin.cache.checking import faults_of
+from warmup_plugin.cache.files import read_file
+from warmup_plugin.cache.manifest import Manifest, parse_manifest, render_manifest
+from warmup_plugin.cache.merge import Part, Source, merge
+from warmup_plugin.cache.paths import (
+    IDENTITY_NAME,
+    LAYOUT,
+    manifest_name,
+    parse_table_name,
+    table_name,
+)
+from warmup_plugin.cache.stamps import stamp_conflicts
+from warmup_plugin.cache.table import Miss, Table, decode, digest, parse_table, render_table
 from warmup_plugin.errors import IdentityError
-from warmup_plugin.files import read_file
 from warmup_plugin.fleet.pointer import Whose
 from warmup_plugin.identity import Identity
-from warmup_plugin.manifest import Manifest, parse_manifest, render_manifest
-from warmup_plugin.merge import Part, Source, merge
-from warmup_plugin.paths import IDENTITY_NAME, LAYOUT, manifest_name, parse_table_name, table_name
-from warmup_plugin.stamps import stamp_conflicts
-from warmup_plugin.table import Miss, Table, decode, digest, parse_table, render_table
 
 #: The one table of a bundle that `render` makes.
 _SOURCE: Final[Source] = (0, 0, 0)

@@ -19,6 +19,8 @@ from typing import Final, Literal
 
 import msgspec
 
+from warmup_plugin.cache.merge import Part
+from warmup_plugin.cache.table import Miss, digest
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.fleet.bundle import (
     Bundle,
@@ -38,8 +40,6 @@ from warmup_plugin.fleet.pointer import (
     parse_pointer,
     render_pointer,
 )
-from warmup_plugin.merge import Part
-from warmup_plugin.table import Miss, digest
 
 #: More often than this nobody comes in between, with the pauses below.
 _MOST_TRIES: Final = 200
