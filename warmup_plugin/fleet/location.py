@@ -12,15 +12,9 @@ import re
 from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple
 
-Scheme = Literal["s3", "gs", "az", "file"]
-#: ``given``: by the environment. ``anonymous``: requests are not signed. ``instance``: whatever the
-#: client finds, the instance's metadata service included.
-Credentials = Literal["given", "anonymous", "instance"]
+from warmup_plugin.settings import FleetCredentials
 
-RULE: Final = (
-    "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///DIRECTORY, without "
-    "user name, query or .."
-)
+Scheme = Literal["s3", "gs", "az", "file"]
 _REMOTE: Final = re.compile(r"(s3|gs|az)://([A-Za-z0-9][A-Za-z0-9._-]*)(?:/([A-Za-z0-9._/=+-]*))?")
 _LOCAL: Final = re.compile(r"file://(/[^\0?#]*)")
 
@@ -91,7 +85,7 @@ def is_location(value: object) -> bool:
         return False
 
 
-def lacking(place: Location, credentials: Credentials, environ: Mapping[str, str]) -> str:
+def lacking(place: Location, credentials: FleetCredentials, environ: Mapping[str, str]) -> str:
     """Return why the store is not asked at all, or an empty string.
 
     Without keys a client would ask the instance's metadata service, which nobody has agreed to, and

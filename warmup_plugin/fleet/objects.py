@@ -9,6 +9,7 @@ highest number is the latest. Raises `FleetError`, whose text names no secret.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from datetime import timedelta
@@ -18,15 +19,22 @@ import obstore
 from obstore import exceptions, store
 
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.fleet.location import Credentials, Location, parse
+from warmup_plugin.fleet.location import Location, parse
 from warmup_plugin.fleet.pointer import LIMIT, POINTERS, Whose, parse_base
+from warmup_plugin.settings import FleetCredentials
 
 #: Numbered pointers that stay, so that a reader that has listed them finds the one it chose.
 _KEPT: Final = 16
 _ABSENT: Final = (exceptions.NotFoundError, FileNotFoundError)
 _TAKEN: Final = (exceptions.AlreadyExistsError, FileExistsError)
 _DENIED: Final = (exceptions.PermissionDeniedError, PermissionError)
-_SECRETS: Final = re.compile(r"\?[^\s\"')]*")
+_ALLOW_HTTP: Final = {
+    "s3": "AWS_ALLOW_HTTP", "gs": "GOOGLE_ALLOW_HTTP", "az": "AZURE_ALLOW_HTTP",
+}  # fmt: skip
+#: What an address may carry that is for nobody's log: a signature, a token.
+_SECRETS: Final = re.compile(r"(https?://[^\s?\"']*)\?[^\s\"')]*")
+#: How stores say that it is not the object that is missing.
+_NO_BUCKET: Final = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
 
 
 class FleetError(WarmupError):
@@ -44,7 +52,7 @@ class Objects:
     """A fleet's objects. ``timeout_s``: for one request; it is tried again once."""
 
     def __init__(
-        self, url: str, credentials: Credentials, *, timeout_s: float, writes: bool = False
+        self, url: str, credentials: FleetCredentials, *, timeout_s: float, writes: bool = False
     ) -> None:
         self._place = parse(url)
         with _in_words("the store"):
@@ -59,7 +67,9 @@ class Objects:
         with _in_words(key):
             try:
                 found = obstore.get(self._store, key)
-            except _ABSENT:
+            except _ABSENT as error:
+                if any(word in str(error) for word in _NO_BUCKET):
+                    raise FleetError(f"{self._place.bucket}: there is no such bucket") from None
                 return None
             size = int(found.meta["size"])
             if size > limit:
@@ -147,7 +157,9 @@ def _numbered(whose: Whose, number: int) -> str:
     return f"{whose.base}/{number:08d}"
 
 
-def _opened(place: Location, credentials: Credentials, timeout_s: float, *, writes: bool) -> Any:
+def _opened(
+    place: Location, credentials: FleetCredentials, timeout_s: float, *, writes: bool
+) -> Any:
     """Return obstore's store. Its own bounds are 30 s a request and 180 s of retries.
 
     Only a bound of each request and a bound of the retries hold it together.
@@ -156,7 +168,12 @@ def _opened(place: Location, credentials: Credentials, timeout_s: float, *, writ
         return store.LocalStore(place.prefix, mkdir=writes)
     once = timedelta(seconds=timeout_s)
     options: dict[str, Any] = {
-        "client_options": {"connect_timeout": once, "timeout": once},
+        "client_options": {
+            "connect_timeout": once,
+            "timeout": once,
+            # Given options hide the variable of that name from the library.
+            "allow_http": os.environ.get(_ALLOW_HTTP[place.scheme], "").lower() in ("1", "true"),
+        },
         "retry_config": {
             "max_retries": 1,
             "retry_timeout": once,
@@ -188,4 +205,8 @@ def _in_words(what: str) -> Iterator[None]:
         raise FleetError(f"{what}: the credentials are not accepted") from None
     except (exceptions.BaseError, OSError, ValueError, NotImplementedError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise FleetError(f"{what}: {_SECRETS.sub('?...', lines[0])[:240]}") from None
+        raise FleetError(f"{what}: {_shown(lines[0])}") from None
+
+
+def _shown(text: str) -> str:
+    return _SECRETS.sub(r"\1?...", text)[:240]

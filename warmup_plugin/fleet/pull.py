@@ -156,12 +156,3 @@ def _tidy(target: Path) -> None:
         old = [path for path in left if path.stat().st_mtime < newest - 3600]
         for path in [*bundles[: len(bundles) - (_KEPT - 1)], *old]:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def kept_directory(place: Path, identity: str) -> Path | None:
-    """Return the bundle that an earlier start has left here, the newest one; None without one."""
-    try:
-        found = [p for p in (place / identity).iterdir() if not p.name.startswith(".")]
-        return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
-    except OSError:
-        return None

@@ -20,6 +20,7 @@ from typing import Final, Literal
 import msgspec
 
 from warmup_plugin.cache.merge import Part
+from warmup_plugin.cache.paths import table_name
 from warmup_plugin.cache.table import Miss, digest
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.fleet.bundle import (
@@ -89,12 +90,7 @@ def _try(
             state="unchanged", reason="the fleet has all of it", bundle=theirs.sha256,
             generation=theirs.manifest.generation, entries=len(theirs.part.table.entries),
         )  # fmt: skip
-    identity = (
-        theirs.files["identity.json"]
-        if isinstance(theirs, Bundle)
-        else identity_bytes(directory, table_bytes)
-    )
-    data = render_bundle(union, identity, whose)
+    data = render_bundle(union, identity_bytes(directory, table_bytes), whose)
     checked = parse_bundle(data, whose, table_bytes)
     if isinstance(checked, Miss):  # never publish what the next host would only refuse
         return Pushed(state="failed", reason=checked.reason)
@@ -140,7 +136,7 @@ def _pointer_to(bundle: Bundle, whose: Whose) -> Pointer:
     manifest = bundle.manifest
     return Pointer(
         schema=SCHEMA, identity=whose.identity, bundle=bundle.sha256, bytes=len(bundle.data),
-        table=manifest.table_sha256 or digest(bundle.files["rank_tp0_pp0_dp0.json"]),
+        table=digest(bundle.files[table_name(*bundle.part.source)]),
         generation=manifest.generation, entries=len(bundle.part.table.entries),
         complete=manifest.complete, engine=manifest.engine,
         engine_version=manifest.engine_version, at=round(time.time(), 3),

@@ -52,6 +52,7 @@ from warmup_plugin.tuner.tuner_state import Installed
 if TYPE_CHECKING:
     from warmup_plugin.coordination.base import Decide
     from warmup_plugin.runtime.sigterm import Shutdown
+    from warmup_plugin.steps.fleet import Fleet
 
 logger = logging.getLogger("warmup_plugin")
 #: Warnings about the environment that this process has logged.
@@ -98,6 +99,8 @@ class Job:
     progress: ProgressLine = field(default_factory=lambda: ProgressLine(1))
     rows: list[dict[str, Any]] = field(default_factory=list)
     winners: list[dict[str, Any]] = field(default_factory=list)
+    #: On rank 0, where a fleet is set.
+    fleet: Fleet | None = None
 
     @property
     def leads(self) -> bool:
@@ -200,6 +203,7 @@ def open_job(options: Options) -> Iterator[Job]:
         hold_standard_streams()
         lack = _lack(options)  # while nothing has been taken
         greeting = "" if lack else _begin(options)  # early: every rank will wait for it
+        fleet = _fleet(options, stack)
         progress = _progress(options)
         stack.callback(progress.hush)
         figures = of_rank(options.ranks, options.engine, options.settings, options.identity.digest)
@@ -209,6 +213,7 @@ def open_job(options: Options) -> Iterator[Job]:
         try:
             meeting, rank_0s = _meet(options, stack, progress, greeting, lack=lack)
             job = _join(options, meeting, stack, progress, rank_0s, figures=figures)
+            job.fleet = fleet
             job.seconds["open"] = time.monotonic() - began
             job.spans.append(("open", began - job.zero, job.seconds["open"]))
             if other:
@@ -373,6 +378,22 @@ def _begin(options: Options) -> str:
         if options.ranks.rank == 0:
             return begin(tells=not options.is_alone)
     return ""
+
+
+def _fleet(options: Options, stack: contextlib.ExitStack) -> Fleet | None:
+    """Begin on rank 0 the process that will ask the fleet; None where there is none to ask."""
+    settings = options.settings
+    if settings.fleet is None or settings.fleet_role == "off" or options.ranks.rank:
+        return None
+    try:
+        from warmup_plugin.steps.fleet import Fleet
+
+        fleet = Fleet(settings)
+    except Exception:
+        logger.exception("warmup-plugin: the fleet is not asked:")
+        return None
+    stack.callback(fleet.close)
+    return fleet
 
 
 def _hello(options: Options, lookup: Lookup) -> Word:
