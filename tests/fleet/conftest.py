@@ -20,6 +20,8 @@ import pytest
 
 from warmup_plugin.engines.embedded import EngineConfig, launch
 
+sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package stays the wheel's
+
 ON_RANKS = Path(__file__).with_name("on_ranks.py")
 #: The smallest engine that has every op.
 SMALL: Mapping[str, Any] = {"layers": 2, "hidden": 32, "ffn": 32, "vocab": 32}
@@ -47,6 +49,23 @@ class Started:
         return [rank.counts["profile_single_kernel"] for rank in self.ranks]
 
     @property
+    def timed_of_tasks(self) -> int:
+        """As above, in the whole job, without the op that keeps tactics of its own."""
+        return sum(self.timed) - sum(r.report.passed_through_tactics for r in self.ranks)
+
+    @property
+    def served(self) -> list[dict[str, Any]]:
+        """What the tuner serves on each rank, but for that op."""
+        return [
+            {
+                call: answer
+                for call, answer in rank.served.items()
+                if call.split()[0] not in rank.report.passed_through
+            }
+            for rank in self.ranks
+        ]
+
+    @property
     def published(self) -> dict[str, Any]:
         """What became of rank 0's one publication."""
         (found,) = self.seen[0]["outcomes"]
@@ -59,9 +78,7 @@ class Started:
         return str(found)
 
 
-def start(
-    root: Path, env: Mapping[str, str], *, script: str = "serving", **config: Any
-) -> Started:
+def start(root: Path, env: Mapping[str, str], *, script: str = "serving", **config: Any) -> Started:
     """Start all ranks of one job on one host, with that host's cache root."""
     found = launch(
         EngineConfig(**{**SMALL, **config}),
@@ -71,6 +88,12 @@ def start(
         timeout_s=90.0,
     )
     return Started([ranks for ranks, _ in found], [seen for _, seen in found])
+
+
+@pytest.fixture(name="start", scope="session")
+def _start() -> Callable[..., Started]:
+    """Start all ranks of one job on one host: ``start(root, environment, tp=2)``."""
+    return start
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ def files_of(found: Iterable[inventory.Kept]) -> Iterator[Packed]:
     for kept in found:
         version, arch = kept.version, kept.arch
         if not version:
-            version, arch = _environment(kept)
+            version, arch = environment_of(kept)
         sources = [parse_table_name(name) for name in kept.tables]
         manifests = [manifest_name(*source) for source in sources if source]
         for name in sorted([*kept.tables, *(m for m in manifests if m in kept.files),
@@ -46,7 +46,7 @@ def files_of(found: Iterable[inventory.Kept]) -> Iterator[Packed]:
             yield Packed(path, data, version, arch, kept.identity, name)
 
 
-def _environment(kept: inventory.Kept) -> tuple[str, str]:
+def environment_of(kept: inventory.Kept) -> tuple[str, str]:
     """Return version and architecture of a table whose path does not say them."""
     factors = inventory.factors_of(kept)
     version = str((factors.get("stamp") or {}).get("flashinfer_version", ""))

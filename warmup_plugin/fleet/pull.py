@@ -84,7 +84,8 @@ def _pull(objects: Objects, whose: Whose, place: Path, table_bytes: int) -> Pull
         "complete": pointer.complete,
     }  # fmt: skip
     if _is_whole(target, whose, pointer.bundle):
-        os.utime(target)
+        with contextlib.suppress(OSError):
+            os.utime(target)
         return Pulled(state="kept", directory=str(target), **told)
     found = _fetch(objects, pointer, whose, table_bytes)
     if isinstance(found, Miss):

@@ -108,7 +108,7 @@ class Fleet:
         return {
             "url": self.url,
             "role": self._settings.fleet_role,
-            **{name: answer[name] for name in _TOLD if answer.get(name) not in (None, "")},
+            **{name: answer[name] for name in _TOLD if answer.get(name)},
             "publishes": publishes,
         }
 

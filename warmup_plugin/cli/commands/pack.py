@@ -61,8 +61,8 @@ def run(
         raise CommandError(message, code=CommandError.USAGE)
     settings = Settings.from_env()
     roots = places.find(root, engine_root, settings, os.environ)
-    found = _chosen(identity, roots, version, arch)
-    whole = [kept for kept in found if _holds(kept, settings.table_bytes, skip_faulty=skip_faulty)]
+    found = chosen(identity, roots, version, arch)
+    whole = [kept for kept in found if holds(kept, settings.table_bytes, skip_faulty=skip_faulty)]
     if not whole:
         raise CommandError("there is no table to pack that holds")
     files = list(archive.files_of(whole))
@@ -75,7 +75,7 @@ def run(
     return 0
 
 
-def _chosen(
+def chosen(
     names: list[str], roots: list[places.Root], version: str | None, arch: str | None
 ) -> list[inventory.Kept]:
     """Return the identities to pack; of one that is in several roots, the first."""
@@ -96,7 +96,7 @@ def _chosen(
     return list(chosen.values())
 
 
-def _holds(kept: inventory.Kept, limit: int, *, skip_faulty: bool) -> bool:
+def holds(kept: inventory.Kept, limit: int, *, skip_faulty: bool) -> bool:
     """Return whether the tables of an identity hold; a note says why it is left out.
 
     Raises:
