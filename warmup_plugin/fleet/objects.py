@@ -33,6 +33,8 @@ _ALLOW_HTTP: Final = {
 }  # fmt: skip
 #: What an address may carry that is for nobody's log: a signature, a token.
 _SECRETS: Final = re.compile(r"(https?://[^\s?\"']*)\?[^\s\"')]*")
+#: What the library puts before a server's answer.
+_REQUEST: Final = re.compile(r"Error performing [A-Z]+ \S+ in .*? - ")
 #: How stores say that it is not the object that is missing.
 _NO_BUCKET: Final = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
 
@@ -64,7 +66,7 @@ class Objects:
         return found.data if found else None
 
     def _get(self, key: str, limit: int) -> Seen | None:
-        with _in_words(key):
+        with _in_words(_named(key)):
             try:
                 found = obstore.get(self._store, key)
             except _ABSENT as error:
@@ -73,12 +75,12 @@ class Objects:
                 return None
             size = int(found.meta["size"])
             if size > limit:
-                raise FleetError(f"{key}: {size} bytes, more than the {limit} allowed")
+                raise FleetError(f"{_named(key)}: {size} bytes, more than the {limit} allowed")
             return Seen(bytes(found.bytes()), found.meta["e_tag"] or "")
 
     def create(self, key: str, data: bytes) -> bool:
         """Write an object that is not there yet; return False where it is."""
-        with _in_words(key):
+        with _in_words(_named(key)):
             try:
                 obstore.put(self._store, key, data, mode="create", use_multipart=False)
             except _TAKEN:
@@ -87,7 +89,7 @@ class Objects:
 
     def overwrite(self, key: str, data: bytes) -> None:
         """Write an object, whatever is there: only for one that is not what its name says."""
-        with _in_words(key):
+        with _in_words(_named(key)):
             obstore.put(self._store, key, data, mode="overwrite", use_multipart=False)
 
     def pointer(self, whose: Whose) -> Seen | None:
@@ -106,7 +108,7 @@ class Objects:
             return self._number_next(whose, data, int(seen.tag) if seen else 0)
         if seen is None:
             return self.create(whose.base, data)
-        with _in_words(whose.base):
+        with _in_words(_named(whose.base)):
             mode: Any = {"e_tag": seen.tag}
             try:
                 obstore.put(self._store, whose.base, data, mode=mode, use_multipart=False)
@@ -117,7 +119,7 @@ class Objects:
     def all_pointers(self) -> Iterator[Whose]:
         """Yield every identity that the fleet has a pointer of, each once."""
         seen = set()
-        with _in_words(POINTERS):
+        with _in_words("the list"):
             for rows in obstore.list(self._store, prefix=POINTERS.rstrip("/")):
                 for row in rows:
                     found = parse_base(row["path"])
@@ -126,7 +128,7 @@ class Objects:
                         yield found[0]
 
     def _numbers(self, whose: Whose) -> list[int]:
-        with _in_words(whose.base):
+        with _in_words(_named(whose.base)):
             try:
                 rows = [row for part in obstore.list(self._store, prefix=whose.base)
                         for row in part]  # fmt: skip
@@ -141,12 +143,12 @@ class Objects:
         if not self.create(mine, data):
             return False
         numbers = self._numbers(whose)
-        with _in_words(whose.base):
+        with _in_words(_named(whose.base)):
             if max(numbers, default=0) > last + _KEPT:
                 # So many came since that this number had been removed: it is free, and not ours.
                 obstore.delete(self._store, mine)
                 return False
-        with contextlib.suppress(FleetError), _in_words(whose.base):
+        with contextlib.suppress(FleetError), _in_words(_named(whose.base)):
             for old in sorted(numbers):
                 if old <= last + 1 - _KEPT:
                     obstore.delete(self._store, _numbered(whose, old))
@@ -209,4 +211,13 @@ def _in_words(what: str) -> Iterator[None]:
 
 
 def _shown(text: str) -> str:
-    return _SECRETS.sub(r"\1?...", text)[:240]
+    """Return what a store said, without the request: its name is said already, its keys never."""
+    return _SECRETS.sub(r"\1?...", _REQUEST.sub("", text))[:240]
+
+
+def _named(key: str) -> str:
+    """Return an object's name as people say it."""
+    if key.startswith(POINTERS):
+        return "the pointer"
+    kind, _, name = key.removeprefix("v1/").partition("/")
+    return f"{kind} {name[:12]}"
