@@ -12,7 +12,6 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -144,10 +143,20 @@ def _row(whose: list[str], answer: dict[str, Any]) -> dict[str, Any]:
 
 def _to_push(
     names: list[str], roots: list[Root], version: str | None, arch: str | None, settings: Settings
-) -> Iterable[inventory.Kept]:
-    for kept in pack.chosen(names, roots, version, arch):
-        if pack.holds(kept, settings.table_bytes, skip_faulty=True):
-            yield kept
+) -> list[inventory.Kept]:
+    """Return what is kept of these identities and holds.
+
+    Raises:
+        CommandError: nothing does.
+    """
+    found = [
+        kept
+        for kept in pack.chosen(names, roots, version, arch)
+        if pack.holds(kept, settings.table_bytes, skip_faulty=True)
+    ]
+    if not found:
+        raise CommandError("there is no table to push that holds")
+    return found
 
 
 def _matching(
