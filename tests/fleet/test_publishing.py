@@ -6,15 +6,17 @@ No engine here: small tables, the real client, real servers.
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -164,6 +166,79 @@ def test_a_folders_number_that_was_free_again_is_not_taken(tmp_path: Path) -> No
     last = objects.pointer(WHOSE)
     assert last is not None
     assert last.data == b"19"
+
+
+class Counting(http.server.BaseHTTPRequestHandler):
+    """As much of S3 as one host's publication and reads need; keeps a list of the requests."""
+
+    objects: ClassVar[dict[str, bytes]] = {}
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        """Return an object, or 404."""
+        data = self.objects.get(self.path)
+        self._answer("GET", 404 if data is None else 200, data or b"")
+
+    def do_PUT(self) -> None:
+        """Keep one."""
+        self.objects[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer("PUT", 200, b"")
+
+    def _answer(self, verb: str, status: int, data: bytes) -> None:
+        self.asked.append(f"{verb} {'/'.join(self.path.split('/')[3:5])}")
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("ETag", '"e"')
+        self.send_header("Last-Modified", "Sun, 29 Nov 2026 20:00:00 GMT")
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_arguments: Any) -> None:
+        """Say nothing."""
+
+
+def test_a_warm_start_makes_one_request_and_an_empty_host_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pointer; and the bundle, where it is not here yet."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Counting) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+            "AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1",
+        }.items():  # fmt: skip
+            monkeypatch.setenv(name, value)
+        objects = Objects("s3://tables/p", "given", timeout_s=10)
+        write(tmp_path / "a", ["x"])
+        assert push(objects, WHOSE, tmp_path / "a", LIMIT).state == "published"
+        Counting.asked.clear()
+        assert pull(objects, WHOSE, tmp_path / "b", LIMIT).state == "fetched"
+        assert Counting.asked == ["GET v1/ptr", "GET v1/bundle"]
+        Counting.asked.clear()
+        assert pull(objects, WHOSE, tmp_path / "b", LIMIT).state == "kept"
+        assert Counting.asked == ["GET v1/ptr"]
+        server.shutdown()
+
+
+def test_a_bundle_that_has_changed_on_this_disk_is_fetched_again(
+    fleet: Environment, tmp_path: Path
+) -> None:
+    """And put in the place of the other; an older one of the identity goes, but for the last."""
+    fleet()
+    objects, place = opened(), tmp_path / "place"
+    found = []
+    for name in ("x", "y", "z"):
+        write(tmp_path / "a", [name])
+        push(objects, WHOSE, tmp_path / "a", LIMIT)
+        found.append(Path(pull(objects, WHOSE, place, LIMIT).directory))
+    assert [path.exists() for path in found] == [False, True, True]
+    table = found[-1] / "rank_tp0_pp0_dp0.json"
+    whole = table.read_bytes()
+    table.write_bytes(whole[:-10])
+    assert pull(objects, WHOSE, place, LIMIT).state == "fetched"
+    assert table.read_bytes() == whole
+    assert not [path.name for path in found[-1].parent.iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.multiprocess

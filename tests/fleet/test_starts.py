@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -150,3 +152,44 @@ def test_an_engine_that_ends_before_it_serves_publishes_nothing(
     start(cache_root, env, script="ending")
     follower = start(tmp_path / "b", {**folder})
     assert follower.fleet["state"] == "absent"
+
+
+def test_a_table_is_published_when_the_engines_own_page_says_that_it_serves(
+    start: Start, folder: dict[str, str], cache_root: Path
+) -> None:
+    """Not before: what comes after the warm-up may fail."""
+    asked = []
+
+    class Health(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200 if len(asked) > 1 else 503)
+            self.end_headers()
+
+        def log_message(self, *_arguments: Any) -> None:
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Health) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        env = {
+            **folder,
+            "WARMUP_PLUGIN_FLEET_ROLE": "write",
+            "WARMUP_PLUGIN_FLEET_HEALTH": f"http://127.0.0.1:{server.server_port}/health",
+        }
+        begun = start(cache_root, env)
+        server.shutdown()
+    assert asked == ["/health", "/health"]
+    assert begun.published["state"] == "published"
+    assert begun.fleet["publishes"].endswith("/health answers")
+
+
+def test_nothing_is_published_that_the_ranks_have_not_certified(
+    start: Start, folder: dict[str, str], cache_root: Path
+) -> None:
+    """Each rank's own winners are nobody else's."""
+    env = {
+        **folder, "WARMUP_PLUGIN_FLEET_ROLE": "write", "WARMUP_PLUGIN_STRATEGY": "per_rank",
+    }  # fmt: skip
+    begun = start(cache_root, env, tp=2)
+    assert begun.fleet["publishes"] == "no: the agreement is none"
+    assert begun.seen[0]["outcomes"] == []

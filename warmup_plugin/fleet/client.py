@@ -22,9 +22,10 @@ from typing import Any, Final
 
 logger = logging.getLogger("warmup_plugin")
 
-#: By the path of the package, since an engine may have been given it in its own way.
+#: On the path of the engine; without `site`, since the files of an environment take time.
 _CODE: Final = (
-    "import sys; sys.path.append(sys.argv[1]); from warmup_plugin.fleet.worker import main; main()"
+    "import sys; sys.path[:] = sys.argv[1].split('\\n'); "
+    "from warmup_plugin.fleet.worker import main; main()"
 )
 _HOME: Final = str(Path(__file__).resolve().parents[2])
 #: Until a process that is killed is gone.
@@ -38,9 +39,10 @@ class Worker:
         self.reason = ""
         self._status = 0
         self._process: subprocess.Popen[bytes] | None = None
+        paths = dict.fromkeys([*filter(None, sys.path), _HOME])
         try:
             self._process = subprocess.Popen(  # noqa: S603  # this Python, this package
-                [sys.executable, "-P", "-c", _CODE, _HOME],
+                [sys.executable, "-S", "-P", "-c", _CODE, "\n".join(paths)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from warmup_plugin.settings import FleetCredentials
+if TYPE_CHECKING:
+    from warmup_plugin.settings import FleetCredentials
 
 Scheme = Literal["s3", "gs", "az", "file"]
 _REMOTE: Final = re.compile(r"(s3|gs|az)://([A-Za-z0-9][A-Za-z0-9._-]*)(?:/([A-Za-z0-9._/=+-]*))?")

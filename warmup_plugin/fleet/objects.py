@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import obstore
 from obstore import exceptions, store
@@ -21,7 +21,9 @@ from obstore import exceptions, store
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.fleet.location import Location, parse
 from warmup_plugin.fleet.pointer import LIMIT, POINTERS, Whose, parse_base
-from warmup_plugin.settings import FleetCredentials
+
+if TYPE_CHECKING:
+    from warmup_plugin.settings import FleetCredentials
 
 #: Numbered pointers that stay, so that a reader that has listed them finds the one it chose.
 _KEPT: Final = 16

@@ -19,8 +19,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from warmup_plugin.cache import archive
-from warmup_plugin.cache.archive import Packed
+from warmup_plugin.cache.archive import Packed, render
 from warmup_plugin.cache.files import make_directory, write_files
 from warmup_plugin.cache.paths import LAYOUT
 from warmup_plugin.cache.table import Miss, digest
@@ -124,7 +123,7 @@ def _is_whole(directory: Path, whose: Whose, bundle: str) -> bool:
         ]
     except OSError:
         return False
-    return bool(packed) and digest(archive.render(packed)) == bundle
+    return bool(packed) and digest(render(packed)) == bundle
 
 
 def _place(target: Path, bundle: Bundle) -> None:

@@ -2,8 +2,9 @@
 """The process in which the fleet is asked: one request on standard input, one answer on output.
 
 Owns its own end: an alarm ends it where its parent is not there to do so, whatever the client
-library waits for, and so does a parent that goes away before there is a request. Nothing else is
-written to standard output. Never imported by an engine.
+library waits for, and so does a parent that goes away before there is a request. Imports what an
+action needs when it is asked for, since a start waits for this process. Nothing else is written to
+standard output. Never imported by an engine.
 """
 
 from __future__ import annotations
@@ -12,20 +13,15 @@ import os
 import signal
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
-from warmup_plugin.cache.table import Miss
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.fleet.objects import Objects
-from warmup_plugin.fleet.pointer import Whose, parse_pointer
-from warmup_plugin.fleet.pull import Pulled, latest, pull
-from warmup_plugin.fleet.push import Pushed, push
-from warmup_plugin.settings import FleetCredentials
+from warmup_plugin.fleet.pointer import Pointer, Whose, parse_pointer
+from warmup_plugin.fleet.pull import pull
 
 #: How often a process that waits for an engine to serve looks again.
 _LOOK_S: Final = 1.0
@@ -42,7 +38,7 @@ class Request(msgspec.Struct, kw_only=True):
 
     do: str
     url: str
-    credentials: FleetCredentials
+    credentials: Literal["given", "anonymous", "instance"]
     limit_s: float
     timeout_s: float
     table_bytes: int
@@ -62,7 +58,7 @@ def main() -> None:
     request = msgspec.json.decode(line, type=Request)
     try:
         if request.parent and (why := _wait_until_served(request)):
-            answer: Any = Pushed(state="failed", reason=why)
+            answer: Any = {"state": "failed", "reason": why}
         else:
             signal.setitimer(signal.ITIMER_REAL, request.limit_s)  # by default it ends the process
             answer = _answer(request)
@@ -86,6 +82,8 @@ def _answer(request: Request) -> Any:
     if request.do == "pull":
         return pull(objects, request.whose, place, request.table_bytes)
     if request.do == "push":
+        from warmup_plugin.fleet.push import push
+
         return push(objects, request.whose, place, request.table_bytes)
     return _get(objects, request.whose, place, request.table_bytes)
 
@@ -98,16 +96,19 @@ def _rows(objects: Objects) -> list[dict[str, Any]]:
         found = parse_pointer(seen.data, whose.identity) if seen else None
         row: dict[str, Any] = {"version": whose.version, "arch": whose.arch,
                                "identity": whose.identity}  # fmt: skip
-        if isinstance(found, Miss):
-            row["fault"] = found.reason
-        elif found is not None:
+        if isinstance(found, Pointer):
             row["pointer"] = found
+        elif found is not None:
+            row["fault"] = found.reason
         rows.append(row)
     return rows
 
 
-def _get(objects: Objects, whose: Whose, place: Path, table_bytes: int) -> Pulled:
+def _get(objects: Objects, whose: Whose, place: Path, table_bytes: int) -> Any:
     """Write the latest bundle of an identity to a file, as `pack` would have."""
+    from warmup_plugin.cache.table import Miss
+    from warmup_plugin.fleet.pull import Pulled, latest
+
     found = latest(objects, whose, table_bytes)
     if isinstance(found, Miss):
         return Pulled(state="absent" if found.kind == "absent" else "refused", reason=found.reason)
@@ -139,11 +140,13 @@ def _wait_until_served(request: Request) -> str:
 
 def _is_healthy(url: str) -> bool:
     """Return whether the engine's own health page says so; asked directly, through no proxy."""
+    import urllib.request
+
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=5) as answer:
             return bool(answer.status == _HTTP_OK)
-    except (OSError, ValueError, urllib.error.URLError):
+    except (OSError, ValueError):
         return False
 
 
