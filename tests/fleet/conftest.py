@@ -51,7 +51,8 @@ class Started:
     @property
     def timed_of_tasks(self) -> int:
         """As above, in the whole job, without the op that keeps tactics of its own."""
-        return sum(self.timed) - sum(r.report.passed_through_tactics for r in self.ranks)
+        own: int = sum(rank.report.passed_through_tactics for rank in self.ranks)
+        return sum(self.timed) - own
 
     @property
     def served(self) -> list[dict[str, Any]]:
@@ -132,7 +133,7 @@ def s3_environment(address: str) -> dict[str, str]:
 @pytest.fixture(params=["s3", "file"])
 def fleet(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str], dict[str, str]]:
+) -> Callable[..., dict[str, str]]:
     """An empty fleet: ``fleet("write")`` is the environment of a host with that role.
 
     This process reaches it as well.
@@ -146,4 +147,8 @@ def fleet(
         env["WARMUP_PLUGIN_FLEET"] = f"s3://tables/{secrets.token_hex(8)}"
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    return lambda role="read": {**env, "WARMUP_PLUGIN_FLEET_ROLE": role}
+
+    def as_role(role: str = "read") -> dict[str, str]:
+        return {**env, "WARMUP_PLUGIN_FLEET_ROLE": role}
+
+    return as_role
