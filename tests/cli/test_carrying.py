@@ -15,8 +15,8 @@ import pytest
 
 from tests.cli.shelves import files_below, identity, put
 from warmup_plugin.cache.archive import LISTING
-from warmup_plugin.cache.table import digest
 from warmup_plugin.engines.embedded import EngineConfig, launch
+from warmup_plugin.runtime.safe_json import digest
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Ran

@@ -23,9 +23,9 @@ import pytest
 
 from warmup_plugin.cache import archive
 from warmup_plugin.cache.archive import Packed
-from warmup_plugin.cache.table import digest
 from warmup_plugin.fleet.objects import Objects
 from warmup_plugin.fleet.pointer import Pointer, Whose, bundle_key, parse_pointer, render_pointer
+from warmup_plugin.runtime.safe_json import digest
 
 if TYPE_CHECKING:
     from tests.fleet.conftest import Started

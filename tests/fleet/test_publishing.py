@@ -22,12 +22,12 @@ import pytest
 
 from tests.fleet.tables import IDENTITY, LIMIT, STAMP, WHOSE, key, write
 from warmup_plugin.cache.manifest import Manifest
-from warmup_plugin.cache.table import Miss
 from warmup_plugin.fleet.bundle import Bundle, own_part, parse_bundle, render_bundle, united
 from warmup_plugin.fleet.objects import Objects
 from warmup_plugin.fleet.pointer import Pointer, bundle_key, parse_pointer, render_pointer
 from warmup_plugin.fleet.pull import latest, pull
 from warmup_plugin.fleet.push import push
+from warmup_plugin.runtime.safe_json import Miss
 
 Environment = Callable[..., dict[str, str]]
 HOSTS = Path(__file__).with_name("hosts.py")

@@ -12,8 +12,9 @@ from typing import Final
 from warmup_plugin.cache.manifest import DEFAULTS, Manifest, TaskRecord
 from warmup_plugin.cache.paths import IDENTITY_NAME
 from warmup_plugin.cache.stamps import stamp_conflicts
-from warmup_plugin.cache.table import Miss, Table
+from warmup_plugin.cache.table import Table
 from warmup_plugin.identity import Identity
+from warmup_plugin.runtime.safe_json import Miss
 
 #: Digits of a digest that are shown.
 _SHORT: Final = 12

@@ -31,10 +31,11 @@ from warmup_plugin.cache.paths import (
     table_name,
 )
 from warmup_plugin.cache.stamps import stamp_conflicts
-from warmup_plugin.cache.table import Miss, Table, decode, digest, parse_table, render_table
+from warmup_plugin.cache.table import Table, parse_table, render_table
 from warmup_plugin.errors import IdentityError
 from warmup_plugin.fleet.pointer import Whose
 from warmup_plugin.identity import Identity
+from warmup_plugin.runtime.safe_json import Miss, decode, digest
 
 #: The one table of a bundle that `render` makes.
 _SOURCE: Final[Source] = (0, 0, 0)

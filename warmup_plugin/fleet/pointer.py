@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from warmup_plugin.cache.table import Miss, decode
+from warmup_plugin.runtime.safe_json import Miss, decode
 
 SCHEMA: Final = 1
 #: A pointer is a few hundred bytes.

@@ -22,10 +22,10 @@ import msgspec
 from warmup_plugin.cache.archive import Packed, render
 from warmup_plugin.cache.files import make_directory, write_files
 from warmup_plugin.cache.paths import LAYOUT
-from warmup_plugin.cache.table import Miss, digest
 from warmup_plugin.fleet.bundle import Bundle, limit_of, parse_bundle
 from warmup_plugin.fleet.objects import FleetError, Objects
 from warmup_plugin.fleet.pointer import Pointer, Whose, bundle_key, parse_pointer
+from warmup_plugin.runtime.safe_json import Miss, digest
 
 #: fetched: over the network. kept: it lay here already. absent: the fleet has none. refused: what
 #: it has is no good. failed: it could not be asked, or the bundle could not be placed.

@@ -21,7 +21,6 @@ import msgspec
 
 from warmup_plugin.cache.merge import Part
 from warmup_plugin.cache.paths import table_name
-from warmup_plugin.cache.table import Miss, digest
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.fleet.bundle import (
     Bundle,
@@ -41,6 +40,7 @@ from warmup_plugin.fleet.pointer import (
     parse_pointer,
     render_pointer,
 )
+from warmup_plugin.runtime.safe_json import Miss, digest
 
 #: More often than this nobody comes in between, with the pauses below.
 _MOST_TRIES: Final = 200

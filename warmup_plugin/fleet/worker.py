@@ -106,8 +106,8 @@ def _rows(objects: Objects) -> list[dict[str, Any]]:
 
 def _get(objects: Objects, whose: Whose, place: Path, table_bytes: int) -> Any:
     """Write the latest bundle of an identity to a file, as `pack` would have."""
-    from warmup_plugin.cache.table import Miss
     from warmup_plugin.fleet.pull import Pulled, latest
+    from warmup_plugin.runtime.safe_json import Miss
 
     found = latest(objects, whose, table_bytes)
     if isinstance(found, Miss):
