@@ -41,6 +41,8 @@ FROZEN = {
     "fleet_credentials": ("WARMUP_PLUGIN_FLEET_CREDENTIALS", "given"),
     "fleet_wait_s": ("WARMUP_PLUGIN_FLEET_WAIT_S", 2.0),
     "fleet_publish_after_s": ("WARMUP_PLUGIN_FLEET_PUBLISH_AFTER_S", 60.0),
+    "fleet_keys": ("WARMUP_PLUGIN_FLEET_KEYS", ()),
+    "fleet_signing_key": ("WARMUP_PLUGIN_FLEET_SIGNING_KEY", None),
     "fleet_health": ("WARMUP_PLUGIN_FLEET_HEALTH", None),
 }
 
@@ -126,6 +128,8 @@ BAD = [
     ("fleet_credentials", "metadata"),
     ("fleet_wait_s", "0"),
     ("fleet_publish_after_s", "-1"),
+    ("fleet_keys", "fleet.pub"),
+    ("fleet_signing_key", "fleet.key"),
     ("fleet_health", "localhost:8000/health"),
 ]
 

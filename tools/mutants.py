@@ -317,6 +317,17 @@ MUTANTS = (
         '    if not sets or credentials != "given":\n', "    if True:\n",
         "tests/fleet/test_location.py::test_only_credentials_that_were_given",
     ),
+    Mutant(
+        "who has signed", "fleet/signing.py",
+        "        except (InvalidSignature, binascii.Error, ValueError):\n            return False\n",
+        "        except (InvalidSignature, binascii.Error, ValueError):\n            return True\n",
+        "tests/fleet/test_signing.py::test_a_bundle_is_used_if_a_key_that_is_allowed_has_signed_it",
+    ),
+    Mutant(
+        "what a signature is for", "fleet/push.py",
+        "    if why := refuse(pointer, whose):\n", '    if why := "":\n',
+        "tests/fleet/test_signing.py::test_who_signs_takes_over_nothing_that_nobody_allowed_has_signed",
+    ),
 )  # fmt: skip
 
 

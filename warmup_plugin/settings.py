@@ -380,6 +380,24 @@ class Settings:
             "how long an engine lives after its warm-up before its table is given to the fleet",
         ),
     )
+    fleet_keys: tuple[Path, ...] = field(
+        default=(),
+        metadata=_row(
+            "WARMUP_PLUGIN_FLEET_KEYS",
+            _PATHS,
+            "files with ed25519 public keys in PEM: a bundle that none of them has signed is not "
+            "used",
+        ),
+    )
+    fleet_signing_key: Path | None = field(
+        default=None,
+        metadata=_row(
+            "WARMUP_PLUGIN_FLEET_SIGNING_KEY",
+            _PATH,
+            "a file with an ed25519 private key in PEM, by which this host signs what it gives to "
+            "the fleet; its own bundles are used, too, and no others where no keys are listed",
+        ),
+    )
     fleet_health: str | None = field(
         default=None,
         metadata=_row(

@@ -248,13 +248,19 @@ ROWS = {
 
 @pytest.fixture(scope="module")
 def starts(
-    start: Callable[..., Started], published: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Future[Started]]]:
-    """The starts of all rows, three at a time."""
+    start: Callable[..., Started], published: Path, tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Iterator[dict[str, Future[Started]]]:  # fmt: skip
+    """The starts of the rows that are asked for, three at a time."""
+    asked = {
+        item.callspec.params.get("name")
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+    }
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(3))
         found = {}
-        for name, row in ROWS.items():
+        for name, row in ((name, row) for name, row in ROWS.items() if name in asked):
             folder = tmp_path_factory.mktemp("row")
             env = dict(row.env)
             if row.address:

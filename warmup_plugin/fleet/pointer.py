@@ -39,6 +39,13 @@ class Whose(NamedTuple):
         return f"{POINTERS}{self.version}/{self.arch}/{self.identity}"
 
 
+class Signature(msgspec.Struct, frozen=True):
+    """One signature: the sha256 of the public key, and the signature in base64."""
+
+    key: str
+    value: str
+
+
 class Pointer(msgspec.Struct, frozen=True, kw_only=True):
     """One state of an identity's table in the fleet.
 
@@ -59,6 +66,7 @@ class Pointer(msgspec.Struct, frozen=True, kw_only=True):
     at: float = 0.0
     host: str = ""
     token: str = ""
+    signatures: tuple[Signature, ...] = ()
 
 
 _POINTER: Final = msgspec.json.Decoder(Pointer)

@@ -14,6 +14,7 @@ import contextlib
 import os
 import secrets
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -34,6 +35,15 @@ State = Literal["fetched", "kept", "absent", "refused", "failed"]
 _KEPT: Final = 2
 
 
+#: Says why a bundle is not used that a pointer names; an empty string where it is.
+Refuse = Callable[[Pointer, Whose], str]
+
+
+def take_all(_pointer: Pointer, _whose: Whose) -> str:
+    """Refuse nothing: no keys are set."""
+    return ""
+
+
 class Pulled(msgspec.Struct, kw_only=True):
     """What the fleet gave. ``directory``: where the bundle's files lie, empty without one."""
 
@@ -47,10 +57,12 @@ class Pulled(msgspec.Struct, kw_only=True):
     bytes: int = 0
 
 
-def pull(objects: Objects, whose: Whose, place: Path, table_bytes: int) -> Pulled:
+def pull(
+    objects: Objects, whose: Whose, place: Path, table_bytes: int, refuse: Refuse = take_all
+) -> Pulled:
     """Place the latest bundle of an identity below ``place``; what goes wrong is told."""
     try:
-        return _pull(objects, whose, place, table_bytes)
+        return _pull(objects, whose, place, table_bytes, refuse)
     except FleetError as error:
         return Pulled(state="failed", reason=str(error))
     except OSError as error:
@@ -58,21 +70,23 @@ def pull(objects: Objects, whose: Whose, place: Path, table_bytes: int) -> Pulle
         return Pulled(state="failed", reason=f"{where}: {error.strerror or error}")
 
 
-def latest(objects: Objects, whose: Whose, table_bytes: int) -> tuple[Pointer, Bundle] | Miss:
+def latest(
+    objects: Objects, whose: Whose, table_bytes: int, refuse: Refuse = take_all
+) -> tuple[Pointer, Bundle] | Miss:
     """Return the latest bundle of an identity, checked; a `Miss` of kind `absent` without one.
 
     Raises:
         FleetError: the store does not answer, or refuses.
     """
-    pointer = _pointer(objects, whose)
+    pointer = _pointer(objects, whose, refuse)
     if isinstance(pointer, Miss):
         return pointer
     found = _fetch(objects, pointer, whose, table_bytes)
     return found if isinstance(found, Miss) else (pointer, found)
 
 
-def _pull(objects: Objects, whose: Whose, place: Path, table_bytes: int) -> Pulled:
-    pointer = _pointer(objects, whose)
+def _pull(objects: Objects, whose: Whose, place: Path, table_bytes: int, refuse: Refuse) -> Pulled:
+    pointer = _pointer(objects, whose, refuse)
     if isinstance(pointer, Miss):
         if pointer.kind == "absent":
             return Pulled(state="absent", reason=pointer.reason)
@@ -95,11 +109,14 @@ def _pull(objects: Objects, whose: Whose, place: Path, table_bytes: int) -> Pull
     return Pulled(state="fetched", directory=str(target), bytes=len(found.data), **told)
 
 
-def _pointer(objects: Objects, whose: Whose) -> Pointer | Miss:
+def _pointer(objects: Objects, whose: Whose, refuse: Refuse) -> Pointer | Miss:
     seen = objects.pointer(whose)
     if seen is None:
         return Miss("the fleet has no table of this identity", "absent")
-    return parse_pointer(seen.data, whose.identity)
+    pointer = parse_pointer(seen.data, whose.identity)
+    if isinstance(pointer, Pointer) and (why := refuse(pointer, whose)):
+        return Miss(why, "foreign")
+    return pointer
 
 
 def _fetch(objects: Objects, pointer: Pointer, whose: Whose, table_bytes: int) -> Bundle | Miss:

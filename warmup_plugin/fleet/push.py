@@ -40,11 +40,20 @@ from warmup_plugin.fleet.pointer import (
     parse_pointer,
     render_pointer,
 )
+from warmup_plugin.fleet.pull import Refuse, take_all
 from warmup_plugin.runtime.safe_json import Miss, digest
 
 #: More often than this nobody comes in between, with the pauses below.
 _MOST_TRIES: Final = 200
 _PAUSE_S: Final = (0.01, 0.25)
+
+
+Sign = Callable[[Pointer, Whose], Pointer]
+
+
+def leave_unsigned(pointer: Pointer, _whose: Whose) -> Pointer:
+    """Sign nothing: no key is set."""
+    return pointer
 
 
 class Pushed(msgspec.Struct, kw_only=True):
@@ -60,15 +69,19 @@ class Pushed(msgspec.Struct, kw_only=True):
 
 def push(
     objects: Objects, whose: Whose, directory: Path, table_bytes: int,
-    *, pause: Callable[[float], None] = time.sleep,
+    *, refuse: Refuse = take_all, sign: Sign = leave_unsigned,
+    pause: Callable[[float], None] = time.sleep,
 ) -> Pushed:  # fmt: skip
-    """Publish this host's table of an identity; what goes wrong is told."""
+    """Publish this host's table of an identity; what goes wrong is told.
+
+    A bundle that is refused is no part of the union: who signs answers for all of it.
+    """
     mine = own_part(directory, whose, table_bytes)
     if isinstance(mine, Miss):
         return Pushed(state="failed", reason=mine.reason)
     try:
         for tries in range(1, _MOST_TRIES + 1):
-            done = _try(objects, whose, directory, mine, table_bytes)
+            done = _try(objects, whose, directory, mine, table_bytes, refuse=refuse, sign=sign)
             if done is not None:
                 return msgspec.structs.replace(done, tries=tries)
             pause(random.uniform(*_PAUSE_S))  # noqa: S311  # who comes first is no secret
@@ -78,11 +91,12 @@ def push(
 
 
 def _try(
-    objects: Objects, whose: Whose, directory: Path, mine: Part, table_bytes: int
-) -> Pushed | None:
+    objects: Objects, whose: Whose, directory: Path, mine: Part, table_bytes: int,
+    *, refuse: Refuse, sign: Sign,
+) -> Pushed | None:  # fmt: skip
     """Publish once; return None where another host has come in between."""
     seen = objects.pointer(whose)
-    theirs = _theirs(objects, seen, whose, table_bytes)
+    theirs = _theirs(objects, seen, whose, table_bytes, refuse)
     union = united(mine, theirs.part if isinstance(theirs, Bundle) else None)
     if union is None:
         assert isinstance(theirs, Bundle)
@@ -98,7 +112,7 @@ def _try(
         reason = f"the bundle has {len(data)} bytes, more than the {limit_of(table_bytes)} allowed"
         return Pushed(state="failed", reason=reason)
     _write_bundle(objects, checked, table_bytes)
-    pointer = _pointer_to(checked, whose)
+    pointer = sign(_pointer_to(checked, whose), whose)
     if not _swapped(objects, whose, pointer, seen):
         return None
     return Pushed(
@@ -108,7 +122,7 @@ def _try(
 
 
 def _theirs(
-    objects: Objects, seen: Seen | None, whose: Whose, table_bytes: int
+    objects: Objects, seen: Seen | None, whose: Whose, table_bytes: int, refuse: Refuse
 ) -> Bundle | Miss | None:
     """Return the bundle that the pointer names; why it is of no use, or None without a pointer."""
     if seen is None:
@@ -118,6 +132,8 @@ def _theirs(
         if pointer.kind == "newer":  # somebody's, and in use
             raise WarmupError(pointer.reason)
         return pointer
+    if why := refuse(pointer, whose):
+        return Miss(f"it replaces a bundle: {why}", "foreign")
     data = objects.get(bundle_key(pointer.bundle), limit_of(table_bytes))
     if data is None or digest(data) != pointer.bundle:
         return Miss(f"it replaces bundle {pointer.bundle[:12]}, which was not whole", "unreadable")

@@ -21,7 +21,7 @@ import msgspec
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.fleet.objects import Objects
 from warmup_plugin.fleet.pointer import Pointer, Whose, parse_pointer
-from warmup_plugin.fleet.pull import pull
+from warmup_plugin.fleet.pull import Refuse, pull, take_all
 
 #: How often a process that waits for an engine to serve looks again.
 _LOOK_S: Final = 1.0
@@ -29,7 +29,7 @@ _HTTP_OK: Final = 200
 
 
 class Request(msgspec.Struct, kw_only=True):
-    """What is asked. ``do``: pull into ``place``, push what lies in ``place``, list, or get.
+    """What is asked. ``do``: pull into ``place``, push what lies in ``place``, list, get, or sign.
 
     ``limit_s`` is for all of it once an engine serves, ``timeout_s`` for one request. A push waits
     until an engine serves where ``parent`` is its process: ``after_s`` of life, and an answer of
@@ -44,6 +44,8 @@ class Request(msgspec.Struct, kw_only=True):
     table_bytes: int
     whose: Whose | None = None
     place: str = ""
+    keys: tuple[str, ...] = ()
+    sign_key: str = ""
     parent: int = 0
     after_s: float = 0.0
     health: str | None = None
@@ -72,20 +74,57 @@ def main() -> None:
 
 
 def _answer(request: Request) -> Any:
-    objects = Objects(
-        request.url, request.credentials, timeout_s=request.timeout_s, writes=request.do == "push"
-    )
+    writes = request.do in ("push", "sign")
+    objects = Objects(request.url, request.credentials, timeout_s=request.timeout_s, writes=writes)
     if request.do == "list":
         return {"state": "listed", "rows": _rows(objects)}
     assert request.whose is not None
     place = Path(request.place)
-    if request.do == "pull":
-        return pull(objects, request.whose, place, request.table_bytes)
-    if request.do == "push":
-        from warmup_plugin.fleet.push import push
+    refuse: Refuse = take_all
+    if request.keys or request.sign_key:
+        from warmup_plugin.fleet.signing import Keys
 
-        return push(objects, request.whose, place, request.table_bytes)
-    return _get(objects, request.whose, place, request.table_bytes)
+        keys = Keys(request.keys)
+        if request.sign_key:
+            keys.add(request.sign_key)
+        refuse = keys.refuse
+    if request.do == "pull":
+        return pull(objects, request.whose, place, request.table_bytes, refuse)
+    if request.do == "push":
+        return _push(objects, request.whose, place, request, refuse)
+    if request.do == "sign":
+        return _sign(objects, request.whose, request)
+    return _get(objects, request.whose, place, request.table_bytes, refuse)
+
+
+def _push(objects: Objects, whose: Whose, place: Path, request: Request, refuse: Refuse) -> Any:
+    from warmup_plugin.fleet.push import leave_unsigned, push
+
+    if not request.sign_key:
+        return push(objects, whose, place, request.table_bytes, refuse=refuse, sign=leave_unsigned)
+    from warmup_plugin.fleet.signing import signed
+
+    def sign(pointer: Pointer, whose: Whose) -> Pointer:
+        return signed(pointer, whose, request.sign_key)
+
+    return push(objects, whose, place, request.table_bytes, refuse=refuse, sign=sign)
+
+
+def _sign(objects: Objects, whose: Whose, request: Request) -> Any:
+    """Add a signature to the latest bundle of an identity, whoever has published it."""
+    from warmup_plugin.fleet.pointer import render_pointer
+    from warmup_plugin.fleet.pull import latest
+    from warmup_plugin.fleet.signing import signed
+    from warmup_plugin.runtime.safe_json import Miss
+
+    seen = objects.pointer(whose)
+    found = latest(objects, whose, request.table_bytes)
+    if isinstance(found, Miss):
+        return {"state": "failed", "reason": found.reason}
+    pointer = signed(found[0], whose, request.sign_key)
+    if not objects.swap(whose, render_pointer(pointer), seen):
+        return {"state": "failed", "reason": "another host has published meanwhile: look again"}
+    return {"state": "signed", "bundle": pointer.bundle}
 
 
 def _rows(objects: Objects) -> list[dict[str, Any]]:
@@ -104,12 +143,12 @@ def _rows(objects: Objects) -> list[dict[str, Any]]:
     return rows
 
 
-def _get(objects: Objects, whose: Whose, place: Path, table_bytes: int) -> Any:
+def _get(objects: Objects, whose: Whose, place: Path, table_bytes: int, refuse: Refuse) -> Any:
     """Write the latest bundle of an identity to a file, as `pack` would have."""
     from warmup_plugin.fleet.pull import Pulled, latest
     from warmup_plugin.runtime.safe_json import Miss
 
-    found = latest(objects, whose, table_bytes)
+    found = latest(objects, whose, table_bytes, refuse)
     if isinstance(found, Miss):
         return Pulled(state="absent" if found.kind == "absent" else "refused", reason=found.reason)
     pointer, bundle = found

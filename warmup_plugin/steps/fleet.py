@@ -9,6 +9,7 @@ set. Nothing here raises, and no rank is in a collective meanwhile.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shutil
@@ -17,7 +18,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from warmup_plugin.cache.files import takes_files
+from warmup_plugin.cache.files import read_file, takes_files
 from warmup_plugin.cache.store import unsafe
 from warmup_plugin.fleet import client, location
 from warmup_plugin.tuner import compat, environment
@@ -30,6 +31,8 @@ logger = logging.getLogger("warmup_plugin")
 
 #: Below the cache root.
 PLACE: Final = "fleet"
+#: Of a key's file.
+_MOST_BYTES: Final = 1 << 16
 #: How much of the time one request may take; the rest is for what comes after it.
 _ONE_REQUEST: Final = 0.9
 #: A publication waits for nobody: it may take its time, and ends all the same.
@@ -148,15 +151,32 @@ class Fleet:
             "do": do, "url": self.url, "credentials": settings.fleet_credentials,
             "limit_s": limit_s, "timeout_s": limit_s * _ONE_REQUEST,
             "table_bytes": settings.table_bytes, "place": str(place),
+            "keys": [str(path) for path in settings.fleet_keys],
+            "sign_key": str(settings.fleet_signing_key or ""),
             "whose": [compat.version(), environment.architecture(), job.identity.digest],
         }  # fmt: skip
+
+
+def _trust(settings: Settings) -> str:
+    """Return the folder of bundles that these keys allow: others' are not found there.
+
+    So what an earlier start has left is used without the fleet only under the keys of that start.
+    """
+    paths = [*settings.fleet_keys, *filter(None, [settings.fleet_signing_key])]
+    if not paths:
+        return "any"
+    found = hashlib.sha256()
+    for path in paths:
+        content = read_file(path, _MOST_BYTES).content
+        found.update(content if isinstance(content, bytes) else b"unreadable")
+    return f"keys-{found.hexdigest()[:16]}"
 
 
 def _place(job: Job) -> Path:
     """Return where bundles of this start are put: kept for the next one where that is allowed."""
     root = job.placement.root if job.placement else None
     if root is not None and job.may_write and job.directory is not None:
-        place = root / PLACE
+        place = root / PLACE / _trust(job.options.settings)
         if takes_files(place) and not unsafe(place, root, job.options.settings):
             return place
     folder = tempfile.mkdtemp(prefix="warmup-fleet-")

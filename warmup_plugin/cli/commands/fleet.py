@@ -30,12 +30,14 @@ Ask the fleet that WARMUP_PLUGIN_FLEET names, or --url. `status` lists what it
 has, and what of it is on this machine. `push` gives it the tables that are kept
 here, or those of the identities named by first digits: its pointer is swapped
 only if nobody else has done so, and both tables are united. `pull` takes what
-it has into the cache root where the next start will look, as `unpack` does."""
+it has into the cache root where the next start will look, as `unpack` does.
+`sign` adds a signature to what others have published."""
 EXAMPLES = """\
 examples:
   warmup-plugin fleet status
   warmup-plugin fleet push                        all tables of this machine
   warmup-plugin fleet pull ed16c9                 one identity, by first digits
+  warmup-plugin fleet sign ed16c9 --key fleet.key
   warmup-plugin fleet pull --arch sm100 --version 0.7.2.post1 --root /opt/tables
   warmup-plugin fleet status --url file:///mnt/shared/tables --json
 """
@@ -48,9 +50,10 @@ _HEADER: Final = ("identity", "FlashInfer", "arch", "entries", "state", "generat
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
-    parser.add_argument("action", choices=("status", "push", "pull"), help="what to do")
+    parser.add_argument("action", choices=("status", "push", "pull", "sign"), help="what to do")
     parser.add_argument("identity", metavar="HEX", nargs="*", help="first digits of identities")
     parser.add_argument("--url", metavar="URL", default="", help="this fleet, not the setting's")
+    parser.add_argument("--key", metavar="FILE", type=Path, help="sign with this private key")
     parser.add_argument("--version", metavar="V", help="only this FlashInfer's")
     parser.add_argument("--arch", metavar="A", help="only this architecture's")
     places.add_arguments(parser)
@@ -58,11 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(
-    *, action: str, identity: list[str], url: str, version: str | None, arch: str | None,
-    root: Path | None, engine_root: Path | None, json: bool,
+    *, action: str, identity: list[str], url: str, key: Path | None, version: str | None,
+    arch: str | None, root: Path | None, engine_root: Path | None, json: bool,
 ) -> int:  # fmt: skip
     """Ask, and print what became of each identity."""
     given: dict[str, Any] = {"fleet": url} if url else {}
+    if key is not None:
+        given["fleet_signing_key"] = places.absolute(key)
     settings = Settings.from_env(None, **given)
     fleet = _Asked(settings)
     if action == "push":
@@ -70,6 +75,8 @@ def run(
         rows = [fleet.push(kept) for kept in _to_push(identity, roots, version, arch, settings)]
         return _told(fleet, rows, as_json=json)
     listed = _matching(fleet.rows(), identity, version, arch)
+    if action == "sign":
+        return _told(fleet, [fleet.sign(row) for row in listed], as_json=json)
     if action == "pull":
         target = places.target(places.find(root, engine_root, settings, os.environ))
         return _told(fleet, [fleet.pull(row, target) for row in listed], as_json=json)
@@ -109,6 +116,18 @@ class _Asked:
         whose = [version, arch, kept.identity]
         return _row(whose, self._ask("push", whose=whose, place=kept.directory))
 
+    def sign(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Sign the latest bundle of an identity.
+
+        Raises:
+            CommandError: there is no key to sign with.
+        """
+        if self._settings.fleet_signing_key is None:
+            message = "no key to sign with: set WARMUP_PLUGIN_FLEET_SIGNING_KEY, or give --key"
+            raise CommandError(message, code=CommandError.USAGE)
+        whose = [row["version"], row["arch"], row["identity"]]
+        return _row(whose, self._ask("sign", whose=whose))
+
     def pull(self, row: dict[str, Any], target: Root) -> dict[str, Any]:
         """Put what the fleet has of an identity in place."""
         whose = [row["version"], row["arch"], row["identity"]]
@@ -131,7 +150,8 @@ class _Asked:
         request = {
             "do": do, "url": self.url, "credentials": settings.fleet_credentials,
             "limit_s": _LIMIT_S, "timeout_s": _REQUEST_S, "table_bytes": settings.table_bytes,
-            **more,
+            "keys": [str(path) for path in settings.fleet_keys],
+            "sign_key": str(settings.fleet_signing_key or ""), **more,
         }  # fmt: skip
         return client.Worker().ask(request, _LIMIT_S)
 
