@@ -6,8 +6,9 @@
     v1/ptr/.../<identity>/<number>              the same in a folder, where nothing can be swapped
 
 `location.py` reads the setting, `objects.py` talks to the store, `pointer.py` and `bundle.py` are
-what lies there, `signing.py` who may say so, `pull.py` and `push.py` what a start does with it, `worker.py` the process in which
-that runs, `client.py` the engine's side of that process. An engine imports `client.py` alone, and
-that only where a fleet is set: the client library lives in a process of its own, since its threads
-do not survive a fork, and since a process is what can be ended whatever it waits for.
+what lies there, `signing.py` says by whom it is, `pull.py` and `push.py` are what a start does with
+it, `worker.py` the process in which that runs, `client.py` the engine's side of that process. An
+engine imports `client.py` and `location.py` alone, and these only where a fleet is set: the client
+library lives in a process of its own, since its threads do not survive a fork, and since a process
+is what can be ended whatever it waits for.
 """
