@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a start takes from the fleet: the latest bundle of its identity, as a directory of tables.
 
-    <place>/<identity>/<sha256 of the bundle>/<file>     one directory a bundle, never changed
+    <place>/<identity>/bundle-<its sha256>/<file>     one directory a bundle, never changed
 
 Owns the order: pointer, bundle, sha256, all that a table of this host must pass, then one rename. A
 bundle that lies there already is not fetched again, if its bytes are still the bundle's. Where the
@@ -91,7 +91,7 @@ def _pull(objects: Objects, whose: Whose, place: Path, table_bytes: int, refuse:
         if pointer.kind == "absent":
             return Pulled(state="absent", reason=pointer.reason)
         return Pulled(state="refused", reason=pointer.reason)
-    target = place / whose.identity / pointer.bundle
+    target = place / whose.identity / f"bundle-{pointer.bundle}"  # no name of an identity
     told: dict[str, Any] = {
         "bundle": pointer.bundle, "generation": pointer.generation, "entries": pointer.entries,
         "complete": pointer.complete,

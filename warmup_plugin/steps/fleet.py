@@ -89,7 +89,7 @@ class Fleet:
             kept = client.kept_directory(place, job.identity.digest)
             if kept is not None:
                 answer["directory"] = str(kept)
-                answer["reason"] += f"; bundle {kept.name[:12]} of an earlier start is used"
+                answer["reason"] += f"; {kept.name[:19]} of an earlier start is used"
         if directory := answer.get("directory"):
             job.store.layers = (*job.store.layers, Path(directory))
         return answer
