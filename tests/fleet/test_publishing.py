@@ -263,7 +263,14 @@ def test_every_reader_sees_a_whole_bundle_and_the_last_holds_all(
     ]
     logs = [tmp_path / f"log{number}" for number in range(hosts)]
     writers = [
-        _host("publish", tmp_path / f"host{number}", number, publications, log)
+        # Who is to be killed would publish for ever.
+        _host(
+            "publish",
+            tmp_path / f"host{number}",
+            number,
+            publications if number >= killed else 100_000,
+            log,
+        )
         for number, log in enumerate(logs)
     ]
     try:
