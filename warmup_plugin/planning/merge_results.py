@@ -42,6 +42,8 @@ class Result(msgspec.Struct, frozen=True):
     candidates: int | None = None
     gpu: str = ""
     seconds: float = 0.0
+    tied: int | None = None
+    confidence: float | None = None
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -233,6 +235,8 @@ def _record(
         at=result.at,
         samples=result.samples,
         candidates=result.candidates,
+        tied=result.tied,
+        confidence=result.confidence,
     )
 
 

@@ -19,7 +19,7 @@ Word = dict[str, Any]
 Words = Mapping[int, Word]
 
 #: Settings of which rank 0's are used by all.
-RANK_0S_SETTINGS = ("mode", "strategy", "on_hit", "budget_s", "margin")
+RANK_0S_SETTINGS = ("mode", "strategy", "on_hit", "budget_s", "margin", "race")
 #: Factors that say which tactics there are: ranks that differ in one cannot exchange theirs.
 _ENVIRONMENT = ("stamp", "gpu", "switches")
 _MAY_DIFFER = (

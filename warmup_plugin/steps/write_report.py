@@ -22,7 +22,7 @@ from warmup_plugin.observability.report import Agreement, WarmupReport
 from warmup_plugin.runtime.process_info import own_card
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.options import Options
-from warmup_plugin.steps.rank_stats import by_op, count, waited, what_became
+from warmup_plugin.steps.rank_stats import by_op, count, raced, waited, what_became
 from warmup_plugin.steps.share import Shared
 from warmup_plugin.steps.tune import Work
 from warmup_plugin.tuner import compat
@@ -70,6 +70,7 @@ def make_report(
         tactics_timed=job.seen.tactics_timed, passed_through_tactics=job.seen.passed_through,
         inputs_synthesised=job.seen.inputs_synthesised,
         seconds=dict(job.seconds), costs=dict(work.costs), timeline=tuple(job.timeline),
+        race=raced(work.outcomes.values()),
         bytes_sent=job.meeting.bytes_sent, bytes_received=job.meeting.bytes_received,
         warnings=tuple(job.warnings), at=time.time(),
         read=tuple(job.read), adopted_from=_adopted_from(job, work),

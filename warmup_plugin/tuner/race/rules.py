@@ -47,11 +47,15 @@ _FAILED = math.inf
 
 
 class Counts(NamedTuple):
-    """How one measurement is made: untimed launches, timed ones, milliseconds of delay before."""
+    """How one measurement is made: untimed launches, timed ones, milliseconds of delay before.
+
+    ``each``: as many launches as one of ``repeat`` stands for, where a graph is replayed.
+    """
 
     warmup: int
     repeat: int
     delay_ms: float
+    each: int = 1
 
     def cost_ms(self, ms: float) -> float:
         """Return how long it keeps the device, of a candidate that takes ``ms``."""
@@ -59,7 +63,11 @@ class Counts(NamedTuple):
 
     @property
     def launches(self) -> int:
-        return self.warmup + self.repeat
+        return self.warmup + self.timed
+
+    @property
+    def timed(self) -> int:
+        return self.repeat * self.each
 
 
 #: Times one candidate, by its place; infinity where it fails.
@@ -68,15 +76,14 @@ Measure = Callable[[int, Counts], float]
 
 def first_counts(own: Counts) -> Counts:
     """Return how round 1 measures, ``own`` being FlashInfer's way."""
-    return Counts(min(1, own.warmup), min(2, own.repeat), own.delay_ms / 5)
+    return Counts(min(1, own.warmup), min(2, own.repeat), own.delay_ms / 5, own.each)
 
 
 def last_counts(own: Counts, ms: float) -> Counts:
     """Return how the finals measure candidates that take ``ms``."""
-    within = int(_BURST_MS / ms)
-    return Counts(
-        min(1, own.warmup), max(own.repeat, min(_LONGER * own.repeat, within)), own.delay_ms
-    )
+    within = int(_BURST_MS / (ms * own.each))
+    repeat = max(own.repeat, min(_LONGER * own.repeat, within))
+    return Counts(min(1, own.warmup), repeat, own.delay_ms, own.each)
 
 
 @dataclass(frozen=True)
@@ -139,6 +146,8 @@ class _Race:
     noise: _Noise = field(default_factory=_Noise)
     launches: int = 0
     device_ms: float = 0.0
+    until_ms: float = 0.0
+    sweep_ms: float = 0.0
 
     def time(self, place: int, counts: Counts) -> float:
         """Measure once more; a candidate that fails is out."""
@@ -151,31 +160,34 @@ class _Race:
         self.device_ms += counts.cost_ms(ms) if ms < _FAILED else 0.0
 
 
-def race(first: Sequence[float], own: Counts, measure: Measure, *, defaults: int = 0) -> Verdict:
+def race(
+    first: Sequence[float], own: Counts, measure: Measure, *, beside: Sequence[int] = ()
+) -> Verdict:
     """Race candidates that round 1 has timed, with `first_counts`, in the order of ``first``.
 
-    ``defaults``: so many places after the candidates' are defaults, which ``measure`` times too.
-    At least one candidate has a finite time.
+    ``beside``: places that are timed once in each round, whatever comes of them: the defaults.
+    Those beyond the candidates' win nothing. At least one candidate has a finite time.
     """
     run, short = _Race(own, measure), first_counts(own)
     for ms in first:
         run.charge(short, ms)
-    beside = {len(first) + n: run.time(len(first) + n, short) for n in range(defaults)}
+    apart = [run.time(place, short) for place in beside if place >= len(first)]
     alive = [place for place, ms in enumerate(first) if ms < _FAILED]
     _see_noise(run, first, alive, short)
     best = min(first)
-    sweep_ms = sum(own.cost_ms(ms) for ms in (*first, *beside.values()) if ms < _FAILED)
+    run.sweep_ms = sum(own.cost_ms(ms) for ms in (*first, *apart) if ms < _FAILED)
     allowed = min(max(_ALLOWED, _SHARE * len(alive)), _MOST_SHARE * len(alive))
-    until_ms = run.device_ms + allowed * own.cost_ms(best)
+    run.until_ms = run.device_ms + allowed * own.cost_ms(best)
     most = int(_SECOND * allowed) if len(alive) >= _TWO_CUTS else _small_final(len(alive))
     times = dict(enumerate(first))
-    near = _near(times, alive, run.noise.error(short.repeat), _OUT[0], most)
+    near = _near(times, alive, run.noise.error(short.timed), _OUT[0], most)
     if len(alive) >= _TWO_CUTS:
         times = {place: run.time(place, own) for place in near}
         for place in beside:
-            run.time(place, own)
-        near = _near(times, near, run.noise.error(own.repeat), _OUT[1], _FINALISTS)
-    return _finals(run, near, tuple(beside), times, until_ms, sweep_ms)
+            if place not in near:
+                run.time(place, own)
+        near = _near(times, near, run.noise.error(own.timed), _OUT[1], _FINALISTS)
+    return _finals(run, near, beside, times)
 
 
 def _small_final(candidates: int) -> int:
@@ -190,7 +202,7 @@ def _see_noise(run: _Race, first: Sequence[float], alive: Sequence[int], short: 
         place = alive[n * (len(alive) - 1) // max(1, number - 1)]
         again = run.time(place, short)
         if again < _FAILED:
-            run.noise.note((first[place], again), short.repeat)
+            run.noise.note((first[place], again), short.timed)
 
 
 def _near(
@@ -205,12 +217,10 @@ def _near(
     return sorted(ordered[: min(max(len(near), _LEAST - 1), max(most, _LEAST - 1))])
 
 
-def _finals(
-    run: _Race, near: list[int], beside: tuple[int, ...], times: dict[int, float],
-    until_ms: float, sweep_ms: float,
-) -> Verdict:  # fmt: skip
+def _finals(run: _Race, near: list[int], beside: Sequence[int], times: dict[int, float]) -> Verdict:
     """Time the finalists by turns until one is left, or the allowance is used up."""
     burst = last_counts(run.own, min(times[place] for place in near))
+    beside = [place for place in beside if place not in near]
     passes: dict[int, list[float]] = {place: [] for place in (*near, *beside)}
     alive, noise = list(near), _Noise()
     for number in range(1, _MOST_PASSES + 1):
@@ -219,34 +229,34 @@ def _finals(
         alive = [p for p in alive if passes[p][-1] < _FAILED] or alive
         if number < _PASSES:
             continue
-        error = run.noise.error(burst.repeat * number)
+        error = run.noise.error(burst.timed * number)
         means = {place: sum(passes[place]) / number for place in alive}
         limit = min(means.values()) * (1 + _OUT[2] * error * math.sqrt(2))
         alive = [place for place in alive if means[place] <= limit] or alive
-        next_ms = sum(burst.cost_ms(means[place]) for place in alive if place in means)
-        if len(alive) == 1 or run.device_ms + next_ms > until_ms:
+        next_ms = sum(burst.cost_ms(means[place]) for place in alive)
+        if len(alive) == 1 or run.device_ms + next_ms > run.until_ms:
             break
     for seen in passes.values():
         if len(seen) > 1 and max(seen) < _FAILED:
-            noise.note(seen, burst.repeat)
-    return _verdict(run, passes, alive, noise, burst, sweep_ms)
+            noise.note(seen, burst.timed)
+    return _verdict(run, passes, alive, noise, burst)
 
 
 def _verdict(
-    run: _Race, passes: dict[int, list[float]], alive: list[int], noise: _Noise, burst: Counts,
-    sweep_ms: float,
-) -> Verdict:  # fmt: skip
+    run: _Race, passes: dict[int, list[float]], alive: list[int], noise: _Noise, burst: Counts
+) -> Verdict:
     medians = {place: median(seen) for place, seen in passes.items() if seen}
-    samples = burst.repeat * len(passes[alive[0]])
+    samples = burst.timed * len(passes[alive[0]])
     fastest = min(alive, key=lambda place: (medians[place], place))
     apart = noise.seen_error(samples) * math.sqrt(2)
     limit = medians[fastest] * (1 + min(_TIED_SHARE, _TIED * apart))
     tied = tuple(place for place in sorted(alive) if medians[place] <= limit)
+    run.charge(first_counts(run.own), medians[tied[0]])  # FlashInfer times it when it stores it
     others = [medians[place] for place in alive if place not in tied]
     again = math.prod(_less_often(medians[tied[0]], ms, apart) for ms in others)
     return Verdict(
-        tied[0], medians, samples, tied, again, noise.seen_error(run.own.repeat), run.launches,
-        run.device_ms, sweep_ms,
+        tied[0], medians, samples, tied, again, noise.seen_error(run.own.timed), run.launches,
+        run.device_ms, run.sweep_ms,
     )  # fmt: skip
 
 
