@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import NamedTuple
 
-#: With fewer candidates there is nothing to gain: FlashInfer sweeps them.
+#: With fewer candidates there is nothing to gain: FlashInfer sweeps them, or, where so many fail
+#: in round 1, those that are left are timed as it would have timed them.
 FEWEST = 16
 #: From so many candidates on, round 2 stands between the look at all and the finals.
 _TWO_CUTS = 150
@@ -171,11 +172,17 @@ def race(
     run, short = _Race(own, measure), first_counts(own)
     for ms in first:
         run.charge(short, ms)
-    apart = [run.time(place, short) for place in beside if place >= len(first)]
+    apart = {p: first[p] if p < len(first) else run.time(p, short) for p in beside}
     alive = [place for place, ms in enumerate(first) if ms < _FAILED]
-    _see_noise(run, first, alive, short)
     best = min(first)
-    run.sweep_ms = sum(own.cost_ms(ms) for ms in (*first, *apart) if ms < _FAILED)
+    run.sweep_ms = sum(
+        own.cost_ms(ms)
+        for ms in (*first, *(ms for place, ms in apart.items() if place >= len(first)))
+        if ms < _FAILED
+    )
+    if len(alive) < FEWEST:
+        return _swept(run, alive, beside)
+    _see_noise(run, first, alive, short)
     allowed = min(max(_ALLOWED, _SHARE * len(alive)), _MOST_SHARE * len(alive))
     run.until_ms = run.device_ms + allowed * own.cost_ms(best)
     most = int(_SECOND * allowed) if len(alive) >= _TWO_CUTS else _small_final(len(alive))
@@ -187,7 +194,15 @@ def race(
             if place not in near:
                 run.time(place, own)
         near = _near(times, near, run.noise.error(own.timed), _OUT[1], _FINALISTS)
-    return _finals(run, near, beside, times)
+    return _finals(run, near, apart, times)
+
+
+def _swept(run: _Race, alive: Sequence[int], beside: Sequence[int]) -> Verdict:
+    """Time each that is left once as FlashInfer does; the fastest wins."""
+    places = [*alive, *(place for place in beside if place not in alive)]
+    passes = {place: [run.time(place, run.own)] for place in places}
+    left = [place for place in alive if passes[place][0] < _FAILED] or list(alive)
+    return _verdict(run, passes, left, _Noise(), run.own)
 
 
 def _small_final(candidates: int) -> int:
@@ -217,15 +232,22 @@ def _near(
     return sorted(ordered[: min(max(len(near), _LEAST - 1), max(most, _LEAST - 1))])
 
 
-def _finals(run: _Race, near: list[int], beside: Sequence[int], times: dict[int, float]) -> Verdict:
-    """Time the finalists by turns until one is left, or the allowance is used up."""
+def _finals(
+    run: _Race, near: list[int], apart: dict[int, float], times: dict[int, float]
+) -> Verdict:
+    """Time the finalists by turns until one is left, or the allowance is used up.
+
+    With what is ``apart``, whose times in round 1 say how long its burst may be, in the first pass.
+    """
     burst = last_counts(run.own, min(times[place] for place in near))
-    beside = [place for place in beside if place not in near]
-    passes: dict[int, list[float]] = {place: [] for place in (*near, *beside)}
+    passes: dict[int, list[float]] = {place: [] for place in near}
     alive, noise = list(near), _Noise()
     for number in range(1, _MOST_PASSES + 1):
-        for place in (*alive, *(beside if number == 1 else ())):
+        for place in alive:
             passes[place].append(run.time(place, burst))
+        for place, ms in apart.items() if number == 1 else ():
+            if place not in near:
+                passes[place] = [run.time(place, last_counts(run.own, ms))]
         alive = [p for p in alive if passes[p][-1] < _FAILED] or alive
         if number < _PASSES:
             continue
