@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from warmup_plugin.cli import main
+from warmup_plugin.engines.embedded.launch import LaunchError
 from warmup_plugin.tuner.race.rules import FEWEST
 
 if TYPE_CHECKING:
@@ -185,3 +186,63 @@ def test_an_interrupt_leaves_the_counts(children: Children, at: int) -> None:
     assert found["restored"]
     assert not found["filter"]
     assert found["hidden"] == []
+
+
+#: So many that all three rounds are run, in the order in which they are tuned.
+THREE: dict[str, list[Any]] = {name: ["toy", 200, "static"] for name in ("a", "b", "c")}
+#: What of the second task each is the first measurement of: counts, and whether from the end.
+ROUNDS = {
+    "round 1": ([1, 2, 1000], False),
+    "round 2": (OWN, False),
+    "round 3": ([1, 10, 5000], False),
+    "FlashInfer's last": ([1, 2, 1000], True),
+}
+
+
+@pytest.fixture(scope="module")
+def clean(
+    make_children: Callable[[Path], Children], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[list[Any]], dict[str, Any], list[dict[str, Any]]]:
+    """A start that nothing disturbs: what was asked, the entries, the tasks."""
+    children = make_children(tmp_path_factory.mktemp("clean"))
+    found = start(children, ops=THREE, race=True)
+    return found["asked"], children.entries, children.tasks
+
+
+def place_of(asked: list[list[Any]], which: str) -> tuple[int, list[str]]:
+    """Return the number of that measurement of the second task, and the ops in order."""
+    ops = list(dict.fromkeys(op for op, *_ in asked))
+    counts, is_last = ROUNDS[which]
+    found = [n for n, (op, *r) in enumerate(asked, 1) if op == ops[1] and r[2:5] == counts]
+    return found[-1 if is_last else 0], ops
+
+
+@pytest.mark.parametrize("which", ROUNDS)
+def test_a_killed_start_loses_one_task_at_most(children: Children, clean: Any, which: str) -> None:
+    """In each round: what was won before stands, and the next start comes to the same table."""
+    asked, entries, _ = clean
+    at, ops = place_of(asked, which)
+    with pytest.raises(LaunchError):
+        start(children, ops=THREE, race=True, at=at, do="kill")
+    again = start(children, ops=THREE, race=True)
+    timed = {op for op, *_ in again["asked"]}
+    assert timed == set(ops[1:])
+    assert children.entries == entries
+    assert again["report"].agreement == "certified"
+
+
+def test_a_budget_that_ends_in_round_2_publishes_nothing_half_measured(
+    children: Children, clean: Any
+) -> None:
+    """The task in hand goes through all its rounds; the one after it is left to the next start."""
+    asked, entries, tasks = clean
+    at, ops = place_of(asked, "round 2")
+    found = start(children, ops=THREE, race=True, at=at, do="6.5", budget_s=6.0)
+    assert found["report"].tasks["left"] == 1
+    whole = {task["op"]: (task["samples"], task["ms"], task["confidence"]) for task in tasks}
+    stored = {t["op"]: (t["samples"], t["ms"], t["confidence"]) for t in children.tasks}
+    assert stored == {op: whole[op] for op in ops[:2]}
+    assert not children.is_complete
+    again = start(children, ops=THREE, race=True)
+    assert {op for op, *_ in again["asked"]} == {ops[2]}
+    assert children.entries == entries

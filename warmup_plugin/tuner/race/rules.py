@@ -212,7 +212,7 @@ def _small_final(candidates: int) -> int:
 
 def _see_noise(run: _Race, first: Sequence[float], alive: Sequence[int], short: Counts) -> None:
     """Time some candidates of round 1 twice, whatever they take: the fastest had luck with it."""
-    number = min(_PAIRS, max(3, len(alive) // 4), len(alive))
+    number = min(_PAIRS, max(3, len(alive) // 8), len(alive))
     for n in range(number):
         place = alive[n * (len(alive) - 1) // max(1, number - 1)]
         again = run.time(place, short)
