@@ -29,13 +29,18 @@ from typing import TYPE_CHECKING, Unpack
 
 from warmup_plugin.errors import RuleError
 from warmup_plugin.observability.report import WarmupReport
-from warmup_plugin.steps.agree import Agreed, Held, agree, read
-from warmup_plugin.steps.context import Job, open_job
+from warmup_plugin.steps.agree import Agreed, agree
+from warmup_plugin.steps.certify import certify
+from warmup_plugin.steps.context import Job
+from warmup_plugin.steps.open_session import open_job
 from warmup_plugin.steps.options import AnyPath, Arguments, Options, Progress, TuningContext
+from warmup_plugin.steps.plan import Work, make_work
+from warmup_plugin.steps.prepare import prepare
 from warmup_plugin.steps.publish import publish
-from warmup_plugin.steps.share import Shared, certify, prepare, share
+from warmup_plugin.steps.read import Held, read
+from warmup_plugin.steps.share import Shared, share
 from warmup_plugin.steps.survey import run_survey, surveying
-from warmup_plugin.steps.tune import Work, make_work, tune
+from warmup_plugin.steps.tune import tune
 from warmup_plugin.steps.verify_entries import try_stored
 from warmup_plugin.steps.write_report import make_report, off_report
 

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
-from warmup_plugin.coordination import heartbeat
+from warmup_plugin.coordination import forward_guard, heartbeat
 from warmup_plugin.coordination.kv_client import StoreLink
 from warmup_plugin.runtime.polling import wait_until, within
 
@@ -225,7 +225,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[int, str]:
     return found
 
 
-class QuietPulse(heartbeat.Pulse):
+class QuietHeartbeat(heartbeat.Heartbeat):
     """A heartbeat that nobody hears."""
 
     def __init__(self) -> None:
@@ -233,7 +233,7 @@ class QuietPulse(heartbeat.Pulse):
         self._is_needed = threading.Event()
 
     @property
-    def guard(self) -> heartbeat.ForwardGuard | None:
+    def guard(self) -> forward_guard.ForwardGuard | None:
         return self._guard
 
     @property
@@ -245,9 +245,9 @@ class QuietPulse(heartbeat.Pulse):
 
 
 @pytest.fixture
-def quiet() -> QuietPulse:
+def quiet() -> QuietHeartbeat:
     """A pulse for a meeting whose heartbeat is not what is tested."""
-    return QuietPulse()
+    return QuietHeartbeat()
 
 
 @pytest.fixture
