@@ -116,6 +116,9 @@ def test_the_finals_are_by_turns_in_short_bursts() -> None:
     assert last_counts(OWN, 0.1) == Counts(1, 40, 5.0)
     assert last_counts(OWN, 0.2) == Counts(1, 25, 5.0)
     assert last_counts(OWN, 2.0) == Counts(1, 10, 5.0)
+    # No more than the host launches within the delay, with a quarter to spare.
+    assert last_counts(OWN, 0.1, host_ms=0.2) == Counts(1, 20, 5.0)
+    assert last_counts(OWN, 0.1, host_ms=2.0) == Counts(1, 10, 5.0)
     assert last_counts(Counts(3, 10, 0.1, 5), 0.1) == Counts(1, 10, 0.1, 5)
     clock = Clock(spread(40, 0.001), noise=0.1)
     clock.run()
@@ -134,6 +137,14 @@ def test_what_it_takes(number: int, most: float) -> None:
     spent = sum(counts.launches for _, counts in clock.asked)
     assert verdict.launches == 3 * number + spent + 3  # and the one when FlashInfer stores it
     assert verdict.sweep_ms == pytest.approx(sum(5 + 13 * t for t in ms), rel=0.05)
+
+
+def test_a_slow_host_shortens_the_bursts() -> None:
+    """What it takes is asked once, before the finals."""
+    clock = Clock(spread(40))
+    first = [clock.measure(place, first_counts(OWN)) for place in range(40)]
+    race(first, OWN, clock.measure, host_ms=lambda: 0.2)
+    assert max(counts.repeat for _, counts in clock.asked) == 20
 
 
 def failing(ms: Sequence[float], after: int) -> Callable[[int, Counts], float]:

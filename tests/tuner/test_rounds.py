@@ -102,6 +102,8 @@ def test_a_repeat_of_the_configs_own_is_raced_with(pair: Any) -> None:
     _, sweep, _, race = pair
     own = {asked[-1] for asked in measured(sweep, "own repeat")}
     repeats = [asked[-1] for asked in measured(race, "own repeat")]
+    if own == {None}:  # before 0.7 it has none
+        return
     assert own == {7}
     assert repeats[5] == 2
     assert max(repeats) == 7

@@ -12,8 +12,10 @@ measurement lasts. Nothing is hung on a runner. The rule is in `rules.py`.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from warmup_plugin.tuner import compat
@@ -23,6 +25,8 @@ from warmup_plugin.tuner.race.rules import FEWEST, Counts, Verdict, first_counts
 from warmup_plugin.tuner.task import Task
 
 _FAILED = float("inf")
+#: A graph is launched at once: the delay before it is shorter than this.
+_EAGER_MS = 1.0
 
 
 def may_race(tuner: Any, task: Task) -> bool:
@@ -83,11 +87,19 @@ def later_rounds(own: Counts, seen: Observations, defaults: Sequence[Any]) -> Wo
     beside = [_place_of(runner, tried) for runner in defaults]
     entrants = [*tried, *((runner, DEFAULT) for runner in defaults)]
 
+    hosts: list[float] = []
+
     def measure(place: int, counts: Counts) -> float:
-        return seen.time_again(*entrants[place], counts)
+        began = time.monotonic()
+        ms = seen.time_again(*entrants[place], counts)
+        if ms < _FAILED and own.delay_ms >= _EAGER_MS:
+            hosts.append((time.monotonic() - began) * 1000 - counts.cost_ms(ms))
+        return ms
 
     places = [len(tried) + n if place is None else place for n, place in enumerate(beside)]
-    verdict = race(first, own, measure, beside=places)
+    # While the delay lasts the host launches what is timed; what it takes beyond all that keeps the
+    # device busy is that of the launches before, and of waiting: of one launch, or more.
+    verdict = race(first, own, measure, beside=places, host_ms=lambda: median(hosts or [0.0]))
     runner, tactic = entrants[verdict.winner]
     times = tuple(
         (type(entrants[place][0]).__name__, entrants[place][1], ms)

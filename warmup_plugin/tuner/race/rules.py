@@ -38,6 +38,8 @@ _SECOND = 0.4
 _PASSES, _MOST_PASSES = 2, 10
 #: A burst in the finals: so many times FlashInfer's launches, and no longer than this.
 _LONGER, _BURST_MS = 4, 5.0
+#: The host's launches must fit into the delay, with some to spare, or it is the host that is timed.
+_SPARE = 1.25
 #: Measurements that are made twice in round 1, to see the noise.
 _PAIRS = 8
 #: What is taken for the noise of a launch before anything is seen, worth so many observations.
@@ -80,9 +82,11 @@ def first_counts(own: Counts) -> Counts:
     return Counts(min(1, own.warmup), min(2, own.repeat), own.delay_ms / 5, own.each)
 
 
-def last_counts(own: Counts, ms: float) -> Counts:
-    """Return how the finals measure candidates that take ``ms``."""
+def last_counts(own: Counts, ms: float, host_ms: float = 0.0) -> Counts:
+    """Return how the finals measure candidates that take ``ms``, and the host to launch them."""
     within = int(_BURST_MS / (ms * own.each))
+    if host_ms > 0:
+        within = min(within, int(own.delay_ms / (_SPARE * host_ms)))
     repeat = max(own.repeat, min(_LONGER * own.repeat, within))
     return Counts(min(1, own.warmup), repeat, own.delay_ms, own.each)
 
@@ -144,6 +148,7 @@ class _Race:
 
     own: Counts
     measure: Measure
+    host_ms: Callable[[], float]
     noise: _Noise = field(default_factory=_Noise)
     launches: int = 0
     device_ms: float = 0.0
@@ -162,14 +167,20 @@ class _Race:
 
 
 def race(
-    first: Sequence[float], own: Counts, measure: Measure, *, beside: Sequence[int] = ()
+    first: Sequence[float],
+    own: Counts,
+    measure: Measure,
+    *,
+    beside: Sequence[int] = (),
+    host_ms: Callable[[], float] = float,
 ) -> Verdict:
     """Race candidates that round 1 has timed, with `first_counts`, in the order of ``first``.
 
     ``beside``: places that are timed once in each round, whatever comes of them: the defaults.
-    Those beyond the candidates' win nothing. At least one candidate has a finite time.
+    Those beyond the candidates' win nothing. ``host_ms``: what the host is seen to take for one
+    launch, asked before the finals. At least one candidate has a finite time.
     """
-    run, short = _Race(own, measure), first_counts(own)
+    run, short = _Race(own, measure, host_ms), first_counts(own)
     for ms in first:
         run.charge(short, ms)
     apart = {p: first[p] if p < len(first) else run.time(p, short) for p in beside}
@@ -239,7 +250,8 @@ def _finals(
 
     With what is ``apart``, whose times in round 1 say how long its burst may be, in the first pass.
     """
-    burst = last_counts(run.own, min(times[place] for place in near))
+    host_ms = run.host_ms()
+    burst = last_counts(run.own, min(times[place] for place in near), host_ms)
     passes: dict[int, list[float]] = {place: [] for place in near}
     alive, noise = list(near), _Noise()
     for number in range(1, _MOST_PASSES + 1):
@@ -247,7 +259,7 @@ def _finals(
             passes[place].append(run.time(place, burst))
         for place, ms in apart.items() if number == 1 else ():
             if place not in near:
-                passes[place] = [run.time(place, last_counts(run.own, ms))]
+                passes[place] = [run.time(place, last_counts(run.own, ms, host_ms))]
         alive = [p for p in alive if passes[p][-1] < _FAILED] or alive
         if number < _PASSES:
             continue
