@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +24,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1]))  # after all else: the package stays the wheel's
 
 from benchmarks.race_tasks import Figures, Kind, measure
+from warmup_plugin.tuner.race.rules import FEWEST
 
 #: Kinds of tasks, and the share of a sweep's device time that a race of them may take.
 KINDS = {
@@ -38,6 +41,14 @@ REGRET, AGREE = 0.5, 0.95
 DISTURBED = {"30 % slow": {"pace": 1.3}, "drifting 1 % a minute": {"drift": 0.01}}
 #: The cold start: tasks of this kind on so many ranks, over one rank alone and over lock step.
 JOB, RANKS, OVER_ALONE, OVER_LOCK_STEP = Kind(920, 25, 0.029), 4, 0.10, 0.08
+
+
+#: Cases of tests/real_ops that offer many, and the GPU whose op code is asked.
+REAL_OPS = {
+    "prims_ts_bf16_moe": "10.0", "prims_ts_fp4_block_scale_moe": "10.0",
+    "cute_dsl_fused_moe w4a4 ep2": "10.0", "mm_bf16 tgv": "10.0", "mm_mxfp8 cute-dsl": "10.0",
+    "cute_dsl_fused_moe_bf16 sm90": "9.0",
+}  # fmt: skip
 
 
 class Rows:
@@ -119,17 +130,55 @@ def cold_start(rows: Rows, seed: int) -> None:
     rows.kept.append({"cold_start_ms": ways})
 
 
+def real_ops(rows: Rows, seed: int) -> None:
+    """Print what a race takes of the candidates that FlashInfer's own op code offers.
+
+    Their number is the op code's; gaps and noise are simulated: a thirtieth near the best, 2 %.
+    """
+    from tests.real_ops.conftest import Servers
+
+    folder = Path(tempfile.mkdtemp(prefix="ops-"))
+    servers = Servers(folder, Path(os.environ["WARMUP_TEST_REAL_OPS"]))
+    print("\nFlashInfer's candidate lists             tasks  candidates   time/sweep regret/sweep")
+    try:
+        for name, gpu in REAL_OPS.items():
+            lists = servers.ask("lists", "candidates", on=gpu, name=name)
+            took = swept = 0.0
+            regret = [0.0, 0.0]
+            for number, offered in enumerate(lists):
+                if offered < FEWEST:
+                    continue
+                kind = Kind(offered, max(3, offered // 30), 0.02)
+                found = measure(kind, 40, seed + number)
+                # A sweep of that many takes so long in all, and a race that share of it.
+                took, swept = took + found.share * offered, swept + offered
+                regret = [regret[0] + found.race_regret, regret[1] + found.sweep_regret]
+            share, ratio = took / swept, regret[0] / regret[1]
+            said = f"{min(lists)} to {max(lists)}"
+            print(f"  {name:34} {len(lists):9d} {said:>11} {share:12.2f} {ratio:13.2f}", flush=True)
+            rows.kept.append({"op": name, "candidates": lists, "share": share, "regret": ratio})
+    finally:
+        servers.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure; return 1 where a target is missed."""
     parser = argparse.ArgumentParser(description="A race of tactics against FlashInfer's sweep.")
     parser.add_argument("--tasks", type=int, default=2000, help="of each kind")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--real-ops", action="store_true",
+        help="also on FlashInfer's own lists; WARMUP_TEST_REAL_OPS has what they need",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, help="write every figure here")
     given = parser.parse_args(argv)
     rows = Rows()
     many_tasks(rows, given.tasks, given.seed)
     disturbed(rows, given.tasks, given.seed)
     cold_start(rows, given.seed)
+    if given.real_ops:
+        real_ops(rows, given.seed)
     if given.json:
         given.json.write_text(json.dumps(rows.kept, indent=1), encoding="utf-8")
     for what in rows.missed:
