@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import flashinfer
+import torch
 from flashinfer.autotuner import AutoTuner, autotune
 
 from warmup_plugin.engines.embedded.worker import Engine
@@ -60,6 +61,13 @@ class Broken(toys.Toy):
         super().run(inputs, tactic, **kwargs)
 
 
+class NoRoom(toys.Toy):
+    """Finds no memory when it is asked for its candidates."""
+
+    def get_valid_tactics(self, _inputs: list[Any], _profile: Any) -> list[Any]:
+        raise torch.cuda.OutOfMemoryError("planted")
+
+
 KINDS = {"toy": toys.Toy, "shifting": Shifting, "noisy": Noisy, "broken": Broken}
 CONFIGS = {
     "eager": toys.FLOOR, "cold": toys.COLD, "graph": toys.GRAPH, "static": toys.STATIC,
@@ -99,6 +107,8 @@ def act(do: str) -> None:
 
 def runners_of(op: str, kind: str, number: int) -> list[Any]:
     """Return the runners of an op: two classes share the tactics of a pair."""
+    if kind == "no room":
+        return [toys.Toy(op, tactics=tuple(range(number))), NoRoom(op, ("none",))]
     if kind == "pair":
         half = range(number // 2)
         return [toys.Toy(op, tactics=tuple(half)), toys.Other(op, ("o",), tactics=tuple(half))]

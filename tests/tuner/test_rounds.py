@@ -178,6 +178,18 @@ def test_other_candidates_each_time_are_swept(children: Children) -> None:
     assert found["report"].tasks["tuned"] == 1
 
 
+def test_candidates_of_one_runner_are_no_race_where_another_finds_no_memory(
+    children: Children,
+) -> None:
+    """FlashInfer gives the whole op up, and so nothing is stored: the next start tunes it."""
+    found = start(children, ops={"op": ["no room", MANY, "static"]}, race=True, margin=0.0)
+    assert found["report"].tasks["failed"] == 1
+    assert len(measured(found, "op")) == MANY
+    assert not found["report"].race
+    assert "out of memory" in "".join(found["report"].warnings)
+    assert children.entries == {}
+
+
 @pytest.mark.parametrize("at", [20, 43, 60])
 def test_an_interrupt_leaves_the_counts(children: Children, at: int) -> None:
     """In round 1, between the rounds and in the finals."""

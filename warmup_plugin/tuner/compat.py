@@ -775,14 +775,14 @@ def measuring(tuner: Any, counts: Counts | None, args: tuple[Any, ...]) -> Itera
     if counts is None:
         yield args
         return
-    config, *rest = args
-    if getattr(config, "profiling_repeat", None) is not None:
-        config = dataclasses.replace(config, profiling_repeat=counts.repeat)
+    given = args
+    if args and getattr(args[0], "profiling_repeat", None) is not None:
+        given = (dataclasses.replace(args[0], profiling_repeat=counts.repeat), *args[1:])
     before = {name: getattr(tuner, name) for name in _COUNTS}
     delay_us = round(counts.delay_ms * 1000)
     try:
         tuner.warmup, tuner.repeat, tuner.stream_delay_micro_secs = *counts[:2], delay_us
-        yield (config, *rest)
+        yield given
     finally:
         for name, value in before.items():
             setattr(tuner, name, value)

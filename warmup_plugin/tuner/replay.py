@@ -22,7 +22,7 @@ from warmup_plugin.tuner import compat
 from warmup_plugin.tuner.counters import Observations, Time
 from warmup_plugin.tuner.default_tactic import DEFAULT, beats_default, time_of
 from warmup_plugin.tuner.race import rounds
-from warmup_plugin.tuner.race.rules import Verdict
+from warmup_plugin.tuner.race.rules import Counts, Verdict
 from warmup_plugin.tuner.recorded import as_recorded, askable, narrow
 from warmup_plugin.tuner.task import Call, Task
 
@@ -148,26 +148,39 @@ def _measured(
 ) -> _Measured:
     """Race the candidates, or have FlashInfer sweep them: too few, or not to be narrowed."""
     call, stored = task.recorded(), len(tuner.profiling_cache)
-    if is_raced and rounds.may_race(tuner, task):
+    if not (is_raced and rounds.may_race(tuner, task)):
+        error, candidates = _run(tuner, task, call, seen)
+    else:
         with rounds.first_round(tuner, call.config, seen) as look:
             error, candidates = _run(tuner, task, call, seen)
-        is_race = look.is_race and any(ms < float("inf") for _, _, ms in seen.times)
-        if is_race and not error:
-            places = _default_places(task, margin)
-            with as_recorded(call):
-                runners = [call.runners[call.places[place]] for place in places]
-                won = rounds.later_rounds(look.own, seen, runners)
+        if look.is_race and compat.winners_since(tuner, stored):
+            found = None
+            if not error:
+                found = _raced(tuner, task, seen, margin, own=look.own, stored=stored)
+            if found is not None:
+                return found._replace(candidates=candidates)
+            # What round 1 alone has chosen is not what a sweep would have.
             compat.forget_since(tuner, stored)
-            if rounds.store(tuner, seen, won, look.own, lambda: _run(tuner, task, call, seen)):
-                found = zip(places, won.default_ms, strict=True)
-                defaults = {place: ms for place, ms in found if ms < float("inf")}
-                return _Measured("", candidates, won.times, defaults, won.verdict)
-            seen.begin_task()  # it offers other candidates each time it is asked
+            seen.begin_task()
             error, candidates = _run(tuner, task, call, seen)
-    else:
-        error, candidates = _run(tuner, task, call, seen)
     times = tuple(seen.times)
     return _Measured(error, candidates, times, _time_defaults(task, seen, times, margin))
+
+
+def _raced(
+    tuner: Any, task: Task, seen: Observations, margin: float, *, own: Counts, stored: int
+) -> _Measured | None:
+    """Run the rounds after the first; None where the winner is not offered again."""
+    call, places = task.recorded(), _default_places(task, margin)
+    runners = [call.runners[call.places[place]] for place in places]
+    with as_recorded(call):
+        won = rounds.later_rounds(own, seen, runners)
+    compat.forget_since(tuner, stored)
+    if not rounds.store(tuner, seen, won, own, lambda: _run(tuner, task, call, seen)):
+        return None
+    found = zip(places, won.default_ms, strict=True)
+    defaults = {place: ms for place, ms in found if ms < float("inf")}
+    return _Measured("", set(), won.times, defaults, won.verdict)
 
 
 def _run(tuner: Any, task: Task, call: Call, seen: Observations) -> tuple[str, set[str]]:
