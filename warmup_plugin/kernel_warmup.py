@@ -12,6 +12,14 @@
     8 publish   the first rank of a node writes the file     nothing
     9 certify   asks the tuner what it now serves            digests of the answers
 
+The five clauses of the design, and where each is done:
+
+    the cache path                          cache/paths.py `resolve`
+    rank 0 tunes, one context, not nested   steps/tune.py `tune`, strategy ``leader``
+    broadcast of the result to all ranks    steps/share.py `share`
+    local rank 0 writes the file            steps/publish.py `publish`
+    fallback: per-rank tuning, a barrier    steps/tune.py `tune_own`; steps/prepare.py
+
 No collective is ever in flight while a tactic is being timed. A warm start takes the same steps
 with an empty plan; where nothing at all is left to do, step 9 is part of step 3's meeting. Owns the
 order; the work is in `steps/`, the rules in `decisions.py` and `plan.py`, the tuner in `tuner/`. A

@@ -353,7 +353,7 @@ class NeverConfirms(Coordinator):
 
 
 def wait_until(is_there: Callable[[], bool], look: Callable[[float], None]) -> None:
-    """Wait as `meeting.py` does: by the explorer's stand-in."""
+    """Wait as `coordinator.py` does: by the explorer's stand-in."""
     vars(sys.modules[Coordinator.__module__])["wait_until"](is_there, look)
 
 
