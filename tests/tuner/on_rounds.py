@@ -73,6 +73,8 @@ CONFIGS = {
     "eager": toys.FLOOR, "cold": toys.COLD, "graph": toys.GRAPH, "static": toys.STATIC,
     "own repeat": replace(toys.STATIC, profiling_repeat=7)
     if hasattr(toys.STATIC, "profiling_repeat") else toys.STATIC,
+    "short": replace(toys.STATIC, profiling_repeat=2)
+    if hasattr(toys.STATIC, "profiling_repeat") else toys.STATIC,
 }  # fmt: skip
 
 

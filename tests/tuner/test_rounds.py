@@ -169,6 +169,14 @@ def has_tie_tolerance() -> bool:
     return "tie_tolerance" in inspect.signature(autotune).parameters
 
 
+def test_short_measurements_are_no_race(children: Children) -> None:
+    """Where FlashInfer times fewer launches than a look is worth (it may, from 0.7 on)."""
+    found = start(children, ops={"op": ["toy", MANY, "short"]}, race=True)
+    if {asked[-1] for asked in measured(found, "op")} != {None}:
+        assert [counts for _, *counts, _ in measured(found, "op")] == [OWN] * len(found["asked"])
+        assert not found["report"].race
+
+
 def test_other_candidates_each_time_are_swept(children: Children) -> None:
     """The winner is not offered again: FlashInfer chooses among all, in its own way."""
     found = start(children, ops={"op": ["shifting", MANY, "static"]}, race=True)

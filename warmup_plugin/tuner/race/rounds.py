@@ -21,7 +21,7 @@ from typing import Any
 from warmup_plugin.tuner import compat
 from warmup_plugin.tuner.counters import Observations, Time
 from warmup_plugin.tuner.default_tactic import DEFAULT
-from warmup_plugin.tuner.race.rules import FEWEST, Counts, Verdict, first_counts, race
+from warmup_plugin.tuner.race.rules import FEWEST, SHORTEST, Counts, Verdict, first_counts, race
 from warmup_plugin.tuner.task import Task
 
 _FAILED = float("inf")
@@ -48,7 +48,8 @@ class Look:
 
     @property
     def is_race(self) -> bool:
-        return self.offered >= FEWEST
+        """Return whether there are enough, and each would be timed for long enough, to gain."""
+        return self.offered >= FEWEST and self.own.repeat >= SHORTEST
 
 
 @contextlib.contextmanager

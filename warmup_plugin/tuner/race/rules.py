@@ -23,6 +23,8 @@ from typing import NamedTuple
 #: With fewer candidates there is nothing to gain: FlashInfer sweeps them, or, where so many fail
 #: in round 1, those that are left are timed as it would have timed them.
 FEWEST = 16
+#: Nor where FlashInfer times fewer launches of each: a look is as long then.
+SHORTEST = 5
 #: From so many candidates on, round 2 stands between the look at all and the finals.
 _TWO_CUTS = 150
 #: Standard errors of a difference beyond which a candidate is out, after rounds 1, 2 and each pass.
