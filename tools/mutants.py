@@ -327,6 +327,40 @@ MUTANTS = (
         "what a signature is for", "fleet/push.py",
         "    if why := refuse(pointer, whose):\n", '    if why := "":\n',
         "tests/fleet/test_signing.py::test_who_signs_takes_over_nothing_that_nobody_allowed_has_signed",
+        "a race drops by the noise", "tuner/race/rules.py",
+        "_OUT = (3.0, 2.5, 2.0)", "_OUT = (0.0, 0.0, 0.0)",
+        "tests/tuner/test_race_rules.py::test_a_candidate_drops_only_beyond_the_noise",
+    ),
+    Mutant(
+        "others in the finals", "tuner/race/rules.py",
+        "_FINALISTS, _LEAST = 8, 4", "_FINALISTS, _LEAST = 8, 2",
+        "tests/tuner/test_race_rules.py::test_at_least_two_others_and_each_default_never_drop",
+    ),
+    Mutant(
+        "ties by order", "tuner/race/rules.py",
+        "for place in sorted(alive) if medians[place] <= limit", "for place in [fastest]",
+        "tests/tuner/test_race_rules.py::test_ties_go_to_the_first_and_are_told",
+    ),
+    Mutant(
+        "counts given back", "tuner/compat.py",
+        "        for name, value in before.items():\n            setattr(tuner, name, value)\n",
+        "        pass\n",
+        "tests/tuner/test_rounds.py::test_an_interrupt_leaves_the_counts",
+    ),
+    Mutant(
+        "round 1 is no choice", "tuner/replay.py",
+        "            compat.forget_since(tuner, stored)\n", "",
+        "tests/tuner/test_rounds.py::test_the_winners_are_the_sweeps",
+    ),
+    Mutant(
+        "a winner must be offered again", "tuner/race/rounds.py",
+        "    return bool(offered) or won.tactic == DEFAULT", "    return True",
+        "tests/tuner/test_rounds.py::test_other_candidates_each_time_are_swept",
+    ),
+    Mutant(
+        "side effects are swept", "steps/tune.py",
+        " and task.op not in job.ops.one_rank", "",
+        "tests/tuner/test_rounds.py::test_swept_as_without_a_race",
     ),
 )  # fmt: skip
 

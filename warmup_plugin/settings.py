@@ -258,6 +258,15 @@ class Settings:
             "default's time, or the default serves; 0 takes FlashInfer's own choice",
         ),
     )
+    race: bool = field(
+        default=False,
+        metadata=_row(
+            "WARMUP_PLUGIN_RACE",
+            _FLAG,
+            "tactics are raced: all are timed shortly, then only those that can still be the "
+            "fastest, longer; otherwise FlashInfer times each as long as the next",
+        ),
+    )
     grace_s: float = field(
         default=30.0,
         metadata=_row(

@@ -26,7 +26,7 @@ _FIELDS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
         "keys_tell_options_apart": (bool,), "factors": (dict,), "alike": (bool,), "takes": (list,),
         "must_share": (bool,), "require_agreement": (bool,), "session": (str,), "mode": (str,),
         "strategy": (str,), "on_hit": (str,), "budget_s": (int, float, type(None)),
-        "margin": (int, float),
+        "margin": (int, float), "race": (bool,),
     },
     "unguarded": {},
     "agree": {
