@@ -327,6 +327,8 @@ MUTANTS = (
         "what a signature is for", "fleet/push.py",
         "    if why := refuse(pointer, whose):\n", '    if why := "":\n',
         "tests/fleet/test_signing.py::test_who_signs_takes_over_nothing_that_nobody_allowed_has_signed",
+    ),
+    Mutant(
         "a race drops by the noise", "tuner/race/rules.py",
         "_OUT = (3.0, 2.5, 2.0)", "_OUT = (0.0, 0.0, 0.0)",
         "tests/tuner/test_race_rules.py::test_a_candidate_drops_only_beyond_the_noise",
