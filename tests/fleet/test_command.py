@@ -23,9 +23,13 @@ def home(root: Path) -> Path:
 
 
 def test_there_and_back(
-    fleet: Environment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fleet: Environment,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What one machine pushes another sees, takes, and has."""
+    monkeypatch.delenv("COLUMNS", raising=False)  # a row is one line where nobody narrows it
     fleet()
     a, b = tmp_path / "a", tmp_path / "b"
     write(home(a), ["x", "y"])
