@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A live rank of an engine that lacks something, or hands in what it should not: what all come to.
 
-Owns the rows, and what comes of each on either side. A start with the fault is made on an empty
-cache and on one that a sound start has filled; the one after it is sound, unless the fault is one
-that lasts.
+Owns the rows, what comes of each on either side, and the table that an engine's page shows, which
+this file writes when it is run as a script. A start with the fault is made on an empty cache and on
+one that a sound start has filled; the one after it is sound, unless the fault is one that lasts.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ from warmup_plugin.engines.embedded.config import resolve
 #: does one with us after the second.
 HANG_S, BOUND_S = 15.0, 60.0
 BOUND = {"WARMUP_PLUGIN_GRACE_S": "1", "WARMUP_PLUGIN_SILENCE_S": "3"}
+PAGES = Path(__file__).parents[2] / "docs"
+BEGIN = "<!-- Live ranks: python tests/engines/live_ranks.py -->"
+END = "<!-- End of live ranks. -->"
 CONFINING = Path(__file__).parents[1] / "faults" / "test_places.py"
 
 #: What a start comes to, and the one after it.
@@ -54,6 +57,7 @@ class Row:
     others: str = "nothing"  # SGLang's ranks, where one has a fault, do not meet at the end
     place: Callable[[Any], None] | None = None
     root: str = ""
+    env: Mapping[str, str] = field(default_factory=dict)
     needs_root: bool = False
 
     @property
@@ -66,7 +70,8 @@ class Row:
 
     def options(self) -> dict[str, Any]:
         """Return what a start with the fault is told."""
-        own, others = {"fault": self.planted}, {"fault": self.others}
+        own = {"fault": self.planted, "env": dict(self.env)}
+        others = {"fault": self.others}
         return {"per_rank": lambda rank: own if self.ranks in (ALL, str(rank)) else others}
 
 
@@ -172,6 +177,32 @@ ROWS: tuple[Row, ...] = (
         for ranks in (FIRST, SECOND)
     ),
     Row(
+        fault="`WARMUP_PLUGIN_STRATEGY=per_rank`", ranks=FIRST, planted="nothing",
+        env={"WARMUP_PLUGIN_STRATEGY": "per_rank"}, alone=None,
+        cold=("apart", "tunes"), warm=("apart", "warm"),
+        said="WARMUP_PLUGIN_REQUIRE_AGREEMENT=1 forbids that",
+    ),
+    *(
+        Row(
+            fault="a list of tactics that must not run", ranks=ranks, planted="blocklist",
+            alone=("crash", "up"), cold=("apart", "tunes"), warm=("apart", "warm"),
+            said="WARMUP_PLUGIN_REQUIRE_AGREEMENT=1 forbids that",
+        )
+        for ranks in (FIRST, SECOND)
+    ),
+    Row(
+        fault="a list of tactics that must not run, agreement is required", ranks=SECOND,
+        planted="blocklist", env={"WARMUP_PLUGIN_REQUIRE_AGREEMENT": "1"}, alone=None,
+        cold=("on defaults", "tunes"), warm=("on defaults", "warm"),
+        said="switches.FLASHINFER_TACTICS_BLOCKLIST",
+    ),
+    Row(
+        fault="another switch of FlashInfer that changes which tactics there are", ranks=SECOND,
+        planted="nothing", env={"MOE_AUTOTUNE": "1"},
+        cold=("apart", "tunes"), warm=("apart", "warm"),
+        said="WARMUP_PLUGIN_REQUIRE_AGREEMENT=1 forbids that",
+    ),
+    Row(
         fault="a pipe where the lease should be", place=_pipe_for_a_lease, alone=None,
         cold=KEPT, warm=WARM,
     ),
@@ -232,6 +263,8 @@ def came_to(start: Any) -> str:
         return "by itself"
     if {report["agreement"] for report in reports} == {"none"}:
         return "apart"
+    if {report["agreement"] for report in reports} == {"defaults"}:
+        return "on defaults"
     assert len(start.certificate) == 64
     assert not start.disputed
     return "tunes" if sum(start.timed) else "warm"
@@ -279,11 +312,44 @@ def _check_ours(row: Row, side: str, job: Any, engine: str) -> None:
     said = row.said
     if said and told[0] not in ("tunes", "warm"):
         silent = sum(said not in log for log in logs)
-        assert silent <= (told[0] in ("ends", "apart")), logs  # who dies, or whom rank 0 speaks for
+        assert silent <= (told[0] in ("ends", "apart", "on defaults")), (
+            logs
+        )  # who dies, or whom rank 0 speaks for
     if told[0] not in ("ends", "by itself"):
         assert not [line for log in logs for line in log.splitlines() if "is lost" in line]
     if row.strikes in ("always", side):
         assert has_struck(job.root.parent), "nothing has gone wrong"
     assert not [line for rank in again.ranks for line in rank["lines"] if "has died" in line]
     third = job.start(**common)
-    assert came_to(third) == ("warm" if told[1] == "warm" else "tunes"), third.errors
+    is_kept = told[1] == "warm" or not row.is_lasting
+    assert came_to(third) == ("warm" if is_kept else "tunes"), third.errors
+
+
+# -- the page --------------------------------------------------------------------------------------
+
+
+def table(engine: str, title: str) -> str:
+    """Return the table of an engine's page."""
+    head = (
+        "fault", "of", f"{title} alone, cold", "warm", "with us, cold", "next", "with us, warm",
+        "next", "bounded by",
+    )  # fmt: skip
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row in ROWS:
+        sides = (row.alone, row.cold, row.warm)
+        words = [w for side in sides for w in (("", "") if side is None else of(engine, side))]
+        shown = [f"**{word}**" if word in ("crash", "hang") else word for word in words]
+        lines.append(f"| {' | '.join((row.fault, row.who, *shown, row.bound))} |")
+    return "\n".join(lines)
+
+
+def page(engine: str, title: str) -> str:
+    """Return an engine's page as it should be."""
+    before, _, rest = (PAGES / f"{engine}.md").read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{table(engine, title)}\n\n{END}{after}"
+
+
+if __name__ == "__main__":
+    for name, shown in (("vllm", "vLLM"), ("sglang", "SGLang")):
+        (PAGES / f"{name}.md").write_text(page(name, shown), encoding="utf-8")
