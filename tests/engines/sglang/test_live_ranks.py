@@ -13,7 +13,7 @@ pytestmark = pytest.mark.engine
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize(("row", "side"), cases())
+@pytest.mark.parametrize(("row", "side"), cases("sglang"))
 def test_row(job: Callable[..., Any], row: Row, side: str) -> None:
     check(row, side, job, "sglang")
 
