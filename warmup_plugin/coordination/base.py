@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from warmup_plugin.cache.table import digest
 from warmup_plugin.errors import RankLostError
+from warmup_plugin.runtime.safe_json import digest
 
 Word = dict[str, Any]
 Words = Mapping[int, Word]
