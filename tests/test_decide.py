@@ -53,6 +53,7 @@ def hello(rank: int = 0, size: int = 1, node: str = "n0", **more: Any) -> Word:
         "on_hit": "survey",
         "budget_s": None,
         "margin": 0.03,
+        "race": False,
         "session": "s",
         "alike": True,
         "takes": [],

@@ -97,7 +97,9 @@ def count(outcome: Outcome) -> None:
     tuner._profile_single_kernel, tuner._prepare_input_tensors = counted, prepared
 
 
-def run(case: Case, way: str, context: str, root: Path, margin: float) -> dict[str, Any]:
+def run(
+    case: Case, way: str, context: str, root: Path, margin: float, *, race: bool
+) -> dict[str, Any]:
     """Tune, warm up or load in this process, then serve."""
     outcome, began = Outcome(), time.monotonic()
     count(outcome)
@@ -114,7 +116,7 @@ def run(case: Case, way: str, context: str, root: Path, margin: float) -> dict[s
         elif way == "loaded":
             load(root)
         else:
-            report = ours(forward, root, margin, tuning_context=CONTEXTS[context])
+            report = ours(forward, root, margin, race=race, tuning_context=CONTEXTS[context])
             outcome.report, outcome.tasks = report.to_json(), tasks(root)
     done = outcome.timed, outcome.synthesised
     outcome.entries = entries()
@@ -132,20 +134,22 @@ def load(root: Path) -> None:
         assert AutoTuner.get().load_configs(str(found[0])), found
 
 
-def outcome_of(case: Case, way: str, context: str, root: Path, margin: float) -> Outcome:
+def outcome_of(
+    case: Case, way: str, context: str, root: Path, margin: float, *, race: bool
+) -> Outcome:
     try:
-        return Outcome(**in_child(lambda: run(case, way, context, root, margin)))
+        return Outcome(**in_child(lambda: run(case, way, context, root, margin, race=race)))
     except ChildFailedError as error:
         return Outcome(error=str(error))
 
 
-def compare(name: str, context: str, margin: float) -> dict[str, Any]:
+def compare(name: str, context: str, margin: float, *, race: bool = False) -> dict[str, Any]:
     """Run a case in all ways; return the verdict: a list of faults, and figures."""
     case = CASES[name]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         ways = ("alone", "cold", "warm", "loaded")
-        a, b, c, d = (outcome_of(case, way, context, root, margin) for way in ways)
+        a, b, c, d = (outcome_of(case, way, context, root, margin, race=race) for way in ways)
     errors = {way: o.error for way, o in zip(ways, (a, b, c, d), strict=True) if o.error}
     faults = [f"{way}: {text.strip().splitlines()[-1][:300]}" for way, text in errors.items()]
     verdict: dict[str, Any] = {
@@ -159,6 +163,8 @@ def compare(name: str, context: str, margin: float) -> dict[str, Any]:
         verdict |= tuned_apart(a, b, c, margin=margin)
     elif not errors:
         verdict |= checks(a, b, c, d, margin=margin, context=context)
+    if race:
+        verdict["race"] = b.report.get("race")
     faults += [f"{check}: {said}" for check, said in verdict.items() if check in CHECKS and said]
     return {**verdict, "faults": faults}
 

@@ -29,7 +29,7 @@ VENV = CHECKOUT / ".venv"
 sys.path.append(str(CHECKOUT))  # after all else: the package stays the wheel's
 
 from tests.real_ops.cases.catalogue import CASES  # noqa: E402  # found since
-from tests.real_ops.rows import MAIN, RELEASES, Row, rows_of, smallest  # noqa: E402  # found since
+from tests.real_ops.rows import MAIN, RELEASES, Row, raced_rows, rows_of, smallest  # noqa: E402  # found since
 from tests.real_ops.summary import HEAD, slowest, summary  # noqa: E402  # found since
 
 START_S = 90
@@ -129,7 +129,7 @@ class Verdicts:
     def _compare(servers: Servers, row: Row) -> Any:
         return servers.ask(
             "compare", "compare", on=row.on, release=row.release, limit_s=ROW_S,
-            name=row.case, context=row.context, margin=row.margin,
+            name=row.case, context=row.context, margin=row.margin, race=row.race,
         )  # fmt: skip
 
     def of(self, row: Row) -> dict[str, Any]:
@@ -155,7 +155,8 @@ def verdicts(servers: Servers, request: pytest.FixtureRequest) -> Iterator[Verdi
         for item in request.session.items  # mypy: only a Function has it
         if hasattr(item, "callspec")
     ]
-    found = Verdicts(servers, [p["row"] for p in params if "row" in p])
+    asked = [p[name] for p in params for name in ("row", "raced_row") if name in p]
+    found = Verdicts(servers, asked)
     request.config.stash[VERDICTS] = found
     yield found
     found.close()
@@ -163,6 +164,8 @@ def verdicts(servers: Servers, request: pytest.FixtureRequest) -> Iterator[Verdi
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test for each row; those of a release and GPU follow each other, for its server."""
+    if "raced_row" in metafunc.fixturenames:
+        _races(metafunc)
     if "row" not in metafunc.fixturenames:
         return
     params: list[tuple[Row, Any]] = []
@@ -176,6 +179,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("row", [param for _, param in params])
 
 
+#: The races that run with the other tests: a large MoE, GEMMs of two ways of timing, few tactics.
+RACED = ("prims_ts_bf16_moe", "mm_bf16 auto", "mm_fp4 cute-dsl", "trtllm_fp4_block_scale_moe")
+
+
+def _races(metafunc: pytest.Metafunc) -> None:
+    rows = []
+    for number, case in enumerate(CASES.values()):
+        if not case.left:
+            rows += raced_rows(case.name, case.on, case.releases, number)
+    rows.sort(key=lambda row: (RELEASES.index(row.release), row.on))
+    small = {name: next(row for row in rows if row.case == name) for name in RACED}
+    params = [
+        pytest.param(
+            row, id=str(row), marks=() if small.get(row.case) == row else (pytest.mark.real_ops,)
+        )
+        for row in rows
+    ]
+    metafunc.parametrize("raced_row", params)
+
+
 @pytest.fixture
 def ask(servers: Servers) -> Callable[..., Any]:
     """``ask("faults", "starts", on="10.0", ops=[...])``: run it in a process of its own."""
@@ -187,9 +210,14 @@ def pytest_closing_words(config: pytest.Config) -> list[str]:
     verdicts = config.stash.get(VERDICTS, None)
     if verdicts is None:
         return []
-    found = list(verdicts.done())
+    done = list(verdicts.done())
+    found = [(row, verdict) for row, verdict in done if not row.race]
     lines = summary(found)
     if os.environ.get("WARMUP_WRITE_DOCS"):
         page = CHECKOUT / "docs" / "real-ops.md"
         page.write_text(HEAD + "\n".join(lines) + "\n")
-    return ["FlashInfer's own op code", *lines, *slowest(found)]
+    races = [verdict["race"] for row, verdict in done if row.race and verdict.get("race")]
+    raced = sum(race["tasks"] for race in races)
+    share = sum(r["device_s"] for r in races) / max(sum(r["sweep_s"] for r in races), 1e-9)
+    told = f"{raced} tasks raced in {len(races)} rows, in {share:.2f} of a sweep's device time"
+    return ["FlashInfer's own op code", *lines, *slowest(done), told]

@@ -35,7 +35,12 @@ def alone(forward: Callable[[], object], context: str = "plain") -> None:
 
 
 def ours(
-    forward: Callable[[], object], root: str | Path, margin: float = 0.0, **options: Any
+    forward: Callable[[], object],
+    root: str | Path,
+    margin: float = 0.0,
+    *,
+    race: bool = False,
+    **options: Any,
 ) -> WarmupReport:
     """Warm up with the plugin, with nothing in the tuner."""
     AutoTuner.get().clear_cache()
@@ -44,7 +49,7 @@ def ours(
         forward,
         identity=Identity.of(model="real ops", dtype="bfloat16"),
         root=Path(root),
-        settings=Settings.from_env(margin=margin),
+        settings=Settings.from_env(margin=margin, race=race),
         **given,
     )
 

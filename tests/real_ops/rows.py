@@ -28,9 +28,10 @@ class Row:
     release: str
     context: str
     margin: float
+    race: bool = False
 
     def __str__(self) -> str:
-        margin = f"margin {self.margin:g}"
+        margin = f"margin {self.margin:g}" + ("-race" if self.race else "")
         return f"{self.case}-{self.release}-{self.on}-{self.context}-{margin}".replace(" ", "_")
 
 
@@ -55,6 +56,19 @@ def rows_of(name: str, on: tuple[str, ...], releases: tuple[str, ...], number: i
                 pairs = [PAIRS[turn % len(PAIRS)]]
             rows += [Row(name, gpu, release, context, margin) for context, margin in pairs]
     return rows
+
+
+def raced_rows(name: str, on: tuple[str, ...], releases: tuple[str, ...], number: int) -> list[Row]:
+    """Return the rows of a case in which its candidates race.
+
+    Each release and GPU, by turns in another context, with no margin: nothing but the race may
+    choose otherwise.
+    """
+    pairs = [(release, gpu) for release in releases or RELEASES for gpu in on]
+    return [
+        Row(name, gpu, release, CONTEXTS[(number + n) % len(CONTEXTS)], 0.0, race=True)
+        for n, (release, gpu) in enumerate(pairs)
+    ]
 
 
 def smallest(rows: list[Row], number: int) -> set[Row]:

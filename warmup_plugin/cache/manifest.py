@@ -35,7 +35,9 @@ class TaskRecord(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown
 
     `keys` has one tuple of candidate file keys, in the order of the runners, for each distinct list
     that the job's ranks have: twins have several. `ms` is the winner's time, `default_ms` that of
-    FlashInfer's default. `extra` holds a later version's fields.
+    FlashInfer's default. Of a race: `tied`, how many candidates the noise could not tell apart, the
+    winner included, and `confidence`, how often one of them would win again. `extra` holds a later
+    version's fields.
     """
 
     op: str
@@ -50,6 +52,8 @@ class TaskRecord(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown
     at: float = 0.0
     samples: int | None = None
     candidates: int | None = None
+    tied: int | None = None
+    confidence: float | None = None
     blocked: str | None = None
     extra: dict[str, Any] = {}
 
@@ -57,7 +61,7 @@ class TaskRecord(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown
         """Return the record without the circumstances: equal where the job was told the same."""
         return msgspec.structs.replace(
             self, ms=None, default_ms=None, rank=None, host="", gpu="", at=0.0, samples=None,
-            candidates=None,
+            candidates=None, tied=None, confidence=None,
         )  # fmt: skip
 
 

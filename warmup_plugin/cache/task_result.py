@@ -30,3 +30,5 @@ class Result(msgspec.Struct, frozen=True):
     candidates: int | None = None
     gpu: str = ""
     seconds: float = 0.0
+    tied: int | None = None
+    confidence: float | None = None

@@ -160,6 +160,8 @@ def _winner(task: TaskRecord, winner: Entry | None) -> str:
     tactic = "default" if winner and winner.tactic == -1 else winner and winner.tactic
     what = f"{winner.runner} {tactic}" if winner else "none"
     how = "" if task.outcome == "tuned" else f" ({task.outcome})"
+    if task.tied is not None and task.tied > 1:
+        how += f" (tied with {output.plural(task.tied - 1, 'other')})"
     # Of a default that nothing beats the two times say why.
     why = f": {task.reason}" if task.reason and tactic != "default" else ""
     return f"{what}{how}{why}"
@@ -178,6 +180,7 @@ def print_report(out: Console, path: Path, report: WarmupReport) -> None:
         ("mode", f"{report.mode}, strategy {report.strategy}"),
         ("tasks", tasks or "none"),
         ("measured", timed),
+        *([("raced", _raced(report.race))] if report.race else []),
         ("agreement", f"{report.agreement}{why} {report.certificate[: output.SHORT]}".rstrip()),
         ("seconds", f"{report.total_seconds:.2f}: {seconds}"),
         ("identity", report.identity[: output.SHORT] or "none"),
@@ -187,6 +190,16 @@ def print_report(out: Console, path: Path, report: WarmupReport) -> None:
         *(("warning", warning) for warning in report.warnings),
     ]  # fmt: skip
     print_rows(out, rows)
+
+
+def _raced(race: Mapping[str, float]) -> str:
+    """Return what races took, beside FlashInfer's sweep."""
+    share = race["device_s"] / race["sweep_s"]
+    tasks = output.plural(int(race["tasks"]), "task")
+    return (
+        f"{tasks} in {race['launches']:.0f} launches, {race['device_s']:.3g} s on the device: "
+        f"{share:.0%} of a sweep's"
+    )
 
 
 def print_identity(out: Console, path: Path, identity: Identity) -> None:

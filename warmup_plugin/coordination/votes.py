@@ -27,6 +27,7 @@ _FIELDS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
         "must_share": (bool,), "may_keep_step": (bool,), "require_agreement": (bool,),
         "session": (str,), "mode": (str,), "strategy": (str,), "on_hit": (str,),
         "budget_s": (int, float, type(None)), "margin": (int, float),
+        "race": (bool,),
     },
     "unguarded": {},
     "agree": {

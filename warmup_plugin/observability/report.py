@@ -35,14 +35,17 @@ class WarmupReport:
     ``passed_through_tactics``: those of the tactics timed that ops left to themselves have timed.
     ``seconds`` is by step, ``ops`` by custom op. ``timeline`` has a row for each task tuned here:
     [label, began, seconds] on the machine's monotonic clock. ``costs``, on rank 0: seconds by label
-    of every task the job has tuned. ``at`` is the time of day, unix seconds. ``read``: what became
+    of every task the job has tuned. ``race``: of the tasks that this rank has raced their number,
+    launches, seconds on the device, and what FlashInfer's sweep of them would have taken, reckoned
+    from the times measured. ``at`` is the time of day, unix seconds. ``read``: what became
     of each file of this node; ``adopted_from``: tasks that another table answers, by that table;
     ``differing``: labels of the tasks of which ranks serve different tactics; ``process``: what
     tells this process from others on its machine.
 
     On rank 0 alone, about all ranks: ``ranks`` has a row for each (steps, waits, counts; times in
     seconds since the first meeting was over), ``winners`` one for each task that was tuned, and
-    ``waited`` says who waited for whom, at which meeting.
+    ``waited`` says who waited for whom, at which meeting. ``fleet``: what the fleet gave, or why
+    not, and whether this start's table is given to it; empty where no fleet is asked.
     """
 
     engine: str
@@ -71,6 +74,7 @@ class WarmupReport:
     seconds: Mapping[str, float] = field(default_factory=dict)
     timeline: tuple[tuple[str, float, float], ...] = ()
     costs: Mapping[str, float] = field(default_factory=dict)
+    race: Mapping[str, float] = field(default_factory=dict)
     bytes_sent: int = 0
     bytes_received: int = 0
     warnings: tuple[str, ...] = ()
@@ -82,6 +86,7 @@ class WarmupReport:
     waited: tuple[Mapping[str, Any], ...] = ()
     process: Mapping[str, Any] = field(default_factory=dict)
     factors: Mapping[str, Any] = field(default_factory=dict)
+    fleet: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the receipt as JSON values, its schema's number first."""

@@ -22,8 +22,9 @@ from warmup_plugin.planning.inventory import Item
 _LONG = 256
 _ID_BYTES = 16
 #: What the results of one rank mostly have in common, and what each has for itself.
-_COMMON = ("kind", "winner", "reason", "rank", "host", "gpu", "at", "samples", "candidates")
-_OWN = ("ms", "default_ms", "seconds")
+_COMMON = ("kind", "winner", "reason", "rank", "host", "gpu", "at", "samples", "candidates",
+           "tied")  # fmt: skip
+_OWN = ("ms", "default_ms", "seconds", "confidence")
 
 
 def packed(value: object) -> bytes:

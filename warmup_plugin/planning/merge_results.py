@@ -212,6 +212,8 @@ def _record(
         at=result.at,
         samples=result.samples,
         candidates=result.candidates,
+        tied=result.tied,
+        confidence=result.confidence,
     )
 
 

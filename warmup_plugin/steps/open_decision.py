@@ -15,7 +15,7 @@ from warmup_plugin.identity import Difference, Identity, diff
 from warmup_plugin.steps.decisions import Word, Words
 
 #: Settings of which rank 0's are used by all.
-RANK_0S_SETTINGS = ("mode", "strategy", "on_hit", "budget_s", "margin")
+RANK_0S_SETTINGS = ("mode", "strategy", "on_hit", "budget_s", "margin", "race")
 
 
 #: Factors that say which tactics there are: ranks that differ in one cannot exchange theirs.

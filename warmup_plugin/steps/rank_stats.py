@@ -16,6 +16,8 @@ from warmup_plugin.coordination.base import Word
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.plan import Work
 from warmup_plugin.tuner.default_tactic import DEFAULT
+from warmup_plugin.tuner.race.rules import Verdict
+from warmup_plugin.tuner.replay import Outcome
 from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task import Task
 
@@ -63,9 +65,35 @@ def winners_of(job: Job, survey: Survey | None, work: Work) -> list[dict[str, An
                 "ms": outcome.default_ms if serves_default else outcome.ms,
                 "default_ms": outcome.default_ms,
                 "reason": outcome.reason,
+                **(_of_race(race) if (race := outcome.race) is not None else {}),
             }
         )
     return found
+
+
+def _of_race(race: Verdict) -> dict[str, Any]:
+    """Return what a race took and how sure it is of its winner."""
+    return {
+        "launches": race.launches,
+        "device_ms": round(race.device_ms, 3),
+        "share": round(race.share, 4),
+        "noise": round(race.noise, 5),
+        "confidence": round(race.confidence, 4),
+        "tied": len(race.tied),
+    }
+
+
+def raced(outcomes: Iterable[Outcome]) -> dict[str, float]:
+    """Return what all races of this rank took, beside what sweeps would have; nothing without."""
+    races = [outcome.race for outcome in outcomes if outcome.race is not None]
+    if not races:
+        return {}
+    return {
+        "tasks": len(races),
+        "launches": sum(race.launches for race in races),
+        "device_s": round(sum(race.device_ms for race in races) / 1000, 6),
+        "sweep_s": round(sum(race.sweep_ms for race in races) / 1000, 6),
+    }
 
 
 def collect(job: Job, words: Mapping[int, Word]) -> None:

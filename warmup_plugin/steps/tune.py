@@ -8,6 +8,7 @@ hand.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Sequence
 
@@ -109,13 +110,23 @@ def _tune(
 
     with TaskLimit(limit_s, give_up) as limit, compat.telling_candidates(count):
         for outcome in replay.tune(
-            drawn(), job.seen, on_task, empty=is_shared, margin=margin or 0.0
+            drawn(),
+            job.seen,
+            on_task,
+            empty=is_shared,
+            margin=margin or 0.0,
+            raced=functools.partial(_may_be_raced, job),
         ):
             task = in_hand[0][0]
             work.outcomes[outcome.task] = outcome
             job.progress.tuned(outcome.ms, outcome.default_ms)
             job.timeline.append((task.label, outcome.began, outcome.seconds))
             yield task, outcome
+
+
+def _may_be_raced(job: Job, task: Task) -> bool:
+    """Where tuning leaves something behind, each measurement is made as FlashInfer makes it."""
+    return bool(job.word["race"]) and task.op not in job.ops.one_rank
 
 
 def _glance(times: Sequence[Time], of: int) -> Glance:
@@ -141,10 +152,12 @@ def give_up_on(job: Job, task: Task, reason: str, *, is_shared: bool = True) -> 
 
 def result_of(outcome: replay.Outcome, rank: int) -> Result:
     """Return an outcome with where and when it was found out."""
+    race = outcome.race
     return Result(
         task=outcome.task, kind=outcome.kind, winner=outcome.winner, entry=outcome.entry,
         reason=outcome.reason, ms=outcome.ms, default_ms=outcome.default_ms,
         rank=rank, host=host_name(), at=float(int(time.time())), samples=outcome.samples,
         candidates=outcome.candidates, gpu=str(environment.gpu().get("name", "")),
         seconds=outcome.seconds,
+        tied=len(race.tied) if race else None, confidence=race.confidence if race else None,
     )  # fmt: skip

@@ -7,6 +7,7 @@ first rank of each node.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections import Counter
@@ -23,7 +24,7 @@ from warmup_plugin.runtime.process_info import own_card
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.options import Options
 from warmup_plugin.steps.plan import Work
-from warmup_plugin.steps.rank_stats import by_op, count, waited, what_became
+from warmup_plugin.steps.rank_stats import by_op, count, raced, waited, what_became
 from warmup_plugin.steps.share import Shared
 from warmup_plugin.tuner import compat
 from warmup_plugin.tuner.survey import Survey
@@ -71,6 +72,7 @@ def make_report(
         tactics_timed=job.seen.tactics_timed, passed_through_tactics=job.seen.passed_through,
         inputs_synthesised=job.seen.inputs_synthesised,
         seconds=dict(job.seconds), costs=dict(work.costs), timeline=tuple(job.timeline),
+        race=raced(work.outcomes.values()),
         bytes_sent=job.coordinator.bytes_sent, bytes_received=job.coordinator.bytes_received,
         warnings=tuple(job.warnings), at=time.time(),
         read=tuple(job.read), adopted_from=_adopted_from(job, work),
@@ -78,6 +80,10 @@ def make_report(
         waited=(*job.waited, *waited(job.rows)), process=own_card().to_json(),
         factors=job.identity.factors if job.leads else {},
     )  # fmt: skip
+    if job.fleet is not None:
+        with job.failing_as_data():
+            fleet = job.fleet.told(job, found.agreement, is_warm=found.is_warm)
+            found = dataclasses.replace(found, fleet=fleet)
     job.progress.end("ready")
     if job.leads:
         logger.info(found.line())

@@ -9,6 +9,7 @@ own, so a release that moved something is reported, by name, and never half used
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import inspect
@@ -32,6 +33,7 @@ from warmup_plugin.cache.stamps import FINGERPRINT, PACKAGES
 from warmup_plugin.tuner.library_search import bearing_failed_searches
 from warmup_plugin.tuner.packages import by_content
 from warmup_plugin.tuner.proven import PROVEN
+from warmup_plugin.tuner.race.rules import Counts
 
 #: The fields of a file key that tells options apart: op, runner, profile, extras.
 ALL_FIELDS = 4
@@ -757,6 +759,84 @@ def telling_candidates(tell: Callable[[int], None]) -> Iterator[None]:
         yield
     finally:
         del blocklist.filter
+
+
+#: The tuner's own attributes by which a measurement is made.
+_COUNTS = ("warmup", "repeat", "stream_delay_micro_secs")
+
+
+def can_narrow(tuner: Any) -> bool:
+    """Return whether a race can be run: candidates can be narrowed, and counts be set."""
+    has_list = hasattr(getattr(tuner, "_blocklist", None), "filter")
+    return has_list and all(isinstance(getattr(tuner, name, None), int) for name in _COUNTS)
+
+
+def counts_of(tuner: Any, config: Any) -> Counts:
+    """Return how FlashInfer measures under this config."""
+    delay_us = tuner.stream_delay_micro_secs
+    replays = 1
+    if config.use_cuda_graph:
+        delay_us = getattr(tuner, "_CUDA_GRAPH_DELAY_MICRO_SECS", delay_us)
+        replays = getattr(config, "cuda_graph_profile_replays", 1)
+    repeat = samples_of(tuner, config) or tuner.repeat
+    return Counts(tuner.warmup, repeat, delay_us / 1000, max(1, replays))
+
+
+@contextlib.contextmanager
+def measuring(tuner: Any, counts: Counts | None, args: tuple[Any, ...]) -> Iterator[Any]:
+    """Have the tuner measure with these counts in the body, with its own where there are none.
+
+    Yields the arguments after the tactic: of a config that has a repeat of its own another one.
+    """
+    if counts is None:
+        yield args
+        return
+    given = args
+    if args and getattr(args[0], "profiling_repeat", None) is not None:
+        given = (dataclasses.replace(args[0], profiling_repeat=counts.repeat), *args[1:])
+    before = {name: getattr(tuner, name) for name in _COUNTS}
+    delay_us = round(counts.delay_ms * 1000)
+    try:
+        tuner.warmup, tuner.repeat, tuner.stream_delay_micro_secs = *counts[:2], delay_us
+        yield given
+    finally:
+        for name, value in before.items():
+            setattr(tuner, name, value)
+
+
+@contextlib.contextmanager
+def narrowing(
+    narrow: Callable[[Any, list[Any]], list[Any]], *, told: bool = False
+) -> Iterator[None]:
+    """Have a runner's candidates narrowed in the body, behind FlashInfer's blocklist.
+
+    By an attribute of the blocklist object, as in `telling_candidates`, which hears of them where
+    they are to be ``told``: the runner and its own list stay as they are.
+    """
+    blocklist: Any = tuner()._blocklist
+    before = vars(blocklist).get("filter")
+    own = blocklist.filter if told else functools.partial(type(blocklist).filter, blocklist)
+
+    def filtered(op: str, runner: Any, tactics: Any) -> Any:
+        return narrow(runner, list(own(op, runner, tactics)))
+
+    blocklist.filter = filtered
+    try:
+        yield
+    finally:
+        if before is None:
+            del blocklist.filter
+        else:
+            blocklist.filter = before
+
+
+def forget_since(tuner: Any, count: int) -> None:
+    """Drop the winners in the tuner's memory after its first ``count``: they are chosen anew."""
+    cache = tuner.profiling_cache
+    for key in list(itertools.islice(reversed(cache), max(0, len(cache) - count))):
+        del cache[key]
+        for name in ("_profiling_cache_policies", "_profiling_cache_selections"):
+            getattr(tuner, name, {}).pop((None, key), None)
 
 
 class _NoBar:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from warmup_plugin.tuner import compat, device
+from warmup_plugin.tuner.race.rules import Counts
 
 #: Runner class, tactic, milliseconds; infinity for a tactic that failed.
 Time = tuple[str, Any, float]
@@ -29,9 +30,10 @@ class Observations:
 
     ``passed_through``: those of ``tactics_timed`` that ops left to themselves have timed.
     Since `begin_task`: ``times``, (runner class, tactic, ms) of every tactic timed, infinity for
-    one that failed; ``first_error``, what the first of these raised; ``out_of_memory``, whether one
-    of them, or making inputs, ran out of memory; ``lookups``, how often FlashInfer has looked for
-    a winner.
+    one that failed, and ``tried``, (runner, tactic) of each; ``first_error``, what the first of
+    these raised; ``out_of_memory``, whether one of them, or making inputs, ran out of memory;
+    ``lookups``, how often FlashInfer has looked for a winner. ``counts``: with which counts
+    FlashInfer measures, with its own where there are none.
     """
 
     tactics_timed: int = 0
@@ -41,13 +43,15 @@ class Observations:
     first_error: str = ""
     out_of_memory: bool = False
     lookups: int = 0
+    tried: list[tuple[Any, Any]] = field(default_factory=list)
+    counts: Counts | None = None
     _is_replaying: bool = False
     _last: tuple[Any, tuple[Any, ...], dict[str, Any]] | None = None
 
     def begin_task(self) -> None:
         """Forget the task before."""
         self.times, self.first_error, self.out_of_memory, self.lookups = [], "", False, 0
-        self._last = None
+        self.tried, self._last = [], None
 
     @contextlib.contextmanager
     def passing_through(self) -> Iterator[None]:
@@ -77,7 +81,7 @@ class Observations:
             yield
         finally:
             del tuner.search_cache
-            self._is_replaying, self._last = False, None
+            self._is_replaying, self._last, self.tried = False, None, []
 
     def time_default(self, runner: Any, tactic: Any) -> None:
         """Have FlashInfer time one more tactic on the inputs that it has timed the others on.
@@ -92,10 +96,38 @@ class Observations:
         except Exception:  # noqa: BLE001  # noted as a failed tactic, as FlashInfer notes its own
             device.clear_error()
 
+    def time_again(self, runner: Any, tactic: Any, counts: Counts) -> float:
+        """Have FlashInfer time one on the same inputs once more; infinity where it fails.
+
+        It is counted, and stands in neither ``times`` nor ``tried``.
+        """
+        assert self._last is not None, "nothing of this task was timed"
+        inputs, args, options = self._last
+        before, noted = self.counts, len(self.times)
+        self.counts = counts
+        try:
+            ms = compat.tuner()._profile_single_kernel(runner, inputs, tactic, *args, **options)
+        except Exception:  # noqa: BLE001  # as `time_default`: this tactic is out
+            device.clear_error()
+            return _FAILED
+        finally:
+            self.counts = before
+            del self.times[noted:], self.tried[noted:]
+        return float(ms)
+
+    def forget_inputs(self) -> None:
+        """Let go of the inputs of the task in hand, before others are made."""
+        self._last = None
+
     def _note_failure(self, runner: Any, tactic: Any, error: BaseException) -> None:
-        self.times.append((type(runner).__name__, tactic, _FAILED))
+        self._note(runner, tactic, _FAILED)
         self.out_of_memory |= isinstance(error, OUT_OF_MEMORY)
         self.first_error = self.first_error or f"{type(error).__name__}: {error}"[:400]
+
+    def _note(self, runner: Any, tactic: Any, ms: float) -> None:
+        self.times.append((type(runner).__name__, tactic, ms))
+        if self._is_replaying:
+            self.tried.append((runner, tactic))
 
 
 @contextlib.contextmanager
@@ -112,7 +144,8 @@ def observe() -> Iterator[Observations]:
         if seen._is_replaying:
             seen._last = inputs, args, kw
         try:
-            ms = profile(runner, inputs, tactic, *args, **kw)
+            with compat.measuring(tuner, seen.counts, args) as given:
+                ms = profile(runner, inputs, tactic, *given, **kw)
         except BaseException as error:
             seen._note_failure(runner, tactic, error)
             if seen._is_replaying and isinstance(error, OUT_OF_MEMORY):
@@ -123,7 +156,7 @@ def observe() -> Iterator[Observations]:
             reason = f"{ms!r} ms is no measurement: a time is finite and greater than 0"
             seen._note_failure(runner, tactic, ValueError(reason))
             return _FAILED
-        seen.times.append((type(runner).__name__, tactic, ms))
+        seen._note(runner, tactic, ms)
         return ms
 
     def prepare_input_tensors(*args: Any, **kw: Any) -> Any:

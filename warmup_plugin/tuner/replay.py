@@ -13,7 +13,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -21,6 +21,8 @@ from warmup_plugin.cache.table import Entry, canonical_tactic
 from warmup_plugin.tuner import compat
 from warmup_plugin.tuner.counters import Observations, Time
 from warmup_plugin.tuner.default_tactic import DEFAULT, beats_default, time_of
+from warmup_plugin.tuner.race import rounds
+from warmup_plugin.tuner.race.rules import Counts, Verdict
 from warmup_plugin.tuner.recorded import as_recorded, askable, narrow
 from warmup_plugin.tuner.task import Call, Task
 
@@ -50,6 +52,7 @@ class Outcome(msgspec.Struct, frozen=True):
     candidates: int = 0
     began: float = 0.0
     seconds: float = 0.0
+    race: Verdict | None = None
 
 
 def tune(
@@ -59,13 +62,14 @@ def tune(
     *,
     empty: bool,
     margin: float = 0.0,
+    raced: Callable[[Task], bool] = lambda _task: False,
 ) -> Iterator[Outcome]:
     """Time the tactics of every task on this rank; yield each outcome as soon as it is known.
 
     The tuner holds this rank's winners in memory afterwards. With ``empty`` it is emptied first, so
     that nothing loaded answers in place of a measurement. A task is asked for when the one before
     has been dealt with. Beyond a ``margin`` of 0 the default is timed in any case, and serves
-    unless the winner is faster by that share.
+    unless the winner is faster by that share. ``raced`` says which tasks may be raced.
     """
     tuner = compat.tuner()
     assert compat.open_contexts(tuner) == 0, "a tuning context is open in step 5"
@@ -77,7 +81,7 @@ def tune(
                 with compat.tuning_context(options):
                     for task in group:
                         on_task(task)
-                        yield _tune_one(tuner, task, seen, margin)
+                        yield _tune_one(tuner, task, seen, margin, is_raced=raced(task))
     finally:
         compat.forget_profiles(tuner)
 
@@ -86,35 +90,38 @@ def _options(task: Task) -> compat.Options:
     return task.recorded().options
 
 
-def _tune_one(tuner: Any, task: Task, seen: Observations, margin: float) -> Outcome:
+def _tune_one(
+    tuner: Any, task: Task, seen: Observations, margin: float, *, is_raced: bool
+) -> Outcome:
     try:
-        return _tuned(tuner, task, seen, margin)
+        return _tuned(tuner, task, seen, margin, is_raced=is_raced)
     except Exception as raised:  # noqa: BLE001  # no memory to ask a runner with, or its own: it costs its task alone
         return Outcome(task.id, kind="failed", reason=_told(task, raised))
 
 
-def _tuned(tuner: Any, task: Task, seen: Observations, margin: float) -> Outcome:
+def _tuned(tuner: Any, task: Task, seen: Observations, margin: float, *, is_raced: bool) -> Outcome:
     assert compat.process_group() is None, "FlashInfer's process group is set in step 5"
     seen.begin_task()
     began, stored = time.monotonic(), len(tuner.profiling_cache)
     recorded = task.recorded()
-    error, candidates = _run(tuner, task, recorded, seen)
-    raced = tuple(seen.times)
-    defaults = _time_defaults(task, seen, raced, margin)
+    measured = _measured(tuner, task, seen, margin, is_raced=is_raced)
     rivals = [_run(tuner, task, rival, seen) for rival in task.rivals]
     winners = compat.winners_since(tuner, stored)
     outcome = Outcome(
-        task.id, default_ms=min(defaults.values(), default=None),
-        samples=compat.samples_of(tuner, recorded.config), candidates=len(candidates),
+        task.id, default_ms=min(measured.defaults.values(), default=None),
+        samples=compat.samples_of(tuner, recorded.config), candidates=len(measured.candidates),
         began=began, seconds=time.monotonic() - began,
     )  # fmt: skip
-    if any(others != candidates for _, others in rivals):
+    if (race := measured.verdict) is not None:
+        outcome = msgspec.structs.replace(outcome, samples=race.samples, race=race)
+    if any(others != measured.candidates for _, others in rivals):
         reason = "one file key, runners with different candidates"
         return msgspec.structs.replace(outcome, kind="unshared", reason=reason)
-    error = next((said for said in (error, *(said for said, _ in rivals)) if said), "")
-    found = _with_winner(outcome, task, winners, error, seen, raced=raced)
+    error = next((said for said in (measured.error, *(said for said, _ in rivals)) if said), "")
+    found = _with_winner(outcome, task, winners, error, seen, raced=measured.times)
     if found.entry is None or beats_default(found.ms, found.default_ms, margin):
         return found
+    defaults = measured.defaults
     fastest = min(defaults, key=lambda place: defaults[place])
     is_faster = recorded.options.memory_only_v2 and beats_default(defaults[fastest], found.ms, 0.0)
     is_found_elsewhere = found.winner != fastest and task.sized & {found.winner, fastest}
@@ -124,6 +131,56 @@ def _tuned(tuner: Any, task: Task, seen: Observations, margin: float) -> Outcome
         # itself only where the default is in its own race, and has won it.
         return found
     return _with_default(found, task, fastest, margin)
+
+
+class _Measured(NamedTuple):
+    """What was measured of a task: ``defaults`` by the places of their runners' keys."""
+
+    error: str
+    candidates: set[str]
+    times: tuple[Time, ...]
+    defaults: dict[int, float]
+    verdict: Verdict | None = None
+
+
+def _measured(
+    tuner: Any, task: Task, seen: Observations, margin: float, *, is_raced: bool
+) -> _Measured:
+    """Race the candidates, or have FlashInfer sweep them: too few, or not to be narrowed."""
+    call, stored = task.recorded(), len(tuner.profiling_cache)
+    if not (is_raced and rounds.may_race(tuner, task)):
+        error, candidates = _run(tuner, task, call, seen)
+    else:
+        with rounds.first_round(tuner, call.config, seen) as look:
+            error, candidates = _run(tuner, task, call, seen)
+        if look.is_race and compat.winners_since(tuner, stored):
+            found = None
+            if not error:
+                found = _raced(tuner, task, seen, margin, own=look.own, stored=stored)
+            if found is not None:
+                return found._replace(candidates=candidates)
+            # What round 1 alone has chosen is not what a sweep would have.
+            compat.forget_since(tuner, stored)
+            seen.begin_task()
+            error, candidates = _run(tuner, task, call, seen)
+    times = tuple(seen.times)
+    return _Measured(error, candidates, times, _time_defaults(task, seen, times, margin))
+
+
+def _raced(
+    tuner: Any, task: Task, seen: Observations, margin: float, *, own: Counts, stored: int
+) -> _Measured | None:
+    """Run the rounds after the first; None where the winner is not offered again."""
+    call, places = task.recorded(), _default_places(task, margin)
+    runners = [call.runners[call.places[place]] for place in places]
+    with as_recorded(call):
+        won = rounds.later_rounds(own, seen, runners)
+    compat.forget_since(tuner, stored)
+    if not rounds.store(tuner, seen, won, own, lambda: _run(tuner, task, call, seen)):
+        return None
+    found = zip(places, won.default_ms, strict=True)
+    defaults = {place: ms for place, ms in found if ms < float("inf")}
+    return _Measured("", set(), won.times, defaults, won.verdict)
 
 
 def _run(tuner: Any, task: Task, call: Call, seen: Observations) -> tuple[str, set[str]]:
@@ -157,9 +214,7 @@ def _time_defaults(
     batch may order an op's runners, and so choose another default at another call.
     """
     call, found = task.recorded(), dict[int, float]()
-    if not (margin or call.options.memory_only_v2):
-        return found
-    for place in sorted(task.firsts):
+    for place in _default_places(task, margin):
         runner, before = call.runners[call.places[place]], len(seen.times)
         name, timed = type(runner).__name__, raced
         if call.places[place] or not any(time[:2] == (name, DEFAULT) for time in raced):
@@ -169,6 +224,10 @@ def _time_defaults(
         if (ms := time_of(timed, name, DEFAULT)) is not None:
             found[place] = ms
     return found
+
+
+def _default_places(task: Task, margin: float) -> list[int]:
+    return sorted(task.firsts) if margin or task.recorded().options.memory_only_v2 else []
 
 
 def _with_default(outcome: Outcome, task: Task, place: int, margin: float) -> Outcome:
