@@ -58,6 +58,7 @@ def hello(rank: int = 0, size: int = 1, node: str = "n0", **more: Any) -> Word:
         "alike": True,
         "takes": [],
         "must_share": False,
+        "may_keep_step": False,
         **more,
     }
 
@@ -73,6 +74,8 @@ ANOTHER_GPU = {"factors": factors(gpu={"name": "another"})}
 ANOTHER_CUDNN = {"factors": factors(stamp={"cudnn_version": "8"})}
 OLD_KEYS = {"keys_tell_options_apart": False, "version": "0.6.12"}
 MOVED = {"lack": "FlashInfer 0.9.0 has no tuner._file_configs", "version": "0.9.0"}
+A_LIST = {"factors": factors(switches={"FLASHINFER_TACTICS_BLOCKLIST": "1" * 64})}
+STEP = {"may_keep_step": True}
 AGREE = {"require_agreement": True}
 TAKES = {"takes": ["cublas_version"]}
 
@@ -98,6 +101,38 @@ OPENING: dict[str, tuple[tuple[Word, ...], str, str]] = {
     ),
     "another GPU, of a rank that must share": (
         ({}, {**ANOTHER_GPU, "must_share": True}), "refuse", "rank 1: gpu.name is 'another', not",
+    ),
+    "another cuDNN, of ranks that may keep step": (
+        (STEP, {**ANOTHER_CUDNN, **STEP}), "refuse", "rank 1: stamp.cudnn_version is '8'",
+    ),
+    "another GPU of its kind, of ranks that may keep step": (
+        (STEP, {**ANOTHER_GPU, **STEP}), "refuse", "rank 1: gpu.name is 'another', not",
+    ),
+    "another way to time, of ranks that may keep step": (
+        (STEP, {"factors": factors(switches={"FLASHINFER_AUTOTUNE_TIMER": "cupti"}), **STEP}),
+        "refuse", "switches.FLASHINFER_AUTOTUNE_TIMER",
+    ),
+    "another kind of GPU, of ranks that may keep step": (
+        (STEP, {"factors": factors(gpu={"capability": "9.0"}), **STEP}), "per_rank",
+        "rank 1: gpu.capability is '9.0', not",
+    ),
+    "a list of tactics, of ranks that may keep step": (
+        (STEP, {**A_LIST, **STEP}), "per_rank", "rank 1: switches.FLASHINFER_TACTICS_BLOCKLIST",
+    ),
+    "another cuDNN beside it": (
+        (STEP, {**A_LIST, **STEP}, {**ANOTHER_CUDNN, **STEP}), "per_rank",
+        "rank 1: switches.FLASHINFER_TACTICS_BLOCKLIST",
+    ),
+    "a list of tactics, of ranks that may keep step, agreement required": (
+        (STEP, {**A_LIST, **STEP, **AGREE}), "defaults",
+        "rank 1: switches.FLASHINFER_TACTICS_BLOCKLIST",
+    ),
+    "a list of tactics, of a rank that must share": (
+        ({}, {**A_LIST, "must_share": True}), "refuse",
+        "rank 1: switches.FLASHINFER_TACTICS_BLOCKLIST",
+    ),
+    "strategy per_rank, of ranks that may keep step": (
+        ({**STEP, "strategy": "per_rank"}, STEP), "per_rank", "strategy per_rank",
     ),
     "strategy per_rank, of ranks that must share": (
         ({"strategy": "per_rank", "must_share": True},), "per_rank", "strategy per_rank",

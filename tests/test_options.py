@@ -50,6 +50,7 @@ def no_forward() -> None:
         ("progress", "bar", "a function"),
         ("keep_loaded", "no", "True or False"),
         ("must_share", 1, "True or False"),
+        ("may_keep_step", "yes", "True or False"),
     ],
 )
 def test_what_an_argument_must_be(name: str, value: Any, rule: str) -> None:

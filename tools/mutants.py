@@ -41,6 +41,18 @@ MUTANTS = (
         "tests/ranks/test_rendezvous.py::test_the_first_record_of_a_step_is_the_only_one",
     ),
     Mutant(
+        "a try to join ends with the wait for it", "coordination/kv_client.py",
+        "min(try_s, self._ends - time.monotonic())", "try_s",
+        "tests/ranks/test_rendezvous.py"
+        "::test_a_store_that_is_stopped_during_the_second_try_is_lost_within_a_silence",
+    ),
+    Mutant(
+        "ranks with other tactics keep no step", "steps/open_decision.py",
+        "return not any(p.startswith(_LIMITS) and p not in _TIMES_ONLY for p in differences)",
+        "return True or differences",
+        "tests/test_decide.py::test_how_far_ranks_share",
+    ),
+    Mutant(
         "fsync order", "cache/files.py",
         "        if synced:\n            os.fsync(file.fileno())\n", "",
         "tests/test_store.py::test_the_file_is_on_disk_before_its_name",

@@ -82,6 +82,7 @@ def warm_up(
     progress: Progress | None = None,
     keep_loaded: bool = False,
     must_share: bool = False,
+    may_keep_step: bool = False,
     link: StoreLink | None = None,
 ) -> WarmupReport:
     """Tune once, start warm everywhere: run ``forward`` as the survey and do the rest around it.
@@ -107,8 +108,10 @@ def warm_up(
         progress: called with step, task, tasks done and tasks in all while this rank tunes.
         keep_loaded: what the tuner of rank 0 holds already wins: for a second session in a process
             whose first one's winners are in captured graphs. All ranks must hold the same.
-        must_share: open no session where the ranks cannot exchange tactics: for a runner that has a
-            better way then than each rank for itself.
+        must_share: open no session where the ranks cannot exchange tactics, whatever the reason.
+        may_keep_step: open none there as long as all ranks have the same tactics, as far as their
+            environments tell: for a runner that has the ranks time in lock step then, which agrees.
+            Where they have not, that ends or hangs, and each rank tunes for itself here.
         link: the session's store, where the ranks have met on it already; ``group`` is not used.
 
     Raises:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import ctypes.util
 import os
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parents[1]
-#: A user of whom the system knows nothing.
-USER = 48_733
 #: What another version of this package calls itself.
 OLDER = "0.0.9"
 #: The steps in which a signal comes when all is tuned.
@@ -30,6 +29,7 @@ _IN_RANK: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "one_failed_write": ("one_fault_of_the_disk", {"call": "write"}),
     "one_failed_fsync": ("one_fault_of_the_disk", {"call": "fsync"}),
+    "blocklist": ("blocklist", {}),
     **{f"sigterm_in_{step}": ("send", {"at": step, "name": "SIGTERM"}) for step in AFTER_TUNING},
 }  # fmt: skip
 
@@ -70,7 +70,9 @@ def _no_place_for_files(root: Path) -> None:
 
 
 def _a_user(root: Path) -> None:
-    _named("faults/denials.py:become_a_user")(USER, root)
+    """Be one of whom the system knows nothing, the same on all ranks, and of no other test."""
+    number = 200_000 + zlib.crc32(os.fsencode(root)) % 100_000
+    _named("faults/denials.py:become_a_user")(number, root)
 
 
 def _no_thread(_root: Path) -> None:

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts two ranks of an engine where a fork server has no place for its socket; prints JSON.
 
-    python pod_starts.py vllm|sglang FOLDER < {"known": ...}
+    python pod_starts.py vllm|sglang FOLDER < {"known": ..., "starts": [...]}
 
 Run in a hardened pod (`../faults/test_hardened_pod.py`). Each rank is a fork of this process, which
 has loaded what the fork server of the other tests has. ``known``: what vLLM has found out about the
-model's class, by file, which takes it many processes. Two starts alone, then cold and
-warm with this package; a line for each.
+model's class, by file, which takes it many processes. Of a start: ``root``, the cache root's name;
+``plugin``; ``fault``; ``processes``, how many of them and of threads there may be, this process and
+all ranks together. A line for each.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import importlib
 import json
 import multiprocessing
 import os
-import shutil
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,15 @@ def load(engine: str, folder: Path) -> None:
 
 def told(start: Any) -> dict[str, Any]:
     """Return what a start came to."""
+    reports = [rank["report"] for rank in start.ranks]
     return {
         "errors": {rank: text[-1500:] for rank, text in start.errors.items()},
         "hung": start.hung,
         "timed": start.timed,
-        "certificate": start.certificate if start.ranks and start.ranks[0]["report"] else "",
+        "certificate": start.certificate if reports and all(reports) else "",
+        "lines": [
+            line for rank in start.ranks for line in rank["lines"] if "warmup-plugin" in line
+        ],
         "seconds": start.seconds,
     }
 
@@ -66,22 +71,20 @@ def main(engine: str, folder: Path) -> None:
     starts: Any = importlib.import_module("engine_starts")
     starts.CONTEXT = multiprocessing.get_context("fork")
     os.environ.update(starts.ENVIRONMENT)
-    known = json.load(sys.stdin)["known"]
+    given = json.load(sys.stdin)
     load(engine, folder)
-    for side in ("alone", "ours"):
-        own = folder / side
-        own.mkdir()
-        job = job_of(engine, own, known)
-        for when in ("cold", "warm"):
-            start = job.start(
-                tp=2,
-                plugin=side == "ours",
-                may_fail=True,
-                limit_s=LIMIT_S,
-                fault="no_temporary_directory",
-            )
-            print(json.dumps({"start": f"{side} {when}", **told(start)}), flush=True)  # noqa: T201  # its answer
-        shutil.rmtree(own, ignore_errors=True)
+    jobs: dict[str, Any] = {}
+    _, most = resource.getrlimit(resource.RLIMIT_NPROC)
+    for one in given["starts"]:
+        if (job := jobs.get(one["root"])) is None:
+            own = folder / one["root"]
+            own.mkdir()
+            job = jobs[one["root"]] = job_of(engine, own, given["known"])
+        resource.setrlimit(resource.RLIMIT_NPROC, (one["processes"], most))
+        start = job.start(
+            tp=2, plugin=one["plugin"], may_fail=True, limit_s=LIMIT_S, fault=one["fault"]
+        )
+        print(json.dumps({**one, **told(start)}), flush=True)  # noqa: T201  # its answer
 
 
 if __name__ == "__main__":

@@ -40,7 +40,9 @@ exec prlimit --nproc="$2" setpriv --reuid="$1" --regid="$1" --clear-groups \
     --bounding-set=-all,+dac_read_search --no-new-privs \
     env -u TMPDIR -u XDG_CACHE_HOME HOME=/mnt FLASHINFER_WORKSPACE_BASE=/mnt "${@:3}"
 """
-USER = "48732"
+#: Whom the system does not know; a pod of another test, on the same machine, has another one, since
+#: the processes of a user are counted together.
+USER = str(100_000 + os.getpid() % 100_000)
 
 
 def in_the_pod(

@@ -40,8 +40,8 @@ from warmup_plugin.engines.embedded.runners import BlockedGemmRunner
 from warmup_plugin.engines.embedded.worker import Engine, warm_up_rank
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.settings import Settings
-from warmup_plugin.steps import context
-from warmup_plugin.tuner import compat
+from warmup_plugin.steps import open_session
+from warmup_plugin.tuner import compat, environment_stamp
 
 
 def plain(engine: Engine) -> tuple[Any, list[str]]:
@@ -387,9 +387,9 @@ def meeting_until_one_dies(engine: Engine, rank: int) -> tuple[int, str]:
 def lacking_something(engine: Engine, rank: int, what: str) -> str:
     """Warm up where one rank lacks something before it has a meeting; say how that ended."""
     lack: dict[str, Any] = {
-        "an import": (context, {"lacking": failing(ImportError("injected"))}),
-        "a look": (context, {"begin": failing(RuntimeError("injected"))}),
-        "descriptors": (context, {"lacking": lambda *_: "2 files more can be opened: injected"}),
+        "an import": (open_session, {"lacking": failing(ImportError("injected"))}),
+        "a look": (environment_stamp, {"begin": failing(RuntimeError("injected"))}),
+        "descriptors": (open_session, {"lacking": lambda *_: "2 files more can open: injected"}),
         "a store": (kv_client, {"_open": failing(OSError(24, "injected"))}),
         "a way to it": (kv_client, {"_join": failing(SessionError("cannot reach it: injected"))}),
         "an answer": (kv_client, {"bound_answers": failing(RuntimeError("injected"))}),

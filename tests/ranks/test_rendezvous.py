@@ -380,7 +380,7 @@ def test_a_port_where_another_store_answers_is_refused() -> None:
     other.set("nonce", "another")
     card = {"hosts": [], "port": other.port, "nonce": "ours", "machine": machine_id()}
     with pytest.raises(SessionError, match=r"127\.0\.0\.1: another store answers") as caught:
-        kv_client._join(card, threading.Event())
+        kv_client._join(card, kv_client.Patience(60.0))
     assert "WARMUP_PLUGIN_ADDRESS" in str(caught.value)
 
 
@@ -392,7 +392,7 @@ def test_a_rank_0_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> Non
     del gone
     card = {"hosts": ["127.0.0.1"], "port": port, "nonce": "ours", "machine": "another"}
     with pytest.raises(SessionError, match=f"port {port}: 127.0.0.1: ") as caught:
-        kv_client._join(card, threading.Event())
+        kv_client._join(card, kv_client.Patience(60.0))
     assert "WARMUP_PLUGIN_ADDRESS" in str(caught.value)
 
 
@@ -412,7 +412,7 @@ def test_a_store_that_closes_while_a_rank_joins_is_no_long_wait() -> None:
     card = {"hosts": [], "port": port, "nonce": "ours", "machine": machine}
     began = time.monotonic()
     with pytest.raises(SessionError, match=f"on port {port}: 127.0.0.1: .* refused"):
-        kv_client._join(card, threading.Event())
+        kv_client._join(card, kv_client.Patience(60.0))
     assert time.monotonic() - began < 5.0
 
 
@@ -433,6 +433,30 @@ def test_a_store_that_is_stopped_while_ranks_join_is_lost_within_a_silence(joini
                 found.result(BOUND_S)
             assert caught.value.rank == 0
         assert time.monotonic() - began < BOUND_S
+
+
+def test_a_store_that_is_stopped_during_the_second_try_is_lost_within_a_silence() -> None:
+    """Torch connects once more when it is hung up on, unless the time it was given is over."""
+    silence_s = 2.5
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port, is_stopped = listener.getsockname()[1], threading.Event()
+
+        def hang_up_until_it_is_stopped() -> None:
+            while not is_stopped.is_set():
+                connection, _ = listener.accept()
+                connection.close()
+
+        threading.Thread(target=hang_up_until_it_is_stopped, daemon=True).start()
+        card = {"hosts": [], "port": port, "nonce": "", "machine": machine_id(), "greeting": ""}
+        settings = Settings.from_env({}, silence_s=silence_s)
+        began = time.monotonic()
+        found = background(lambda: kv_client.join_session(card, 1, 2, settings))
+        time.sleep(kv_client._TRY_S + 0.5)
+        is_stopped.set()
+        with pytest.raises(RankLostError, match=r"lets nobody in for 2\.5 s"):
+            found.result(BOUND_S)
+        # Torch pauses between two tries, for longer and longer.
+        assert time.monotonic() - began < silence_s + 4.0
 
 
 def background(call: Callable[[], object]) -> Future[object]:
@@ -469,7 +493,7 @@ def test_a_store_behind_a_slow_name_server_is_joined_and_joined_again(
     store.set("nonce", "ours")
     monkeypatch.setattr(kv_client, "TCPStore", behind_it)
     card = {"hosts": [], "port": store.port, "nonce": "ours", "machine": machine_id()}
-    renewed = RenewedLink(StoreLink(kv_client._join(card, threading.Event()), 1, 2))
+    renewed = RenewedLink(StoreLink(kv_client._join(card, kv_client.Patience(60.0)), 1, 2))
     renewed.connect()
     wait_until(lambda: _is_up(renewed), within(30))
     assert tries == [kv_client._TRY_S, kv_client._CONNECT_S] * 2

@@ -15,6 +15,7 @@ import errno
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -38,6 +39,8 @@ _CONNECT_S = 12.0
 _LOOPBACK = "127.0.0.1"
 #: How long torch tries at first, seconds: it would ask a closed port for all the time it is given.
 _TRY_S = 1.0
+#: The shortest of its tries: none at all would be without a bound.
+_LEAST_TRY_S = 0.05
 #: How often a value is asked for that torch gives up waiting for.
 _MOST_TRIES = 5
 
@@ -99,19 +102,20 @@ class StoreLink:
         """The port of the store, 0 once it is let go of."""
         return 0 if self.store is None else self.store.port
 
-    def clone(self, *, is_slow: bool = False) -> StoreLink:
+    def clone(self, *, is_slow: bool = False, patience: Patience | None = None) -> StoreLink:
         """Return another connection to the same store, for another thread, which may make it.
 
-        ``is_slow``: an earlier try has failed, so torch may take longer. Raises
-        `RankLostError` where nobody listens any more, at once. Where the store's process is stopped
-        this takes as long as it is.
+        ``is_slow``: an earlier try has failed, so torch may take longer, within ``patience``.
+        Raises `RankLostError` where nobody listens any more, at once. Where the store's process is
+        stopped this takes as long as it is.
         """
         if self.store is None:
             raise RankLostError(0, self._gone)
         at = self.store.host, self.store.port
         try:
             _check_listens(*at)
-            store = _client(*at, _CONNECT_S if is_slow else _TRY_S)
+            try_s = _CONNECT_S if is_slow else _TRY_S
+            store = _client(*at, patience.bound(try_s) if patience else try_s)
         except (OSError, RuntimeError) as error:
             raise RankLostError(0, f"its store is gone: {error}") from error
         return StoreLink(store, self.rank, self.size, self.silence_s, leader=self.leader)
@@ -172,11 +176,27 @@ class StoreLink:
             raise RankLostError(0, self._gone) from error
 
 
+class Patience:
+    """How long somebody waits for a connection that a thread makes, and whether they still do.
+
+    A try that torch is given must not outlast it: torch tries again, and so connects again, when it
+    is hung up on before the end of its time.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self.is_over = threading.Event()
+        self._ends = time.monotonic() + limit_s
+
+    def bound(self, try_s: float) -> float:
+        """Return how long a try of so many seconds may take."""
+        return max(min(try_s, self._ends - time.monotonic()), _LEAST_TRY_S)
+
+
 _Made = TypeVar("_Made")
 
 
 def _in_time(
-    make: Callable[[threading.Event], _Made],
+    make: Callable[[Patience], _Made],
     port: int,
     silence_s: float,
     *,
@@ -185,16 +205,16 @@ def _in_time(
     """Call ``make`` on a thread of its own, and return what it returns within a silence.
 
     ``make`` connects to ``port``, and torch bounds no handshake with a store whose process is
-    stopped. Its argument is an event that is set once this function has given up. ``but``: the
-    process's older connections to that port, which are left alone. Raises what ``make`` raises,
+    stopped. Its argument is this function's patience. ``but``: the process's older connections to
+    that port, which are left alone. Raises what ``make`` raises,
     `RankLostError` where it takes longer, `OSError` where no thread can be started.
     """
     made: list[_Made | Exception] = []
-    is_done, is_given_up = threading.Event(), threading.Event()
+    is_done, patience = threading.Event(), Patience(silence_s)
 
     def run() -> None:
         try:
-            made.append(make(is_given_up))
+            made.append(make(patience))
         except Exception as error:  # noqa: BLE001  # raised again where it is waited for
             made.append(error)
         is_done.set()
@@ -204,7 +224,7 @@ def _in_time(
     except RuntimeError as error:
         raise OSError(errno.EAGAIN, str(error)) from error
     if not is_done.wait(silence_s):
-        is_given_up.set()
+        patience.is_over.set()
         part(maker)
         raise RankLostError(0, f"its store lets nobody in for {silence_s:.1f} s")
     (found,) = made
@@ -221,13 +241,13 @@ def link_beside(store: TCPStore, rank: int, size: int, silence_s: float) -> Stor
     """
     others = frozenset(connected(store.port))
 
-    def make(is_given_up: threading.Event) -> StoreLink:
+    def make(patience: Patience) -> StoreLink:
         is_slow = False
         while True:
             try:
-                return StoreLink(store, rank, size).clone(is_slow=is_slow)
+                return StoreLink(store, rank, size).clone(is_slow=is_slow, patience=patience)
             except RankLostError as error:
-                if isinstance(error.__cause__, OSError) or is_given_up.is_set():
+                if isinstance(error.__cause__, OSError) or patience.is_over.is_set():
                     raise  # refused, a lack of our own, or too late
                 is_slow = True  # else torch has given up: the store may be slow
 
@@ -300,7 +320,7 @@ def join_session(card: dict[str, Any], rank: int, size: int, settings: Settings)
     leader = str(card.get("leader", ""))
     others = frozenset(connected(card["port"]))
     store = _in_time(
-        lambda is_given_up: _join(card, is_given_up), card["port"], settings.silence_s, but=others
+        lambda patience: _join(card, patience), card["port"], settings.silence_s, but=others
     )
     return StoreLink(store, rank, size, settings.silence_s, card["greeting"], leader)
 
@@ -353,7 +373,7 @@ def _check_listens(host: str, port: int) -> None:
     socket.create_connection((host, port), timeout=_CONNECT_S).close()
 
 
-def _patient_client(host: str, port: int, is_given_up: threading.Event) -> TCPStore:
+def _patient_client(host: str, port: int, patience: Patience) -> TCPStore:
     """Return a connection to a store that may be slow to answer, after a short try.
 
     Raises `OSError` where nobody listens any more, `RuntimeError` where no store answers. The short
@@ -361,29 +381,29 @@ def _patient_client(host: str, port: int, is_given_up: threading.Event) -> TCPSt
     wait.
     """
     try:
-        return _client(host, port, _TRY_S)
+        return _client(host, port, patience.bound(_TRY_S))
     except RuntimeError:
-        if is_given_up.is_set():
+        if patience.is_over.is_set():
             raise
         _check_listens(host, port)
-        return _client(host, port, _CONNECT_S)
+        return _client(host, port, patience.bound(_CONNECT_S))
 
 
-def _join(card: dict[str, Any], is_given_up: threading.Event) -> TCPStore:
+def _join(card: dict[str, Any], patience: Patience) -> TCPStore:
     same_machine = card["machine"] == machine_id()
     hosts = [_LOOPBACK, *card["hosts"]] if same_machine else card["hosts"]
     refused = []
     hold_standard_streams()
     for host in hosts:
         try:
-            store = _patient_client(host, card["port"], is_given_up)
+            store = _patient_client(host, card["port"], patience)
             # Two containers of one machine share the boot id but not the loopback interface.
             if store.get("nonce").decode() == card["nonce"]:
                 return store
             refused.append(f"{host}: another store answers")
         except (OSError, RuntimeError) as error:
             refused.append(f"{host}: {error}")
-        if is_given_up.is_set():
+        if patience.is_over.is_set():
             break
     raise SessionError(
         f"cannot reach rank 0's store on port {card['port']}: {'; '.join(refused)} "

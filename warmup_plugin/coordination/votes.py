@@ -24,9 +24,10 @@ _FIELDS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
         VERSION: (str,), "host": (str,), "ranks": (dict,), "tuning": (bool,),
         "version": (str,), "lack": (str,),
         "keys_tell_options_apart": (bool,), "factors": (dict,), "alike": (bool,), "takes": (list,),
-        "must_share": (bool,), "require_agreement": (bool,), "session": (str,), "mode": (str,),
-        "strategy": (str,), "on_hit": (str,), "budget_s": (int, float, type(None)),
-        "margin": (int, float), "race": (bool,),
+        "must_share": (bool,), "may_keep_step": (bool,), "require_agreement": (bool,),
+        "session": (str,), "mode": (str,), "strategy": (str,), "on_hit": (str,),
+        "budget_s": (int, float, type(None)), "margin": (int, float),
+        "race": (bool,),
     },
     "unguarded": {},
     "agree": {

@@ -62,6 +62,11 @@ class Attempt:
         """Return whether it has come to no narrower scope."""
         return self.scope is self.scopes[0]
 
+    @property
+    def is_last(self) -> bool:
+        """Return whether there is no narrower scope."""
+        return self.scope is self.scopes[-1]
+
     def narrow(self, why: object) -> bool:
         """Go on to the next scope, as all ranks of this one do; False where there is none."""
         rest = self.scopes[self.scopes.index(self.scope) + 1 :]
@@ -83,9 +88,10 @@ class Attempt:
         coordinator = self._coordinator(settings, session)
         given, reason, greeting = _made(make, self.scope)
         while True:
-            link, why, is_last = None, reason, self.scope is self.scopes[-1]
+            link, why = None, reason
             if coordinator is not None:
-                link, why = coordinator.meet(reason, greeting, "" if is_last else _about(given))
+                about = "" if self.is_last else _about(given)
+                link, why = coordinator.meet(reason, greeting, about)
             if not why:
                 return {**given, **self._place(given["ranks"]), "link": link}, ""
             if not self.narrow(why):
@@ -99,7 +105,7 @@ class Attempt:
             return None
         return Readiness(
             default_store(), session, scope.rank, scope.size, settings,
-            of=scope.name, may_stay_away=scope is not self.scopes[-1],
+            of=scope.name, may_stay_away=not self.is_last,
         )  # fmt: skip
 
     def _place(self, ranks: RankInfo) -> dict[str, Any]:

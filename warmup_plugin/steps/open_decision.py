@@ -20,6 +20,9 @@ RANK_0S_SETTINGS = ("mode", "strategy", "on_hit", "budget_s", "margin", "race")
 
 #: Factors that say which tactics there are: ranks that differ in one cannot exchange theirs.
 _ENVIRONMENT = ("stamp", "gpu", "switches")
+#: Those of them that take tactics away or add some: ranks that differ in one cannot time in lock
+#: step, tactic by tactic. What a switch of ``_TIMES_ONLY`` changes is how each is timed.
+_LIMITS, _TIMES_ONLY = ("gpu.capability", "switches."), ("switches.FLASHINFER_AUTOTUNE_TIMER",)
 
 
 _MAY_DIFFER = (
@@ -101,7 +104,9 @@ def _how_far(words: Words, *, require_agreement: bool) -> Word:
     if reason := next((word["lack"] for word in words.values() if word["lack"]), ""):
         return {"go": "unguarded", "reason": reason}
     if reason := _cannot_share(words):
-        if any(word["must_share"] for word in words.values()):
+        if any(word["must_share"] for word in words.values()) or (
+            any(word["may_keep_step"] for word in words.values()) and _can_keep_step(words)
+        ):
             return {"go": "refuse", "reason": reason}
         return {"go": "defaults" if require_agreement else "per_rank", "reason": reason}
     if words[0]["strategy"] == "per_rank":
@@ -136,6 +141,12 @@ def _cannot_share(words: Words) -> str:
         if environment := [d for d in found if d.path.split(".")[0] in _ENVIRONMENT]:
             return _say(rank, environment)
     return ""
+
+
+def _can_keep_step(words: Words) -> bool:
+    """Return whether all ranks have the same tactics, as far as their environments tell."""
+    differences = [d.path for found in _differences(words).values() for d in found]
+    return not any(p.startswith(_LIMITS) and p not in _TIMES_ONLY for p in differences)
 
 
 def _differences(words: Words) -> dict[int, list[Difference]]:

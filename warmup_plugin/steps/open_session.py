@@ -284,6 +284,7 @@ def _hello(options: Options, lookup: Lookup) -> Word:
         "alike": lookup.is_alike,
         "takes": list(lookup.taken),
         "must_share": options.must_share,
+        "may_keep_step": options.may_keep_step,
         "require_agreement": settings.require_agreement,
         "session": secrets.token_hex(4),
         **{name: getattr(settings, name) for name in RANK_0S_SETTINGS},

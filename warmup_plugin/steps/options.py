@@ -58,6 +58,7 @@ class Arguments(TypedDict, total=False):
     progress: Progress | None
     keep_loaded: bool
     must_share: bool
+    may_keep_step: bool
     link: StoreLink | None
 
 
@@ -78,6 +79,7 @@ class Options:
     progress: Progress | None = None
     keep_loaded: bool = False
     must_share: bool = False
+    may_keep_step: bool = False
     link: StoreLink | None = None
 
     def __post_init__(self) -> None:
@@ -163,4 +165,5 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "progress": (lambda value: value is None or callable(value), "a function"),
     "keep_loaded": (_is(bool), "True or False"),
     "must_share": (_is(bool), "True or False"),
+    "may_keep_step": (_is(bool), "True or False"),
 }

@@ -189,11 +189,14 @@ class Context:
             )
             if reason:
                 return reason
-            # Ranks that cannot exchange tactics are left to SGLang: it has them measure in lock
-            # step, and so agree, where we could only let each choose for itself.
-            must_share = self.attempt.scope.size > 1
+            # Ranks that cannot exchange tactics are left to SGLang, the stages each to themselves:
+            # it has them measure in lock step, and so agree, where we could only let each choose
+            # for itself. Over ranks that have other tactics its collectives do not fit together.
+            is_last = self.attempt.is_last
             try:
-                self.outcome = stack.enter_context(session(**given, must_share=must_share))
+                self.outcome = stack.enter_context(
+                    session(**given, must_share=not is_last, may_keep_step=is_last)
+                )
             except RefusedError as error:  # on every rank alike, before anything has been done
                 if not self.attempt.narrow(error):
                     raise
