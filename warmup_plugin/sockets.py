@@ -44,6 +44,22 @@ def connected(port: int) -> Iterator[int]:
             yield descriptor
 
 
+def local_addresses(port: int) -> list[str]:
+    """Return this host's end of each of this process's connections, those of a port first.
+
+    ``port``: of either end.
+    """
+    found: list[tuple[bool, str]] = []
+    for descriptor in _descriptors():
+        with _held(descriptor) as held:
+            if held is None or held.family not in (socket.AF_INET, socket.AF_INET6):
+                continue
+            here, there = held.getsockname(), held.getpeername()
+            address = str(here[0]).removeprefix("::ffff:")
+            found.append((port not in (here[1], there[1]), address))
+    return list(dict.fromkeys(address for _, address in sorted(found, key=lambda one: one[0])))
+
+
 def bound_answers(port: int, limit_s: float, *, but: Collection[int] = ()) -> None:
     """Let this process wait no longer than that for a byte from the store at a port.
 
