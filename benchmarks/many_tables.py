@@ -19,11 +19,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from warmup_plugin.cache.manifest import Manifest, TaskRecord, render_manifest
+from warmup_plugin.cache.paths import IDENTITY_NAME, LAYOUT, manifest_name, table_name
+from warmup_plugin.cache.table import Entry, Table, digest, render_table
 from warmup_plugin.identity import Identity
-from warmup_plugin.manifest import Manifest, TaskRecord, render_manifest
-from warmup_plugin.paths import IDENTITY_NAME, LAYOUT, manifest_name, table_name
-from warmup_plugin.report import WarmupReport
-from warmup_plugin.table import Entry, Table, digest, render_table
+from warmup_plugin.observability.report import WarmupReport
 
 _STAMP = {"flashinfer_version": "0.7.2.post1", "cuda_version": "13.0", "gpu": "NVIDIA B200"}
 _COMMANDS = (

@@ -22,16 +22,16 @@ from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from warmup_plugin.borrow import Borrowed
-from warmup_plugin.cost import Costs
-from warmup_plugin.manifest import Manifest, render_manifest
-from warmup_plugin.packing import pack_items, pack_results, packed, unpack_results, unpacked
-from warmup_plugin.plan import Item, Plan, make_plan
-from warmup_plugin.queue import draw
-from warmup_plugin.settle import Result
+from warmup_plugin.cache.external import Borrowed
+from warmup_plugin.cache.manifest import Manifest, render_manifest
+from warmup_plugin.cache.table import Entry, Table, digest, parse_table, render_table
+from warmup_plugin.planning.codec import pack_items, pack_results, packed, unpack_results, unpacked
+from warmup_plugin.planning.cost_model import Costs
+from warmup_plugin.planning.merge_results import Result
+from warmup_plugin.planning.plan import Item, Plan, make_plan
+from warmup_plugin.planning.work_queue import draw
 from warmup_plugin.steps import share, tune
-from warmup_plugin.steps.tables import Agreed
-from warmup_plugin.table import Entry, Table, digest, parse_table, render_table
+from warmup_plugin.steps.agree import Agreed
 
 STAMP = {"flashinfer_version": "0.7.2.post1", "gpu": "NVIDIA H200", "cuda_version": "13.0"}
 STAGES, OPS, BUCKETS = 8, 20, 25

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from warmup_plugin.borrow import BLOCKLIST, Borrowed, borrow
-from warmup_plugin.manifest import Manifest, TaskRecord, render_manifest
-from warmup_plugin.paths import manifest_name, table_name
+from warmup_plugin.cache.external import BLOCKLIST, Borrowed, borrow
+from warmup_plugin.cache.manifest import Manifest, TaskRecord, render_manifest
+from warmup_plugin.cache.paths import manifest_name, table_name
+from warmup_plugin.cache.table import Entry, Table, digest, render_table
 from warmup_plugin.settings import Settings
-from warmup_plugin.table import Entry, Table, digest, render_table
 
 STAMP = {"flashinfer_version": "0.7.2", "cuda_version": "13.0"}
 SETTINGS = Settings()

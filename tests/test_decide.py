@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from warmup_plugin import __version__
-from warmup_plugin.decide import (
+from warmup_plugin.cache.stamps import FINGERPRINT, PACKAGES
+from warmup_plugin.identity import Identity
+from warmup_plugin.steps.decisions import (
     decide_agree,
     decide_certify,
     decide_load,
@@ -20,8 +22,6 @@ from warmup_plugin.decide import (
     decide_survey,
     taken_from,
 )
-from warmup_plugin.identity import Identity
-from warmup_plugin.stamps import FINGERPRINT, PACKAGES
 
 Word = dict[str, Any]
 

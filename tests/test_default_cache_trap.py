@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from warmup_plugin.paths import resolve
+from warmup_plugin.cache.paths import resolve
 from warmup_plugin.settings import Settings
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from warmup_plugin.errors import (
     SessionError,
     WarmupError,
 )
-from warmup_plugin.fallback import Failure, Way, failure_of, way_of
 from warmup_plugin.settings import Mode
+from warmup_plugin.steps.fallback import Failure, Way, failure_of, way_of
 
 MODES = [mode for mode in get_args(Mode) if mode != "off"]
 AS_WITHOUT, RAISE, END = Way.AS_WITHOUT, Way.RAISE, Way.END

@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-from warmup_plugin import flocks
-from warmup_plugin.locks import locked
+from warmup_plugin.cache import flock
+from warmup_plugin.cache.locks import locked
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def file(tmp_path: Path) -> Iterator[tuple[Path, int]]:
 def unanswered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A file system whose server is gone: a call does not come back, whatever it is asked."""
     over = threading.Event()
-    monkeypatch.setattr(flocks, "_silent", set())
-    monkeypatch.setattr(flocks, "_ANSWER_S", 0.2)
+    monkeypatch.setattr(flock, "_silent", set())
+    monkeypatch.setattr(flock, "_ANSWER_S", 0.2)
     monkeypatch.setattr(fcntl, "flock", lambda *_args: over.wait(60))
     yield
     over.set()
@@ -39,12 +39,12 @@ def unanswered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_held_and_let_go(file: tuple[Path, int]) -> None:
     path, descriptor = file
-    assert flocks.try_lock(descriptor) == "taken"
-    assert not flocks.is_let_go(path)
+    assert flock.try_lock(descriptor) == "taken"
+    assert not flock.is_let_go(path)
     fcntl.flock(descriptor, fcntl.LOCK_UN)
-    assert flocks.is_let_go(path)
+    assert flock.is_let_go(path)
     path.chmod(0o444)
-    assert flocks.is_let_go(path)
+    assert flock.is_let_go(path)
 
 
 def test_a_lock_that_everybody_gets_says_nothing(
@@ -52,8 +52,8 @@ def test_a_lock_that_everybody_gets_says_nothing(
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", lambda *_args: None)
     path, descriptor = file
-    assert flocks.try_lock(descriptor) == "taken"
-    assert not flocks.is_let_go(path)
+    assert flock.try_lock(descriptor) == "taken"
+    assert not flock.is_let_go(path)
 
 
 @pytest.mark.usefixtures("unanswered")
@@ -63,8 +63,8 @@ def test_nobody_waits_for_a_file_system_that_does_not_answer(
     """It is asked once."""
     path, descriptor = file
     began = time.monotonic()
-    assert flocks.try_lock(descriptor) == "none"
-    assert not flocks.is_let_go(path)
+    assert flock.try_lock(descriptor) == "none"
+    assert not flock.is_let_go(path)
     with locked(tmp_path):
         asking = [thread for thread in threading.enumerate() if thread.name == "warmup-flock"]
     assert len(asking) == 1
@@ -78,8 +78,8 @@ def test_without_a_thread_there_is_no_lock(
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", fails)
-    assert flocks.try_lock(file[1]) == "none"
-    assert not flocks.is_let_go(file[0])
+    assert flock.try_lock(file[1]) == "none"
+    assert not flock.is_let_go(file[0])
 
 
 @pytest.mark.parametrize("kind", ["none", "a pipe", "a link", "a directory", "closed"])
@@ -92,6 +92,6 @@ def test_what_is_no_file_is_not_waited_for(kind: str, tmp_path: Path) -> None:
         path.symlink_to(tmp_path / "elsewhere")
     elif kind == "a directory":
         path.mkdir()
-    assert not flocks.is_let_go(path)
+    assert not flock.is_let_go(path)
     if kind == "closed":
-        assert flocks.try_lock(10_000) == "none"
+        assert flock.try_lock(10_000) == "none"

@@ -18,17 +18,13 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from warmup_plugin import wire
-from warmup_plugin.borrow import borrow
-from warmup_plugin.errors import IdentityError, PlacementError, RankLostError, SettingError
-from warmup_plugin.identity import Identity
-from warmup_plugin.lease import _read as read_lease
-from warmup_plugin.manifest import Manifest, parse_manifest, render_manifest
-from warmup_plugin.merge import Part, merge
-from warmup_plugin.paths import parse_table_name, resolve, table_name
-from warmup_plugin.settings import Settings
-from warmup_plugin.store import Store
-from warmup_plugin.table import (
+from warmup_plugin.cache.external import borrow
+from warmup_plugin.cache.lease import _read as read_lease
+from warmup_plugin.cache.manifest import Manifest, parse_manifest, render_manifest
+from warmup_plugin.cache.merge import Part, merge
+from warmup_plugin.cache.paths import parse_table_name, resolve, table_name
+from warmup_plugin.cache.store import Store
+from warmup_plugin.cache.table import (
     Entry,
     Miss,
     Table,
@@ -37,6 +33,10 @@ from warmup_plugin.table import (
     parse_table,
     render_table,
 )
+from warmup_plugin.coordination import messages
+from warmup_plugin.errors import IdentityError, PlacementError, RankLostError, SettingError
+from warmup_plugin.identity import Identity
+from warmup_plugin.settings import Settings
 
 LIMIT = 1 << 16
 EXAMPLES = int(os.environ.get("WARMUP_FUZZ_EXAMPLES", "100"))
@@ -149,12 +149,14 @@ def test_leases(body: bytes) -> None:
 
 
 @fuzzed
-@given(data, st.sampled_from([wire.Beat, wire.Card, wire.Lost, wire.Failed]))
+@given(data, st.sampled_from([messages.Beat, messages.Card, messages.Lost, messages.Failed]))
 def test_messages(body: bytes, kind: type[Any]) -> None:
     """A value of the schema, or the rank that wrote it is named."""
     for schema in (None, kind):
         try:
-            found = wire.read(schema, body, 3, "beat") if schema else wire.word(body, 3, "word")
+            found = (
+                messages.read(schema, body, 3, "beat") if schema else messages.word(body, 3, "word")
+            )
             assert isinstance(found, dict)
         except RankLostError as error:
             assert error.rank == 3  # noqa: PT017  # that it raises at all depends on the bytes

@@ -18,7 +18,7 @@ SHOW = """
 import os, sys
 from pathlib import Path
 from warmup_plugin import gauges, metrics
-from warmup_plugin.report import WarmupReport
+from warmup_plugin.observability.report import WarmupReport
 
 place = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
 def show(state="certified", version="1", session="0", **given):
@@ -37,7 +37,7 @@ print(textfile.render(found), end="")
 """
 BARE = """
 import sys
-from warmup_plugin.exposition import Figures
+from warmup_plugin.observability.exposition import Figures
 Figures(("e", "1"), None).fail()
 assert "prometheus_client" not in sys.modules
 """

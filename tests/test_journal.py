@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from warmup_plugin.journal import (
+from warmup_plugin.cache.journal import (
     Journal,
     Past,
     deaths_in,
@@ -23,10 +23,10 @@ from warmup_plugin.journal import (
     read_journals,
     shorten,
 )
-from warmup_plugin.liveness import ProcessCard
-from warmup_plugin.settle import Result
+from warmup_plugin.cache.table import Entry
+from warmup_plugin.planning.merge_results import Result
+from warmup_plugin.runtime.process_info import ProcessCard
 from warmup_plugin.steps.resume import part_of
-from warmup_plugin.table import Entry
 
 STAMP = {"flashinfer_version": "0.7.2.post1"}
 KEYS = ("('op', 'A', 1)", "('op', 'B', 1)")
@@ -132,7 +132,7 @@ def test_too_large_is_not_read(tmp_path: Path) -> None:
 CHILD = """
 import sys, time
 from pathlib import Path
-from warmup_plugin.journal import Journal
+from warmup_plugin.cache.journal import Journal
 writer = Journal(Path(sys.argv[1]), sys.argv[2], driver="d", stamp={})
 writer.begins("t", "op @ 8")
 print("begun", flush=True)
@@ -272,7 +272,7 @@ def test_who_cannot_be_seen_is_dead_by_a_lock_that_works_or_a_day(
     """A process of another machine, or of another container of this one."""
     theirs = ProcessCard(1, 1, "another machine/1")
     with monkeypatch.context() as patch:
-        patch.setattr("warmup_plugin.journal.own_card", lambda: theirs)
+        patch.setattr("warmup_plugin.cache.journal.own_card", lambda: theirs)
         writer = journal(tmp_path)
         writer.begins("t", "l")
     monkeypatch.setattr(fcntl, "flock", flock)

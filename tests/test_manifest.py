@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from warmup_plugin.manifest import (
+from warmup_plugin.cache.manifest import (
     SCHEMA,
     Manifest,
     TaskRecord,
     parse_manifest,
     render_manifest,
 )
-from warmup_plugin.table import Miss
+from warmup_plugin.cache.table import Miss
 
 LIMIT = 1 << 20
 TASKS = {

@@ -10,9 +10,15 @@ from typing import Any
 
 import pytest
 
-from warmup_plugin.manifest import Manifest, Outcome, TaskRecord, parse_manifest, render_manifest
-from warmup_plugin.merge import Part, Source, give_way, less, merge
-from warmup_plugin.table import Entry, Table
+from warmup_plugin.cache.manifest import (
+    Manifest,
+    Outcome,
+    TaskRecord,
+    parse_manifest,
+    render_manifest,
+)
+from warmup_plugin.cache.merge import Part, Source, give_way, less, merge
+from warmup_plugin.cache.table import Entry, Table
 
 STAMP = {"flashinfer_version": "0.7.2.post1", "gpu": "NVIDIA H200"}
 FIRST, SECOND, THIRD = (0, 0, 0), (0, 0, 1), (1, 0, 0)

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from warmup_plugin import metrics, textfile
-from warmup_plugin.gains import over_default
-from warmup_plugin.metrics import Sample, State
-from warmup_plugin.report import WarmupReport
+import warmup_plugin
+from warmup_plugin.cache.gains import over_default
+from warmup_plugin.observability import metrics, textfile
+from warmup_plugin.observability.metrics import Sample, State
+from warmup_plugin.observability.report import WarmupReport
 
 #: A dashboard that asks for one of these breaks when it is renamed.
 LABELS = {
@@ -137,7 +138,7 @@ def test_every_series_is_there_in_every_state(state: State) -> None:
 
 def test_every_step_has_a_figure() -> None:
     """Whatever is timed under a name."""
-    package = Path(metrics.__file__).parent
+    package = Path(warmup_plugin.__file__).parent
     sources = [path.read_text() for path in package.rglob("*.py")]
     timed = {step for text in sources for step in re.findall(r'\.timed\("(\w+)"\)', text)}
     assert timed | {"open"} == set(metrics.STEPS)

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from warmup_plugin.needs import lacking
+from warmup_plugin.runtime.needs import lacking
+from warmup_plugin.runtime.polling import wait_until, within
 from warmup_plugin.topology import host_name
-from warmup_plugin.waiting import wait_until, within
 
 #: Sets a limit in a process of its own and asks.
 ASKS = """
 import os, resource, sys
-from warmup_plugin.needs import lacking
+from warmup_plugin.runtime.needs import lacking
 which, more, rank, size = sys.argv[1], *map(int, sys.argv[2:])
 if which == "NOFILE":
     limit = max(map(int, os.listdir("/proc/self/fd"))) + more

@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from warmup_plugin.packing import (
+from warmup_plugin.cache.table import Entry
+from warmup_plugin.planning.codec import (
     pack_items,
     pack_results,
     packed,
@@ -15,9 +16,8 @@ from warmup_plugin.packing import (
     unpack_results,
     unpacked,
 )
-from warmup_plugin.plan import Item
-from warmup_plugin.settle import Result
-from warmup_plugin.table import Entry
+from warmup_plugin.planning.merge_results import Result
+from warmup_plugin.planning.plan import Item
 
 IDS = [f"{number:032x}" for number in range(300)]
 ITEMS = [

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from warmup_plugin.identity import Identity
-from warmup_plugin.paths import (
+from warmup_plugin.cache.paths import (
     IDENTITY_NAME,
     Component,
     Placement,
@@ -20,6 +19,7 @@ from warmup_plugin.paths import (
     resolve,
     table_name,
 )
+from warmup_plugin.identity import Identity
 from warmup_plugin.settings import Settings
 
 DIGEST = "ab" * 32

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from warmup_plugin.plan import (
+from warmup_plugin.planning.plan import (
     Inventory,
     Item,
     Lot,

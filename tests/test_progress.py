@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from warmup_plugin.doing import is_compiling
-from warmup_plugin.progress import LOG_S, STUCK_S, Glance, Progress, counted
-from warmup_plugin.ticking import Ticking
+from warmup_plugin.observability.progress import LOG_S, STUCK_S, Glance, Progress, counted
+from warmup_plugin.runtime.compiling import is_compiling
+from warmup_plugin.runtime.ticker import Ticking
 
 
 class Clock:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from warmup_plugin.cost import Costs
-from warmup_plugin.plan import Item, Lot, Plan, Queue, make_plan
-from warmup_plugin.queue import draw, reach
+from warmup_plugin.planning.cost_model import Costs
+from warmup_plugin.planning.plan import Item, Lot, Plan, Queue, make_plan
+from warmup_plugin.planning.work_queue import draw, reach
 
 
 def item(name: str, op: str = "op", at: str = "1") -> Item:

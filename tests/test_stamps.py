@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from warmup_plugin.stamps import FINGERPRINT, PACKAGES, by_content, stamp_conflicts
+from warmup_plugin.cache.stamps import FINGERPRINT, PACKAGES, by_content, stamp_conflicts
 
 STAMP = {"flashinfer_version": "0.7.2.post1", "cudnn_version": "91400", "gpu": "NVIDIA H200"}
 

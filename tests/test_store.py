@@ -26,15 +26,15 @@ from typing import Any
 
 import pytest
 
-from warmup_plugin import files as disk_files
-from warmup_plugin import locks, shelf
-from warmup_plugin import store as store_module
+from warmup_plugin.cache import files as disk_files
+from warmup_plugin.cache import locks, reader
+from warmup_plugin.cache import store as store_module
+from warmup_plugin.cache.lease import hold
+from warmup_plugin.cache.manifest import Manifest, TaskRecord
+from warmup_plugin.cache.store import NotPublished, Published, Reading, Store
+from warmup_plugin.cache.table import Entry, Miss, Table, digest, render_table
 from warmup_plugin.identity import Identity
-from warmup_plugin.lease import hold
-from warmup_plugin.manifest import Manifest, TaskRecord
 from warmup_plugin.settings import Settings
-from warmup_plugin.store import NotPublished, Published, Reading, Store
-from warmup_plugin.table import Entry, Miss, Table, digest, render_table
 
 IDENTITY = Identity.of(model="m", dtype="bfloat16")
 STAMP = {"flashinfer_version": "0.7.2.post1", "cudnn_version": "91400", "gpu": "NVIDIA H200"}
@@ -390,15 +390,15 @@ def test_a_file_replaced_meanwhile_is_not_moved(
     """Another process may publish between the judgement and the move."""
     directory.mkdir(parents=True)
     (directory / NAME).write_text("broken")
-    judge = shelf._judge_table
+    judge = reader._judge_table
 
     def judge_slowly(*arguments: Any, **named: Any) -> Table | Miss:
-        monkeypatch.setattr(shelf, "_judge_table", judge)
+        monkeypatch.setattr(reader, "_judge_table", judge)
         (directory / NAME).unlink()
         publish(Store(directory, SETTINGS), a=1)
         return judge(*arguments, **named)
 
-    monkeypatch.setattr(shelf, "_judge_table", judge_slowly)
+    monkeypatch.setattr(reader, "_judge_table", judge_slowly)
     assert [miss.kind for _, miss in store.read(STAMP).misses] == ["unreadable"]
     assert set_aside(directory) == []
     assert tactics(store.read(STAMP)) == {"a": 1}
@@ -508,11 +508,11 @@ def test_reading_between_the_two_files_of_a_writer(
     def read_slowly(path: Path, *rest: Any) -> Any:
         found = read(path, *rest)
         if path.name == NAME:
-            monkeypatch.setattr(shelf, "read_file", read)
+            monkeypatch.setattr(reader, "read_file", read)
             publish(Store(directory, SETTINGS), a=2)
         return found
 
-    monkeypatch.setattr(shelf, "read_file", read_slowly)
+    monkeypatch.setattr(reader, "read_file", read_slowly)
     (part,) = store.read(STAMP).parts
     assert part.manifest is not None
     assert (part.manifest.generation, part.table) == (2, a_table(a=2))
@@ -574,10 +574,10 @@ def test_a_link_to_a_directory_and_to_a_table(
 UNPRIVILEGED = """
 import json, logging, os, sys
 from pathlib import Path
-from warmup_plugin.manifest import Manifest, TaskRecord
+from warmup_plugin.cache.manifest import Manifest, TaskRecord
 from warmup_plugin.settings import Settings
-from warmup_plugin.store import Store
-from warmup_plugin.table import Entry, Table
+from warmup_plugin.cache.store import Store
+from warmup_plugin.cache.table import Entry, Table
 if os.geteuid() == 0:  # permissions do not bind root
     os.setgroups([])
     os.setgid(65534)
@@ -859,10 +859,10 @@ def test_what_the_next_start_would_refuse_is_not_written(
 PUBLISHER = """
 import json, os, sys
 from pathlib import Path
-from warmup_plugin.manifest import Manifest, TaskRecord
+from warmup_plugin.cache.manifest import Manifest, TaskRecord
 from warmup_plugin.settings import Settings
-from warmup_plugin.store import Published, Store
-from warmup_plugin.table import Entry, Table
+from warmup_plugin.cache.store import Published, Store
+from warmup_plugin.cache.table import Entry, Table
 directory, stamp, name = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
 store = Store(directory, Settings())
 print("ready", flush=True)

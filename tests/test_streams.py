@@ -12,7 +12,7 @@ import pytest
 #: Closes streams, opens a file of its own as a session does, and prints as torch does.
 OPENS = """
 import os, sys
-from warmup_plugin.streams import hold_standard_streams
+from warmup_plugin.runtime.standard_streams import hold_standard_streams
 for stream in map(int, sys.argv[2:]):
     os.close(stream)
 hold_standard_streams()
@@ -40,10 +40,10 @@ def test_what_is_printed_goes_into_no_file_of_ours(tmp_path: Path, closed: tuple
 def test_without_a_null_device_or_a_descriptor_nothing_happens(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from warmup_plugin import streams
+    from warmup_plugin.runtime import standard_streams
 
     def fails(*_args: object) -> int:
         raise OSError(24, "too many open files")
 
     monkeypatch.setattr("os.open", fails)
-    streams.hold_standard_streams()
+    standard_streams.hold_standard_streams()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from warmup_plugin.table import (
+from warmup_plugin.cache.table import (
     Entry,
     Miss,
     Table,
@@ -145,7 +145,7 @@ def test_deep_nesting_under_a_raised_recursion_limit() -> None:
     script = """
 import sys
 sys.setrecursionlimit(10**6)
-from warmup_plugin.table import parse_table, render_table, Table, Entry
+from warmup_plugin.cache.table import parse_table, render_table, Table, Entry
 deep = b"[" * 300_000
 for data in (deep, b'{"a":' * 300_000, b'{"_records": {"n": ' + deep, b'{"k": ["R", ' + deep,
              b'{"_records": {"\\\\"]": ' + deep + b"]" * 300_000 + b"}}",

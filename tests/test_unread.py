@@ -8,9 +8,9 @@ import logging
 
 import pytest
 
-from warmup_plugin import unread
-from warmup_plugin.table import Entry, Miss, Table, parse_table, render_table
-from warmup_plugin.unread import UnreadEntries, restamped, unread_table
+from warmup_plugin.cache import lazy_table
+from warmup_plugin.cache.lazy_table import UnreadEntries, restamped, unread_table
+from warmup_plugin.cache.table import Entry, Miss, Table, parse_table, render_table
 
 LIMIT = 1 << 20
 TABLE = Table(
@@ -33,7 +33,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         seen.append(data)
         return parse_table(data, limit=limit)
 
-    monkeypatch.setattr(unread, "parse_table", parse)
+    monkeypatch.setattr(lazy_table, "parse_table", parse)
     return seen
 
 

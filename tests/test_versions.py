@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from warmup_plugin import metrics
+from warmup_plugin.cache.manifest import SCHEMA
 from warmup_plugin.cli.archive import SCHEMA as ARCHIVE_SCHEMA
-from warmup_plugin.cli.checks import FLASHINFER_TESTED
+from warmup_plugin.cli.doctor_checks import FLASHINFER_TESTED
 from warmup_plugin.engines.embedded import EngineConfig, launch
-from warmup_plugin.engines.sglang.names import TESTED as SGLANG_TESTED
-from warmup_plugin.engines.vllm.names import TESTED as VLLM_TESTED
-from warmup_plugin.manifest import SCHEMA
-from warmup_plugin.progress import Progress
-from warmup_plugin.report import WarmupReport
+from warmup_plugin.engines.sglang.compat import TESTED as SGLANG_TESTED
+from warmup_plugin.engines.vllm.compat import TESTED as VLLM_TESTED
+from warmup_plugin.observability import metrics
+from warmup_plugin.observability.progress import Progress
+from warmup_plugin.observability.report import WarmupReport
 
 CHECKOUT = Path(__file__).parents[1]
 CONFIG = EngineConfig(tp=2)

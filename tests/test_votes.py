@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from tests.test_decide import hello, opened
 from tests.test_fuzz import anything, fuzzed
-from warmup_plugin import __version__, votes
-from warmup_plugin.votes import FIRST, VERSION, VoteError, checked, fault_of
+from warmup_plugin import __version__
+from warmup_plugin.coordination import votes
+from warmup_plugin.coordination.votes import FIRST, VERSION, VoteError, checked, fault_of
 
 Word = dict[str, Any]
 

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from warmup_plugin import wire
+from warmup_plugin.coordination import messages
 
 
 @pytest.mark.parametrize(
@@ -22,5 +22,5 @@ from warmup_plugin import wire
     ],
 )
 def test_what_is_no_text_is_replaced(said: str, heard: str) -> None:
-    body = wire.text({"path": [said]}).encode()
-    assert wire.word(body, 1, "word") == {"path": [heard]}
+    body = messages.text({"path": [said]}).encode()
+    assert messages.word(body, 1, "word") == {"path": [heard]}

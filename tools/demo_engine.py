@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from warmup_plugin.cli import output
-from warmup_plugin.cli.comparison import print_starts
-from warmup_plugin.cli.reading import read_table
-from warmup_plugin.cli.two_starts import TwoStarts, judge
+from warmup_plugin.cli.demo_run import TwoStarts, judge
+from warmup_plugin.cli.demo_text import print_starts
+from warmup_plugin.cli.load import read_table
 from warmup_plugin.engines.embedded import EngineConfig, RankResult
-from warmup_plugin.report import WarmupReport
+from warmup_plugin.observability.report import WarmupReport
 from warmup_plugin.settings import Settings
 
 TESTS = Path(__file__).parents[1] / "tests" / "engines"

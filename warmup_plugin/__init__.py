@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     )
     from warmup_plugin.identity import Identity
     from warmup_plugin.kernel_warmup import session, warm_up
-    from warmup_plugin.report import WarmupReport
-    from warmup_plugin.serving import serving_fallbacks
+    from warmup_plugin.observability.report import WarmupReport
+    from warmup_plugin.observability.serving import serving_fallbacks
     from warmup_plugin.settings import Settings
     from warmup_plugin.topology import RankInfo
     from warmup_plugin.tuner.known_ops import KnownOps
@@ -59,8 +59,8 @@ _HOMES = {
     "KnownOps": "tuner.known_ops",
     "RankInfo": "topology",
     "Settings": "settings",
-    "WarmupReport": "report",
-    "serving_fallbacks": "serving",
+    "WarmupReport": "observability.report",
+    "serving_fallbacks": "observability.serving",
     "session": "kernel_warmup",
     "warm_up": "kernel_warmup",
 }

@@ -14,7 +14,7 @@
 
 No collective is ever in flight while a tactic is being timed. A warm start takes the same steps
 with an empty plan; where nothing at all is left to do, step 9 is part of step 3's meeting. Owns the
-order; the work is in `steps/`, the rules in `decide.py` and `plan.py`, the tuner in `tuner/`. A
+order; the work is in `steps/`, the rules in `decisions.py` and `plan.py`, the tuner in `tuner/`. A
 cache fault never leaves `warm_up`: it ends in FlashInfer's defaults, with a reason and a warning.
 What does: `SessionError` on every rank alike, the forward's own exception on its rank,
 `RankLostError`.
@@ -28,26 +28,26 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Unpack
 
 from warmup_plugin.errors import RuleError
-from warmup_plugin.report import WarmupReport
-from warmup_plugin.steps.job import Job, open_job
+from warmup_plugin.observability.report import WarmupReport
+from warmup_plugin.steps.agree import Agreed, Held, agree, read
+from warmup_plugin.steps.context import Job, open_job
 from warmup_plugin.steps.options import AnyPath, Arguments, Options, Progress, TuningContext
 from warmup_plugin.steps.publish import publish
-from warmup_plugin.steps.receipt import make_report, off_report
 from warmup_plugin.steps.share import Shared, certify, prepare, share
 from warmup_plugin.steps.survey import run_survey, surveying
-from warmup_plugin.steps.tables import Agreed, Held, agree, read
-from warmup_plugin.steps.trial import try_stored
 from warmup_plugin.steps.tune import Work, make_work, tune
+from warmup_plugin.steps.verify_entries import try_stored
+from warmup_plugin.steps.write_report import make_report, off_report
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch.distributed as dist
 
+    from warmup_plugin.coordination.base import Word
+    from warmup_plugin.coordination.kv_client import StoreLink
     from warmup_plugin.identity import Identity
-    from warmup_plugin.rendezvous import Word
     from warmup_plugin.settings import Settings
-    from warmup_plugin.storelink import StoreLink
     from warmup_plugin.topology import RankInfo
     from warmup_plugin.tuner.known_ops import KnownOps
     from warmup_plugin.tuner.survey import Survey

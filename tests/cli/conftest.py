@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from warmup_plugin.cli import main
-from warmup_plugin.cli.two_starts import TwoStarts, start_twice
+from warmup_plugin.cli.demo_run import TwoStarts, start_twice
 from warmup_plugin.engines.embedded import EngineConfig
 
 Watched = list[tuple[str, int, str]]

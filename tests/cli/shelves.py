@@ -9,14 +9,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from warmup_plugin.cache.manifest import Manifest, TaskRecord
+from warmup_plugin.cache.paths import LAYOUT
+from warmup_plugin.cache.store import Published, Store
+from warmup_plugin.cache.table import Entry, Table
 from warmup_plugin.identity import Identity
-from warmup_plugin.liveness import own_card
-from warmup_plugin.manifest import Manifest, TaskRecord
-from warmup_plugin.paths import LAYOUT
-from warmup_plugin.report import WarmupReport
+from warmup_plugin.observability.report import WarmupReport
+from warmup_plugin.runtime.process_info import own_card
 from warmup_plugin.settings import Settings
-from warmup_plugin.store import Published, Store
-from warmup_plugin.table import Entry, Table
 
 VERSION, ARCH = "0.7.2.post1", "sm100"
 #: What a receipt says of a process that has ended on this machine.

@@ -448,7 +448,7 @@ def test_rm_takes_what_is_named(cli: Cli, tmp_path: Path) -> None:
     assert not gone.exists()
     assert cli("rm", layered.name[:6], *place, **layers).code == 1
     assert layered.exists()
-    from warmup_plugin.lease import hold
+    from warmup_plugin.cache.lease import hold
 
     with hold(kept):
         ran = cli("rm", kept.name[:6], *place)

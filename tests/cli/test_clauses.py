@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from warmup_plugin.cli.clauses import Node, Starts, judge_design, start_by_strategy
+from warmup_plugin.cli.demo_clauses import Node, Starts, judge_design, start_by_strategy
 from warmup_plugin.engines.embedded import EngineConfig, RankResult
 from warmup_plugin.engines.embedded.count_calls import telling_calls
 

@@ -16,7 +16,7 @@ from warmup_plugin.cli.parser import VERBS, make_parser, name_of, options_of, pa
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Ran
-    from warmup_plugin.cli.two_starts import TwoStarts
+    from warmup_plugin.cli.demo_run import TwoStarts
 
 Cli = Callable[..., "Ran"]
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from warmup_plugin.cli import show
+from warmup_plugin.cli.commands import show
 from warmup_plugin.errors import SessionError
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Ran
-    from warmup_plugin.cli.two_starts import TwoStarts
+    from warmup_plugin.cli.demo_run import TwoStarts
 
 Cli = Callable[..., "Ran"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.cli.shelves import STAMP, identity, put, receipt
-from warmup_plugin.cli.reasons import WORDS, reasons
+from warmup_plugin.cli.factor_text import WORDS, reasons
 from warmup_plugin.identity import FACTOR_NAMES
 
 if TYPE_CHECKING:

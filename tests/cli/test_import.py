@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from warmup_plugin.cache.table import parse_table
 from warmup_plugin.engines.embedded import EngineConfig, launch
-from warmup_plugin.table import parse_table
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Ran
-    from warmup_plugin.cli.two_starts import TwoStarts
+    from warmup_plugin.cli.demo_run import TwoStarts
 
 Cli = Callable[..., "Ran"]
 

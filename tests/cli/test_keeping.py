@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cli.shelves import ARCH, GONE, STAMP, VERSION, age, files_below, identity, put, receipt
-from warmup_plugin.cli import checks
-from warmup_plugin.lease import hold
-from warmup_plugin.liveness import own_card
+from warmup_plugin.cache.lease import hold
+from warmup_plugin.cli import doctor_checks
+from warmup_plugin.runtime.process_info import own_card
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Ran
@@ -285,13 +285,13 @@ def test_doctor_knows_whether_the_engine_finds_the_plugin(
 ) -> None:  # fmt: skip
     """By version, entry point, and vLLM's own choice of plugins; as installed metadata says it."""
     point = importlib.metadata.EntryPoint("warmup_plugin", "w:register", "vllm.general_plugins")
-    monkeypatch.setattr(checks, "installed_version", {"vllm": version}.get)
+    monkeypatch.setattr(doctor_checks, "installed_version", {"vllm": version}.get)
     monkeypatch.setattr(
         importlib.metadata, "entry_points",
         lambda group: [point] if points and group == point.group else [],
     )  # fmt: skip
     environ = {} if plugins is None else {"VLLM_PLUGINS": plugins}
-    found = {row.what: row for row in checks.packages(environ) if row.what != "FlashInfer"}
+    found = {row.what: row for row in doctor_checks.packages(environ) if row.what != "FlashInfer"}
     assert {what: row.state for what, row in found.items()} == expected
     assert all(row.fix for row in found.values() if row.state == "bad")
 
@@ -310,10 +310,12 @@ def test_doctor_knows_sglang(
     monkeypatch: pytest.MonkeyPatch, version: str, plugins: str | None, expected: dict[str, str]
 ) -> None:
     point = importlib.metadata.EntryPoint("warmup_plugin", "w:register", "sglang.srt.plugins")
-    monkeypatch.setattr(checks, "installed_version", {"sglang": version}.get)
+    monkeypatch.setattr(doctor_checks, "installed_version", {"sglang": version}.get)
     monkeypatch.setattr(
         importlib.metadata, "entry_points", lambda group: [point] if group == point.group else []
     )
     environ = {} if plugins is None else {"SGLANG_PLUGINS": plugins}
-    found = {row.what: row.state for row in checks.packages(environ) if row.what != "FlashInfer"}
+    found = {
+        row.what: row.state for row in doctor_checks.packages(environ) if row.what != "FlashInfer"
+    }
     assert found == expected

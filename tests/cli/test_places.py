@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from tests.cli.shelves import GONE, files_below, identity, put, receipt
+from warmup_plugin.cache.paths import resolve
 from warmup_plugin.cli import engines, places
-from warmup_plugin.engines import base
-from warmup_plugin.engines.sglang import names as sglang
-from warmup_plugin.engines.vllm import names as vllm
-from warmup_plugin.paths import resolve
+from warmup_plugin.engines import gate
+from warmup_plugin.engines.sglang import compat as sglang
+from warmup_plugin.engines.vllm import compat as vllm
 from warmup_plugin.settings import Settings
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def test_our_root_means_the_same_in_an_engine_and_here(
         environ[variable] = "/engine"
     settings = Settings(cache_root=Path("/ours") if has_ours else None)
     said = Path("/engine") if has_variable else adapter.default_root(environ)
-    given = base.engine_root(variable, lambda: said, settings)
+    given = gate.engine_root(variable, lambda: said, settings)
     start = resolve(
         settings, "0" * 64, version="1", arch="cpu", engine_root=given, environ=environ
     ).root

@@ -9,7 +9,7 @@ from contextlib import redirect_stderr
 
 import pytest
 
-from warmup_plugin.cli.ticker import ticking
+from warmup_plugin.cli.demo_progress import ticking
 from warmup_plugin.engines.embedded.progress import Progress, parse, telling
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from warmup_plugin.cli.two_starts import TwoStarts
+from warmup_plugin.cli.demo_run import TwoStarts
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Ran

@@ -19,7 +19,7 @@ from warmup_plugin.cli.parser import make_parser
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Ran
-    from warmup_plugin.cli.two_starts import TwoStarts
+    from warmup_plugin.cli.demo_run import TwoStarts
 
 Cli = Callable[..., "Ran"]
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from warmup_plugin.cli import machine
-from warmup_plugin.cli.two_starts import TwoStarts
+from warmup_plugin.cli import environment
+from warmup_plugin.cli.demo_run import TwoStarts
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Ran
@@ -186,7 +186,7 @@ def test_it_changes_nothing(two_starts: TwoStarts, cli: Cli) -> None:
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
-    monkeypatch.setattr(machine, "_version_of", versions.get)
+    monkeypatch.setattr(environment, "_version_of", versions.get)
 
 
 def test_without_flashinfer_the_version_must_be_given(
@@ -249,7 +249,7 @@ def test_the_architecture(
     """As torch would name the device, without torch."""
     installed(monkeypatch)
     gpus(*lines)
-    found = machine.architecture(environ)
+    found = environment.architecture(environ)
     assert (found.value, found.source) == (arch, source)
 
 
@@ -259,9 +259,9 @@ def test_a_build_of_torch_without_cuda_means_cpu(
     """Whatever the machine has: the library asks torch."""
     gpus("9.0")
     installed(monkeypatch, torch="2.13.0+cpu")
-    assert machine.architecture({}).value == "cpu"
+    assert environment.architecture({}).value == "cpu"
     installed(monkeypatch, torch="2.13.0")
-    assert machine.architecture({}).value == "sm90"
+    assert environment.architecture({}).value == "sm90"
 
 
 def test_a_driver_that_fails_means_cpu(
@@ -270,9 +270,9 @@ def test_a_driver_that_fails_means_cpu(
     """No driver is no GPU."""
     installed(monkeypatch)
     gpus("NVIDIA-SMI has failed", code=9)
-    assert machine.architecture({}).value == "cpu"
+    assert environment.architecture({}).value == "cpu"
     monkeypatch.setenv("PATH", "/nowhere")
-    assert machine.architecture({}).value == "cpu"
+    assert environment.architecture({}).value == "cpu"
 
 
 # -- bad input ------------------------------------------------------------------------------------

@@ -71,12 +71,12 @@ def _plant_in_ops(spec: Any) -> None:
 
 
 def _plant_around(spec: Any) -> None:
-    from warmup_plugin.tuner import probe
+    from warmup_plugin.tuner import compat
 
     if is_planted(spec, "own_cublas"):
         _own_cublas(spec.rank)
     if is_planted(spec, "cannot_prepare"):
-        probe.probe = _lacking  # type: ignore[assignment]  # the real one is cached
+        compat.probe = _lacking  # type: ignore[assignment]  # the real one is cached
     if is_planted(spec, "no_temporary_directory"):
         os.chdir("/proc")  # Python's last resort is where a process is
         tempfile.tempdir = None

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from warmup_plugin.metrics import COMMON, FAMILIES, STATES, label_names
+from warmup_plugin.observability.metrics import COMMON, FAMILIES, STATES, label_names
 
 POD = "pod-1"
 

@@ -34,7 +34,7 @@ SIZE: Final = 2
 #: Loaded once, for all ranks.
 PRELOAD: Final = (
     "tests.faults.denials", "warmup_plugin.engines.embedded.worker", "warmup_plugin.kernel_warmup",
-    "warmup_plugin.meeting",
+    "warmup_plugin.coordination.coordinator",
 )  # fmt: skip
 ENVIRONMENT: Final = {
     "CUDA_VISIBLE_DEVICES": "",

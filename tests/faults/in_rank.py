@@ -36,7 +36,9 @@ import torch
 import torch.distributed as dist
 from flashinfer import autotuner
 
-from warmup_plugin import kernel_warmup, meeting, storelink
+from warmup_plugin import kernel_warmup
+from warmup_plugin.cache.store import Store
+from warmup_plugin.coordination import coordinator, kv_client
 from warmup_plugin.engines.embedded import host_clock
 from warmup_plugin.engines.embedded.config import resolve
 from warmup_plugin.engines.embedded.count_calls import count_calls, tuning_functions
@@ -47,8 +49,7 @@ from warmup_plugin.engines.embedded.worker import VERSION, Engine
 from warmup_plugin.errors import RankLostError
 from warmup_plugin.settings import Settings
 from warmup_plugin.steps import share
-from warmup_plugin.store import Store
-from warmup_plugin.tuner import install, probe, replay
+from warmup_plugin.tuner import compat, replay, tuner_state
 from warmup_plugin.tuner.known_ops import KNOWN_OPS
 
 #: The nine steps and the functions of `kernel_warmup` that take them, on every rank.
@@ -150,8 +151,8 @@ def _warm_up(here: Here) -> dict[str, Any]:
     found["ended"] = time.monotonic()
     here.say("ended")
     found["served"] = engine.ops.served() if "report" in found else {}
-    tuner = probe.tuner()
-    found["held"] = [*probe.loaded(tuner), *map(str, tuner.profiling_cache)]
+    tuner = compat.tuner()
+    found["held"] = [*compat.loaded(tuner), *map(str, tuner.profiling_cache)]
     found.update(logged=lines, sent=here.sent)
     return found
 
@@ -189,7 +190,7 @@ def _at(here: Here, point: str, strike: Callable[[], None]) -> None:
     elif point == "forward":
         here.forward = _before(here.forward, strike)
     elif kind == "meet":
-        _patch(meeting.Meeting, "meet", strike, lambda args: bool(args[1] == which))
+        _patch(coordinator.Meeting, "meet", strike, lambda args: bool(args[1] == which))
     elif kind == "profile":
         counted = itertools.count(1)
         tuner = autotuner.AutoTuner
@@ -246,7 +247,7 @@ def stop(here: Here, at: str) -> None:
         here.was_stopped = True
         here.say("woken")
 
-    link = storelink.StoreLink
+    link = kv_client.StoreLink
     for name in ("set", "add", "compare_set"):
         setattr(link, name, _noting(here, getattr(link, name)))
     _at(here, at, strike)
@@ -306,8 +307,8 @@ def hold_the_interpreter(here: Here, at: str, seconds: float) -> None:
 #: What takes part in a step, as (object, attribute).
 PARTS: dict[str, tuple[Any, str]] = {
     "reading": (Store, "read"),
-    "installing": (install.Installed, "load_final"),
-    "loading": (install.Installed, "load"),
+    "installing": (tuner_state.Installed, "load_final"),
+    "loading": (tuner_state.Installed, "load"),
     "tuning": (replay, "tune"),
     "sharing": (share, "settle"),
     "preparing": (replay, "prepare"),
@@ -525,7 +526,7 @@ def tuned_before(here: Here) -> None:
     with autotuner.autotune(True), tuning_over(None):
         for _ in range(2):
             here.engine.ops.gemm(x, weight)
-    assert probe.tuner().profiling_cache
+    assert compat.tuner().profiling_cache
 
 
 def timed_as(here: Here, rank: int) -> None:
@@ -589,7 +590,7 @@ def forget_symbol(_here: Here, name: str) -> None:
     """Have a FlashInfer that has moved a name of its own."""
     autotuner.AutoTuner.get()  # which imports it itself, once
     delattr(autotuner, name)
-    probe.probe.cache_clear()
+    compat.probe.cache_clear()
 
 
 def refuse_sizes(_here: Here, op: str = "embedded::gemm") -> None:
@@ -691,7 +692,7 @@ def jump_clock(here: Here, at: str, seconds: float) -> None:
 def slow_network(_here: Here, seconds: float) -> None:
     """Let each question to the session's store take its time."""
     for name in ("set", "get", "get_now", "has", "add", "compare_set"):
-        setattr(storelink.StoreLink, name, _late(getattr(storelink.StoreLink, name), seconds))
+        setattr(kv_client.StoreLink, name, _late(getattr(kv_client.StoreLink, name), seconds))
 
 
 def _late(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
@@ -704,7 +705,7 @@ def _late(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
 
 def say_instead(here: Here, key: str, *, body: str = "", size: int = 0, flip: bool = False) -> None:
     """Send something else under keys that begin so: a text, so many bytes, or a damaged bit."""
-    send_ = storelink.StoreLink.set
+    send_ = kv_client.StoreLink.set
 
     def sending(link: Any, name: str, value: bytes) -> None:
         if name.startswith(key) and not name.endswith("/claim"):
@@ -712,14 +713,14 @@ def say_instead(here: Here, key: str, *, body: str = "", size: int = 0, flip: bo
             value = bytes([value[0] ^ 1]) + value[1:] if flip else body.encode() or b" " * size
         send_(link, name, value)
 
-    storelink.StoreLink.set = sending  # type: ignore[assignment,method-assign]
+    kv_client.StoreLink.set = sending  # type: ignore[assignment,method-assign]
 
 
 def change_vote(
     here: Here, step: str, change: Mapping[str, Any] | None = None, without: Sequence[str] = ()
 ) -> None:
     """Hand in another word than this version's at one step."""
-    send_ = storelink.StoreLink.set
+    send_ = kv_client.StoreLink.set
 
     def sending(link: Any, name: str, value: bytes) -> None:
         if name == f"{step}/{here.rank}":
@@ -728,7 +729,7 @@ def change_vote(
             value = json.dumps({n: v for n, v in word.items() if n not in without}).encode()
         send_(link, name, value)
 
-    storelink.StoreLink.set = sending  # type: ignore[assignment,method-assign]  # as whoever runs another build
+    kv_client.StoreLink.set = sending  # type: ignore[assignment,method-assign]  # as whoever runs another build
 
 
 # -- many sessions ---------------------------------------------------------------------------------

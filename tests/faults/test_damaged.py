@@ -20,19 +20,19 @@ from typing import Any
 
 import pytest
 
-from warmup_plugin.decide import decide_certify, decide_ready, decide_survey
+from warmup_plugin.cache.lease import hold
+from warmup_plugin.cache.manifest import Manifest, TaskRecord
+from warmup_plugin.cache.store import Published, Store
+from warmup_plugin.cache.table import Entry, Table, digest
+from warmup_plugin.coordination.coordinator import Meeting
+from warmup_plugin.coordination.heartbeat import Pulse, Watch
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.identity import Identity
-from warmup_plugin.lease import hold
-from warmup_plugin.manifest import Manifest, TaskRecord
-from warmup_plugin.meeting import Meeting
-from warmup_plugin.pulse import Pulse, Watch
 from warmup_plugin.settings import Settings
-from warmup_plugin.steps.tables import Held
-from warmup_plugin.store import Published, Store
-from warmup_plugin.table import Entry, Table, digest
-from warmup_plugin.tuner import probe
-from warmup_plugin.tuner.install import Installed
+from warmup_plugin.steps.agree import Held
+from warmup_plugin.steps.decisions import decide_certify, decide_ready, decide_survey
+from warmup_plugin.tuner import compat
+from warmup_plugin.tuner.tuner_state import Installed
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -83,7 +83,7 @@ def a_table() -> Table:
         for op, runner in runners.items()
         for bucket in (1, 8, 64)
     }
-    return Table(probe.stamp(), entries)
+    return Table(compat.stamp(), entries)
 
 
 TABLE = a_table()
@@ -106,27 +106,27 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _clear_tuner() -> Iterator[None]:
     yield
-    probe.clear(probe.tuner())
+    compat.clear(compat.tuner())
 
 
 def use(directory: Path) -> None:
     """Start on these files: read, agree with oneself, install, publish; hold it to the oracle."""
     store = Store(directory, Settings())
-    reading = store.read(probe.stamp(), identity=IDENTITY.digest)
+    reading = store.read(compat.stamp(), identity=IDENTITY.digest)
     for part in reading.parts:
         if part.manifest is not None:  # vouched for: then it is what was written
             assert part.table == TABLE, "damaged entries are vouched for"
     held = Held.union(reading.parts, [], is_whole=not reading.misses) if reading.parts else Held()
     if held.table is not None:
-        Installed().load(held.table_bytes, probe.stamp(), ())
+        Installed().load(held.table_bytes, compat.stamp(), ())
         list((held.manifest.tasks if held.manifest else {}).values())
     key = "('soak::new', 'R', ((1, 1),), ())"
     manifest = Manifest(
         identity=IDENTITY.digest, tasks={"new": TaskRecord("n", ((key,),), "tuned")}
     )
-    done = store.publish(RANK, Table(probe.stamp(), {key: Entry("R", 7)}), manifest, IDENTITY)
+    done = store.publish(RANK, Table(compat.stamp(), {key: Entry("R", 7)}), manifest, IDENTITY)
     assert isinstance(done, Published), done
-    (last,) = Store(directory, Settings()).read(probe.stamp(), identity=IDENTITY.digest).parts
+    (last,) = Store(directory, Settings()).read(compat.stamp(), identity=IDENTITY.digest).parts
     assert last.manifest is not None
     assert "new" in last.manifest.tasks
     kept = set(held.table.entries if held.table else ())

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from warmup_plugin.cache.store import Store
+from warmup_plugin.cache.table import Entry
 from warmup_plugin.settings import Settings
-from warmup_plugin.store import Store
-from warmup_plugin.table import Entry
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(900)]
 
@@ -27,10 +27,10 @@ IDENTITY = "a" * 64
 PUBLISHER = """
 import fcntl, json, sys
 from pathlib import Path
-from warmup_plugin.manifest import Manifest, TaskRecord
+from warmup_plugin.cache.manifest import Manifest, TaskRecord
 from warmup_plugin.settings import Settings
-from warmup_plugin.store import Published, Store
-from warmup_plugin.table import Entry, Table
+from warmup_plugin.cache.store import Published, Store
+from warmup_plugin.cache.table import Entry, Table
 directory, stamp, identity, name, times, locks = (json.loads(word) for word in sys.argv[1:])
 if not locks:
     def refuse(*_arguments):

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from warmup_plugin.cli.retry import lift_all
-from warmup_plugin.journal import read_journals
+from warmup_plugin.cache.journal import read_journals
+from warmup_plugin.cli.commands.retry import lift_all
 
 if TYPE_CHECKING:
     from tests.faults.conftest import Job, Start

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from warmup_plugin.pulse import EXIT_ABANDONED
+from warmup_plugin.coordination.heartbeat import EXIT_ABANDONED
 
 if TYPE_CHECKING:
     from tests.faults.conftest import Ran

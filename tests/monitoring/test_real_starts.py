@@ -21,7 +21,7 @@ import pytest
 
 from tests.monitoring.board import expressions
 from warmup_plugin.engines.embedded import EngineConfig, LaunchError, launch
-from warmup_plugin.metrics import STATES
+from warmup_plugin.observability.metrics import STATES
 
 if TYPE_CHECKING:
     from tests.monitoring.conftest import Monitoring
@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(300)]
 ON_RANKS = Path(__file__).with_name("on_ranks.py")
 ALONE = {"WARMUP_PLUGIN_STRATEGY": "per_rank"}
 LEFT_ALONE = """
-from warmup_plugin.engines.base import usable_settings
+from warmup_plugin.engines.gate import usable_settings
 assert usable_settings("embedded", "9.9", tested=["1"], missing=[]) is None
 """
 HOSTS = {"cold", "warm", "failed", "killed", "left-alone", "each-alone", "defaults"}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.monitoring.board import EXAMPLES, expressions
-from warmup_plugin.metrics import FAMILIES, label_names
+from warmup_plugin.observability.metrics import FAMILIES, label_names
 
 Promtool = Callable[..., subprocess.CompletedProcess[str]]
 

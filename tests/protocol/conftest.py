@@ -23,9 +23,9 @@ from typing import Any
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
-from warmup_plugin import pulse
-from warmup_plugin.storelink import StoreLink
-from warmup_plugin.waiting import wait_until, within
+from warmup_plugin.coordination import heartbeat
+from warmup_plugin.coordination.kv_client import StoreLink
+from warmup_plugin.runtime.polling import wait_until, within
 
 for _module in ("tree", "explorer"):
     _name = f"tests.protocol.{_module}"
@@ -211,9 +211,9 @@ def link() -> MemoryLink:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of `pulse.py`, standing still."""
+    """The clock of `heartbeat.py`, standing still."""
     found = Clock()
-    monkeypatch.setattr(pulse, "time", found)
+    monkeypatch.setattr(heartbeat, "time", found)
     return found
 
 
@@ -221,11 +221,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def seen(monkeypatch: pytest.MonkeyPatch) -> dict[int, str]:
     """What this machine sees of the processes, by rank; to be filled in."""
     found: dict[int, str] = {}
-    monkeypatch.setattr(pulse, "view", lambda card: found.get(card.pid - 1, "unseen"))
+    monkeypatch.setattr(heartbeat, "view", lambda card: found.get(card.pid - 1, "unseen"))
     return found
 
 
-class QuietPulse(pulse.Pulse):
+class QuietPulse(heartbeat.Pulse):
     """A heartbeat that nobody hears."""
 
     def __init__(self) -> None:
@@ -233,7 +233,7 @@ class QuietPulse(pulse.Pulse):
         self._is_needed = threading.Event()
 
     @property
-    def guard(self) -> pulse.ForwardGuard | None:
+    def guard(self) -> heartbeat.ForwardGuard | None:
         return self._guard
 
     @property

@@ -34,8 +34,8 @@ from tests.protocol.tree import (
     Program,
     Tree,
 )
-from warmup_plugin.meeting import Meeting
-from warmup_plugin.pulse import BYE
+from warmup_plugin.coordination.coordinator import Meeting
+from warmup_plugin.coordination.heartbeat import BYE
 
 FAULTS = ("kill", "late", "stop")
 #: Instead of an answer: which one it is, or when, makes a difference to somebody.

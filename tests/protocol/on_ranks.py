@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from warmup_plugin.coordination.coordinator import Meeting
 from warmup_plugin.engines.embedded.worker import Engine, warm_up_rank
-from warmup_plugin.meeting import Meeting
 
 
 def calls(engine: Engine) -> list[str]:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from warmup_plugin.cache.table import digest
+from warmup_plugin.coordination.coordinator import Meeting
 from warmup_plugin.engines.embedded import EngineConfig, launch
 from warmup_plugin.errors import RankLostError, SessionError
-from warmup_plugin.meeting import Meeting
-from warmup_plugin.table import digest
-from warmup_plugin.waiting import within
+from warmup_plugin.runtime.polling import within
 
 if TYPE_CHECKING:
     from tests.protocol.explorer import Explored

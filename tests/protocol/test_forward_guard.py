@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from warmup_plugin.coordination.coordinator import Meeting
+from warmup_plugin.coordination.heartbeat import EXIT_ABANDONED, FAILED, ForwardGuard, Pulse, Watch
+from warmup_plugin.coordination.kv_client import StoreLink
 from warmup_plugin.errors import RankLostError
-from warmup_plugin.meeting import Meeting
-from warmup_plugin.pulse import EXIT_ABANDONED, FAILED, ForwardGuard, Pulse, Watch
 from warmup_plugin.settings import Settings
-from warmup_plugin.storelink import StoreLink
 
 if TYPE_CHECKING:
     from tests.protocol.conftest import Child, Clock, MemoryLink, QuietPulse
@@ -164,9 +164,9 @@ def test_a_process_stuck_in_its_forward_ends_itself(
         """
         import ctypes, sys
         from torch.distributed import TCPStore
-        from warmup_plugin.meeting import Meeting
+        from warmup_plugin.coordination.coordinator import Meeting
         from warmup_plugin.settings import Settings
-        from warmup_plugin.storelink import StoreLink
+        from warmup_plugin.coordination.kv_client import StoreLink
         store = TCPStore("127.0.0.1", int(sys.argv[1]), is_master=False, wait_for_workers=False)
         settings = Settings(silence_s=2.0, grace_s=0.5)
         meeting = Meeting(StoreLink(store, 1, 2, settings.silence_s), settings)

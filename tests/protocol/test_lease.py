@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from warmup_plugin import lease
-from warmup_plugin.lease import hold
-from warmup_plugin.liveness import own_card
-from warmup_plugin.waiting import wait_until, within
+from warmup_plugin.cache import lease
+from warmup_plugin.cache.lease import hold
+from warmup_plugin.runtime.polling import wait_until, within
+from warmup_plugin.runtime.process_info import own_card
 
 if TYPE_CHECKING:
     from tests.protocol.conftest import Child
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 HOLDS = """
     import sys
     from pathlib import Path
-    from warmup_plugin.lease import hold
+    from warmup_plugin.cache.lease import hold
     with hold(Path(sys.argv[1])) as holder:
         print("holder:", holder, flush=True)
         sys.stdin.readline()
@@ -206,7 +206,7 @@ def test_a_full_disk_leaves_no_lease_behind(
 RACES = """
     import os, random, sys, time
     from pathlib import Path
-    from warmup_plugin.lease import hold
+    from warmup_plugin.cache.lease import hold
     directory, end, held = Path(sys.argv[1]), time.monotonic() + float(sys.argv[2]), 0
     inside = directory / "inside"
     children = []

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from warmup_plugin import liveness
-from warmup_plugin.liveness import ProcessCard, own_card, view
+from warmup_plugin.runtime import process_info
+from warmup_plugin.runtime.polling import wait_until, within
+from warmup_plugin.runtime.process_info import ProcessCard, own_card, view
 from warmup_plugin.topology import machine_id
-from warmup_plugin.waiting import wait_until, within
 
 if TYPE_CHECKING:
     from tests.protocol.conftest import Child
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: Prints its card, then each line it is given again.
 SHOWS_CARD = """
     import json, sys
-    from warmup_plugin.liveness import own_card
+    from warmup_plugin.runtime.process_info import own_card
     print(json.dumps(own_card().to_json()), flush=True)
     for line in sys.stdin:
         print(line.strip(), flush=True)
@@ -54,7 +54,7 @@ def test_a_process_stopped_woken_and_killed(child: Callable[..., Child]) -> None
     assert other.ask("awake") == "awake"
     other.send(signal.SIGKILL)
     wait_until(lambda: view(card) == "gone", within(5.0))  # a zombie: nobody has waited for it
-    assert (stat := liveness._stat(card.pid))[0] == "Z"
+    assert (stat := process_info._stat(card.pid))[0] == "Z"
     assert stat[1] == card.started
     other.end()
     assert view(card) == "gone"
@@ -99,7 +99,7 @@ def test_a_fork_is_another_process(child: Callable[..., Child]) -> None:
     other = child(
         """
         import json, os
-        from warmup_plugin.liveness import own_card, view
+        from warmup_plugin.runtime.process_info import own_card, view
         ours, (reader, writer) = own_card(), os.pipe()
         if os.fork() == 0:
             os.write(writer, json.dumps([own_card().to_json(), view(ours)]).encode())
@@ -122,4 +122,4 @@ def test_a_process_that_ends_while_it_is_looked_at(text: str | None) -> None:
             return text
 
         patched.setattr(Path, "read_text", read_text)
-        assert liveness._stat(1) == ("X", -1)
+        assert process_info._stat(1) == ("X", -1)

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
+from warmup_plugin.coordination.coordinator import Meeting
+from warmup_plugin.coordination.heartbeat import BYE, EXIT_ABANDONED, ForwardGuard, Pulse, Watch
+from warmup_plugin.coordination.kv_client import StoreLink
+from warmup_plugin.coordination.reconnecting import RenewedLink
 from warmup_plugin.errors import RankLostError
-from warmup_plugin.meeting import Meeting
-from warmup_plugin.pulse import BYE, EXIT_ABANDONED, ForwardGuard, Pulse, Watch
-from warmup_plugin.renewal import RenewedLink
+from warmup_plugin.runtime.polling import wait_until, within
 from warmup_plugin.settings import Settings
-from warmup_plugin.storelink import StoreLink
-from warmup_plugin.waiting import wait_until, within
 
 if TYPE_CHECKING:
     from tests.protocol.conftest import Child, Clock, MemoryLink, QuietPulse
@@ -206,7 +206,7 @@ def test_rank_0_says_whom_it_waits_for(
 
     Whoever shows progress is told at once, and told again when the wait is over.
     """
-    monkeypatch.setattr("warmup_plugin.meeting._TELL_S", 0.5)
+    monkeypatch.setattr("warmup_plugin.coordination.coordinator._TELL_S", 0.5)
     caplog.set_level(logging.INFO, "warmup_plugin")
     link.beats(1, 1, task="gemm @ 128")
     meeting = Meeting(link, SETTINGS, watch=Watch(link, SETTINGS), pulse=quiet)
@@ -231,9 +231,9 @@ def test_rank_0_says_whom_it_waits_for(
 BEATS = """
     import ctypes, sys, time
     from torch.distributed import TCPStore
-    from warmup_plugin.pulse import Pulse
+    from warmup_plugin.coordination.heartbeat import Pulse
     from warmup_plugin.settings import Settings
-    from warmup_plugin.storelink import StoreLink
+    from warmup_plugin.coordination.kv_client import StoreLink
     port, silence_s = int(sys.argv[1]), float(sys.argv[2])
     store = TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
     pulse = Pulse(StoreLink(store, 1, 2, silence_s), Settings(silence_s=silence_s))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from warmup_plugin.shutdown import _KEEP_S, LEAVE_S, Shutdown
+from warmup_plugin.runtime.sigterm import _KEEP_S, LEAVE_S, Shutdown
 
 if TYPE_CHECKING:
     from tests.protocol.conftest import Child
@@ -26,7 +26,7 @@ SOON_S, SLACK_S = 0.8, 1.5
 TUNES = """
     import hashlib, signal, sys, threading, time
     from warmup_plugin import shutdown as module
-    from warmup_plugin.shutdown import Shutdown
+    from warmup_plugin.runtime.sigterm import Shutdown
 
     def say(text):
         print(text, flush=True)

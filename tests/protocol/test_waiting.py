@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import warmup_plugin
-from warmup_plugin import waiting
-from warmup_plugin.waiting import wait_until, within
+from warmup_plugin.runtime import polling
+from warmup_plugin.runtime.polling import wait_until, within
 
 PACKAGE = Path(warmup_plugin.__file__).parent
 
@@ -32,52 +32,91 @@ WAITING = {
 }  # fmt: skip
 
 #: What may wait without `wait_until`: file, function, call, and why that has an end.
+_BY_FILE = {
+    "runtime/polling.py": {
+        ("wait_until", "time.sleep"): "the pause between two looks",
+    },
+    "cache/flock.py": {
+        ("_ask", "fcntl.flock"): "asks with LOCK_NB, on a thread that nobody waits for",
+        ("try_lock", "asking.join"): "a time-out is given",
+    },
+    "coordination/heartbeat.py": {
+        ("Pulse._run", "self._stop.wait"): "the heartbeat's pause, ended by `stop`",
+        ("Pulse._run", "self._is_needed.wait"): "as long as between two beats",
+        ("Pulse._connect", "self._link.connect"): "renewal's, which only begins it",
+        ("Pulse._connect", "self._stop.wait"): "a silence and a beat, ended by `stop`",
+        ("Pulse.stop", "self._thread.join"): "five seconds; the thread is a daemon",
+    },
+    "cache/lease.py": {
+        ("_touch", "stop.wait"): "the pause between two touches, ended by the holder",
+        ("hold", "toucher.join"): "five seconds; the thread is a daemon",
+    },
+    "runtime/sigterm.py": {
+        ("Shutdown._listen", "self._listener.recv"): "a thread of its own, which ends when the "
+        "block closes the other end",
+        ("TaskLimit.__exit__", "self._thread.join"): "it is over; a time-out is given",
+        ("TaskLimit._watch", "self._is_over.wait"): "until the task's time is over",
+        ("Shutdown._request", "self._asked.acquire"): "asks with blocking=False",
+    },
+    "runtime/ticker.py": {
+        ("Ticking._run", "self._is_over.wait"): "the pause between two ticks",
+        ("Ticking.end", "self._thread.join"): "a second; the thread is a daemon",
+    },
+    "coordination/kv_client.py": {
+        ("_open", "TCPStore"): "the server; a time-out is given",
+        ("_check_listens", "socket.create_connection"): "a time-out is given",
+        ("_client", "TCPStore"): "a time-out is given, which torch does not honour where the "
+        "store's process is stopped: `clone` is only called on a thread of its own",
+        ("_in_time", "is_done.wait"): "a silence",
+        ("_addresses", "probe.connect"): "of a datagram socket: sends nothing",
+    },
+    "coordination/roll_call.py": {
+        ("tell", "dist.broadcast"): "bounded by the time-out of the group it is given",
+        ("call_the_roll", "dist.all_reduce"): "the same",
+    },
+    "steps/context.py": {
+        ("_meet", "connect"): "storelink's, above",
+    },
+    "tuner/environment_stamp.py": {
+        ("Lookup._wait", "thread.join"): "a time-out is given",
+    },
+    "cli/doctor_disks.py": {
+        ("_locks", "fcntl.flock"): "asks with LOCK_NB, on a thread that is bounded",
+    },
+    "cli/doctor_probes.py": {
+        ("_answer", "subprocess.run"): "a time-out is given",
+    },
+    "gpu_evidence/facts.py": {
+        ("_smi", "subprocess.run"): "a time-out is given",
+    },
+    "gpu_evidence/run.py": {
+        ("_Child.lines", "subprocess.Popen"): "only starts it",
+        ("_Child.lines", "process.wait"): "it has been killed",
+        ("_until", "selector.select"): "a time-out is given",
+    },
+    "gpu_evidence/child.py": {
+        ("main", "torch.cuda.synchronize"): "the parent ends the child",
+        ("_timed", "torch.cuda.synchronize"): "the parent ends the child",
+    },
+    "gpu_evidence/timing.py": {
+        ("_captured", "torch.cuda.synchronize"): "the parent ends the child",
+        ("_time", "torch.cuda.synchronize"): "the parent ends the child",
+    },
+    "cli/environment.py": {
+        ("_asked", "subprocess.run"): "a time-out is given",
+    },
+    "cli/commands/status.py": {
+        ("run", "time.sleep"): "what the operator has asked for with --watch",
+    },
+    "tuner/device.py": {
+        ("clear_error", "torch.cuda.synchronize"): "FlashInfer's own after a failed tactic; the "
+        "task's limit ends it",
+    },
+}
 ALLOWED = {
-    ("waiting.py", "wait_until", "time.sleep"): "the pause between two looks",
-    ("flocks.py", "_ask", "fcntl.flock"): "asks with LOCK_NB, on a thread that nobody waits for",
-    ("flocks.py", "try_lock", "asking.join"): "a time-out is given",
-    ("pulse.py", "Pulse._run", "self._stop.wait"): "the heartbeat's pause, ended by `stop`",
-    ("pulse.py", "Pulse._run", "self._is_needed.wait"): "as long as between two beats",
-    ("pulse.py", "Pulse._connect", "self._link.connect"): "renewal's, which only begins it",
-    ("pulse.py", "Pulse._connect", "self._stop.wait"): "a silence and a beat, ended by `stop`",
-    ("pulse.py", "Pulse.stop", "self._thread.join"): "five seconds; the thread is a daemon",
-    ("lease.py", "_touch", "stop.wait"): "the pause between two touches, ended by the holder",
-    ("lease.py", "hold", "toucher.join"): "five seconds; the thread is a daemon",
-    ("shutdown.py", "Shutdown._listen", "self._listener.recv"): "a thread of its own, which ends "
-    "when the block closes the other end",
-    ("shutdown.py", "TaskLimit.__exit__", "self._thread.join"): "it is over; a time-out is given",
-    ("shutdown.py", "TaskLimit._watch", "self._is_over.wait"): "until the task's time is over",
-    ("shutdown.py", "Shutdown._request", "self._asked.acquire"): "asks with blocking=False",
-    ("ticking.py", "Ticking._run", "self._is_over.wait"): "the pause between two ticks",
-    ("ticking.py", "Ticking.end", "self._thread.join"): "a second; the thread is a daemon",
-    ("storelink.py", "_open", "TCPStore"): "the server; a time-out is given",
-    ("rollcall.py", "tell", "dist.broadcast"): "bounded by the time-out of the group it is given",
-    ("rollcall.py", "call_the_roll", "dist.all_reduce"): "the same",
-    ("storelink.py", "_check_listens", "socket.create_connection"): "a time-out is given",
-    ("storelink.py", "_client", "TCPStore"): "a time-out is given, which torch does not honour "
-    "where the store's process is stopped: `clone` is only called on a thread of its own",
-    ("storelink.py", "_in_time", "is_done.wait"): "a silence",
-    ("storelink.py", "_addresses", "probe.connect"): "of a datagram socket: sends nothing",
-    ("steps/job.py", "_meet", "connect"): "storelink's, above",
-    ("tuner/stamp.py", "Lookup._wait", "thread.join"): "a time-out is given",
-    ("cli/disks.py", "_locks", "fcntl.flock"): "asks with LOCK_NB, on a thread that is bounded",
-    ("cli/live.py", "_answer", "subprocess.run"): "a time-out is given",
-    ("gpu_evidence/facts.py", "_smi", "subprocess.run"): "a time-out is given",
-    ("gpu_evidence/run.py", "_Child.lines", "subprocess.Popen"): "only starts it",
-    ("gpu_evidence/run.py", "_Child.lines", "process.wait"): "it has been killed",
-    ("gpu_evidence/run.py", "_until", "selector.select"): "a time-out is given",
-    **{
-        ("gpu_evidence/child.py", function, "torch.cuda.synchronize"): "the parent ends the child"
-        for function in ("main", "_timed")
-    },
-    **{
-        ("gpu_evidence/timing.py", function, "torch.cuda.synchronize"): "the parent ends the child"
-        for function in ("_captured", "_time")
-    },
-    ("cli/machine.py", "_asked", "subprocess.run"): "a time-out is given",
-    ("cli/status.py", "run", "time.sleep"): "what the operator has asked for with --watch",
-    ("tuner/device.py", "clear_error", "torch.cuda.synchronize"): "FlashInfer's own after a "
-    "failed tactic; the task's limit ends it",
+    (file, function, call): reason
+    for file, rows in _BY_FILE.items()
+    for (function, call), reason in rows.items()
 }
 
 
@@ -193,7 +232,7 @@ def test_a_brief_wait_pauses_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
         now += seconds
 
     clock = types.SimpleNamespace(monotonic=lambda: now, sleep=sleep)
-    monkeypatch.setattr(waiting, "time", clock)
+    monkeypatch.setattr(polling, "time", clock)
     wait_until(lambda: now > 2.0, lambda _waited_s: None, brief_pause_s=0.002)
     assert max(pause for at, pause in pauses if at < 1.0) == 0.002
     assert {pause for at, pause in pauses if at >= 1.0} == {0.05}

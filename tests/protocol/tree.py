@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
 
+from warmup_plugin.coordination.coordinator import Meeting
+from warmup_plugin.coordination.kv_client import StoreLink
 from warmup_plugin.errors import RankLostError, SessionError
-from warmup_plugin.meeting import Meeting
 from warmup_plugin.settings import Settings
-from warmup_plugin.storelink import StoreLink
 
 if TYPE_CHECKING:
-    from warmup_plugin.pulse import ForwardGuard
+    from warmup_plugin.coordination.heartbeat import ForwardGuard
 
 LOST = "lost"
 SIZE = 3
@@ -242,7 +242,7 @@ class Tree:
         player = Player(answers)
         link = StoreLink(_Store(player), self._rank, SIZE)  # type: ignore[arg-type]  # a model of it
         outcome = ""
-        with mock.patch("warmup_plugin.meeting.wait_until", player.wait_until):
+        with mock.patch("warmup_plugin.coordination.coordinator.wait_until", player.wait_until):
             pulse = _Pulse(link, player, may_stop=self._may_stop)
             meeting = self._make(link, SETTINGS, watch=_Watch(link), pulse=pulse)
             try:

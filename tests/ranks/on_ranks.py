@@ -31,17 +31,17 @@ from flashinfer.autotuner import AutoTuner, DynamicTensorSpec, TuningConfig, aut
 sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package stays the wheel's
 
 from tests.logs import logged
-from warmup_plugin import storelink
+from warmup_plugin.cache.store import Store
+from warmup_plugin.coordination import kv_client
+from warmup_plugin.coordination.coordinator import Meeting
+from warmup_plugin.coordination.kv_client import StoreLink, connect
 from warmup_plugin.engines.embedded import host_clock, parallel, worker
 from warmup_plugin.engines.embedded.runners import BlockedGemmRunner
 from warmup_plugin.engines.embedded.worker import Engine, warm_up_rank
 from warmup_plugin.errors import RankLostError, SessionError
-from warmup_plugin.meeting import Meeting
 from warmup_plugin.settings import Settings
-from warmup_plugin.steps import job
-from warmup_plugin.store import Store
-from warmup_plugin.storelink import StoreLink, connect
-from warmup_plugin.tuner import probe
+from warmup_plugin.steps import context
+from warmup_plugin.tuner import compat
 
 
 def plain(engine: Engine) -> tuple[Any, list[str]]:
@@ -166,7 +166,7 @@ def looking_up(engine: Engine, elsewhere: int | None = None) -> tuple[Any, dict[
     """
     if engine.ranks.rank == elsewhere:
         os.environ["LD_LIBRARY_PATH"] = "/elsewhere"
-    places = {field: (sys.modules[module], name) for field, (module, name) in probe.SLOW.items()}
+    places = {field: (sys.modules[module], name) for field, (module, name) in compat.SLOW.items()}
     own = {field: getattr(module, name) for field, (module, name) in places.items()}
     for look in own.values():
         look.cache_clear()
@@ -387,12 +387,12 @@ def meeting_until_one_dies(engine: Engine, rank: int) -> tuple[int, str]:
 def lacking_something(engine: Engine, rank: int, what: str) -> str:
     """Warm up where one rank lacks something before it has a meeting; say how that ended."""
     lack: dict[str, Any] = {
-        "an import": (job, {"lacking": failing(ImportError("injected"))}),
-        "a look": (job, {"begin": failing(RuntimeError("injected"))}),
-        "descriptors": (job, {"lacking": lambda *_: "2 files more can be opened: injected"}),
-        "a store": (storelink, {"_open": failing(OSError(24, "injected"))}),
-        "a way to it": (storelink, {"_join": failing(SessionError("cannot reach it: injected"))}),
-        "an answer": (storelink, {"bound_answers": failing(RuntimeError("injected"))}),
+        "an import": (context, {"lacking": failing(ImportError("injected"))}),
+        "a look": (context, {"begin": failing(RuntimeError("injected"))}),
+        "descriptors": (context, {"lacking": lambda *_: "2 files more can be opened: injected"}),
+        "a store": (kv_client, {"_open": failing(OSError(24, "injected"))}),
+        "a way to it": (kv_client, {"_join": failing(SessionError("cannot reach it: injected"))}),
+        "an answer": (kv_client, {"bound_answers": failing(RuntimeError("injected"))}),
         "a thread": (_thread, {"start_new_thread": failing(RuntimeError("injected"))}),
     }  # fmt: skip
     owner, attributes = lack[what]

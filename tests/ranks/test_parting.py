@@ -30,8 +30,8 @@ LEAVING = """
 import os, signal, subprocess, sys, time
 from torch.distributed import TCPStore
 from warmup_plugin.errors import RankLostError
-from warmup_plugin.renewal import RenewedLink
-from warmup_plugin.storelink import StoreLink, link_beside
+from warmup_plugin.coordination.reconnecting import RenewedLink
+from warmup_plugin.coordination.kv_client import StoreLink, link_beside
 
 store = subprocess.Popen(
     [sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL

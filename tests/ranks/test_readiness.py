@@ -24,7 +24,7 @@ from warmup_plugin import __version__
 from warmup_plugin.engines import readiness
 from warmup_plugin.engines.readiness import Readiness
 from warmup_plugin.errors import RankLostError, SessionError
-from warmup_plugin.liveness import ProcessCard, _place, _stat
+from warmup_plugin.runtime.process_info import ProcessCard, _place, _stat
 from warmup_plugin.settings import Settings
 
 pytestmark = pytest.mark.multiprocess

@@ -23,22 +23,22 @@ from unittest import mock
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
-from warmup_plugin import meeting as meeting_module
-from warmup_plugin import sockets, storelink
+from warmup_plugin.cache.table import digest
+from warmup_plugin.coordination import coordinator as meeting_module
+from warmup_plugin.coordination import kv_client, sockets
+from warmup_plugin.coordination.base import Alone
+from warmup_plugin.coordination.coordinator import Meeting, turn_away
+from warmup_plugin.coordination.kv_client import StoreLink
+from warmup_plugin.coordination.reconnecting import RenewedLink
+from warmup_plugin.coordination.votes import VoteError
 from warmup_plugin.engines.embedded import LaunchError
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.identity import Identity
-from warmup_plugin.meeting import Meeting, turn_away
-from warmup_plugin.rendezvous import Alone
-from warmup_plugin.renewal import RenewedLink
+from warmup_plugin.runtime.polling import wait_until, within
 from warmup_plugin.settings import Settings
-from warmup_plugin.steps import job as job_module
+from warmup_plugin.steps import context as job_module
 from warmup_plugin.steps.options import Options
-from warmup_plugin.storelink import StoreLink
-from warmup_plugin.table import digest
 from warmup_plugin.topology import RankInfo, machine_id
-from warmup_plugin.votes import VoteError
-from warmup_plugin.waiting import wait_until, within
 
 if TYPE_CHECKING:
     from tests.ranks.conftest import Deployment
@@ -380,19 +380,19 @@ def test_a_port_where_another_store_answers_is_refused() -> None:
     other.set("nonce", "another")
     card = {"hosts": [], "port": other.port, "nonce": "ours", "machine": machine_id()}
     with pytest.raises(SessionError, match=r"127\.0\.0\.1: another store answers") as caught:
-        storelink._join(card, threading.Event())
+        kv_client._join(card, threading.Event())
     assert "WARMUP_PLUGIN_ADDRESS" in str(caught.value)
 
 
 def test_a_rank_0_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names every address that was tried, and the setting that helps."""
-    monkeypatch.setattr(storelink, "_CONNECT_S", 0.5)
+    monkeypatch.setattr(kv_client, "_CONNECT_S", 0.5)
     gone = open_store()
     port = gone.port
     del gone
     card = {"hosts": ["127.0.0.1"], "port": port, "nonce": "ours", "machine": "another"}
     with pytest.raises(SessionError, match=f"port {port}: 127.0.0.1: ") as caught:
-        storelink._join(card, threading.Event())
+        kv_client._join(card, threading.Event())
     assert "WARMUP_PLUGIN_ADDRESS" in str(caught.value)
 
 
@@ -412,7 +412,7 @@ def test_a_store_that_closes_while_a_rank_joins_is_no_long_wait() -> None:
     card = {"hosts": [], "port": port, "nonce": "ours", "machine": machine}
     began = time.monotonic()
     with pytest.raises(SessionError, match=f"on port {port}: 127.0.0.1: .* refused"):
-        storelink._join(card, threading.Event())
+        kv_client._join(card, threading.Event())
     assert time.monotonic() - began < 5.0
 
 
@@ -425,7 +425,7 @@ def test_a_store_that_is_stopped_while_ranks_join_is_lost_within_a_silence(joini
         settings = Settings.from_env({}, silence_s=1.5)
 
         def join(rank: int) -> Future[object]:
-            return background(lambda: storelink.join_session(card, rank, joining + 1, settings))
+            return background(lambda: kv_client.join_session(card, rank, joining + 1, settings))
 
         began = time.monotonic()
         for found in [join(rank) for rank in range(1, joining + 1)]:
@@ -467,12 +467,12 @@ def test_a_store_behind_a_slow_name_server_is_joined_and_joined_again(
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     store.set("nonce", "ours")
-    monkeypatch.setattr(storelink, "TCPStore", behind_it)
+    monkeypatch.setattr(kv_client, "TCPStore", behind_it)
     card = {"hosts": [], "port": store.port, "nonce": "ours", "machine": machine_id()}
-    renewed = RenewedLink(StoreLink(storelink._join(card, threading.Event()), 1, 2))
+    renewed = RenewedLink(StoreLink(kv_client._join(card, threading.Event()), 1, 2))
     renewed.connect()
     wait_until(lambda: _is_up(renewed), within(30))
-    assert tries == [storelink._TRY_S, storelink._CONNECT_S] * 2
+    assert tries == [kv_client._TRY_S, kv_client._CONNECT_S] * 2
 
 
 def _is_up(link: RenewedLink) -> bool:
@@ -562,7 +562,7 @@ def test_what_a_session_takes_is_asked_for_before_anything_is_taken(
 
     monkeypatch.setattr(job_module, "lacking", note("asked"))
     monkeypatch.setattr(job_module, "begin", note("begun"))
-    monkeypatch.setattr(storelink, "connect", far_enough)
+    monkeypatch.setattr(kv_client, "connect", far_enough)
     identity = Identity.of(model="any", dtype="float32")
     options = Options(identity=identity, ranks=RankInfo(rank=0, world_size=2))
     with pytest.raises(SessionError, match="far enough"), job_module.open_job(options):

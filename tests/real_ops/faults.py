@@ -20,7 +20,7 @@ from tests.real_ops.cases import gemms, moes, others
 from tests.real_ops.gpu import tensors
 from tests.real_ops.inside import alone, entries, in_child, ours, served, tasks
 from warmup_plugin import serving_fallbacks
-from warmup_plugin.report import WarmupReport
+from warmup_plugin.observability.report import WarmupReport
 
 STEPS: dict[str, Callable[[], Any]] = {
     "mm_fp4 cute-dsl": gemms.fp4("cute-dsl"),

@@ -19,7 +19,7 @@ from flashinfer.autotuner import AutoTuner
 
 from tests.real_ops.contexts import CONTEXTS
 from warmup_plugin import Identity, warm_up
-from warmup_plugin.report import WarmupReport
+from warmup_plugin.observability.report import WarmupReport
 from warmup_plugin.settings import Settings
 
 

@@ -18,12 +18,12 @@ from flashinfer.autotuner import AutoTuner
 sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package stays the wheel's
 
 from tests.tuner import child, toys
-from warmup_plugin.borrow import read_any
+from warmup_plugin.cache.external import read_any
+from warmup_plugin.cache.table import Table
 from warmup_plugin.engines.embedded.parallel import tuning_over
 from warmup_plugin.engines.embedded.worker import Engine, warm_up_rank
 from warmup_plugin.identity import Identity
-from warmup_plugin.table import Table
-from warmup_plugin.tuner.probe import managed_stores
+from warmup_plugin.tuner.compat import managed_stores
 
 PROTOCOL = "moe_ep.sm100.next_cutedsl.native.v1"
 POLICY = ["cuda_graph_profile_replays", None, "l2_cache_policy", "hot"]

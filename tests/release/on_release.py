@@ -20,26 +20,26 @@ import torch.distributed as dist
 from warmup_plugin.engines.embedded.parallel import tuning_over
 from warmup_plugin.engines.embedded.worker import Engine, warm_up_rank
 from warmup_plugin.kernel_warmup import warm_up
-from warmup_plugin.tuner import probe
-from warmup_plugin.tuner.install import held_entries
+from warmup_plugin.tuner import compat
 from warmup_plugin.tuner.proven import PROVEN
+from warmup_plugin.tuner.tuner_state import held_entries
 
 
 def facts(_engine: Engine) -> dict[str, Any]:
     """Say what the release has and can do."""
     places = {"module": fi, "AutoTuner": fi.AutoTuner, "tuner": fi.AutoTuner()}
     return {
-        "capabilities": msgspec.structs.asdict(probe.probe()),
-        "present": {f"{w}.{name}": hasattr(places[w], name) for w, name in probe.REQUIRED},
-        "tried": msgspec.structs.asdict(probe.tried(fi.AutoTuner())),
-        "digest": probe.sources_digest(),
+        "capabilities": msgspec.structs.asdict(compat.probe()),
+        "present": {f"{w}.{name}": hasattr(places[w], name) for w, name in compat.REQUIRED},
+        "tried": msgspec.structs.asdict(compat.tried(fi.AutoTuner())),
+        "digest": compat.sources_digest(),
     }
 
 
 def probed(_engine: Engine) -> dict[str, Any]:
     """Say what the probe makes of the release."""
-    digest = probe.sources_digest()
-    return {"lack": probe.probe().lack, "digest is known": digest in PROVEN}
+    digest = compat.sources_digest()
+    return {"lack": compat.probe().lack, "digest is known": digest in PROVEN}
 
 
 def alone(engine: Engine) -> dict[str, Any]:
@@ -78,10 +78,10 @@ def without_files(engine: Engine) -> dict[str, Any]:
     whole_call(engine)
     tuner = fi.AutoTuner.get()
     held = {key: [entry.runner, entry.tactic] for key, entry in held_entries().items()}
-    document = {"_metadata": probe.stamp(), **held}
+    document = {"_metadata": compat.stamp(), **held}
     del os.memfd_create
     tuner.clear_cache()
-    with probe.as_file(json.dumps(document).encode()) as path:
+    with compat.as_file(json.dumps(document).encode()) as path:
         loaded = tuner.load_configs(path)
     again = {key: [entry.runner, entry.tactic] for key, entry in held_entries().items()}
     return {"held": held, "loaded": loaded, "again": again}

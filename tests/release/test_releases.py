@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from tests.release.running import run_on
+from warmup_plugin.tuner.compat import REQUIRED
 from warmup_plugin.tuner.known_ops import KNOWN_OPS, known_ops
-from warmup_plugin.tuner.probe import REQUIRED
 from warmup_plugin.tuner.proven import PROVEN
 
 pytestmark = pytest.mark.multiprocess

@@ -23,7 +23,7 @@ from warmup_plugin.engines.embedded.host_clock import advance
 from warmup_plugin.engines.embedded.worker import Engine
 from warmup_plugin.identity import Identity
 from warmup_plugin.kernel_warmup import session, warm_up
-from warmup_plugin.report import WarmupReport
+from warmup_plugin.observability.report import WarmupReport
 from warmup_plugin.settings import Settings
 
 toys.let_time_pass = advance

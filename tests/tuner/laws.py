@@ -22,7 +22,7 @@ from tests.tuner.random_ops import CONTEXTS, DEFAULT, UNSTABLE, Example, Model, 
 from warmup_plugin.engines.embedded.worker import Engine
 from warmup_plugin.kernel_warmup import warm_up
 from warmup_plugin.settings import Settings
-from warmup_plugin.tuner.probe import open_contexts
+from warmup_plugin.tuner.compat import open_contexts
 
 #: Buckets, batches between them, and beyond the largest.
 SERVED = (1, 2, 3, 4, 9, 16, 40, 64, 200)

@@ -13,11 +13,11 @@ from typing import Any
 import flashinfer
 from flashinfer.autotuner import AutoTuner, autotune
 
+from warmup_plugin.cache.table import Table, render_table
 from warmup_plugin.engines.embedded.worker import Engine
-from warmup_plugin.table import Table, render_table
-from warmup_plugin.tuner import probe
-from warmup_plugin.tuner.install import Installed, held_entries
+from warmup_plugin.tuner import compat
 from warmup_plugin.tuner.known_ops import KNOWN_OPS
+from warmup_plugin.tuner.tuner_state import Installed, held_entries
 
 sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package stays the wheel's
 
@@ -153,8 +153,8 @@ def restores(_engine: Engine) -> dict[str, Any]:
     """Replace what is loaded in several ways, and let `Installed` have a look."""
     installed = Installed.take_down()
     entries = {key("toy", b): ["Toy", b, POLICY] for b in (1, 4)}
-    document = json.dumps({"_metadata": probe.stamp(), **entries}).encode()
-    installed.load(document, probe.stamp(), {"listed"})
+    document = json.dumps({"_metadata": compat.stamp(), **entries}).encode()
+    installed.load(document, compat.stamp(), {"listed"})
     found: dict[str, Any] = {"untouched": (installed.restore(), child.saved() == entries)}
 
     def replace() -> None:
@@ -204,7 +204,7 @@ def holds(_engine: Engine) -> list[dict[str, Any]]:
         toy_call("tuned")
     ours = {
         key: value
-        for key, value in json.loads(render_table(Table(probe.stamp(), held_entries()))).items()
+        for key, value in json.loads(render_table(Table(compat.stamp(), held_entries()))).items()
         if not key.startswith("_")
     }
     return [child.saved(), ours]
@@ -213,7 +213,7 @@ def holds(_engine: Engine) -> list[dict[str, Any]]:
 def refuses(_engine: Engine) -> list[str]:
     """Documents that cannot be installed; the tuner is left empty."""
     said = []
-    stamp = probe.stamp()
+    stamp = compat.stamp()
     for document in (
         b"{",
         json.dumps({"_metadata": stamp, "a": None}).encode(),

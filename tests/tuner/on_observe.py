@@ -13,7 +13,7 @@ import torch
 from flashinfer.autotuner import AutoTuner, autotune
 
 from warmup_plugin.engines.embedded.worker import Engine
-from warmup_plugin.tuner.observe import observe
+from warmup_plugin.tuner.counters import observe
 
 sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package stays the wheel's
 

@@ -12,7 +12,7 @@ from flashinfer.autotuner import AutoTuner, get_autotune_process_group
 
 from warmup_plugin.engines.embedded.parallel import tuning_over
 from warmup_plugin.engines.embedded.worker import Engine
-from warmup_plugin.tuner import probe
+from warmup_plugin.tuner import compat
 
 sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package stays the wheel's
 
@@ -48,7 +48,7 @@ class Lacking:
 
 def without(engine: Engine, where: str, name: str) -> Any:
     """Warm up with a FlashInfer that lacks a name."""
-    ours: Any = probe
+    ours: Any = compat
     ours.fi = Lacking(ours.fi, "module", where, name)
     modes = []
 
@@ -57,7 +57,7 @@ def without(engine: Engine, where: str, name: str) -> Any:
         toys.toy_call()
 
     report = child.warm_unchecked(engine, forward)
-    return report, probe.probe(), modes, toys.toy_call(), child.left_behind()
+    return report, compat.probe(), modes, toys.toy_call(), child.left_behind()
 
 
 def groups(engine: Engine) -> list[bool]:
@@ -65,13 +65,13 @@ def groups(engine: Engine) -> list[bool]:
     group = engine.tuning_group
     seen = []
     with tuning_over(group):
-        with contextlib.suppress(KeyboardInterrupt), probe.no_process_group():
+        with contextlib.suppress(KeyboardInterrupt), compat.no_process_group():
             seen.append(get_autotune_process_group() is None)
             raise KeyboardInterrupt
         seen.append(get_autotune_process_group() is group is not None)
-        seen.append(probe.process_group() is group)
+        seen.append(compat.process_group() is group)
     return seen
 
 
 def capabilities(_engine: Engine) -> Any:
-    return probe.probe(), probe.stamp()
+    return compat.probe(), compat.stamp()

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from warmup_plugin import progress
 from warmup_plugin.engines.embedded.worker import Engine
+from warmup_plugin.observability import progress
 from warmup_plugin.settings import Settings
 
 sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package stays the wheel's

@@ -17,11 +17,11 @@ import torch
 import torch.distributed as dist
 from flashinfer.autotuner import AutoTuner, autotune
 
+from warmup_plugin.coordination.coordinator import Meeting
 from warmup_plugin.engines.embedded.parallel import tuning_over
 from warmup_plugin.engines.embedded.worker import Engine
 from warmup_plugin.kernel_warmup import Session
-from warmup_plugin.meeting import Meeting
-from warmup_plugin.serving import serving_fallbacks
+from warmup_plugin.observability.serving import serving_fallbacks
 from warmup_plugin.settings import Settings
 from warmup_plugin.tuner.known_ops import KNOWN_OPS
 

@@ -15,7 +15,7 @@ import flashinfer
 import pytest
 
 from warmup_plugin.topology import RankInfo
-from warmup_plugin.tuner import probe
+from warmup_plugin.tuner import compat
 from warmup_plugin.tuner.known_ops import KNOWN_OPS, KnownOps, distribution_aware, known_ops
 from warmup_plugin.tuner.survey import Survey
 
@@ -174,9 +174,9 @@ def test_a_number_is_a_ranks_own_where_there_are_others(
 ) -> None:
     """Along an axis of one rank there are no twins, and 0 is many things' number."""
     ops = KnownOps(twin_fields={"op": {1: field}})
-    capabilities = probe.Capabilities("0", (), True, 4, 4)
+    capabilities = compat.Capabilities("0", (), True, 4, 4)
     survey = Survey(
-        probe.Keys(capabilities), ops, ranks, clone_bytes=0, is_default=lambda _name: False,
+        compat.Keys(capabilities), ops, ranks, clone_bytes=0, is_default=lambda _name: False,
         restore=lambda: False, entries={},
     )  # fmt: skip
     extras = ("fp8", getattr(ranks, field))
@@ -188,7 +188,7 @@ def test_only_listed_fields_make_twins() -> None:
     """A number that happens to be the rank's, in another place or op, is part of the key."""
     ranks = RankInfo(rank=1, world_size=2, ep_rank=1, ep_size=2, tp_rank=1, tp_size=2)
     survey = Survey(
-        probe.Keys(probe.Capabilities("0", (), True, 4, 4)),
+        compat.Keys(compat.Capabilities("0", (), True, 4, 4)),
         KnownOps(twin_fields={"op": {1: "ep_rank"}}), ranks,
         clone_bytes=0, is_default=lambda _name: False, restore=lambda: False, entries={},
     )  # fmt: skip

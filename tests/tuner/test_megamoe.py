@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 from flashinfer.autotuner import AutoTuner
 
-from warmup_plugin.engines.sglang import megamoe, names
-from warmup_plugin.tuner import probe
+from warmup_plugin.engines.sglang import compat, megamoe
+from warmup_plugin.tuner import compat as flashinfer
 
 NAMESPACE = "flashinfer_megamoe"
 RUNNER = SimpleNamespace(is_draft_worker=False)
@@ -21,8 +21,8 @@ RUNNER = SimpleNamespace(is_draft_worker=False)
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where SGLang keeps this rank's table; the tuner holds nothing of other products."""
     path = tmp_path / "sglang" / "rank_tp0.json"
-    monkeypatch.setattr(names, "rank_file", lambda _runner: path)
-    monkeypatch.setattr(names, "megamoe_namespace", lambda: NAMESPACE)
+    monkeypatch.setattr(compat, "rank_file", lambda _runner: path)
+    monkeypatch.setattr(compat, "megamoe_namespace", lambda: NAMESPACE)
     forget(monkeypatch)
     return path
 
@@ -38,7 +38,7 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_records_are_there_at_the_next_start(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though SGLang's context ends with a save that goes nowhere, while they are not yet kept."""
     scratch = file.parent.parent / "unused" / "table.json"
-    with megamoe.records_kept(RUNNER), probe.saving_all_but(scratch):
+    with megamoe.records_kept(RUNNER), flashinfer.saving_all_but(scratch):
         AutoTuner.get().publish_namespaced_records(NAMESPACE, {"profile": [1, 2]})
         AutoTuner.get().save_configs(str(scratch))
     assert "profile" in json.dumps(json.loads(file.read_text()))

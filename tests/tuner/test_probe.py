@@ -20,10 +20,10 @@ import pytest
 import torch
 from flashinfer.autotuner import AutoTuner
 
-from warmup_plugin.tuner import behaviour, library_search, probe
+from warmup_plugin.tuner import behaviour, compat, library_search
 from warmup_plugin.tuner.behaviour import LAWS
+from warmup_plugin.tuner.compat import REQUIRED, SLOW
 from warmup_plugin.tuner.library_search import bearing_failed_searches
-from warmup_plugin.tuner.probe import REQUIRED, SLOW
 from warmup_plugin.tuner.proven import PROVEN
 
 if TYPE_CHECKING:
@@ -46,11 +46,11 @@ def test_what_looks_slow_fields_up_is_there(module: str, name: str) -> None:
 
 
 def test_slow_fields_are_fields_of_the_stamp() -> None:
-    assert SLOW.keys() <= probe.stamp().keys()
+    assert SLOW.keys() <= compat.stamp().keys()
 
 
 def test_what_the_main_release_can_do() -> None:
-    assert probe.probe() == probe.Capabilities(
+    assert compat.probe() == compat.Capabilities(
         version=flashinfer.__version__,
         missing=(),
         keys_tell_options_apart=True,
@@ -61,29 +61,29 @@ def test_what_the_main_release_can_do() -> None:
 
 def test_the_main_release_is_proven() -> None:
     """By its source: what it does has been tried, here."""
-    assert probe.tried(AutoTuner()) == probe.probe()
-    assert PROVEN.get(probe.sources_digest()) == (4, 4), probe.sources_digest()
+    assert compat.tried(AutoTuner()) == compat.probe()
+    assert PROVEN.get(compat.sources_digest()) == (4, 4), compat.sources_digest()
 
 
 def test_a_release_that_is_not_proven_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once in a process, and with the same outcome."""
-    known, calls = probe.probe(), list[object]()
+    known, calls = compat.probe(), list[object]()
 
-    def tried(own: object) -> probe.Capabilities:
+    def tried(own: object) -> compat.Capabilities:
         calls.append(own)
         return known
 
-    monkeypatch.setattr(probe, "PROVEN", {})
-    monkeypatch.setattr(probe, "tried", tried)
-    probe.probe.cache_clear()
-    assert [probe.probe(), probe.probe()] == [known, known]
+    monkeypatch.setattr(compat, "PROVEN", {})
+    monkeypatch.setattr(compat, "tried", tried)
+    compat.probe.cache_clear()
+    assert [compat.probe(), compat.probe()] == [known, known]
     assert len(calls) == 1
-    probe.probe.cache_clear()
+    compat.probe.cache_clear()
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 def test_a_law_that_cannot_be_tried_is_broken(
-    law: Callable[[probe.Keys], str], monkeypatch: pytest.MonkeyPatch
+    law: Callable[[compat.Keys], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a release raises is the reason, in one line; the engine's own tuning is used then."""
 
@@ -91,11 +91,11 @@ def test_a_law_that_cannot_be_tried_is_broken(
         raise ZeroDivisionError("planted")
 
     for name in ("own_tuner", "options_given"):
-        monkeypatch.setattr(probe, name, fails)
+        monkeypatch.setattr(compat, name, fails)
     monkeypatch.setattr(behaviour, "LAWS", (law,))
-    (said,) = behaviour.broken(probe.Keys(probe.Capabilities("9", (), True, 4, 4)))
+    (said,) = behaviour.broken(compat.Keys(compat.Capabilities("9", (), True, 4, 4)))
     assert said == f"{law.__name__.replace('_', ' ')}: ZeroDivisionError: planted"
-    found = probe.Capabilities("9", (), True, 4, 4, unproven=(said,))
+    found = compat.Capabilities("9", (), True, 4, 4, unproven=(said,))
     assert not found.can_record
     assert found.lack == f"FlashInfer 9 is not one that this package knows: {said}"
 
@@ -103,10 +103,10 @@ def test_a_law_that_cannot_be_tried_is_broken(
 def test_the_probe_leaves_the_processes_tuner_alone() -> None:
     """It asks tuners of its own, and what it puts in place of others' it takes away again."""
     tuner = AutoTuner.get()
-    group, capturing = probe.process_group(), torch.cuda.is_current_stream_capturing
+    group, capturing = compat.process_group(), torch.cuda.is_current_stream_capturing
     before = {name: repr(value) for name, value in vars(tuner).items()}
-    probe.tried(AutoTuner())
-    assert probe.process_group() is group
+    compat.tried(AutoTuner())
+    assert compat.process_group() is group
     assert torch.cuda.is_current_stream_capturing is capturing
     assert {name: repr(value) for name, value in vars(tuner).items()} == before
 
@@ -144,10 +144,10 @@ def test_the_process_group_is_taken_away_and_put_back(children: Children) -> Non
 
 def test_file_keys_are_flashinfers() -> None:
     """Built here, looked up there."""
-    keys = probe.Keys(probe.probe())
+    keys = compat.Keys(compat.probe())
     for extras in ((), ("fp8", True, 3)):
         expected = AutoTuner._get_cache_key(
-            "op", probe.ToyRunner(extras), ((3, 1),), flashinfer.autotuner.TuningConfig(), extras
+            "op", compat.ToyRunner(extras), ((3, 1),), flashinfer.autotuner.TuningConfig(), extras
         ).file_key
         assert keys.file_key("op", "ToyRunner", ((3, 1),), extras) == expected
     assert keys.legacy_key("op", "R", ((3, 1),)) == "('op', 'R', ((3, 1),))"
@@ -155,13 +155,13 @@ def test_file_keys_are_flashinfers() -> None:
 
 def test_three_field_keys_where_the_release_has_no_others() -> None:
     """As 0.6.12's."""
-    keys = probe.Keys(probe.Capabilities("0.6.12", (), False, 3, 3))
+    keys = compat.Keys(compat.Capabilities("0.6.12", (), False, 3, 3))
     assert keys.file_key("op", "R", ((3, 1),), ("fp8",)) == "('op', 'R', ((3, 1),))"
 
 
 def test_the_stamp_has_no_gaps() -> None:
     """What FlashInfer cannot tell reads "unknown", never null."""
-    stamp = probe.stamp()
+    stamp = compat.stamp()
     assert stamp["flashinfer_version"] == flashinfer.__version__
     assert {type(value) for value in stamp.values()} == {str}
     assert "" not in stamp.values()
@@ -179,7 +179,7 @@ def without_records(monkeypatch: pytest.MonkeyPatch) -> AutoTuner:
 def test_one_path_is_not_saved_to(without_records: AutoTuner, tmp_path: Path) -> None:
     """All others are, and that one again afterwards."""
     left, other = tmp_path / "left.json", tmp_path / "other.json"
-    with probe.saving_all_but(left):
+    with compat.saving_all_but(left):
         without_records.save_configs(str(left))
         without_records.save_configs(str(other))
         assert not left.exists()
@@ -195,7 +195,7 @@ def test_what_others_have_to_save_stays_to_be_saved(
     """Records of another product reach the file that they are for, and no other."""
     path, theirs = tmp_path / "unused.json", tmp_path / "theirs.json"
     without_records.publish_namespaced_records("theirs", {"a": 1})
-    with probe.saving_all_but(path):
+    with compat.saving_all_but(path):
         without_records.save_configs(str(path))
     assert not path.exists()
     without_records.save_configs(str(theirs))
@@ -218,11 +218,11 @@ def test_flashinfer_opens_bytes_without_a_file_system(
     monkeypatch.setattr("tempfile.mkstemp", fails)
     monkeypatch.setattr("tempfile.mkdtemp", fails)
     tuner = AutoTuner()
-    document = json.dumps({"_metadata": probe.stamp(), "a key": ["Toy", 3]}).encode()
-    with probe.as_file(document) as path:
+    document = json.dumps({"_metadata": compat.stamp(), "a key": ["Toy", 3]}).encode()
+    with compat.as_file(document) as path:
         assert tuner.load_configs(path)
         assert not path.startswith(tempfile.gettempdir())
-    assert probe.loaded(tuner) == {"a key": ("Toy", 3)}
+    assert compat.loaded(tuner) == {"a key": ("Toy", 3)}
     assert not Path(path).exists()
     assert "open" not in vars(sys.modules[AutoTuner.__module__])
 
@@ -230,7 +230,7 @@ def test_flashinfer_opens_bytes_without_a_file_system(
 def test_other_files_are_opened_as_ever(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delattr("os.memfd_create")
     (tmp_path / "theirs.json").write_text("[1]")
-    with probe.as_file(b"{}"):
+    with compat.as_file(b"{}"):
         module = sys.modules[AutoTuner.__module__]
         with module.open(tmp_path / "theirs.json") as file:
             assert json.load(file) == [1]

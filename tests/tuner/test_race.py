@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from warmup_plugin.cli import main
-from warmup_plugin.tuner.race import beats_default, time_of
+from warmup_plugin.tuner.default_tactic import beats_default, time_of
 
 if TYPE_CHECKING:
     from tests.tuner.conftest import Children

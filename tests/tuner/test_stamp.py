@@ -13,12 +13,12 @@ from typing import Any
 import flashinfer.autotuner
 import pytest
 
+from warmup_plugin.cache.stamps import FINGERPRINT, PACKAGES
+from warmup_plugin.coordination.base import Alone
 from warmup_plugin.errors import SessionError
-from warmup_plugin.rendezvous import Alone
-from warmup_plugin.stamps import FINGERPRINT, PACKAGES
-from warmup_plugin.tuner import probe, stamp
-from warmup_plugin.tuner.stamp import Lookup, begin, surroundings
-from warmup_plugin.waiting import wait_until, within
+from warmup_plugin.runtime.polling import wait_until, within
+from warmup_plugin.tuner import compat, environment_stamp
+from warmup_plugin.tuner.environment_stamp import Lookup, begin, surroundings
 
 Patch = pytest.MonkeyPatch
 
@@ -30,8 +30,8 @@ OTHERWISE: dict[str, Callable[[Patch, Path], None]] = {
     "a library loaded first": lambda p, _: p.setenv("LD_PRELOAD", "libcublas.so"),
     "packages of another folder": lambda p, _: p.syspath_prepend("/elsewhere"),
     "another working directory": lambda p, folder: p.chdir(folder),
-    "another FlashInfer": lambda p, _: p.setattr(probe, "origin", lambda: ("9", "/elsewhere")),
-    "another machine": lambda p, _: p.setattr(stamp, "machine_id", lambda: "another"),
+    "another FlashInfer": lambda p, _: p.setattr(compat, "origin", lambda: ("9", "/elsewhere")),
+    "another machine": lambda p, _: p.setattr(environment_stamp, "machine_id", lambda: "another"),
     "another user": lambda p, _: p.setattr(os, "geteuid", lambda: 12345),
 }
 
@@ -52,10 +52,12 @@ def test_surroundings_tell_apart(
 def test_a_loaded_library_counts() -> None:
     """It answers the linker before any search; the same one elsewhere in memory is the same."""
     line = b"7f00-7f10 r-xp 00000000 fe:00 42 /usr/lib/lib%s.so.13"
-    assert stamp._loaded(line % b"m" + b"\n" + line % b"python") == []
-    found = stamp._loaded(line % b"cublas" + b"\n" + line.replace(b"7f0", b"6f0") % b"cublas")
+    assert environment_stamp._loaded(line % b"m" + b"\n" + line % b"python") == []
+    found = environment_stamp._loaded(
+        line % b"cublas" + b"\n" + line.replace(b"7f0", b"6f0") % b"cublas"
+    )
     assert found == [b"fe:00 42 /usr/lib/libcublas.so.13"]
-    assert stamp._loaded((line % b"cublas").replace(b" 42 ", b" 43 ")) != found
+    assert environment_stamp._loaded((line % b"cublas").replace(b" 42 ", b" 43 ")) != found
 
 
 class Meeting(Alone):
@@ -73,7 +75,7 @@ class Meeting(Alone):
 @pytest.fixture
 def looks() -> list[Any]:
     """FlashInfer's own functions, which have looked nothing up yet."""
-    found: list[Any] = [getattr(sys.modules[module], name) for module, name in probe.SLOW.values()]
+    found: list[Any] = [getattr(sys.modules[module], name) for module, name in compat.SLOW.values()]
     for look in found:
         look.cache_clear()
     return found
@@ -91,7 +93,7 @@ def test_what_cannot_be_told_is_equal_to_nothing(monkeypatch: Patch, looks: list
     def fail() -> str:
         raise OSError("planted")
 
-    monkeypatch.setattr(stamp, "machine_id", fail)
+    monkeypatch.setattr(environment_stamp, "machine_id", fail)
     assert surroundings() == ""
     lookup = divided(Meeting(1), "")
     assert not lookup.is_alike
@@ -113,10 +115,10 @@ def test_a_stamp_of_another_making_is_read_as_it_is(monkeypatch: Patch, looks: l
     assert [look.cache_info().misses for look in looks] == [1, 1]
 
 
-@pytest.mark.parametrize("field", probe.SLOW)
+@pytest.mark.parametrize("field", compat.SLOW)
 def test_a_release_without_a_slow_function_divides_nothing(monkeypatch: Patch, field: str) -> None:
     """Its stamp may be made otherwise."""
-    module, name = probe.SLOW[field]
+    module, name = compat.SLOW[field]
     monkeypatch.delattr(sys.modules[module], name)
     assert surroundings() == ""
 
@@ -129,7 +131,7 @@ def test_a_stamp_without_a_slow_field_divides_nothing(monkeypatch: Patch, looks:
     left_out = "cutlass_dsl_version"  # and not a word of `shorter`
 
     def shorter() -> dict[str, str]:
-        with probe.answering({left_out: ""}):
+        with compat.answering({left_out: ""}):
             return {n: v for n, v in collect().items() if n != left_out}
 
     monkeypatch.setattr(module, "_collect_metadata", shorter)
@@ -141,7 +143,7 @@ def test_a_stamp_without_a_slow_field_divides_nothing(monkeypatch: Patch, looks:
 
 def test_a_known_field_is_not_taken() -> None:
     """A process that has looked already has an answer of its own."""
-    whole = probe.stamp()
+    whole = compat.stamp()
     lookup = divided(Meeting(1, others_took=1), surroundings())
     assert lookup.taken == ()
     assert lookup.stamp() == whole
@@ -166,16 +168,16 @@ def test_what_another_looks_up_is_left_out(
     assert lookup.taken == taken
     found = lookup.stamp()
     misses = [look.cache_info().misses for look in looks]
-    assert misses == [int(field not in taken) for field in probe.SLOW]
+    assert misses == [int(field not in taken) for field in compat.SLOW]
     left_out = {*taken, *([PACKAGES] if FINGERPRINT in taken else [])}
-    assert found == {name: v for name, v in probe.stamp().items() if name not in left_out}
+    assert found == {name: v for name, v in compat.stamp().items() if name not in left_out}
 
 
 def test_a_rank_alone_takes_nothing(looks: list[Any]) -> None:
     lookup = Lookup(LIMIT_S)
     lookup.divide(Alone(), "")
     assert lookup.taken == ()
-    assert lookup.stamp() == probe.stamp()
+    assert lookup.stamp() == compat.stamp()
     assert [look.cache_info().misses for look in looks] == [1, 1]
 
 
@@ -183,7 +185,7 @@ def test_others_are_told_what_was_seen_before_the_look(
     monkeypatch: Patch, looks: list[Any]
 ) -> None:
     """A look may load a library, and what it has found is kept: so is what was seen."""
-    monkeypatch.setattr(stamp, "_seen", "")
+    monkeypatch.setattr(environment_stamp, "_seen", "")
     before = surroundings()
     assert begin(tells=False) == ""
     assert begin(tells=True) == before
@@ -199,12 +201,12 @@ def test_each_field_is_looked_up_once(looks: list[Any]) -> None:
     begin(tells=False)
     found = Lookup(LIMIT_S).stamp()
     assert [look.cache_info().misses for look in looks] == [1, 1]
-    assert found == probe.stamp()
+    assert found == compat.stamp()
 
 
 def test_a_look_that_fails_fails_as_flashinfers_own(monkeypatch: Patch) -> None:
     """Not on the thread, where nobody would hear of it."""
-    module, name = probe.SLOW[probe.BY_PROGRAMS]
+    module, name = compat.SLOW[compat.BY_PROGRAMS]
     own = getattr(sys.modules[module], name)
 
     def fail() -> str:
@@ -220,7 +222,7 @@ def test_a_look_that_fails_fails_as_flashinfers_own(monkeypatch: Patch) -> None:
 
 def test_a_look_without_an_end_ends_the_session(monkeypatch: Patch) -> None:
     """A program that hangs, on a dead network file system say: the engine goes on without us."""
-    module, name = probe.SLOW[probe.BY_PROGRAMS]
+    module, name = compat.SLOW[compat.BY_PROGRAMS]
     own, is_over = getattr(sys.modules[module], name), threading.Event()
 
     def hang() -> str:
@@ -235,4 +237,4 @@ def test_a_look_without_an_end_ends_the_session(monkeypatch: Patch) -> None:
         with pytest.raises(SessionError, match="cublas_version: FlashInfer has looked it up for"):
             lost()
     is_over.set()
-    wait_until(lambda: stamp._under_way is None, within(LIMIT_S))
+    wait_until(lambda: environment_stamp._under_way is None, within(LIMIT_S))

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from warmup_plugin.tuner.tally import tally_of
 from warmup_plugin.tuner.task import State, Task
+from warmup_plugin.tuner.task_summary import tally_of
 
 
 def task(

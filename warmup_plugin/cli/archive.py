@@ -27,9 +27,9 @@ from typing import Any, BinaryIO, Final
 
 import msgspec
 
-from warmup_plugin.cli import tree
+from warmup_plugin.cache.paths import IDENTITY_NAME, LAYOUT, manifest_name, parse_table_name
+from warmup_plugin.cli import inventory
 from warmup_plugin.cli.output import CommandError
-from warmup_plugin.paths import IDENTITY_NAME, LAYOUT, manifest_name, parse_table_name
 
 LISTING: Final = "warmup-tables.json"
 SCHEMA: Final = 1
@@ -63,7 +63,7 @@ class Packed:
     name: str
 
 
-def files_of(found: Iterable[tree.Kept]) -> Iterator[Packed]:
+def files_of(found: Iterable[inventory.Kept]) -> Iterator[Packed]:
     """Yield what of these identities goes into an archive.
 
     Raises:
@@ -85,9 +85,9 @@ def files_of(found: Iterable[tree.Kept]) -> Iterator[Packed]:
             yield Packed(path, data, version, arch, kept.identity, name)
 
 
-def _environment(kept: tree.Kept) -> tuple[str, str]:
+def _environment(kept: inventory.Kept) -> tuple[str, str]:
     """Return version and architecture of a table whose path does not say them."""
-    factors = tree.factors_of(kept)
+    factors = inventory.factors_of(kept)
     version = str((factors.get("stamp") or {}).get("flashinfer_version", ""))
     capability = str((factors.get("gpu") or {}).get("capability", ""))
     if not version:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from warmup_plugin.engines.sglang import names as sglang
-from warmup_plugin.engines.vllm import names as vllm
+from warmup_plugin.engines.sglang import compat as sglang
+from warmup_plugin.engines.vllm import compat as vllm
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,18 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from warmup_plugin.cli import last, tree
+from warmup_plugin.cache.paths import IDENTITY_NAME, parse_table_name
+from warmup_plugin.cache.store import REPORTS
+from warmup_plugin.cli import diagnose, inventory
 from warmup_plugin.cli.output import CommandError
 from warmup_plugin.cli.places import Root
-from warmup_plugin.paths import IDENTITY_NAME, parse_table_name
-from warmup_plugin.store import REPORTS
 
 _DIGITS = re.compile("[0-9a-f]{1,64}")
 
 
 def kept_as(
     name: str, roots: Sequence[Root], version: str | None = None, arch: str | None = None
-) -> list[tree.Kept]:
+) -> list[inventory.Kept]:
     """Return the directories of the identity with these first digits, one for each root.
 
     Of any FlashInfer version and architecture, unless one is named.
@@ -36,7 +36,7 @@ def kept_as(
             f"{name}: no such file, and no cache root to look in: set WARMUP_PLUGIN_CACHE_ROOT"
         )
         raise CommandError(message)
-    return tree.matching(list(roots), digits, version, arch)
+    return inventory.matching(list(roots), digits, version, arch)
 
 
 def directory(name: str, roots: Sequence[Root]) -> Path:
@@ -56,7 +56,7 @@ def is_of_identity(path: Path) -> bool:
     except OSError:
         return False
     return IDENTITY_NAME in names or any(map(parse_table_name, names)) or (
-        len(path.name) == tree.DIGITS and bool(_DIGITS.fullmatch(path.name))
+        len(path.name) == inventory.DIGITS and bool(_DIGITS.fullmatch(path.name))
     )  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def receipt(name: str, roots: Sequence[Root], limit: int) -> Path:
     if path.exists() and not path.is_dir():
         return path
     if path.is_dir():
-        return last.newest(path.glob(f"{REPORTS}/*.json"), limit, of=f"in {path}")
+        return diagnose.newest(path.glob(f"{REPORTS}/*.json"), limit, of=f"in {path}")
     found = kept_as(name, roots)
     paths = [each for kept in found for each in Path(kept.directory).glob(f"{REPORTS}/*.json")]
-    return last.newest(paths, limit, of=f"of identity {name}")
+    return diagnose.newest(paths, limit, of=f"of identity {name}")

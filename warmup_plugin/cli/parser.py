@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from warmup_plugin import __version__
-from warmup_plugin.cli import (
+from warmup_plugin.cli.commands import (
     completion,
     config,
     demo,

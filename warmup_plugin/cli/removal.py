@@ -14,10 +14,10 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from warmup_plugin.cli import tree
-from warmup_plugin.cli.usage import user_of
-from warmup_plugin.files import is_inside, said
-from warmup_plugin.locks import locked
+from warmup_plugin.cache.files import is_inside, said
+from warmup_plugin.cache.locks import locked
+from warmup_plugin.cli import inventory
+from warmup_plugin.cli.in_use import user_of
 
 _MANIFEST_END = ".manifest.json"
 
@@ -37,7 +37,7 @@ class Removed:
         return not (self.stayed or self.user)
 
 
-def remove_identity(kept: tree.Kept, limit: int) -> Removed:
+def remove_identity(kept: inventory.Kept, limit: int) -> Removed:
     """Delete an identity's directory unless it has come into use since it was chosen."""
     directory = Path(kept.directory)
     if fault := _link_fault(kept):
@@ -56,7 +56,7 @@ def remove_identity(kept: tree.Kept, limit: int) -> Removed:
     return _deleted(away, directory)
 
 
-def remove_folder(kept: tree.Kept, name: str) -> Removed:
+def remove_folder(kept: inventory.Kept, name: str) -> Removed:
     """Delete one folder of an identity's directory."""
     folder = Path(kept.directory, name)
     if fault := _link_fault(kept):
@@ -64,7 +64,7 @@ def remove_folder(kept: tree.Kept, name: str) -> Removed:
     return _deleted(folder, folder)
 
 
-def _link_fault(kept: tree.Kept) -> str:
+def _link_fault(kept: inventory.Kept) -> str:
     """Return where a link leads to other people's files; it is not followed."""
     directory = Path(kept.directory)
     if directory.is_symlink() or not is_inside(directory, kept.root.path):

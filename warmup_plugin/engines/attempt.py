@@ -18,12 +18,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from warmup_plugin import exposition
-from warmup_plugin.decide import RANK_0S_SETTINGS
+from warmup_plugin.coordination.heartbeat import EXIT_ABANDONED
 from warmup_plugin.engines.readiness import Readiness, default_store
 from warmup_plugin.errors import SessionError
-from warmup_plugin.fallback import Way, failure_of, loss_in, way_of
-from warmup_plugin.pulse import EXIT_ABANDONED
+from warmup_plugin.observability import exposition
+from warmup_plugin.steps.decisions import RANK_0S_SETTINGS
+from warmup_plugin.steps.fallback import Way, failure_of, loss_in, way_of
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -113,10 +113,10 @@ def _made(make: Callable[[], dict[str, Any]], scope: Scope) -> tuple[dict[str, A
     """Return the arguments, or why there are none, and what rank 0 tells of its surroundings."""
     greeting = ""
     try:
-        from warmup_plugin.tuner import probe
+        from warmup_plugin.tuner import compat
 
         greeting = _begun(scope)
-        reason = probe.probe().lack
+        reason = compat.probe().lack
         if not reason:
             return make(), "", greeting
     except Exception as error:
@@ -129,9 +129,9 @@ def _begun(scope: Scope) -> str:
     """Begin rank 0's look at the environment, for which the others wait; it need not succeed."""
     if scope.rank == 0:
         with contextlib.suppress(Exception):  # who needs it looks again, and is told then
-            from warmup_plugin.tuner import stamp
+            from warmup_plugin.tuner import environment_stamp
 
-            return stamp.begin(tells=scope.size > 1)
+            return environment_stamp.begin(tells=scope.size > 1)
     return ""
 
 

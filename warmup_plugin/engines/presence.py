@@ -13,13 +13,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from warmup_plugin.errors import RankLostError
-from warmup_plugin.liveness import ProcessCard, View, own_card, view
+from warmup_plugin.runtime.process_info import ProcessCard, View, own_card, view
 from warmup_plugin.topology import host_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from warmup_plugin.storelink import StoreLink
+    from warmup_plugin.coordination.kv_client import StoreLink
 
 
 class Presence:

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
 from warmup_plugin import __version__
+from warmup_plugin.coordination.heartbeat import announce
+from warmup_plugin.coordination.kv_client import StoreLink, join_session, link_beside, open_session
 from warmup_plugin.engines.presence import Presence
 from warmup_plugin.errors import RankLostError
-from warmup_plugin.needs import lacking
-from warmup_plugin.pulse import announce
-from warmup_plugin.storelink import StoreLink, join_session, link_beside, open_session
-from warmup_plugin.waiting import wait_until
+from warmup_plugin.runtime.needs import lacking
+from warmup_plugin.runtime.polling import wait_until
 
 if TYPE_CHECKING:
     from warmup_plugin.settings import Settings

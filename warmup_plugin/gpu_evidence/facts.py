@@ -16,7 +16,7 @@ import time
 import torch
 
 import warmup_plugin
-from warmup_plugin.tuner import environment, probe
+from warmup_plugin.tuner import compat, environment
 
 _PACKAGES = (
     "flashinfer-python", "flashinfer-cubin", "flashinfer-jit-cache", "torch", "triton",
@@ -35,7 +35,7 @@ def find() -> dict[str, object]:
         "gpu memory": _memory(),
         "driver": environment.driver(),
         "cuda": torch.version.cuda or "",
-        "stamp": probe.stamp(),
+        "stamp": compat.stamp(),
         "switches": environment.switches(),
         "packages": _packages(),
         "nvidia-smi": _smi(),

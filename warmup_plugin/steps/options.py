@@ -20,13 +20,13 @@ from warmup_plugin.errors import RuleError, SessionError
 from warmup_plugin.identity import Identity
 from warmup_plugin.settings import Settings
 from warmup_plugin.topology import RankInfo
-from warmup_plugin.tuner import probe
+from warmup_plugin.tuner import compat
 from warmup_plugin.tuner.known_ops import KnownOps
 
 if TYPE_CHECKING:
     import torch.distributed as dist
 
-    from warmup_plugin.storelink import StoreLink
+    from warmup_plugin.coordination.kv_client import StoreLink
 
 #: Called as progress(step, task, tasks done, tasks in all) on the rank that works.
 Progress = Callable[[str, str, int, int], None]
@@ -39,7 +39,7 @@ _PAIR = 2
 
 def plain_context() -> contextlib.AbstractContextManager[object]:
     """Return FlashInfer's plain tuning context."""
-    context: contextlib.AbstractContextManager[object] = probe.tuning_context()
+    context: contextlib.AbstractContextManager[object] = compat.tuning_context()
     return context
 
 

@@ -7,15 +7,15 @@ table that cannot be stored is a warning, never an error: the next start tunes a
 
 from __future__ import annotations
 
-from warmup_plugin.manifest import Manifest
-from warmup_plugin.settle import without
-from warmup_plugin.steps.job import Job
+from warmup_plugin.cache.manifest import Manifest
+from warmup_plugin.cache.store import NotPublished, Published
+from warmup_plugin.cache.table import Entry
+from warmup_plugin.planning.merge_results import without
+from warmup_plugin.steps.agree import Agreed, Held, fetch_manifest
+from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.resume import tidy
 from warmup_plugin.steps.share import Shared
-from warmup_plugin.steps.tables import Agreed, Held, fetch_manifest
 from warmup_plugin.steps.tune import Work
-from warmup_plugin.store import NotPublished, Published
-from warmup_plugin.table import Entry
 
 
 def publish(job: Job, held: Held, agreed: Agreed, shared: Shared, work: Work) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
-from warmup_plugin.journal import (
+from warmup_plugin.cache.journal import (
     Death,
     Found,
     Past,
@@ -22,13 +22,13 @@ from warmup_plugin.journal import (
     remove_session,
     shorten,
 )
-from warmup_plugin.manifest import Manifest, TaskRecord
-from warmup_plugin.merge import Part
-from warmup_plugin.settle import LASTING, record_of
-from warmup_plugin.stamps import stamp_conflicts
-from warmup_plugin.steps.job import Job
-from warmup_plugin.store import Store
-from warmup_plugin.table import Entry, Table
+from warmup_plugin.cache.manifest import Manifest, TaskRecord
+from warmup_plugin.cache.merge import Part
+from warmup_plugin.cache.stamps import stamp_conflicts
+from warmup_plugin.cache.store import Store
+from warmup_plugin.cache.table import Entry, Table
+from warmup_plugin.planning.merge_results import LASTING, record_of
+from warmup_plugin.steps.context import Job
 from warmup_plugin.tuner import environment
 
 

@@ -14,23 +14,23 @@ from typing import NoReturn
 
 import msgspec
 
-from warmup_plugin.decide import decide_certify, decide_ready
+from warmup_plugin.cache.manifest import Manifest, render_manifest
+from warmup_plugin.cache.table import Entry, Table, digest, parse_table, render_table
+from warmup_plugin.coordination.base import Word, Words
 from warmup_plugin.errors import InstallError, RankLostError
-from warmup_plugin.manifest import Manifest, render_manifest
-from warmup_plugin.packing import pack_results, unpack_results
-from warmup_plugin.plan import Plan
-from warmup_plugin.rendezvous import Word, Words
-from warmup_plugin.settle import Result, Settled, fallen_with, settle
-from warmup_plugin.shutdown import Shutdown, TaskLimit
-from warmup_plugin.steps.job import Job
-from warmup_plugin.steps.rows import collect, row_of
-from warmup_plugin.steps.tables import Agreed
+from warmup_plugin.planning.codec import pack_results, unpack_results
+from warmup_plugin.planning.merge_results import Result, Settled, fallen_with, settle
+from warmup_plugin.planning.plan import Plan
+from warmup_plugin.runtime.sigterm import Shutdown, TaskLimit
+from warmup_plugin.steps.agree import Agreed
+from warmup_plugin.steps.context import Job
+from warmup_plugin.steps.decisions import decide_certify, decide_ready
+from warmup_plugin.steps.rank_stats import collect, row_of
 from warmup_plugin.steps.tune import Work, give_up_on, result_of, tune_own
-from warmup_plugin.table import Entry, Table, digest, parse_table, render_table
 from warmup_plugin.tuner import environment, replay
 from warmup_plugin.tuner.survey import Survey
-from warmup_plugin.tuner.tally import Tally, answer_key
 from warmup_plugin.tuner.task import Task
+from warmup_plugin.tuner.task_summary import Tally, answer_key
 
 _NO_LIMIT = 1 << 40
 

@@ -13,15 +13,15 @@ import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from warmup_plugin.decide import decide_only_survey, decide_survey
+from warmup_plugin.cache.store import Store
+from warmup_plugin.coordination.base import Decide, Word, Words
 from warmup_plugin.errors import ForwardError, RankLostError
-from warmup_plugin.rendezvous import Decide, Word, Words
-from warmup_plugin.steps.job import Job
-from warmup_plugin.steps.rows import collect
+from warmup_plugin.steps.agree import Agreed
+from warmup_plugin.steps.context import Job
+from warmup_plugin.steps.decisions import decide_only_survey, decide_survey
+from warmup_plugin.steps.rank_stats import collect
 from warmup_plugin.steps.share import seal
-from warmup_plugin.steps.tables import Agreed
-from warmup_plugin.store import Store
-from warmup_plugin.tuner import probe
+from warmup_plugin.tuner import compat
 from warmup_plugin.tuner.survey import Survey
 
 #: What is said of a forward that gives this package nothing to do.
@@ -77,7 +77,7 @@ def surveying(job: Job, agreed: Agreed) -> Iterator[tuple[Survey, Word]]:
 
 def _new_survey(job: Job, agreed: Agreed) -> Survey:
     return Survey(
-        probe.Keys(probe.probe()), job.ops, job.options.ranks,
+        compat.Keys(compat.probe()), job.ops, job.options.ranks,
         clone_bytes=job.options.settings.record_bytes,
         is_default=frozenset(agreed.word.get("defaults", ())).__contains__,
         restore=job.installed.restore,

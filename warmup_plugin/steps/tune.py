@@ -13,25 +13,25 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from warmup_plugin import queue
-from warmup_plugin.cost import Costs
-from warmup_plugin.history import seconds_by_label
-from warmup_plugin.journal import Death
-from warmup_plugin.packing import pack_items, packed, unpack_items, unpacked
-from warmup_plugin.plan import Item, Lot, Lots, Plan, find_refused, make_plan
-from warmup_plugin.progress import Glance, counted
-from warmup_plugin.rendezvous import Word, Words
+from warmup_plugin.cache.journal import Death
+from warmup_plugin.cache.table import Entry
+from warmup_plugin.coordination.base import Word, Words
+from warmup_plugin.observability.progress import Glance, counted
+from warmup_plugin.planning import work_queue
+from warmup_plugin.planning.codec import pack_items, packed, unpack_items, unpacked
+from warmup_plugin.planning.cost_model import Costs
+from warmup_plugin.planning.merge_results import LASTING, Result
+from warmup_plugin.planning.plan import Item, Lot, Lots, Plan, find_refused, make_plan
+from warmup_plugin.planning.timing_history import seconds_by_label
+from warmup_plugin.runtime.sigterm import Shutdown, TaskLimit
 from warmup_plugin.settings import REPLAYS, Strategy
-from warmup_plugin.settle import LASTING, Result
-from warmup_plugin.shutdown import Shutdown, TaskLimit
-from warmup_plugin.steps import complete
-from warmup_plugin.steps.job import Job
-from warmup_plugin.steps.replica import answered, take_turn
-from warmup_plugin.steps.tables import Agreed
-from warmup_plugin.table import Entry
+from warmup_plugin.steps import require_complete
+from warmup_plugin.steps.agree import Agreed
+from warmup_plugin.steps.context import Job
+from warmup_plugin.steps.single_flight import answered, take_turn
 from warmup_plugin.topology import host_name
-from warmup_plugin.tuner import environment, probe, replay
-from warmup_plugin.tuner.observe import Time
+from warmup_plugin.tuner import compat, environment, replay
+from warmup_plugin.tuner.counters import Time
 from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task import Task
 
@@ -86,11 +86,11 @@ def make_work(job: Job, agreed: Agreed, survey: Survey, surveyed: Word) -> Work:
             work.plan = _assign(job, agreed, work.lots)
             body = packed(work.plan.to_json())
             refused = list(find_refused(work.lots).values())
-            refusal = complete.judge(job, work.lots)
+            refusal = require_complete.judge(job, work.lots)
             return {"plan": job.meeting.put(body), "refused": refused[:_MOST_SAID], **refusal}
 
         record = job.meet("plan", {"inventory": own}, lead)
-        complete.obey(record)
+        require_complete.obey(record)
         if budget_s := job.word["budget_s"]:
             work.until = time.monotonic() + budget_s
         if not job.leads:
@@ -220,11 +220,11 @@ def tune(job: Job, survey: Survey, work: Work) -> None:
     Each result is journalled as soon as it is known, so whatever ends this process loses the task
     in hand at most. A shutdown signal ends it after that task; so does the budget.
     """
-    reach = queue.reach(work.plan.shared, job.meeting.rank)
+    reach = work_queue.reach(work.plan.shared, job.meeting.rank)
     if not reach:
         return
     shutdown = job.shutdown = job.stack.enter_context(Shutdown(job.journal.leaves))
-    drawn = queue.draw(
+    drawn = work_queue.draw(
         work.plan.shared, job.meeting.rank, job.meeting.take,
         lambda: shutdown.is_requested or work.is_over,
     )  # fmt: skip
@@ -296,7 +296,7 @@ def _tune(
         if is_shared:
             job.journal.begins(task.id, task.label)
 
-    with TaskLimit(limit_s, give_up) as limit, probe.telling_candidates(count):
+    with TaskLimit(limit_s, give_up) as limit, compat.telling_candidates(count):
         for outcome in replay.tune(
             drawn(), job.seen, on_task, empty=is_shared, margin=margin or 0.0
         ):

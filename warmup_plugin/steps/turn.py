@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
+from warmup_plugin.coordination.roll_call import stay_away
 from warmup_plugin.errors import SessionError
-from warmup_plugin.rollcall import stay_away
-from warmup_plugin.waiting import wait_until, within
+from warmup_plugin.runtime.polling import wait_until, within
 
 if TYPE_CHECKING:
     from warmup_plugin.steps.options import Options
@@ -103,7 +103,7 @@ def _wait(own: _Holder, first: _Holder, options: Options) -> tuple[str, float]:
 def _refuse(options: Options, reason: str) -> NoReturn:
     """Raise `SessionError` on every rank."""
     if options.link is not None:
-        from warmup_plugin.meeting import turn_away
+        from warmup_plugin.coordination.coordinator import turn_away
 
         turn_away(options.link, reason, options.settings.silence_s)
     elif options.ranks.world_size > 1 or options.group is not None:

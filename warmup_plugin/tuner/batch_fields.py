@@ -14,8 +14,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from warmup_plugin.tuner.asked import Same, dynamic_inputs, shapes_of
 from warmup_plugin.tuner.capture import at_size
+from warmup_plugin.tuner.intercepted_call import Same, dynamic_inputs, shapes_of
 from warmup_plugin.tuner.profiles import Profiles
 from warmup_plugin.tuner.replay import narrow
 from warmup_plugin.tuner.task import Shapes, Switches

@@ -11,7 +11,7 @@ import ctypes.util
 import threading
 from collections.abc import Iterator
 
-from warmup_plugin.needs import lacks_threads
+from warmup_plugin.runtime.needs import lacks_threads
 
 #: The compiler, its own part that links, and the linker: processes count as threads do.
 _PROCESSES = 3

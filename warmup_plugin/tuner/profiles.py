@@ -13,8 +13,8 @@ import contextlib
 import itertools
 from typing import Any
 
-from warmup_plugin.tuner import probe
-from warmup_plugin.tuner.asked import Same, shapes_of
+from warmup_plugin.tuner import compat
+from warmup_plugin.tuner.intercepted_call import Same, shapes_of
 from warmup_plugin.tuner.task import Shapes
 
 
@@ -35,7 +35,7 @@ class Profiles:
         if self._is_counted.get(kind) and (counted := _counted(config, shapes)):
             return counted
         found = [
-            profile.get_opt_shapes() for profile in probe.profiles(self._tuner, config, inputs)
+            profile.get_opt_shapes() for profile in compat.profiles(self._tuner, config, inputs)
         ]
         if kind not in self._is_counted:
             self._is_counted[kind] = False

@@ -20,11 +20,11 @@ from typing import Any
 import msgspec
 import torch
 
-from warmup_plugin.table import Entry, Tactic, canonical_tactic
-from warmup_plugin.tuner import capture, probe
-from warmup_plugin.tuner.asked import dynamic_inputs
-from warmup_plugin.tuner.observe import OUT_OF_MEMORY, Observations, Time
-from warmup_plugin.tuner.race import DEFAULT, beats_default, time_of
+from warmup_plugin.cache.table import Entry, Tactic, canonical_tactic
+from warmup_plugin.tuner import capture, compat
+from warmup_plugin.tuner.counters import OUT_OF_MEMORY, Observations, Time
+from warmup_plugin.tuner.default_tactic import DEFAULT, beats_default, time_of
+from warmup_plugin.tuner.intercepted_call import dynamic_inputs
 from warmup_plugin.tuner.task import Call, Shapes, Task
 
 logger = logging.getLogger("warmup_plugin")
@@ -70,22 +70,22 @@ def tune(
     has been dealt with. Beyond a ``margin`` of 0 the default is timed in any case, and serves
     unless the winner is faster by that share.
     """
-    tuner = probe.tuner()
-    assert probe.open_contexts(tuner) == 0, "a tuning context is open in step 5"
+    tuner = compat.tuner()
+    assert compat.open_contexts(tuner) == 0, "a tuning context is open in step 5"
     if empty:
-        probe.clear(tuner)
+        compat.clear(tuner)
     try:
-        with probe.no_process_group(), probe.no_bars(), seen.replaying():
+        with compat.no_process_group(), compat.no_bars(), seen.replaying():
             for options, group in itertools.groupby(tasks, key=_options):
-                with probe.tuning_context(options):
+                with compat.tuning_context(options):
                     for task in group:
                         on_task(task)
                         yield _tune_one(tuner, task, seen, margin)
     finally:
-        probe.forget_profiles(tuner)
+        compat.forget_profiles(tuner)
 
 
-def _options(task: Task) -> probe.Options:
+def _options(task: Task) -> compat.Options:
     return task.recorded().options
 
 
@@ -97,7 +97,7 @@ def _tune_one(tuner: Any, task: Task, seen: Observations, margin: float) -> Outc
 
 
 def _tuned(tuner: Any, task: Task, seen: Observations, margin: float) -> Outcome:
-    assert probe.process_group() is None, "FlashInfer's process group is set in step 5"
+    assert compat.process_group() is None, "FlashInfer's process group is set in step 5"
     seen.begin_task()
     began, stored = time.monotonic(), len(tuner.profiling_cache)
     recorded = task.recorded()
@@ -105,10 +105,10 @@ def _tuned(tuner: Any, task: Task, seen: Observations, margin: float) -> Outcome
     raced = tuple(seen.times)
     defaults = _time_defaults(task, seen, raced, margin)
     rivals = [_run(tuner, task, rival, seen) for rival in task.rivals]
-    winners = probe.winners_since(tuner, stored)
+    winners = compat.winners_since(tuner, stored)
     outcome = Outcome(
         task.id, default_ms=min(defaults.values(), default=None),
-        samples=probe.samples_of(tuner, recorded.config), candidates=len(candidates),
+        samples=compat.samples_of(tuner, recorded.config), candidates=len(candidates),
         began=began, seconds=time.monotonic() - began,
     )  # fmt: skip
     if any(others != candidates for _, others in rivals):
@@ -190,7 +190,7 @@ def _with_default(outcome: Outcome, task: Task, place: int, margin: float) -> Ou
     runner = call.runners[call.places[place]]
     by = f" by {margin:.0%}" if margin else ""
     outcome = msgspec.structs.replace(outcome, reason=f"nothing is faster than the default{by}")
-    if not probe.accepts(runner, _askable(call, task.shapes), DEFAULT):
+    if not compat.accepts(runner, _askable(call, task.shapes), DEFAULT):
         return msgspec.structs.replace(outcome, kind="default", winner=None, entry=None)
     entry = Entry(type(runner).__name__, DEFAULT, policy)
     return msgspec.structs.replace(outcome, winner=place, entry=entry)
@@ -199,7 +199,7 @@ def _with_default(outcome: Outcome, task: Task, place: int, margin: float) -> Ou
 def _with_winner(
     outcome: Outcome,
     task: Task,
-    stored: list[probe.Winner],
+    stored: list[compat.Winner],
     error: str,
     seen: Observations,
     *,
@@ -229,7 +229,7 @@ def _with_winner(
     if winner.runner.startswith("Cudnn") and isinstance(tactic, int) and tactic >= 0:
         reason = "an integer cuDNN tactic cannot be shared"
         return msgspec.structs.replace(outcome, kind="unshared", reason=reason)
-    entry = Entry(winner.runner, tactic, probe.policy_of(task.recorded().config))
+    entry = Entry(winner.runner, tactic, compat.policy_of(task.recorded().config))
     ms = time_of(raced, winner.runner, winner.tactic)
     return msgspec.structs.replace(outcome, kind="tuned", winner=index, entry=entry, ms=ms)
 
@@ -237,14 +237,14 @@ def _with_winner(
 def _of_another_size(outcome: Outcome, task: Task) -> Outcome | None:
     """Return the winner at another size of the bucket, where FlashInfer has found that one."""
     call = task.recorded()
-    found, index, tactic = probe.look_up(
-        probe.tuner(), call.op, call.runners, task.shapes, call.config,
+    found, index, tactic = compat.look_up(
+        compat.tuner(), call.op, call.runners, task.shapes, call.config,
         inputs=_askable(call, task.shapes),
     )  # fmt: skip
     if not found:
         return None
     entry = Entry(
-        type(call.runners[index]).__name__, canonical_tactic(tactic), probe.policy_of(call.config)
+        type(call.runners[index]).__name__, canonical_tactic(tactic), compat.policy_of(call.config)
     )
     reason = "the winner at another size of its bucket"
     winner = call.places.index(index)
@@ -288,25 +288,25 @@ def prepare(task: Task, entry: Entry, key: str = "", *, at_bucket: bool = True) 
     not take every size between two buckets. Raises `RefusedError` where its runner is not there or
     refuses the tactic, and whatever it raises: that winner cannot be served here.
     """
-    tuner, call = probe.tuner(), task.recorded()
+    tuner, call = compat.tuner(), task.recorded()
     places = (call.places[i] for i, own in enumerate(task.keys) if key in ("", own))
     runners = (call.runners[place] for place in places)
     runner = next((r for r in runners if type(r).__name__ == entry.runner), None)
     if runner is None:
         raise RefusedError(f"no runner is called {entry.runner!r}")
-    if probe.is_blocked(tuner, call.op, runner, entry.tactic):
+    if compat.is_blocked(tuner, call.op, runner, entry.tactic):
         raise RefusedError(f"{entry.runner}'s tactic {entry.tactic!r} is on FlashInfer's blocklist")
     sizes = [task.buckets] if at_bucket or hasattr(runner, "validate_tactic") else []
     own = task.recorded_buckets()
-    if own != task.buckets and probe.nearest_profile(
+    if own != task.buckets and compat.nearest_profile(
         _shapes(call.inputs), call.config
-    ) == probe.nearest_profile(task.shapes, call.config):
+    ) == compat.nearest_profile(task.shapes, call.config):
         sizes.append(own)
     for size in sizes:
-        profile = probe.profiles(tuner, narrow(call.config, size), call.inputs)[0]
+        profile = compat.profiles(tuner, narrow(call.config, size), call.inputs)[0]
         with _as_recorded(call):
-            inputs = probe.synthesise(tuner, profile, call.inputs, call.config)
-            is_accepted = probe.accepts(runner, inputs, entry.tactic)
+            inputs = compat.synthesise(tuner, profile, call.inputs, call.config)
+            is_accepted = compat.accepts(runner, inputs, entry.tactic)
             if not is_accepted and size != task.buckets:
                 continue  # FlashInfer looks past it at this size, as it does without this package
             if not is_accepted:
@@ -332,9 +332,9 @@ def served(task: Task) -> tuple[str, Tactic] | None:
 
     Where no call is kept to ask with: what it has loaded under the task's file keys.
     """
-    call, tuner = task.call, probe.tuner()
+    call, tuner = task.call, compat.tuner()
     if call is None:
-        return probe.loaded_answer(tuner, task.keys)
+        return compat.loaded_answer(tuner, task.keys)
     try:
         with _as_recorded(call):
             found, index, tactic, _ = tuner.search_cache(
@@ -342,7 +342,7 @@ def served(task: Task) -> tuple[str, Tactic] | None:
                 inputs=_askable(call, task.shapes),
             )  # fmt: skip
     except Exception:  # noqa: BLE001  # no memory to ask with, or a key that cannot be told at this size
-        return probe.loaded_answer(tuner, task.keys)
+        return compat.loaded_answer(tuner, task.keys)
     return (type(call.runners[index]).__name__, canonical_tactic(tactic)) if found else None
 
 

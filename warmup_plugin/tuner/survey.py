@@ -19,17 +19,14 @@ from typing import Any
 
 import torch
 
-from warmup_plugin.table import Entry, canonical_tactic
+from warmup_plugin.cache.table import Entry, canonical_tactic
 from warmup_plugin.topology import RankInfo
-from warmup_plugin.tuner import capture, probe
-from warmup_plugin.tuner.asked import Asked, dynamic_inputs, shapes_of
+from warmup_plugin.tuner import capture, compat
 from warmup_plugin.tuner.batch_fields import BatchFields
-from warmup_plugin.tuner.install import LoadedEntries
+from warmup_plugin.tuner.counters import OUT_OF_MEMORY
+from warmup_plugin.tuner.intercepted_call import Asked, dynamic_inputs, shapes_of
 from warmup_plugin.tuner.known_ops import KnownOps, distribution_aware
-from warmup_plugin.tuner.observe import OUT_OF_MEMORY
 from warmup_plugin.tuner.profiles import Profiles
-from warmup_plugin.tuner.register import Known, Register
-from warmup_plugin.tuner.tally import Answer, Tally
 from warmup_plugin.tuner.task import (
     MOST_RIVALS,
     Call,
@@ -43,6 +40,9 @@ from warmup_plugin.tuner.task import (
     numbers_of,
     options_of,
 )
+from warmup_plugin.tuner.task_summary import Answer, Tally
+from warmup_plugin.tuner.task_table import Known, Register
+from warmup_plugin.tuner.tuner_state import LoadedEntries
 
 logger = logging.getLogger("warmup_plugin")
 
@@ -60,7 +60,7 @@ class Survey:
 
     def __init__(
         self,
-        keys: probe.Keys,
+        keys: compat.Keys,
         ops: KnownOps,
         ranks: RankInfo,
         *,
@@ -88,7 +88,7 @@ class Survey:
         self._is_vouched = is_vouched
         self._passing = passing
         self.has_used_stored = self.last_was_stored = False
-        self._tuner = probe.tuner()
+        self._tuner = compat.tuner()
         self._original = type(self._tuner).choose_one
         self._lock = threading.RLock()
         self._seen: set[tuple[Any, ...]] = set()
@@ -177,7 +177,7 @@ class Survey:
         if not is_tuning:
             return self._pass(call, kwargs)
         reason = self._why_not(custom_op, runners, kwargs)
-        if custom_op in probe.skipped_ops(self._tuner) and runners:
+        if custom_op in compat.skipped_ops(self._tuner) and runners:
             self._skipped.add(custom_op)
             # FlashInfer's own answer, before which 0.7.4 meets the other ranks of its tuning group:
             # they are there where the op is passed through, and nowhere else.
@@ -189,7 +189,7 @@ class Survey:
             self.last_answered = custom_op
             try:
                 self._restore()
-                config = probe.effective_config(self._tuner, tuning_config)
+                config = compat.effective_config(self._tuner, tuning_config)
                 self._record(custom_op, runners, config, inputs, kwargs)
             except Exception as error:  # noqa: BLE001  # of no concern to the engine: the op is left to FlashInfer
                 self.unrecorded.setdefault(custom_op, f"{type(error).__name__}: {error}"[:400])
@@ -206,7 +206,7 @@ class Survey:
     ) -> tuple[Any, Any]:
         if not self._is_vouched:
             return runners[0], -1
-        found, index, tactic = probe.look_up(
+        found, index, tactic = compat.look_up(
             self._tuner, op, runners, shapes_of(inputs), config, inputs=inputs
         )
         self.last_was_stored = bool(found)
@@ -219,9 +219,9 @@ class Survey:
             return reason
         if reason := distribution_aware(op):
             return reason
-        if reason := probe.store_or_policy_in_force(self._tuner):
+        if reason := compat.store_or_policy_in_force(self._tuner):
             return reason
-        if reason := probe.options_in_force(self._tuner).unknown:
+        if reason := compat.options_in_force(self._tuner).unknown:
             return reason
         for part in (*runners, *kwargs.values()):
             if reason := self._group_inside(part):
@@ -273,7 +273,7 @@ class Survey:
             named=[named[place] for place in places],
             switches=[switches[place] for place in places],
             numbers=[numbers_of(runners[place]) for place in places],
-            options=probe.options_in_force(self._tuner),
+            options=compat.options_in_force(self._tuner),
             apart=self._ops.key_unstable.get(op, apart),
         )  # fmt: skip
 
@@ -304,7 +304,7 @@ class Survey:
         )
 
     def _record_task(self, asked: Asked, keep: Callable[[], Call], shapes: Shapes) -> None:
-        profile = probe.nearest_profile(shapes, asked.config)
+        profile = compat.nearest_profile(shapes, asked.config)
         name = bucket = asked.ids.at(profile)
         named = asked.keyed
         if asked.follows_batch:  # FlashInfer tunes each size of a bucket that it meets
@@ -378,7 +378,7 @@ class Survey:
         if asked.apart:
             self._unshare(task, asked.apart)
             return
-        found, index, tactic = probe.look_up(
+        found, index, tactic = compat.look_up(
             self._tuner, task.op, asked.runners, task.shapes, asked.config, inputs=asked.inputs
         )
         entries = self._entries
@@ -387,7 +387,7 @@ class Survey:
             if (entry := entries.get(key)) is not None
         ]  # fmt: skip
         place, held = stored[0] if len(stored) == 1 else (0, None)
-        if held is not None and not probe.is_measured_as(asked.config, held.policy):
+        if held is not None and not compat.is_measured_as(asked.config, held.policy):
             held = None
         offers = None if held is None else self._offers(task, asked, place, held)
         if held is not None and offers is False:
@@ -430,12 +430,12 @@ class Survey:
                 inputs = asked.at(task.shapes)
             except OUT_OF_MEMORY:  # nothing speaks against it; FlashInfer asks again when it serves
                 return True
-        return probe.accepts(runner, inputs, entry.tactic)
+        return compat.accepts(runner, inputs, entry.tactic)
 
     def _may_adopt(self, asked: Asked) -> bool:
         """Return whether an old file's entry, without extras and policy, can mean this call."""
         has_extras = any(extras.real for _, extras in asked.named)
-        return not has_extras and probe.is_measured_as(asked.config, None)
+        return not has_extras and compat.is_measured_as(asked.config, None)
 
 
 def _keep_also(task: Task, kept: Call, asked: Asked, keep: Callable[[], Call]) -> None:

@@ -23,8 +23,8 @@ from typing import Any, Literal
 import msgspec
 import torch
 
-from warmup_plugin.table import Tactic
-from warmup_plugin.tuner.probe import Options
+from warmup_plugin.cache.table import Tactic
+from warmup_plugin.tuner.compat import Options
 
 Shapes = tuple[tuple[int, ...], ...]
 Switches = tuple[tuple[str, str], ...]

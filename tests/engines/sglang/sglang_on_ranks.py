@@ -31,10 +31,10 @@ PRELOAD = [
     "warmup_plugin.engines.embedded.ops",
     "warmup_plugin.kernel_warmup",
     "warmup_plugin.engines.attempt",
-    "warmup_plugin.engines.sglang.warmup",
-    "warmup_plugin.engines.sglang.factors",
+    "warmup_plugin.engines.sglang.hook",
+    "warmup_plugin.engines.sglang.identity",
     "warmup_plugin.engines.sglang.stages",
-    "warmup_plugin.engines.sglang.own_tables",
+    "warmup_plugin.engines.sglang.engine_tables",
 ]
 #: Models that are only their configuration: no weights, no tokenizer.
 LLAMA = {
@@ -252,9 +252,9 @@ class Model:
         from sglang.srt.plugins.hook_registry import HookRegistry
         from sglang.srt.runtime_context import get_parallel
 
-        from warmup_plugin.engines.sglang import warmup
+        from warmup_plugin.engines.sglang import hook
 
-        reports = [report and report.to_json() for report in warmup.reports]
+        reports = [report and report.to_json() for report in hook.reports]
         saves = counts.pop("saves", None)
         return {
             "rank": self.spec.rank, "stage": get_parallel().pp_rank,
@@ -294,7 +294,7 @@ def make_runner_class() -> Any:
 
 def identity(spec: Spec) -> tuple[str, Any]:
     """Return digest and factors of the identity."""
-    from warmup_plugin.engines.sglang.factors import identity_of
+    from warmup_plugin.engines.sglang.identity import identity_of
 
     publish(spec)
     _stand_in()
@@ -309,13 +309,13 @@ def default_first(_rank: int) -> Callable[[str, str, int, Any], float]:
 
 def identity_elsewhere(spec: Spec) -> tuple[str, Any]:
     """Return digest and factors with those of the environment, as a session has them."""
-    from warmup_plugin.engines.sglang.factors import identity_of
-    from warmup_plugin.tuner import environment, probe
+    from warmup_plugin.engines.sglang.identity import identity_of
+    from warmup_plugin.tuner import compat, environment
 
     publish(spec)
     _stand_in()
     plant(spec, Path(spec.model).parent)
-    found = identity_of(Model(spec).runner()).with_factors(**environment.factors(probe.stamp()))
+    found = identity_of(Model(spec).runner()).with_factors(**environment.factors(compat.stamp()))
     return found.digest, found.factors
 
 
@@ -369,12 +369,12 @@ def private_names(_spec: Spec) -> list[str]:
 
     from sglang.srt.distributed import parallel_state
 
-    from warmup_plugin.engines.sglang import names
+    from warmup_plugin.engines.sglang import compat as sglang
 
-    assert names.megamoe_namespace()
+    assert sglang.megamoe_namespace()
     module = importlib.import_module(MODULE)
     by_layers = module._serves_block_fp8_as_mxfp8_on_flashinfer
     assert by_layers.__name__ in module.should_run_flashinfer_autotune.__code__.co_names
     assert {"model", "modules", "block_fp8_as_mxfp8"} <= {*by_layers.__code__.co_names}
     assert "world_group" in inspect.getsource(parallel_state.init_distributed_environment)
-    return names.missing(module)
+    return sglang.missing(module)

@@ -59,7 +59,7 @@ def scheduler(rank: int, server_args: Any, port_args: Any, out: str, pipe: Any) 
             own(runner)
         finally:
             runner.model_runner.device = "cpu"
-        from warmup_plugin.engines.sglang import warmup as ours
+        from warmup_plugin.engines.sglang import hook as ours
 
         found = [report and report.to_json() for report in ours.reports]
         Path(f"{out}.{rank}").write_text(json.dumps(found))

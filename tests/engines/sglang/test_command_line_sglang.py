@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from command_line import check_last_start, default_root, environ_without
 
-from warmup_plugin.engines.sglang import names
+from warmup_plugin.engines.sglang import compat
 
 pytestmark = [pytest.mark.engine, pytest.mark.multiprocess]
 
@@ -25,7 +25,7 @@ _ASK = (
 
 def test_it_answers_about_the_last_start(job: Callable[..., Any]) -> None:
     """Where the table lies, why it tuned, where the time went, whether all is well there."""
-    check_last_start(job(tp=2), ROOT, f"sglang {names.TESTED[0]}")
+    check_last_start(job(tp=2), ROOT, f"sglang {compat.TESTED[0]}")
 
 
 @pytest.mark.parametrize("has_xdg", [False, True])
@@ -35,4 +35,4 @@ def test_the_default_root_is_the_engines(
     """What SGLang itself says of it, without its variable."""
     environ = environ_without(ROOT, tmp_path, has_xdg=has_xdg)
     environ["PYTHONPATH"] = os.pathsep.join([HERE, environ.get("PYTHONPATH", "")])
-    assert default_root(_ASK, environ) == str(names.default_root(environ))
+    assert default_root(_ASK, environ) == str(compat.default_root(environ))

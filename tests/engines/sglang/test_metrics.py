@@ -12,7 +12,7 @@ from metrics_page import LEFT_ALONE, POD, check_left_alone, check_start
 from sglang_launch import launch
 from sglang_scheduler import OPT
 
-from warmup_plugin.engines.sglang import names
+from warmup_plugin.engines.sglang import compat
 
 pytestmark = [pytest.mark.engine, pytest.mark.multiprocess]
 
@@ -28,7 +28,7 @@ def test_a_cold_and_a_warm_start_are_shown(job: Callable[..., Any]) -> None:
         pages.append((engine.root / "out.json.page").read_text())
 
     for page, is_warm in zip(pages, (False, True), strict=True):
-        check_start(page, "sglang", names.TESTED[0], is_warm=is_warm, ranks=2)
+        check_start(page, "sglang", compat.TESTED[0], is_warm=is_warm, ranks=2)
 
 
 HOOKS = {

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from command_line import check_last_start, default_root, environ_without
 
-from warmup_plugin.engines.vllm import names
+from warmup_plugin.engines.vllm import compat
 
 pytestmark = [pytest.mark.engine, pytest.mark.multiprocess]
 
@@ -20,7 +20,7 @@ _ASK = "from vllm import envs; print(envs.VLLM_CACHE_ROOT)"
 
 def test_it_answers_about_the_last_start(job: Callable[..., Any]) -> None:
     """Where the table lies, why it tuned, where the time went, whether all is well there."""
-    check_last_start(job(tp=2), ROOT, f"vllm {names.TESTED[0]}")
+    check_last_start(job(tp=2), ROOT, f"vllm {compat.TESTED[0]}")
 
 
 @pytest.mark.parametrize("has_xdg", [False, True])
@@ -29,4 +29,4 @@ def test_the_default_root_is_the_engines(
 ) -> None:  # fmt: skip
     """What vLLM itself says of it, without its variable."""
     environ = environ_without(ROOT, tmp_path, has_xdg=has_xdg)
-    assert default_root(_ASK, environ) == str(names.default_root(environ))
+    assert default_root(_ASK, environ) == str(compat.default_root(environ))

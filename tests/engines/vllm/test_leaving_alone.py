@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from warmup_plugin.engines import base
+from warmup_plugin.engines import gate
 
 pytestmark = [pytest.mark.engine, pytest.mark.multiprocess]
 
@@ -88,8 +88,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_module_is_entered_when_it_is_imported_and_once(folder: Path) -> None:
     name, seen = _module(folder, "value = 1\n"), list[ModuleType]()
-    base.after_import(name, seen.append)
-    base.after_import(name, seen.append)
+    gate.after_import(name, seen.append)
+    gate.after_import(name, seen.append)
     assert not seen
 
     module = importlib.import_module(name)
@@ -105,14 +105,14 @@ def test_a_fault_of_ours_never_fails_the_import(folder: Path) -> None:
         raise RuntimeError("ours")
 
     name = _module(folder, "value = 1\n")
-    base.after_import(name, fault)
+    gate.after_import(name, fault)
 
     assert importlib.import_module(name).value == 1
 
 
 def test_a_failed_import_is_the_modules_own_and_may_be_tried_again(folder: Path) -> None:
     name, seen = _module(folder, "raise ImportError('own')\n"), list[ModuleType]()
-    base.after_import(name, seen.append)
+    gate.after_import(name, seen.append)
 
     with pytest.raises(ImportError, match="own"):
         importlib.import_module(name)

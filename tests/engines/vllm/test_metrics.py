@@ -14,7 +14,7 @@ import pytest
 from metrics_page import LEFT_ALONE, check_left_alone, check_start, folder
 from vllm_jobs import launch
 
-from warmup_plugin.engines.vllm import names
+from warmup_plugin.engines.vllm import compat
 
 pytestmark = [pytest.mark.engine, pytest.mark.multiprocess]
 
@@ -39,8 +39,8 @@ def test_a_cold_and_a_warm_start_are_shown(job: Callable[..., Any]) -> None:
     cold, warm = (launch(engine, METRICS_PAGE="1", **env) for _ in range(2))
 
     assert (cold.code, warm.code) == (0, 0), warm.log[-4000:]
-    check_start(cold.page, "vllm", names.TESTED[0], is_warm=False, ranks=2)
-    check_start(warm.page, "vllm", names.TESTED[0], is_warm=True, ranks=2)
+    check_start(cold.page, "vllm", compat.TESTED[0], is_warm=False, ranks=2)
+    check_start(warm.page, "vllm", compat.TESTED[0], is_warm=True, ranks=2)
 
 
 def test_a_worker_that_is_forked_says_so(job: Callable[..., Any]) -> None:

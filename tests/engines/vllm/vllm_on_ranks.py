@@ -32,8 +32,8 @@ PRELOAD = [
     "warmup_plugin.engines.embedded.ops",
     "warmup_plugin.kernel_warmup",
     "warmup_plugin.engines.attempt",
-    "warmup_plugin.engines.vllm.warmup",
-    "warmup_plugin.engines.vllm.factors",
+    "warmup_plugin.engines.vllm.hook",
+    "warmup_plugin.engines.vllm.identity",
 ]
 #: Models that are only their configuration: no weights, no tokenizer.
 LLAMA = {
@@ -108,7 +108,7 @@ def config_of(spec: Spec) -> Any:
 
 def identity(spec: Spec) -> tuple[str, Any]:
     """Return digest and factors of the config's identity."""
-    from warmup_plugin.engines.vllm.factors import identity_of
+    from warmup_plugin.engines.vllm.identity import identity_of
 
     found = identity_of(config_of(spec))
     return found.digest, found.factors
@@ -146,9 +146,9 @@ def warm_up(spec: Spec) -> dict[str, Any]:
     seconds = time.perf_counter() - began
     from vllm.distributed.parallel_state import get_pp_group
 
-    from warmup_plugin.engines.vllm import warmup
+    from warmup_plugin.engines.vllm import hook
 
-    report = warmup.last_report
+    report = hook.last_report
     return {
         "rank": world.rank_in_group, "stage": get_pp_group().rank_in_group,
         "is_patched": hasattr(kernel_warmup.flashinfer_autotune, "warmup_plugin"),
@@ -269,7 +269,7 @@ def private_names(_spec: Spec) -> list[str]:
     """Return the private names of vLLM that are not where they were."""
     from vllm.model_executor.warmup import kernel_warmup
 
-    from warmup_plugin.engines.vllm import names
+    from warmup_plugin.engines.vllm import compat
 
     assert not hasattr(kernel_warmup.flashinfer_autotune, "warmup_plugin")  # no plugin was loaded
-    return names.missing(kernel_warmup)
+    return compat.missing(kernel_warmup)

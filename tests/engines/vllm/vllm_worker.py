@@ -93,9 +93,9 @@ class Worker(WorkerBase):
     def receipt(self) -> dict[str, Any]:
         from vllm.model_executor.warmup import kernel_warmup as module
 
-        from warmup_plugin.engines.vllm import warmup
+        from warmup_plugin.engines.vllm import hook
 
-        report = warmup.last_report
+        report = hook.last_report
         return {
             "report": report and report.to_json(), "served": self.model_runner.ops.served(),
             "is_patched": hasattr(module.flashinfer_autotune, "warmup_plugin"),

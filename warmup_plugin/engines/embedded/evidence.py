@@ -19,7 +19,7 @@ from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from warmup_plugin.bodies import Bodies
+from warmup_plugin.coordination.blobs import Bodies
 from warmup_plugin.engines.embedded.config import RankResult
 from warmup_plugin.engines.embedded.count_calls import telling_calls, tuning_functions
 
@@ -59,9 +59,9 @@ class _Watch:
     """Takes notes of one warm-up."""
 
     def __init__(self, forward: Any) -> None:
-        from warmup_plugin.tuner import probe
+        from warmup_plugin.tuner import compat
 
-        self._open_contexts: Callable[[], int] = partial(probe.open_contexts, probe.tuner())
+        self._open_contexts: Callable[[], int] = partial(compat.open_contexts, compat.tuner())
         self._forward = forward.__code__
         self.contexts: list[int] = []
         self.nested = 0

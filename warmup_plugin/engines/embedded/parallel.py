@@ -157,7 +157,7 @@ class AllReduce:
         self._is_stored = bool(content)
         if not content:
             return
-        from warmup_plugin.tuner.probe import as_file  # which imports FlashInfer, as above
+        from warmup_plugin.tuner.compat import as_file  # which imports FlashInfer, as above
 
         try:
             with as_file(content) as copy:

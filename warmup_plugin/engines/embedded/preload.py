@@ -12,4 +12,4 @@ import importlib
 # In this order: the engine imports FlashInfer in a way that every release can bear without a GPU.
 for _name in ("engines.embedded.worker", "kernel_warmup"):
     importlib.import_module(f"warmup_plugin.{_name}")
-importlib.import_module("warmup_plugin.tuner.probe").stamp()
+importlib.import_module("warmup_plugin.tuner.compat").stamp()

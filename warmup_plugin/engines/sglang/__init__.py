@@ -2,11 +2,11 @@
 """SGLang's entry point: `register`, called by SGLang in every process it starts.
 
     register()            leaves a finder behind; costs nothing where nothing warms up
-    names.py              every private name of SGLang that this package uses, probed
-    warmup.py             what runs in place of SGLang's `flashinfer_autotune_context`, around it
+    compat.py              every private name of SGLang that this package uses, probed
+    hook.py             what runs in place of SGLang's `flashinfer_autotune_context`, around it
     stages.py             over which ranks it is one session: all pipeline stages, or one
-    factors.py            the identity of a model runner under SGLang's runtime context
-    own_tables.py         where SGLang's own tables lie
+    identity.py            the identity of a model runner under SGLang's runtime context
+    engine_tables.py         where SGLang's own tables lie
     megamoe.py            MegaMoE's records: each GPU's own, in SGLang's own file
 
 Owns the official way in: the plugin group `sglang.srt.plugins` and SGLang's `HookRegistry`. The
@@ -32,7 +32,7 @@ def register() -> None:
     if os.environ.get("WARMUP_PLUGIN_MODE") == "off":
         return
     try:
-        from warmup_plugin.engines.base import after_import
+        from warmup_plugin.engines.gate import after_import
 
         after_import(MODULE, _enter)
     except Exception:
@@ -41,6 +41,6 @@ def register() -> None:
 
 def _enter(module: object) -> None:
     """Register our hooks with SGLang; runs when it has imported its warm-up."""
-    from warmup_plugin.engines.sglang.warmup import enter
+    from warmup_plugin.engines.sglang.hook import enter
 
     enter(module)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from warmup_plugin.engines.sglang import names
+from warmup_plugin.engines.sglang import compat
 
 logger = logging.getLogger("warmup_plugin")
 
@@ -22,24 +22,24 @@ logger = logging.getLogger("warmup_plugin")
 @contextlib.contextmanager
 def records_kept(model_runner: Any) -> Iterator[None]:
     """Load the records of this GPU, run the body, and write them back if it has changed them."""
-    from warmup_plugin.tuner import probe
+    from warmup_plugin.tuner import compat as flashinfer
 
-    namespace, path = names.megamoe_namespace(), names.rank_file(model_runner)
+    namespace, path = compat.megamoe_namespace(), compat.rank_file(model_runner)
     if path.is_file():
         with _warning(f"MegaMoE's records are not read from {path}"):
-            probe.tuner().load_configs(str(path))
-    before = probe.tuner().get_namespaced_records(namespace)
+            flashinfer.tuner().load_configs(str(path))
+    before = flashinfer.tuner().get_namespaced_records(namespace)
     yield
-    if probe.tuner().get_namespaced_records(namespace) != before:
+    if flashinfer.tuner().get_namespaced_records(namespace) != before:
         with _warning(f"MegaMoE's records are not kept in {path}"):
             _write(path)
 
 
 def _write(path: Path) -> None:
-    from warmup_plugin.tuner import probe
+    from warmup_plugin.tuner import compat as flashinfer
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    probe.tuner().save_configs(str(path))
+    flashinfer.tuner().save_configs(str(path))
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from warmup_plugin.engines.attempt import Attempt, Scope
-from warmup_plugin.engines.sglang import names
+from warmup_plugin.engines.sglang import compat
 
 if TYPE_CHECKING:
     from warmup_plugin.topology import RankInfo
@@ -24,8 +24,8 @@ _is_apart = False
 
 def attempt() -> Attempt:
     """Return over whom the next context is to be a session, widest first."""
-    stage, world = names.parallel().tp_group, names.world()
-    name = f"stage {names.of_parallel('pp_rank', 0)}" if world is not None else ""
+    stage, world = compat.parallel().tp_group, compat.world()
+    name = f"stage {compat.of_parallel('pp_rank', 0)}" if world is not None else ""
     group = stage.cpu_group if stage.world_size > 1 else None
     own = Scope(stage.rank_in_group, stage.world_size, group, name)
     if world is None or _is_apart:
@@ -43,9 +43,9 @@ def ranks(device_index: int) -> RankInfo:
     """Return where this rank stands; how it is counted among the others is the scope's."""
     from warmup_plugin.topology import RankInfo
 
-    of = names.of_parallel
+    of = compat.of_parallel
     return RankInfo(
-        local_rank=names.parallel().tp_group.local_rank,
+        local_rank=compat.parallel().tp_group.local_rank,
         tp_rank=of("tp_rank", 0), tp_size=of("tp_size", 1),
         pp_rank=of("pp_rank", 0), pp_size=of("pp_size", 1),
         dp_rank=of("attn_dp_rank", 0), dp_size=of("attn_dp_size", 1),

@@ -2,10 +2,10 @@
 """vLLM's entry point: `register`, called by vLLM in every process it starts.
 
     register()            leaves a finder behind; costs nothing where nothing warms up
-    names.py              every private name of vLLM that this package uses, probed
-    warmup.py             what runs in place of vLLM's `flashinfer_autotune`, around it
-    factors.py            the identity of a `VllmConfig`
-    own_tables.py         where vLLM's own tables lie
+    compat.py              every private name of vLLM that this package uses, probed
+    hook.py             what runs in place of vLLM's `flashinfer_autotune`, around it
+    identity.py            the identity of a `VllmConfig`
+    engine_tables.py         where vLLM's own tables lie
 
 Owns the two official ways in: the plugin group `vllm.general_plugins`, and `WorkerExtension` for
 ``--worker-extension-cls``. Never raises: an exception here would end the launch.
@@ -24,7 +24,7 @@ def register() -> None:
     if os.environ.get("WARMUP_PLUGIN_MODE") == "off":
         return
     try:
-        from warmup_plugin.engines.base import after_import
+        from warmup_plugin.engines.gate import after_import
 
         after_import("vllm.model_executor.warmup.kernel_warmup", _enter)
     except Exception:
@@ -33,7 +33,7 @@ def register() -> None:
 
 def _enter(module: object) -> None:
     """Put our function in the place of vLLM's; runs when vLLM imports its kernel warm-up."""
-    from warmup_plugin.engines.vllm.warmup import enter
+    from warmup_plugin.engines.vllm.hook import enter
 
     enter(module)
 

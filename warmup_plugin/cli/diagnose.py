@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why the last start was warm or not: its receipt, held against what is kept beside it.
+
+Owns that judgement. Where a start found no table of its own identity, the nearest other identity
+(the fewest factors that differ) names the factor. Reads only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from warmup_plugin.cache.paths import IDENTITY_NAME
+from warmup_plugin.cache.store import REPORTS
+from warmup_plugin.cache.table import Miss
+from warmup_plugin.cli import inventory, places
+from warmup_plugin.cli.factor_text import Reason, reasons
+from warmup_plugin.cli.load import read_identity, read_report
+from warmup_plugin.cli.output import SHORT, CommandError, note, plural
+from warmup_plugin.errors import IdentityError
+from warmup_plugin.identity import Identity
+from warmup_plugin.observability.report import WarmupReport
+
+Cause = Literal["warm", "adopted", "not shared", "file", "factor", "first", "incomplete"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why a start tuned, or that it did not. ``nearest``: the identity that ``factors`` is to."""
+
+    receipt: str
+    cause: Cause
+    words: tuple[str, ...]
+    nearest: str = ""
+    factors: tuple[Reason, ...] = ()
+
+
+def last_receipt(roots: list[places.Root], limit: int, *, cold: bool = False) -> Path:
+    """Return the newest receipt that can be read, rank 0's where several are as new.
+
+    ``cold``: the newest of a start that has tuned.
+
+    Raises:
+        CommandError: there is none.
+    """
+    where = ", ".join(str(root.path) for root in roots) or "any cache root"
+    found = [path for kept in inventory.walk(roots) for path in _receipts(kept)]
+    return newest(found, limit, of=f"below {where}", cold=cold)
+
+
+def newest(paths: Iterable[Path], limit: int, *, of: str, cold: bool = False) -> Path:
+    """Return the newest of these receipts that can be read; a note names those that cannot.
+
+    Raises:
+        CommandError: there is none.
+    """
+    ordered = sorted(paths, key=_recency, reverse=True)
+    unread = 0
+    for path in ordered:
+        report = read_report(path, limit)
+        if isinstance(report, Miss):
+            note(f"{path}: {report.reason}; an earlier receipt is looked for")
+            unread += 1
+        elif not cold or _new(report):
+            return path
+    if unread:
+        raise CommandError(f"no receipt {of} can be read")
+    if ordered:
+        raise CommandError(f"no start that tuned has left a receipt {of}: all were warm")
+    raise CommandError(f"no receipt {of}: no start has written one there yet")
+
+
+def _recency(path: Path) -> tuple[int, bool, float]:
+    try:
+        changed = path.stat().st_mtime
+    except OSError:
+        changed = 0.0
+    return int(changed), "_rank0." in path.name, changed
+
+
+def _receipts(kept: inventory.Kept) -> Iterable[Path]:
+    return Path(kept.directory, REPORTS).glob("*.json") if REPORTS in kept.folders else ()
+
+
+def explain_start(path: Path, roots: list[places.Root], limit: int) -> Verdict:
+    """Return why the start that wrote this receipt tuned, or did not.
+
+    Raises:
+        CommandError: it is no receipt.
+    """
+    report = read_report(path, limit)
+    if isinstance(report, Miss):
+        raise CommandError(f"{path}: {report.reason}")
+    tuned = _new(report)
+    if report.agreement != "certified":
+        why = f"The ranks could not share a table ({report.agreement}): {report.reason}."
+        return Verdict(str(path), "not shared", (why,))
+    if not tuned and report.adopted_from:
+        return _adopted(path, report, roots, limit)
+    if not tuned:
+        tasks = plural(report.tasks.get("seen", 0), "task")
+        warm = f"It was warm: {tasks}, none of them tuned, {report.tactics_timed} tactics timed."
+        return Verdict(str(path), "warm", (warm,))
+    return _why_tuned(path, report, roots, limit, tuned)
+
+
+def is_cold(report: WarmupReport) -> bool:
+    """Return whether a start has tuned."""
+    return _new(report) > 0
+
+
+def receipts(roots: list[places.Root]) -> list[Path]:
+    """Return every receipt below these roots, the oldest first."""
+    return sorted(
+        (path for kept in inventory.walk(roots) for path in _receipts(kept)), key=_recency
+    )
+
+
+def _why_tuned(
+    path: Path, report: WarmupReport, roots: list[places.Root], limit: int, tuned: int
+) -> Verdict:
+    spoilt = [row for row in report.read if row.get("reason") and not row.get("entries")]
+    if spoilt and not any(row.get("entries") for row in report.read):
+        files = tuple(f"{row['path']} could not be used: {row['reason']}." for row in spoilt)
+        return Verdict(str(path), "file", files)
+    if any(row.get("entries") for row in report.read):
+        return Verdict(str(path), "incomplete", _incomplete(report, tuned))
+    return _by_factor(path, report, roots, limit)
+
+
+def _new(report: WarmupReport) -> int:
+    if report.winners:
+        return len(report.winners)
+    return sum(report.tasks.get(name, 0) for name in ("tuned", "received", "default"))
+
+
+def _incomplete(report: WarmupReport, tuned: int) -> tuple[str, ...]:
+    known = report.tasks.get("from_cache", 0)
+    ops = sorted({str(row["op"]) for row in report.winners})
+    named = f": {', '.join(ops)}" if ops else ""
+    words = (
+        f"Its table was there and answered {plural(known, 'task')}; {plural(tuned, 'task')} "
+        f"were new{named}. The engine called what it had not called before: another engine "
+        "version, a longer warm-up, or a start that was interrupted while it tuned."
+    )
+    return (words,)
+
+
+def _adopted(path: Path, report: WarmupReport, roots: list[places.Root], limit: int) -> Verdict:
+    took = [f"{plural(n, 'task')} from {source}" for source, n in report.adopted_from.items()]
+    words = f"It tuned nothing: it took over {'; '.join(took)}."
+    found = _by_factor(path, report, roots, limit)
+    if found.cause != "factor" or any(row.get("entries") for row in report.read):
+        return Verdict(str(path), "adopted", (words,))
+    return Verdict(str(path), "adopted", (words, *found.words), found.nearest, found.factors)
+
+
+def _by_factor(path: Path, report: WarmupReport, roots: list[places.Root], limit: int) -> Verdict:
+    mine = _identity(report, path, limit)
+    if mine is None:
+        return Verdict(str(path), "first", ("There was no table; its factors are not known.",))
+    began = report.at - report.total_seconds
+    nearest = nearest_to(mine, inventory.walk(roots), before=began, limit=limit)
+    if nearest is None:
+        words = "There was no table yet: no other identity is kept here, so it was a first start."
+        return Verdict(str(path), "first", (words,))
+    directory, found = nearest
+    other = f"The nearest table is {Path(directory).name[:SHORT]}'s"
+    many = "one factor differs" if len(found) == 1 else f"{len(found)} factors differ"
+    return Verdict(
+        str(path),
+        "factor",
+        (f"{_without_table(report)} {other}: {many}.",),
+        directory,
+        tuple(found),
+    )
+
+
+def _without_table(report: WarmupReport) -> str:
+    """Return what a start without a table of its own did."""
+    tuned = plural(_new(report), "task")
+    lent = sum(report.adopted_from.values())
+    taken = f", {plural(lent, 'task')} taken over from others" if lent else ""
+    return f"There was no table for this identity: {tuned} tuned{taken}."
+
+
+def _identity(report: WarmupReport, path: Path, limit: int) -> Identity | None:
+    try:
+        if report.factors:
+            return Identity(report.factors)
+    except IdentityError:
+        return None
+    found = read_identity(path.parent.parent / IDENTITY_NAME, limit)
+    return None if isinstance(found, Miss) else found
+
+
+def nearest_to(
+    mine: Identity, shelf: Iterable[inventory.Kept], *, before: float, limit: int
+) -> tuple[str, list[Reason]] | None:
+    """Return the directory that differs from an identity in the fewest factors, and those.
+
+    Only of tables that were there ``before``, unix seconds; the latest of equally near ones.
+    """
+    best: tuple[tuple[int, float], str, list[Reason]] | None = None
+    for kept in shelf:
+        if kept.identity == mine.digest or not kept.tables:
+            continue
+        status = kept.files.get(IDENTITY_NAME)
+        if status is None or status.st_mtime > before:
+            continue
+        other = read_identity(Path(kept.directory, IDENTITY_NAME), limit)
+        if isinstance(other, Miss):
+            continue
+        found = reasons(other, mine)
+        rank = (len(found), -kept.changed)
+        if best is None or rank < best[0]:
+            best = (rank, kept.directory, found)
+    return None if best is None else best[1:]
+
+
+def document(verdict: Verdict) -> dict[str, Any]:
+    """Return the verdict as JSON values."""
+    return {
+        "schema": 1,
+        "receipt": verdict.receipt,
+        "cause": verdict.cause,
+        "words": " ".join(verdict.words),
+        "nearest": verdict.nearest or None,
+        "factors": [{"factor": r.factor, "was": r.a, "is": r.b, "words": r.words}
+                    for r in verdict.factors],
+    }  # fmt: skip

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the nine steps need from the other ranks, and how a single process does without them.
+
+Owns the interface: one primitive, `meet`, in which each rank hands in its word and all act on one
+record; bodies beside it, by their sha256; and what is said of a rank at work. `coordinator.py`
+does it for several ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from warmup_plugin.cache.table import digest
+from warmup_plugin.errors import RankLostError
+
+Word = dict[str, Any]
+Words = Mapping[int, Word]
+#: From every rank's word to the record all ranks act on.
+Decide = Callable[[Words], Word]
+
+
+class Rendezvous(Protocol):
+    """What the nine steps need from the other ranks."""
+
+    rank: int
+    size: int
+    #: Of each meeting: its name, when this rank came (monotonic), how long until the record.
+    waits: list[tuple[str, float, float]]
+
+    @property
+    def bytes_sent(self) -> int:
+        """How much this rank has handed to the store."""
+        ...
+
+    @property
+    def bytes_received(self) -> int:
+        """How much it has taken from it."""
+        ...
+
+    def meet(self, step: str, word: Word, decide: Decide) -> Word:
+        """Hand in this rank's word, return the one record all ranks act on."""
+        ...
+
+    def put(self, body: bytes, sha256: str = "") -> str:
+        """Offer a body to all ranks; return its sha256, by which they get it, unless known here."""
+        ...
+
+    def offer(self, body: bytes, sha256: str) -> None:
+        """Put, on rank 0, a body that the next meeting will most likely agree on."""
+        ...
+
+    def expect(self) -> None:
+        """Take such a body while this rank waits in the next meeting."""
+        ...
+
+    def get(self, sha256: str) -> bytes:
+        """Return the body of that sha256, checked."""
+        ...
+
+    def take(self, name: str) -> int:
+        """Count one more of something that is given once; return how many before; as `confirm`."""
+        ...
+
+    def note(self, step: str, task: str = "") -> None:
+        """Tell the others, through the heartbeat, what this rank is at; find out as `confirm`."""
+        ...
+
+    def confirm(self) -> None:
+        """Make sure, before this rank writes or installs, that the others have not gone on."""
+        ...
+
+    def follow(self, listener: Callable[[int, dict[str, Any]], None] | None) -> None:
+        """Have the other ranks' heartbeats told from now on, on another thread; None ends it."""
+        ...
+
+    def in_forward(self) -> contextlib.AbstractContextManager[None]:
+        """Look after the engine's forward in the body, and tell the others if it raises."""
+        ...
+
+    def abandon(
+        self, reason: str, *, of: int | None = None, lives: bool = False
+    ) -> RankLostError | None:
+        """Tell the others that this rank, or another, leaves unfinished; ``lives``: and lives.
+
+        Returns the loss by which the session had ended before.
+        """
+        ...
+
+    def name_hosts(self, nodes: list[list[int]], hosts: list[str]) -> None:
+        """Say on which machines the ranks are."""
+        ...
+
+    def host_of(self, rank: int) -> str:
+        """Return the name of a rank's machine, as far as it is known."""
+        ...
+
+    def close(self) -> None:
+        """Leave; nothing of the session stays behind."""
+        ...
+
+
+class Alone:
+    """The rendezvous of a single process."""
+
+    rank = 0
+    size = 1
+    bytes_sent = 0
+    bytes_received = 0
+
+    def __init__(self) -> None:
+        self.waits: list[tuple[str, float, float]] = []
+        self._bodies: dict[str, bytes] = {}
+        self._taken: Counter[str] = Counter()
+
+    def meet(self, step: str, word: Word, decide: Decide) -> Word:
+        """Decide from the only word there is."""
+        del step
+        return decide({0: word})
+
+    def put(self, body: bytes, sha256: str = "") -> str:
+        """Keep the body for `get`."""
+        name = sha256 or digest(body)
+        self._bodies[name] = body
+        return name
+
+    def offer(self, body: bytes, sha256: str) -> None:
+        """Nobody lacks it."""
+
+    def expect(self) -> None:
+        """Nobody offers anything."""
+
+    def get(self, sha256: str) -> bytes:
+        """Return a body put before; raises `KeyError` for another."""
+        return self._bodies[sha256]
+
+    def take(self, name: str) -> int:
+        """Count one more; nobody else does."""
+        self._taken[name] += 1
+        return self._taken[name] - 1
+
+    def note(self, step: str, task: str = "") -> None:
+        """Nobody is listening."""
+
+    def confirm(self) -> None:
+        """Nobody else decides."""
+
+    def follow(self, listener: Callable[[int, dict[str, Any]], None] | None) -> None:
+        """There are no others."""
+
+    def in_forward(self) -> contextlib.AbstractContextManager[None]:
+        """Nobody else waits."""
+        return contextlib.nullcontext()
+
+    def abandon(self, reason: str, *, of: int | None = None, lives: bool = False) -> None:
+        """Nobody else is left."""
+
+    def name_hosts(self, nodes: list[list[int]], hosts: list[str]) -> None:
+        """There are no others."""
+
+    def host_of(self, rank: int) -> str:
+        """There are no others."""
+        del rank
+        return ""
+
+    def close(self) -> None:
+        """Forget the bodies."""
+        self._bodies.clear()

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process: signals, polling, threads, streams. Nothing here knows what a table is."""

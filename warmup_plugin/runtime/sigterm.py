@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ends a process in the middle of tuning: a shutdown signal, a task that does not return.
+
+Owns SIGTERM for the length of a ``with`` block: the task in hand may end, what is known is kept,
+and the signal then goes where it would have gone. The process leaves within `LEAVE_S` even when the
+task does not end. Only the main thread can own a signal; on another one nothing is changed. And
+owns the limit of a task: past it nothing but the end of the process ends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from warmup_plugin.coordination.heartbeat import EXIT_ABANDONED
+from warmup_plugin.runtime.polling import wait_until, within
+
+if TYPE_CHECKING:
+    from warmup_plugin.tuner.task import Task
+
+logger = logging.getLogger("warmup_plugin")
+
+#: Kubernetes asks first and kills 30 s later; others give less.
+LEAVE_S = 4.0
+#: What the disk gets then to keep what is known.
+_KEEP_S = 0.8
+
+
+class Shutdown:
+    """Listens for SIGTERM in the body; ``rescue`` keeps what is known, and is called once."""
+
+    def __init__(self, rescue: Callable[[], None]) -> None:
+        self.is_requested = False
+        self._rescue = rescue
+        self._asked, self._once, self._kept = threading.Lock(), threading.Lock(), threading.Event()
+        self._timer = threading.Timer(LEAVE_S, self._leave_now)
+        self._timer.daemon = True
+        self._previous: Any = None
+        self._waker: socket.socket | None = None
+        self._others_fd = -1
+        self._owns = (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN
+        )
+
+    def __enter__(self) -> Self:
+        """Take the signal over."""
+        if self._owns:
+            self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+            # A handler runs when the main thread comes back to the interpreter, and a kernel that
+            # hangs never does. Where there is no descriptor or thread left that has to do.
+            with contextlib.suppress(OSError, RuntimeError):
+                self._waker = self._listen_apart()
+        return self
+
+    def _listen_apart(self) -> socket.socket:
+        """Have a thread woken by bytes that are written from within the signal."""
+        self._listener, waker = socket.socketpair()
+        try:
+            waker.setblocking(False)
+            threading.Thread(target=self._listen, name="warmup-sigterm", daemon=True).start()
+        except RuntimeError:
+            self._listener.close()
+            waker.close()
+            raise
+        self._others_fd = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+        return waker
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the signal back, and send it again if it came."""
+        self.leave()
+
+    def leave(self) -> None:
+        """Do now what the end of the block does, once."""
+        if not self._owns:
+            return
+        self._owns = False
+        if self._waker is not None:
+            signal.set_wakeup_fd(self._others_fd)
+            self._waker.close()
+        signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
+        if self.is_requested:
+            self._keep()
+            self._timer.cancel()  # not before: the disk may hang, too
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _listen(self) -> None:
+        with self._listener:
+            while numbers := self._listener.recv(64):
+                if self._others_fd >= 0:
+                    with contextlib.suppress(OSError):
+                        os.write(self._others_fd, numbers)
+                if signal.SIGTERM in numbers:
+                    self._request()
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._request()
+
+    def _request(self) -> None:
+        self.is_requested = True
+        if self._asked.acquire(blocking=False):
+            with contextlib.suppress(RuntimeError):  # no thread: the task in hand has its time
+                self._timer.start()
+            logger.warning("warmup-plugin: SIGTERM: the task in hand may end, then this process")
+
+    def _leave_now(self) -> None:
+        """End the process from another thread: the task in hand did not end in time."""
+        threading.Thread(target=self._keep, name="warmup-rescue", daemon=True).start()
+        with contextlib.suppress(TimeoutError):
+            wait_until(self._kept.is_set, within(_KEEP_S))
+        os._exit(128 + signal.SIGTERM)
+
+    def _keep(self) -> None:
+        """Keep what is known; whoever comes second waits until it is kept."""
+        with self._once:
+            if self._kept.is_set():
+                return
+            try:
+                self._rescue()
+            except Exception:
+                logger.exception("warmup-plugin: what was tuned so far could not be kept")
+            self._kept.set()
+
+
+class TaskLimit:
+    """Ends this process when a task does not return; ``give_up`` is told first which one it is.
+
+    One thread watches all tasks of the body, and is not woken for each: it looks again when the
+    time of the task is over that it has seen last.
+    """
+
+    def __init__(self, limit_s: float, give_up: Callable[[Task], None]) -> None:
+        self._limit_s = limit_s
+        self._give_up = give_up
+        self._in_hand: tuple[Task | None, float] = (None, 0.0)
+        self._is_over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        """Watch the tasks that `begins` tells of."""
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        """Watch no longer."""
+        self._in_hand = (None, 0.0)
+        self._is_over.set()
+        if self._thread is not None:
+            self._thread.join(timeout=5.0)
+
+    def begins(self, task: Task) -> None:
+        """Count from now; the task before has returned."""
+        self._in_hand = (task, time.monotonic() + self._limit_s)
+        if self._thread is None:
+            watching = threading.Thread(target=self._watch, name="warmup-limit", daemon=True)
+            with contextlib.suppress(RuntimeError):  # no thread: this task has no limit
+                watching.start()
+                self._thread = watching
+
+    def _watch(self) -> None:
+        while not self._is_over.wait(max(0.0, self._in_hand[1] - time.monotonic())):
+            task, until = self._in_hand
+            if task is not None and time.monotonic() >= until:
+                self._leave(task)
+            del task  # it may be let go of before this thread is
+
+    def _leave(self, task: Task) -> None:
+        logger.critical(
+            "warmup-plugin: this process ends (status %d): %s has not returned for %.0f s: "
+            "task_limit_s",
+            EXIT_ABANDONED, task.label, self._limit_s,
+        )  # fmt: skip
+        try:
+            self._give_up(task)
+        except Exception:
+            logger.exception("warmup-plugin: what was tuned so far could not be kept")
+        os._exit(EXIT_ABANDONED)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each rank tells rank 0 about itself for the job's receipt.
+
+Owns these rows: when each step and each wait began and how long it took, on this rank's own clock,
+counted from the moment its first meeting was over. That moment is about the same on all ranks, so
+rows can be laid beside each other without comparing clocks. They travel with the last meeting.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from warmup_plugin.coordination.base import Word
+from warmup_plugin.steps.context import Job
+from warmup_plugin.steps.tune import Work
+from warmup_plugin.tuner.default_tactic import DEFAULT
+from warmup_plugin.tuner.survey import Survey
+from warmup_plugin.tuner.task import Task
+
+#: Shorter waits are not told: every meeting has its last.
+WAIT_S = 0.01
+
+
+#: From a task to its winner in the table in force, None where it has none.
+EntryOf = Callable[[Task], object]
+
+
+def row_of(job: Job, survey: Survey | None, work: Work, entry_of: EntryOf) -> Word:
+    """Return this rank's row, with the winners that it has tuned."""
+    return {
+        "rank": job.meeting.rank,
+        "steps": [[step, *_rounded(began, seconds)] for step, began, seconds in job.spans],
+        "waits": _since(job, job.meeting.waits),
+        "tactics_timed": job.seen.tactics_timed,
+        "passed_through_tactics": job.seen.passed_through,
+        "inputs_synthesised": job.seen.inputs_synthesised,
+        "bytes_sent": job.meeting.bytes_sent,
+        "bytes_received": job.meeting.bytes_received,
+        "ops": by_op(what_became(survey, work, entry_of)),
+        "winners": winners_of(job, survey, work),
+    }
+
+
+def winners_of(job: Job, survey: Survey | None, work: Work) -> list[dict[str, Any]]:
+    """Return a row for each task that this rank has tuned, in the order it did."""
+    tasks = survey.tasks if survey else {}
+    found = []
+    for outcome in work.outcomes.values():
+        task = tasks[outcome.task]
+        serves_default = outcome.entry is None or outcome.entry.tactic == DEFAULT
+        began, seconds = _rounded(outcome.began - job.zero, outcome.seconds)
+        found.append(
+            {
+                "task": outcome.task,
+                "op": task.op,
+                "bucket": "x".join(map(str, task.buckets)),
+                "rank": job.meeting.rank,
+                "began": began,
+                "seconds": seconds,
+                "runner": outcome.entry.runner if outcome.entry else "",
+                "ms": outcome.default_ms if serves_default else outcome.ms,
+                "default_ms": outcome.default_ms,
+                "reason": outcome.reason,
+            }
+        )
+    return found
+
+
+def collect(job: Job, words: Mapping[int, Word]) -> None:
+    """Keep every rank's row on rank 0, which decides about ``words``."""
+    for rank in sorted(words):
+        row = dict(words[rank].get("row", {}))
+        job.winners += row.pop("winners", [])
+        job.rows.append(row)
+
+
+def what_became(
+    survey: Survey | None, work: Work, entry_of: EntryOf | None
+) -> Counter[tuple[str, str]]:
+    """Return how many of this rank's tasks became what, by op and the report's words."""
+    found: Counter[tuple[str, str]] = Counter()
+    if survey is None:
+        return found
+    if not work.is_new:  # ten thousand known ones are counted by the dozen
+        for (op, state), number in survey.tally().states.items():
+            word = {"known": "from_cache", "unshared": "unshared"}.get(state, "default")
+            found[op, word] += number
+        return found
+    adopted, tasks = frozenset(work.plan.held) - frozenset(work.plan.resumed), survey.tasks.values()
+    return Counter((task.op, _became(task, work, adopted, entry_of)) for task in tasks)
+
+
+def _became(task: Task, work: Work, adopted: Collection[str], entry_of: EntryOf | None) -> str:
+    """Return what became of one task."""
+    outcome = work.outcomes.get(task.id)
+    is_tuned = outcome is not None and outcome.kind == "tuned"
+    words = {
+        "unshared": "unshared" in (task.state, outcome.kind if outcome else ""),
+        "failed": task.id in work.failed or (outcome is not None and outcome.kind == "failed"),
+        "default": task.id in work.dropped or (outcome is not None and not is_tuned),
+        "tuned": is_tuned,
+        "adopted": task.id in adopted,
+        "left": task.id in work.left,
+        "from_cache": task.state == "known",
+    }
+    found = next((word for word, holds in words.items() if holds), "")
+    return found or ("received" if entry_of is not None and entry_of(task) else "default")
+
+
+def by_op(became: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
+    """Return the counts of each op."""
+    return {op: count(became, op) for op in sorted({op for op, _ in became})}
+
+
+def count(became: Counter[tuple[str, str]], op: str | None = None) -> dict[str, int]:
+    """Return how many tasks became what, of one op or of all."""
+    counts = {"seen": 0, "from_cache": 0, "tuned": 0}
+    for (of_op, word), number in became.items():
+        if op in (None, of_op):
+            counts["seen"] += number
+            counts[word] = counts.get(word, 0) + number
+    return counts
+
+
+def waited(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return who waited for whom: at each meeting, for the rank that came last."""
+    came: dict[str, dict[int, float]] = {}
+    for row in rows:
+        for meeting, began, _ in row.get("waits", ()):
+            came.setdefault(meeting, {})[row["rank"]] = began
+    found = []
+    for meeting, at in came.items():
+        last = max(at, key=lambda rank: at[rank])
+        late = {rank: at[last] - began for rank, began in at.items() if at[last] - began > WAIT_S}
+        if late:
+            seconds = round(max(late.values()), 4)
+            found.append({"at": meeting, "ranks": sorted(late), "for": last, "seconds": seconds})
+    return found
+
+
+def _since(job: Job, spans: Sequence[tuple[str, float, float]]) -> list[list[Any]]:
+    return [[name, *_rounded(began - job.zero, seconds)] for name, began, seconds in spans]
+
+
+def _rounded(*seconds: float) -> list[float]:
+    return [round(each, 5) for each in seconds]

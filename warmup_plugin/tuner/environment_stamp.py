@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FlashInfer's environment stamp, the slow half of it looked up once for all ranks that see alike.
+
+Two fields make up nearly all that a stamp costs, 50 to 150 ms of a new process: for the version of
+cuBLAS FlashInfer runs ldconfig, a compiler and a linker, and for that of the CuTe DSL it reads the
+metadata of every installed package (0.7.2.post1). Ranks with equal `surroundings` look each up once
+among them, at the same time: rank 0 the first, on a thread of its own while the ranks meet. Any
+other rank, and any that cannot tell, looks for itself, and all other fields each reads for itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from warmup_plugin.errors import SessionError
+from warmup_plugin.topology import machine_id
+from warmup_plugin.tuner import compat
+from warmup_plugin.tuner.library_search import bearing_failed_searches
+from warmup_plugin.tuner.packages import by_content
+
+if TYPE_CHECKING:
+    from warmup_plugin.coordination.base import Rendezvous
+
+_VARIABLES = ("LD_LIBRARY_PATH", "LD_PRELOAD", "PATH", "CUDA_HOME", "CUDA_PATH")
+#: What the dynamic linker finds without a search, since it is loaded already.
+_LOADED = (b"cublas", b"cudnn")
+
+#: The one that is looking, if one is, and what this process saw before, where others are told.
+_under_way: threading.Thread | None = None
+_seen = ""
+
+
+def surroundings(maps: bytes | None = None) -> str:
+    """Return a digest of all that the slow fields depend on.
+
+    Empty where that cannot be told, or where FlashInfer makes its stamp of something else. Machine,
+    mount namespace, root and working directory, user, the variables that direct the linker, as they
+    are and as the process began with them, the libraries of interest that are loaded already,
+    interpreter, where packages are imported from, torch and FlashInfer. ``maps``: the process's
+    mappings, where they have been read before.
+    """
+    if not compat.can_answer():
+        return ""
+    try:
+        root, initial = Path("/").stat(), Path("/proc/self/environ").read_bytes().split(b"\0")
+        named = tuple(f"{name}=".encode() for name in _VARIABLES)
+        seen = [
+            machine_id(), Path("/proc/self/ns/mnt").stat().st_ino, root.st_dev, root.st_ino,
+            Path.cwd(), os.geteuid(), os.getegid(),
+            [os.environ.get(name) for name in _VARIABLES],
+            sorted(entry for entry in initial if entry.startswith(named)),
+            _loaded(maps or _mappings()),
+            sys.version, sys.executable, sys.path, torch.__file__, torch.version.cuda,
+            *compat.origin(),
+        ]  # fmt: skip
+    except OSError:
+        return ""
+    return hashlib.sha256(repr(seen).encode()).hexdigest()
+
+
+def _mappings() -> bytes:
+    return Path("/proc/self/maps").read_bytes()
+
+
+def _loaded(maps: bytes) -> list[bytes]:
+    """Return device, inode and path of the libraries of interest among a process's mappings."""
+    found = {
+        b" ".join(line.split(maxsplit=5)[3:])
+        for line in maps.splitlines()
+        if any(name in line for name in _LOADED)
+    }
+    return sorted(found)
+
+
+def begin(*, tells: bool) -> str:
+    """Begin to look up what other programs are run for, unless it is known or has been begun.
+
+    Returns, for a rank that ``tells`` others, the surroundings in which this process has looked: a
+    look may itself load a library. Where it fails, or does not end, who needs the answer is told.
+    """
+    global _seen  # noqa: PLW0603  # of the process, as FlashInfer keeps the answer
+    maps = None
+    if tells and not _seen:
+        with contextlib.suppress(OSError):  # nobody is told then, and each looks for itself
+            maps = _mappings()
+    _look()  # before the rest of it: every rank will wait for this
+    if maps is not None:
+        _seen = surroundings(maps)
+    return _seen
+
+
+def _look() -> None:
+    global _under_way  # noqa: PLW0603  # as above
+    if (look := compat.slow_fields().get(compat.BY_PROGRAMS)) is None or _under_way is not None:
+        return
+
+    def look_quietly() -> None:
+        global _under_way  # noqa: PLW0603  # as above
+        # Nobody hears of what fails here: FlashInfer asks again.
+        with contextlib.suppress(Exception), bearing_failed_searches():
+            look()
+        _under_way = None
+
+    _under_way = threading.Thread(target=look_quietly, name="warmup-lookup", daemon=True)
+    try:
+        _under_way.start()
+    except RuntimeError:  # no thread: looked up where it is needed
+        _under_way = None
+
+
+def _look_meanwhile() -> None:
+    """Look up, as long as the programs run, what none is run for."""
+    for field, look in compat.slow_fields().items():
+        if field != compat.BY_PROGRAMS:
+            with contextlib.suppress(Exception):  # told of where it is needed
+                by_content(look())
+
+
+class Lookup:
+    """Who looks up the slow fields of this process's stamp: this rank, or others that see alike.
+
+    ``is_alike``: this rank sees all that they depend on as rank 0 does. ``taken``: the fields that
+    another such rank looks up. ``limit_s``: how long is waited for the programs that FlashInfer
+    runs; it sets no limit itself.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self.is_alike = False
+        self.taken: tuple[str, ...] = ()
+
+    def divide(self, meeting: Rendezvous, rank_0s: str) -> None:
+        """Settle which fields this rank looks up; ``rank_0s``: the surroundings of rank 0.
+
+        Rank 0 has begun with those that other programs are run for. Any other is the first one's
+        who comes: that is another rank, where one sees alike, unless rank 0 has ended before.
+        """
+        self.is_alike, slow = meeting.rank == 0, compat.slow_fields()
+        if meeting.size == 1 or not slow:
+            return
+        if meeting.rank == 0:
+            self._wait()
+        elif rank_0s and rank_0s == surroundings():
+            self.is_alike = True
+        if self.is_alike:
+            is_rank_0s = meeting.rank > 0
+            self.taken = tuple(
+                field
+                for field in slow
+                if (is_rank_0s if field == compat.BY_PROGRAMS else meeting.take(f"lookup/{field}"))
+            )
+
+    def stamp(self) -> dict[str, str]:
+        """Return this process's stamp, without the fields that are ``taken``.
+
+        Raises `SessionError` where the programs have not come to an end within the limit.
+        """
+        with compat.answering(dict.fromkeys(self.taken, "")):
+            if _under_way is not None:
+                _look_meanwhile()
+                self._wait()
+            found = compat.stamp()
+        return {name: value for name, value in found.items() if name not in self.taken}
+
+    def _wait(self) -> None:
+        if (thread := _under_way) is None:
+            return
+        thread.join(timeout=self._limit_s)
+        if thread.is_alive():
+            raise SessionError(
+                f"{compat.BY_PROGRAMS}: FlashInfer has looked it up for {self._limit_s:.0f} s "
+                "(ldconfig, gcc, ld): task_limit_s"
+            )
