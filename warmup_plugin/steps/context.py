@@ -336,7 +336,7 @@ def _meet(
             Meeting,
             turn_away,
         )
-        from warmup_plugin.coordination.kv_client import connect
+        from warmup_plugin.coordination.opening import connect
     except Exception as error:  # no memory, a package half there: the others wait to hear of it
         if options.link is not None:
             raise

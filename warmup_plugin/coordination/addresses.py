@@ -18,11 +18,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from warmup_plugin.sockets import local_addresses
+from warmup_plugin.coordination.roll_call import MOST_CHOICES
+from warmup_plugin.coordination.sockets import local_addresses
 from warmup_plugin.topology import host_name
 
 #: More than these are not offered: each is one socket, and one entry of a card of fixed size.
-MOST: Final = 4
+MOST: Final = MOST_CHOICES
 #: Variables by which an engine is told the address of its host; the last is rank 0's of the job.
 _HOST_VARIABLES: Final = ("VLLM_HOST_IP", "SGLANG_HOST_IP", "MASTER_ADDR")
 #: Variables that name network interfaces, with commas between them.

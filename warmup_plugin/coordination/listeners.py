@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from warmup_plugin.sockets import OWN_LACK
+from warmup_plugin.coordination.sockets import OWN_LACK
 
 #: How many connections the kernel keeps until they are answered.
 _BACKLOG: Final = 1024
