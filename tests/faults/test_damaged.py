@@ -205,7 +205,7 @@ def test_damaged_leases(tmp_path: Path) -> None:
 class Wire:
     """A store in this process that damages one message on its way in."""
 
-    leader, port = "", 0
+    leader, way, port = "", "", 0
 
     def __init__(self, rank: int, held: dict[str, Any], spoilt: Callable[[bytes], bytes]) -> None:
         self.rank, self.size, self.held = rank, 3, held

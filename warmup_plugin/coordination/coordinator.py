@@ -65,6 +65,7 @@ class Meeting:
     ) -> None:
         self.rank = link.rank
         self.size = link.size
+        self.way = link.way
         self.waits: list[tuple[str, float, float]] = []
         #: Told which ranks this one waits for, and nobody when it waits no more.
         self.on_wait: Callable[[Iterable[int]], None] = lambda _ranks: None

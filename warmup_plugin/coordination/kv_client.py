@@ -50,6 +50,8 @@ class Link(BeatLink, Protocol):
 
     #: The name of rank 0's machine, empty where it is not known.
     leader: str
+    #: How the ranks have found the store, for the receipt.
+    way: str
 
     @property
     def port(self) -> int:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
+from warmup_plugin.coordination.base import JOB_STORE
 from warmup_plugin.coordination.kv_client import (
     CONNECT_S,
     StoreLink,
@@ -51,8 +52,8 @@ if TYPE_CHECKING:
     from warmup_plugin.settings import Settings
 
 #: The ways, as the cards name them; the last is that of a card that offers nothing any more.
-LOOPBACK, PROBE, ADDRESS, JOB, NONE = "loopback", "probe", "address", "job store", "none"
-_STORES: Final = (LOOPBACK, ADDRESS, JOB)
+LOOPBACK, PROBE, ADDRESS, NONE = "loopback", "probe", "address", "none"
+_STORES: Final = (LOOPBACK, ADDRESS, JOB_STORE)
 _LOOPBACK_ADDRESS: Final = "127.0.0.1"
 _ANYWHERE: Final = ("0.0.0.0", "::")  # noqa: S104  # what an address is compared with
 #: How long a rank waits for an answer from rank 0's addresses, seconds: a lost packet is sent again
@@ -90,6 +91,8 @@ class Opening:
         self.link: StoreLink | None = None
         #: Why nothing of what this rank tried was of use.
         self._tried: list[str] = []
+        #: Whether nothing of the last offer was; and how often nothing was left to be offered.
+        self._is_blocked, self._ends = False, 0
 
     # -- rank 0 ------------------------------------------------------------------------------------
 
@@ -121,7 +124,7 @@ class Opening:
         if at:
             yield ADDRESS, [at]
         if self._job_store is not None and self._open_in_job(self._job_store):
-            yield JOB, [(self._job_store.host, self._job_store.port)]
+            yield JOB_STORE, [(self._job_store.host, self._job_store.port)]
         while True:
             yield NONE, []
 
@@ -180,6 +183,7 @@ class Opening:
 
     def _answer(self, choices: Sequence[Choice], card: Card) -> Answer:
         if self._way == NONE:
+            self._ends += 1
             return Answer((), self._no_way())
         if self._rank == 0:
             return Answer([True] * len(choices))
@@ -192,12 +196,13 @@ class Opening:
         for (host, port), fault in zip(choices, faults, strict=True):
             if fault:
                 self._tried.append(f"{host} port {port}: {fault}")
+        self._is_blocked = all(faults)
         return Answer([not fault for fault in faults])
 
     def _join(self, host: str, port: int) -> str:
         """Join the store there; return why that cannot be, or an empty text."""
         try:
-            if self._way != JOB:
+            if self._way != JOB_STORE:
                 store = self._joined(host, port)
                 link = self._linked(store, self._way, host)
             elif self._job_store is None:
@@ -212,7 +217,7 @@ class Opening:
                 raise
             return error.strerror or str(error)
         except RankLostError as error:
-            if self._way != JOB:  # else it need not be rank 0's process that holds it
+            if self._way != JOB_STORE:  # else it need not be rank 0's process that holds it
                 raise
             return error.reason
         except RuntimeError as error:
@@ -239,7 +244,7 @@ class Opening:
     def _in_job(self, store: TCPStore, nonce: str) -> StoreLink:
         """Return a connection to a part of the job's store that is this session's alone."""
         link = link_beside(store, self._rank, self._size, self._settings.silence_s)
-        link.greeting, link.leader, link.way = self._greeting, self._leader, JOB
+        link.greeting, link.leader, link.way = self._greeting, self._leader, JOB_STORE
         link.prefix, link.sweeps = f"warmup_plugin/session/{nonce}/", self._rank == 0
         return link
 
@@ -258,11 +263,13 @@ class Opening:
         self.settled([])
 
     def _no_way(self) -> str:
-        """Return what this rank says where nothing is left to be tried."""
+        """Return what this rank says where nothing is left: first those that are in the way."""
         if self._rank == 0:
-            return "; ".join(text for text in self._tried if text.startswith("cannot"))
-        tried = "; ".join(self._tried) or "no address is reached by all ranks"
-        return f"cannot reach rank 0's store: {tried} ({_HELP})"
+            return "; ".join(self._tried)
+        if self._is_blocked or self._ends > 1:
+            tried = "; ".join(self._tried) or "none of its addresses is reached by all ranks"
+            return f"cannot reach rank 0's store: {tried} ({_HELP})"
+        return ""
 
 
 def connect(group: dist.ProcessGroup | None, settings: Settings, greeting: str = "") -> StoreLink:

@@ -21,7 +21,7 @@ from warmup_plugin import __version__
 from warmup_plugin.cache.journal import Journal
 from warmup_plugin.cache.paths import Placement, resolve
 from warmup_plugin.cache.store import Store, unsafe
-from warmup_plugin.coordination.base import Alone, Rendezvous, Word
+from warmup_plugin.coordination.base import JOB_STORE, Alone, Rendezvous, Word
 from warmup_plugin.coordination.roll_call import stay_away
 from warmup_plugin.coordination.votes import FIRST, VERSION, checked, other_version
 from warmup_plugin.errors import (
@@ -298,6 +298,11 @@ def _join(
     if word["reason"]:
         job.warn(f"{word['go']}: {word['reason']}")
     _warn_of_variables(job)
+    if meeting.way == JOB_STORE:
+        job.warn(
+            "the ranks meet on a part of the job's store, since not all reach another port of rank "
+            "0: each start waits some seconds for that (WARMUP_PLUGIN_ADDRESS on rank 0)"
+        )
     _place(job)
     _open_journal(job)
     return job

@@ -71,6 +71,7 @@ def make_report(
         inputs_synthesised=job.seen.inputs_synthesised,
         seconds=dict(job.seconds), costs=dict(work.costs), timeline=tuple(job.timeline),
         bytes_sent=job.meeting.bytes_sent, bytes_received=job.meeting.bytes_received,
+        met_on=job.meeting.way,
         warnings=tuple(job.warnings), at=time.time(),
         read=tuple(job.read), adopted_from=_adopted_from(job, work),
         ranks=tuple(job.rows), winners=tuple(job.winners),
