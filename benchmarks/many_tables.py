@@ -21,9 +21,10 @@ from pathlib import Path
 
 from warmup_plugin.cache.manifest import Manifest, TaskRecord, render_manifest
 from warmup_plugin.cache.paths import IDENTITY_NAME, LAYOUT, manifest_name, table_name
-from warmup_plugin.cache.table import Entry, Table, digest, render_table
+from warmup_plugin.cache.table import Entry, Table, render_table
 from warmup_plugin.identity import Identity
 from warmup_plugin.observability.report import WarmupReport
+from warmup_plugin.runtime.safe_json import digest
 
 _STAMP = {"flashinfer_version": "0.7.2.post1", "cuda_version": "13.0", "gpu": "NVIDIA B200"}
 _COMMANDS = (

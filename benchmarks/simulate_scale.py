@@ -24,13 +24,16 @@ from typing import Any
 
 from warmup_plugin.cache.external import Borrowed
 from warmup_plugin.cache.manifest import Manifest, render_manifest
-from warmup_plugin.cache.table import Entry, Table, digest, parse_table, render_table
+from warmup_plugin.cache.table import Entry, Table, parse_table, render_table
+from warmup_plugin.cache.task_result import Result
 from warmup_plugin.planning.codec import pack_items, pack_results, packed, unpack_results, unpacked
 from warmup_plugin.planning.cost_model import Costs
-from warmup_plugin.planning.merge_results import Result
-from warmup_plugin.planning.plan import Item, Plan, make_plan
+from warmup_plugin.planning.inventory import Item
+from warmup_plugin.planning.plan import Plan, make_plan
 from warmup_plugin.planning.work_queue import draw
-from warmup_plugin.steps import share, tune
+from warmup_plugin.runtime.safe_json import digest
+from warmup_plugin.steps import plan as plan_step
+from warmup_plugin.steps import share
 from warmup_plugin.steps.agree import Agreed
 
 STAMP = {"flashinfer_version": "0.7.2.post1", "gpu": "NVIDIA H200", "cuda_version": "13.0"}
@@ -41,7 +44,7 @@ TWINS, DEVICES = 0.02, 8
 TARGET_S, TARGET_BYTES = 2.0, 1_000_000
 
 
-class Meeting:
+class Coordinator:
     """The store between simulated ranks: bodies by sha256, bytes counted for whoever reads them."""
 
     def __init__(self) -> None:
@@ -110,9 +113,9 @@ def drawn_by(
 
 def simulate(num_ranks: int, num_tasks: int) -> dict[str, Any]:
     """Return times, bytes and balance for one number of ranks."""
-    meeting = Meeting()
+    coordinator = Coordinator()
     job: Any = SimpleNamespace(
-        meeting=meeting, ops=SimpleNamespace(twin_fields={}, one_rank={}), shares=True,
+        coordinator=coordinator, ops=SimpleNamespace(twin_fields={}, one_rank={}), shares=True,
         word={"strategy": "sharded", "mode": "on", "go": "share"}, placement=None,
     )  # fmt: skip
     agreed = Agreed(Table(STAMP, {}), None, {"go": "none"}, borrowed=Borrowed())
@@ -123,19 +126,19 @@ def simulate(num_ranks: int, num_tasks: int) -> dict[str, Any]:
             own = items_of(rank, num_ranks, num_tasks)
             alike = [item for item in own if not item.op.startswith("twin::")]
             twins = [item for item in own if item.op.startswith("twin::")]
-            items[kind] = [meeting.put(pack_items(part)) for part in (alike, twins) if part]
+            items[kind] = [coordinator.put(pack_items(part)) for part in (alike, twins) if part]
         words[rank] = {"inventory": items[kind]}
-        meeting.word(words[rank])
+        coordinator.word(words[rank])
     began = time.perf_counter()
-    lots = tune._lots(job, agreed, words)  # noqa: SLF001  # what rank 0 does, nothing else
+    lots = plan_step._lots(job, agreed, words)  # noqa: SLF001  # what rank 0 does, nothing else
     plan = make_plan(lots, "sharded", cost=Costs())
-    body = meeting.put(packed(plan.to_json()))
+    body = coordinator.put(packed(plan.to_json()))
     plan_s = time.perf_counter() - began
-    for meeting.rank in range(1, num_ranks):
-        assert len(meeting.get(body)) > 0
-    meeting.rank = 0
+    for coordinator.rank in range(1, num_ranks):
+        assert len(coordinator.get(body)) > 0
+    coordinator.rank = 0
     began = time.perf_counter()
-    plan = Plan.from_json(unpacked(meeting.bodies[body]))
+    plan = Plan.from_json(unpacked(coordinator.bodies[body]))
     read_s = time.perf_counter() - began
 
     rng = random.Random(0)  # noqa: S311  # no secret
@@ -147,13 +150,13 @@ def simulate(num_ranks: int, num_tasks: int) -> dict[str, Any]:
     places = {task: place for place, task in enumerate(plan.tasks)}
     for rank, names in enumerate(tasks):
         rows = [result(name, rank, seconds[name]) for name in names]
-        body = meeting.put(pack_results(rows, places))
+        body = coordinator.put(pack_results(rows, places))
         bodies[body] = None
-        meeting.word({"results": body, "error": ""})
+        coordinator.word({"results": body, "error": ""})
     began = time.perf_counter()
     order = list(plan.tasks)
-    results = [row for b in bodies for row in unpack_results(meeting.get(b), order)]
-    work = tune.Work(is_new=True, plan=plan, lots=lots)
+    results = [row for b in bodies for row in unpack_results(coordinator.get(b), order)]
+    work = plan_step.Work(is_new=True, plan=plan, lots=lots)
     settled = share._settle(agreed, work, results)  # noqa: SLF001
     table = render_table(settled.table)
     manifest = render_manifest(Manifest(identity="0" * 64, tasks=settled.tasks))
@@ -166,8 +169,8 @@ def simulate(num_ranks: int, num_tasks: int) -> dict[str, Any]:
     return {
         "ranks": num_ranks, "tasks": num_tasks, "lots": len(lots), "plan_s": plan_s,
         "merge_s": merge_s, "read_plan_s": read_s, "parse_table_s": install_s,
-        "bytes_rank_0": meeting.received[0], "bytes_others": max(
-            meeting.received[rank] for rank in range(1, num_ranks)
+        "bytes_rank_0": coordinator.received[0], "bytes_others": max(
+            coordinator.received[rank] for rank in range(1, num_ranks)
         ),
         "table_bytes": len(table), "manifest_bytes": len(manifest),
         "balance": ended / best,

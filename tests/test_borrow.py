@@ -14,7 +14,8 @@ import pytest
 from warmup_plugin.cache.external import BLOCKLIST, Borrowed, borrow
 from warmup_plugin.cache.manifest import Manifest, TaskRecord, render_manifest
 from warmup_plugin.cache.paths import manifest_name, table_name
-from warmup_plugin.cache.table import Entry, Table, digest, render_table
+from warmup_plugin.cache.table import Entry, Table, render_table
+from warmup_plugin.runtime.safe_json import digest
 from warmup_plugin.settings import Settings
 
 STAMP = {"flashinfer_version": "0.7.2", "cuda_version": "13.0"}

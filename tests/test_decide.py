@@ -17,11 +17,10 @@ from warmup_plugin.steps.decisions import (
     decide_certify,
     decide_load,
     decide_only_survey,
-    decide_open,
     decide_ready,
     decide_survey,
-    taken_from,
 )
+from warmup_plugin.steps.open_decision import decide_open, taken_from
 
 Word = dict[str, Any]
 

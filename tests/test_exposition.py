@@ -13,7 +13,7 @@ import pytest
 
 BEGIN = """
 import os, dataclasses
-from warmup_plugin import exposition
+from warmup_plugin.observability import exposition
 from warmup_plugin.observability.exposition import Figures, failed, left_alone, of_rank
 from warmup_plugin.observability.report import WarmupReport
 from warmup_plugin.settings import Settings

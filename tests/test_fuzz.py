@@ -24,18 +24,11 @@ from warmup_plugin.cache.manifest import Manifest, parse_manifest, render_manife
 from warmup_plugin.cache.merge import Part, merge
 from warmup_plugin.cache.paths import parse_table_name, resolve, table_name
 from warmup_plugin.cache.store import Store
-from warmup_plugin.cache.table import (
-    Entry,
-    Miss,
-    Table,
-    canonical_tactic,
-    digest,
-    parse_table,
-    render_table,
-)
+from warmup_plugin.cache.table import Entry, Table, canonical_tactic, parse_table, render_table
 from warmup_plugin.coordination import messages
 from warmup_plugin.errors import IdentityError, PlacementError, RankLostError, SettingError
 from warmup_plugin.identity import Identity
+from warmup_plugin.runtime.safe_json import Miss, digest
 from warmup_plugin.settings import Settings
 
 LIMIT = 1 << 16

@@ -17,7 +17,7 @@ import pytest
 SHOW = """
 import os, sys
 from pathlib import Path
-from warmup_plugin import gauges, metrics
+from warmup_plugin.observability import gauges, metrics
 from warmup_plugin.observability.report import WarmupReport
 
 place = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
@@ -30,7 +30,7 @@ def show(state="certified", version="1", session="0", **given):
     return found, gauges.show(place, found)
 """
 RENDER = """
-from warmup_plugin import textfile
+from warmup_plugin.observability import textfile
 found, why = show(tactics_timed=7)
 assert not why, why
 print(textfile.render(found), end="")

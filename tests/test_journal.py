@@ -24,7 +24,7 @@ from warmup_plugin.cache.journal import (
     shorten,
 )
 from warmup_plugin.cache.table import Entry
-from warmup_plugin.planning.merge_results import Result
+from warmup_plugin.cache.task_result import Result
 from warmup_plugin.runtime.process_info import ProcessCard
 from warmup_plugin.steps.resume import part_of
 

@@ -16,7 +16,7 @@ from warmup_plugin.cache.manifest import (
     parse_manifest,
     render_manifest,
 )
-from warmup_plugin.cache.table import Miss
+from warmup_plugin.runtime.safe_json import Miss
 
 LIMIT = 1 << 20
 TASKS = {

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from warmup_plugin.cache.table import Entry
+from warmup_plugin.cache.task_result import Result
 from warmup_plugin.planning.codec import (
     pack_items,
     pack_results,
@@ -16,8 +17,7 @@ from warmup_plugin.planning.codec import (
     unpack_results,
     unpacked,
 )
-from warmup_plugin.planning.merge_results import Result
-from warmup_plugin.planning.plan import Item
+from warmup_plugin.planning.inventory import Item
 
 IDS = [f"{number:032x}" for number in range(300)]
 ITEMS = [

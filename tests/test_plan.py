@@ -9,16 +9,14 @@ from typing import Any
 
 import pytest
 
-from warmup_plugin.planning.plan import (
+from warmup_plugin.planning.inventory import (  # fmt: skip
     Inventory,
     Item,
     Lot,
-    Plan,
-    Queue,
     find_refused,
     find_unshared,
-    make_plan,
-)  # fmt: skip
+)
+from warmup_plugin.planning.plan import Plan, Queue, make_plan  # fmt: skip
 
 Inventories = Mapping[int, Inventory]
 

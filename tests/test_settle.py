@@ -10,8 +10,9 @@ import pytest
 
 from warmup_plugin.cache.manifest import Manifest, Outcome, TaskRecord
 from warmup_plugin.cache.table import Entry, Table
-from warmup_plugin.planning.merge_results import Result, Settled, fallen_with, settle, without
-from warmup_plugin.planning.plan import Inventory, Item, Lot
+from warmup_plugin.cache.task_result import Result
+from warmup_plugin.planning.inventory import Inventory, Item, Lot
+from warmup_plugin.planning.merge_results import Settled, fallen_with, settle, without
 
 STAMP = {"flashinfer_version": "0.7.2.post1"}
 A, B = "('op', 'A', 1)", "('op', 'B', 1)"

@@ -32,8 +32,9 @@ from warmup_plugin.cache import store as store_module
 from warmup_plugin.cache.lease import hold
 from warmup_plugin.cache.manifest import Manifest, TaskRecord
 from warmup_plugin.cache.store import NotPublished, Published, Reading, Store
-from warmup_plugin.cache.table import Entry, Miss, Table, digest, render_table
+from warmup_plugin.cache.table import Entry, Table, render_table
 from warmup_plugin.identity import Identity
+from warmup_plugin.runtime.safe_json import Miss, digest
 from warmup_plugin.settings import Settings
 
 IDENTITY = Identity.of(model="m", dtype="bfloat16")

@@ -13,15 +13,8 @@ from typing import Any
 
 import pytest
 
-from warmup_plugin.cache.table import (
-    Entry,
-    Miss,
-    Table,
-    canonical_tactic,
-    digest,
-    parse_table,
-    render_table,
-)
+from warmup_plugin.cache.table import Entry, Table, canonical_tactic, parse_table, render_table
+from warmup_plugin.runtime.safe_json import Miss, digest
 
 LIMIT = 1 << 20
 STAMP = {"flashinfer_version": "0.7.2.post1", "cudnn_version": "91400", "gpu": "NVIDIA H200"}

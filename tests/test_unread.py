@@ -10,7 +10,8 @@ import pytest
 
 from warmup_plugin.cache import lazy_table
 from warmup_plugin.cache.lazy_table import UnreadEntries, restamped, unread_table
-from warmup_plugin.cache.table import Entry, Miss, Table, parse_table, render_table
+from warmup_plugin.cache.table import Entry, Table, parse_table, render_table
+from warmup_plugin.runtime.safe_json import Miss
 
 LIMIT = 1 << 20
 TABLE = Table(

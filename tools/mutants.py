@@ -94,8 +94,8 @@ MUTANTS = (
         "tests/tuner/test_survey.py::test_a_tactic_out_of_memory_costs_itself_only",
     ),
     Mutant(
-        "blocklist", "tuner/replay.py",
-        "    if probe.is_blocked(tuner, call.op, runner, entry.tactic):\n", "    if False:\n",
+        "blocklist", "tuner/build.py",
+        "    if compat.is_blocked(tuner, call.op, runner, entry.tactic):\n", "    if False:\n",
         "tests/tuner/test_survey.py::test_a_blocked_tactic_is_not_taken_over",
     ),
     Mutant(
@@ -196,8 +196,8 @@ MUTANTS = (
         "tests/ranks/test_rendezvous.py::test_a_rank_that_lives_and_leaves_is_not_lost",
     ),
     Mutant(
-        "watch before the session", "engines/readiness.py",
-        "        if silent_s > self._settings.silence_s:\n", "        if False:\n",
+        "watch before the session", "engines/presence.py",
+        "        if silent_s > silence_s:\n", "        if False:\n",
         "tests/ranks/test_readiness.py::test_a_rank_that_is_lost_before_its_word_is_named",
     ),
     Mutant(
@@ -206,7 +206,7 @@ MUTANTS = (
         "tests/test_decide.py::test_a_rank_that_has_been_told_to_end_ends_the_job",
     ),
     Mutant(
-        "page's text", "cli/report_html.py",
+        "page's text", "cli/report_charts.py",
         "[[html.escape(row[1]), row[3]] for row in rows]", "[[row[1], row[3]] for row in rows]",
         "tests/cli/test_page.py::test_text_from_files_is_escaped",
     ),
@@ -251,7 +251,7 @@ MUTANTS = (
         "tests/test_gauges.py::test_what_is_in_the_way_is_a_reason",
     ),
     Mutant(
-        "figures of failures", "steps/context.py",
+        "figures of failures", "steps/open_session.py",
         "            figures.fail()\n", "",
         "tests/ranks/test_modes.py::test_a_probe_and_an_exporter_find_their_files",
     ),

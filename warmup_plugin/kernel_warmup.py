@@ -12,6 +12,14 @@
     8 publish   the first rank of a node writes the file     nothing
     9 certify   asks the tuner what it now serves            digests of the answers
 
+The five clauses of the design, and where each is done:
+
+    the cache path                          cache/paths.py `resolve`
+    rank 0 tunes, one context, not nested   steps/tune.py `tune`, strategy ``leader``
+    broadcast of the result to all ranks    steps/share.py `share`
+    local rank 0 writes the file            steps/publish.py `publish`
+    fallback: per-rank tuning, a barrier    steps/tune.py `tune_own`; steps/prepare.py
+
 No collective is ever in flight while a tactic is being timed. A warm start takes the same steps
 with an empty plan; where nothing at all is left to do, step 9 is part of step 3's meeting. Owns the
 order; the work is in `steps/`, the rules in `decisions.py` and `plan.py`, the tuner in `tuner/`. A
@@ -29,13 +37,18 @@ from typing import TYPE_CHECKING, Unpack
 
 from warmup_plugin.errors import RuleError
 from warmup_plugin.observability.report import WarmupReport
-from warmup_plugin.steps.agree import Agreed, Held, agree, read
-from warmup_plugin.steps.context import Job, open_job
+from warmup_plugin.steps.agree import Agreed, agree
+from warmup_plugin.steps.certify import certify
+from warmup_plugin.steps.context import Job
+from warmup_plugin.steps.open_session import open_job
 from warmup_plugin.steps.options import AnyPath, Arguments, Options, Progress, TuningContext
+from warmup_plugin.steps.plan import Work, make_work
+from warmup_plugin.steps.prepare import prepare
 from warmup_plugin.steps.publish import publish
-from warmup_plugin.steps.share import Shared, certify, prepare, share
+from warmup_plugin.steps.read import Held, read
+from warmup_plugin.steps.share import Shared, share
 from warmup_plugin.steps.survey import run_survey, surveying
-from warmup_plugin.steps.tune import Work, make_work, tune
+from warmup_plugin.steps.tune import tune
 from warmup_plugin.steps.verify_entries import try_stored
 from warmup_plugin.steps.write_report import make_report, off_report
 

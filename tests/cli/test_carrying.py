@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.cli.shelves import files_below, identity, put
-from warmup_plugin.cache.table import digest
 from warmup_plugin.cli.archive import LISTING
 from warmup_plugin.engines.embedded import EngineConfig, launch
+from warmup_plugin.runtime.safe_json import digest
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Ran

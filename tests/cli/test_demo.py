@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from warmup_plugin.cache.table import Miss
 from warmup_plugin.cli import demo_run as work
 from warmup_plugin.cli.demo_run import TwoStarts, judge
 from warmup_plugin.cli.demo_text import print_starts
 from warmup_plugin.engines.embedded import EngineConfig, LaunchError, RankResult
 from warmup_plugin.engines.embedded.progress import parse
+from warmup_plugin.runtime.safe_json import Miss
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Ran, Watched

@@ -26,8 +26,9 @@ from typing import Any
 import pytest
 
 from warmup_plugin.cache.manifest import Manifest, parse_manifest, render_manifest
-from warmup_plugin.cache.table import Table, digest, parse_table, render_table
+from warmup_plugin.cache.table import Table, parse_table, render_table
 from warmup_plugin.engines.embedded import EngineConfig, LaunchError, launch
+from warmup_plugin.runtime.safe_json import digest
 
 IN_RANK = Path(__file__).with_name("in_rank.py")
 

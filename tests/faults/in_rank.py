@@ -49,7 +49,7 @@ from warmup_plugin.engines.embedded.worker import VERSION, Engine
 from warmup_plugin.errors import RankLostError
 from warmup_plugin.settings import Settings
 from warmup_plugin.steps import share
-from warmup_plugin.tuner import compat, replay, tuner_state
+from warmup_plugin.tuner import build, compat, replay, tuner_state
 from warmup_plugin.tuner.known_ops import KNOWN_OPS
 
 #: The nine steps and the functions of `kernel_warmup` that take them, on every rank.
@@ -190,7 +190,7 @@ def _at(here: Here, point: str, strike: Callable[[], None]) -> None:
     elif point == "forward":
         here.forward = _before(here.forward, strike)
     elif kind == "meet":
-        _patch(coordinator.Meeting, "meet", strike, lambda args: bool(args[1] == which))
+        _patch(coordinator.Coordinator, "meet", strike, lambda args: bool(args[1] == which))
     elif kind == "profile":
         counted = itertools.count(1)
         tuner = autotuner.AutoTuner
@@ -200,7 +200,7 @@ def _at(here: Here, point: str, strike: Callable[[], None]) -> None:
 
         _patch(tuner, "_profile_single_kernel", strike, is_it)
     elif point == "build":
-        _patch(replay, "prepare", strike)
+        _patch(build, "prepare", strike)
     elif kind == "tune" and which:
         begun = itertools.count()  # on this rank: the number it is told is the job's
         here.on_task.append(lambda _number: strike() if next(begun) == int(which) else None)
@@ -311,10 +311,10 @@ PARTS: dict[str, tuple[Any, str]] = {
     "loading": (tuner_state.Installed, "load"),
     "tuning": (replay, "tune"),
     "sharing": (share, "settle"),
-    "preparing": (replay, "prepare"),
+    "preparing": (build, "prepare"),
     "publishing": (Store, "publish"),
     "reporting": (Store, "write_report"),
-    "asking": (replay, "served"),
+    "asking": (build, "served"),
 }
 ERRORS: dict[str, Callable[[], BaseException]] = {
     "KeyboardInterrupt": KeyboardInterrupt,
@@ -408,7 +408,7 @@ def die_in_tactic(here: Here, op: str, tactic: int, batch: int) -> None:
 
 def die_when_built(here: Here, op: str, batch: int) -> None:
     """End this process in the winner of one task, when it is built apart from the forward."""
-    prepare = replay.prepare
+    prepare = build.prepare
 
     def prepared(task: Any, entry: Any, key: str = "", *, at_bucket: bool = True) -> None:
         if task.op == op and task.buckets == (batch,):
@@ -416,7 +416,7 @@ def die_when_built(here: Here, op: str, batch: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         prepare(task, entry, key, at_bucket=at_bucket)
 
-    replay.prepare = prepared
+    build.prepare = prepared
 
 
 def _on_run(here: Here, op: str, batch: int, is_it: Callable[[Any], bool]) -> None:

@@ -23,14 +23,16 @@ import pytest
 from warmup_plugin.cache.lease import hold
 from warmup_plugin.cache.manifest import Manifest, TaskRecord
 from warmup_plugin.cache.store import Published, Store
-from warmup_plugin.cache.table import Entry, Table, digest
-from warmup_plugin.coordination.coordinator import Meeting
-from warmup_plugin.coordination.heartbeat import Pulse, Watch
+from warmup_plugin.cache.table import Entry, Table
+from warmup_plugin.coordination.coordinator import Coordinator
+from warmup_plugin.coordination.failure_detector import FailureDetector
+from warmup_plugin.coordination.heartbeat import Heartbeat
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.identity import Identity
+from warmup_plugin.runtime.safe_json import digest
 from warmup_plugin.settings import Settings
-from warmup_plugin.steps.agree import Held
 from warmup_plugin.steps.decisions import decide_certify, decide_ready, decide_survey
+from warmup_plugin.steps.read import Held
 from warmup_plugin.tuner import compat
 from warmup_plugin.tuner.tuner_state import Installed
 
@@ -236,7 +238,7 @@ class Wire:
         pass
 
 
-class Quiet(Pulse):
+class Quiet(Heartbeat):
     """No heartbeat: what is tested are words, records and bodies."""
 
     def __init__(self) -> None:
@@ -249,7 +251,7 @@ class Quiet(Pulse):
         pass
 
 
-class Patient(Watch):
+class Patient(FailureDetector):
     """Nobody is given up for his silence."""
 
     def __init__(self) -> None:
@@ -265,17 +267,17 @@ class Patient(Watch):
 BODY = json.dumps({"entries": list(range(50))}).encode()
 
 
-def session(meeting: Meeting, rank: int) -> list[Any]:
+def session(coordinator: Coordinator, rank: int) -> list[Any]:
     """Take the meetings of a cold start, with the rules of a real one; return what was decided."""
     survey = {"error": "", "last_answered": "", "missing": rank, "unshared": 0, "skipped": [],
               "ops": ["a"], "asked": 1, "heal": False, "stored": False}  # fmt: skip
-    found: list[Any] = [meeting.meet("survey0", survey, decide_survey)["go"]]
-    name = meeting.put(BODY) if rank == 1 else digest(BODY)
-    found.append(digest(meeting.get(name)))
-    ready = meeting.meet("ready", {"failed": {}, "error": ""}, decide_ready)
+    found: list[Any] = [coordinator.meet("survey0", survey, decide_survey)["go"]]
+    name = coordinator.put(BODY) if rank == 1 else digest(BODY)
+    found.append(digest(coordinator.get(name)))
+    ready = coordinator.meet("ready", {"failed": {}, "error": ""}, decide_ready)
     found.append((ready["go"], sorted(ready["drop"])))
     word = {"served": "x", "deviates": [], "published": []}
-    found.append(meeting.meet("certify", word, decide_certify)["go"])
+    found.append(coordinator.meet("certify", word, decide_certify)["go"])
     return found
 
 
@@ -294,15 +296,17 @@ def exchange(number: int) -> tuple[list[Any], float]:
     outcomes: list[Any] = ["hung"] * 3
 
     def run(rank: int) -> None:
-        meeting = Meeting(Wire(rank, held, spoil), Settings(), watch=Patient(), pulse=Quiet())
+        coordinator = Coordinator(
+            Wire(rank, held, spoil), Settings(), detector=Patient(), heartbeat=Quiet()
+        )
         try:
-            outcomes[rank] = session(meeting, rank)
+            outcomes[rank] = session(coordinator, rank)
         except (RankLostError, SessionError) as error:
             outcomes[rank] = f"{type(error).__name__}"
-            meeting.abandon(str(error))
+            coordinator.abandon(str(error))
         except Exception as error:  # noqa: BLE001  # what is being counted
             outcomes[rank] = error
-            meeting.abandon(str(error))
+            coordinator.abandon(str(error))
 
     began = time.monotonic()
     threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(3)]

@@ -35,7 +35,7 @@ def at(points: Iterable[str], ranks: Iterable[int], **more: Any) -> dict[Spot, d
 
 
 AT_EACH_STEP = at((*STEPS, "forward"), (0, 1)) | at(["tune:3"], [0])
-BEFORE_A_MEETING = at((f"meet:{meeting}" for meeting in MEETINGS), (0, 1))
+BEFORE_A_MEETING = at((f"meet:{coordinator}" for coordinator in MEETINGS), (0, 1))
 OF_FOUR = at((*STEPS, "forward"), range(4), two_nodes=True)
 
 

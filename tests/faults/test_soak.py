@@ -38,7 +38,7 @@ def schedule(chance: random.Random) -> list[Mapping[str, Any]]:
         point = chance.choice(
             [
                 *STEPS, "forward", "build",
-                *(f"meet:{meeting}" for meeting in MEETINGS),
+                *(f"meet:{coordinator}" for coordinator in MEETINGS),
                 f"tune:{chance.randrange(1, 40)}", f"profile:{chance.randrange(1, 300)}",
             ]
         )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from warmup_plugin.coordination.heartbeat import EXIT_ABANDONED
+from warmup_plugin.runtime.exit_status import EXIT_ABANDONED
 
 if TYPE_CHECKING:
     from tests.faults.conftest import Ran
@@ -40,7 +40,7 @@ def at(points: Iterable[str], ranks: Iterable[int], **more: Any) -> dict[Spot, d
 #: The begin of each step, the middle of tuning, and the engine's own forward, where the others
 #: cannot come back from its collectives.
 AT_EACH_STEP = at((*STEPS, "forward"), (0, 1)) | at(["tune:3"], [0])
-BEFORE_A_MEETING = at((f"meet:{meeting}" for meeting in MEETINGS), (0, 1), two_nodes=True)
+BEFORE_A_MEETING = at((f"meet:{coordinator}" for coordinator in MEETINGS), (0, 1), two_nodes=True)
 OF_FOUR = at((*STEPS, "forward"), range(4), two_nodes=True)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
-from warmup_plugin.coordination import heartbeat
+from warmup_plugin.coordination import failure_detector, forward_guard, heartbeat
 from warmup_plugin.coordination.kv_client import StoreLink
 from warmup_plugin.runtime.polling import wait_until, within
 
@@ -211,9 +211,10 @@ def link() -> MemoryLink:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of `heartbeat.py`, standing still."""
+    """The clock of heartbeats and of what is made of them, standing still."""
     found = Clock()
-    monkeypatch.setattr(heartbeat, "time", found)
+    for module in (heartbeat, failure_detector, forward_guard):
+        monkeypatch.setattr(module, "time", found)
     return found
 
 
@@ -221,11 +222,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def seen(monkeypatch: pytest.MonkeyPatch) -> dict[int, str]:
     """What this machine sees of the processes, by rank; to be filled in."""
     found: dict[int, str] = {}
-    monkeypatch.setattr(heartbeat, "view", lambda card: found.get(card.pid - 1, "unseen"))
+    monkeypatch.setattr(failure_detector, "view", lambda card: found.get(card.pid - 1, "unseen"))
     return found
 
 
-class QuietPulse(heartbeat.Pulse):
+class QuietHeartbeat(heartbeat.Heartbeat):
     """A heartbeat that nobody hears."""
 
     def __init__(self) -> None:
@@ -233,7 +234,7 @@ class QuietPulse(heartbeat.Pulse):
         self._is_needed = threading.Event()
 
     @property
-    def guard(self) -> heartbeat.ForwardGuard | None:
+    def guard(self) -> forward_guard.ForwardGuard | None:
         return self._guard
 
     @property
@@ -245,9 +246,9 @@ class QuietPulse(heartbeat.Pulse):
 
 
 @pytest.fixture
-def quiet() -> QuietPulse:
+def quiet() -> QuietHeartbeat:
     """A pulse for a meeting whose heartbeat is not what is tested."""
-    return QuietPulse()
+    return QuietHeartbeat()
 
 
 @pytest.fixture

@@ -34,8 +34,8 @@ from tests.protocol.tree import (
     Program,
     Tree,
 )
-from warmup_plugin.coordination.coordinator import Meeting
-from warmup_plugin.coordination.heartbeat import BYE
+from warmup_plugin.coordination.coordinator import Coordinator
+from warmup_plugin.coordination.messages import BYE
 
 FAULTS = ("kill", "late", "stop")
 #: Instead of an answer: which one it is, or when, makes a difference to somebody.
@@ -110,7 +110,7 @@ class Explorer:
         *,
         faults: int = 0,
         kinds: tuple[str, ...] = FAULTS,
-        make: MakeMeeting = Meeting,
+        make: MakeMeeting = Coordinator,
         fine: bool = False,
     ) -> None:
         self._kinds, self._fine = kinds, fine

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from warmup_plugin.coordination.coordinator import Meeting
+from warmup_plugin.coordination.coordinator import Coordinator
 from warmup_plugin.engines.embedded.worker import Engine, warm_up_rank
 
 
@@ -17,8 +17,8 @@ def calls(engine: Engine) -> list[str]:
     for name in (
         "meet", "put", "offer", "expect", "get", "confirm", "note", "take", "close",
     ):  # fmt: skip
-        method = _watched(name, getattr(Meeting, name), seen, under_way)
-        setattr(Meeting, name, method)
+        method = _watched(name, getattr(Coordinator, name), seen, under_way)
+        setattr(Coordinator, name, method)
     warm_up_rank(engine)
     return seen
 
@@ -26,14 +26,14 @@ def calls(engine: Engine) -> list[str]:
 def _watched(
     name: str, method: Callable[..., Any], seen: list[str], under_way: list[str]
 ) -> Callable[..., Any]:
-    def call(meeting: Meeting, *args: Any, **options: Any) -> Any:
+    def call(coordinator: Coordinator, *args: Any, **options: Any) -> Any:
         # What `meet` itself calls is the meeting's own; bodies are asked for by the decision in it.
-        decides = meeting.rank == 0 and under_way == ["meet"]
+        decides = coordinator.rank == 0 and under_way == ["meet"]
         if not under_way or (decides and name in ("put", "get")):
             seen.append(f"{name} {args[0]}" if name in ("meet", "note") else name)
         under_way.append(name)
         try:
-            return method(meeting, *args, **options)
+            return method(coordinator, *args, **options)
         finally:
             under_way.pop()
 

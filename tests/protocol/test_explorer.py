@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from warmup_plugin.cache.table import digest
-from warmup_plugin.coordination.coordinator import Meeting
+from warmup_plugin.coordination.coordinator import Coordinator
 from warmup_plugin.engines.embedded import EngineConfig, launch
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.runtime.polling import within
+from warmup_plugin.runtime.safe_json import digest
 
 if TYPE_CHECKING:
     from tests.protocol.explorer import Explored
@@ -44,21 +44,21 @@ def opening(seat: Seat) -> None:
 def agreeing(seat: Seat) -> None:
     """Rank 0's node has a table; it crosses once, and rank 1, which reads none, expects it."""
     if seat.rank == 0:
-        seat.meeting.offer(b"table", digest(b"table"))
+        seat.coordinator.offer(b"table", digest(b"table"))
     elif seat.rank not in WRITERS:
-        seat.meeting.expect()
-    seat.meeting.note("agree")
+        seat.coordinator.expect()
+    seat.coordinator.note("agree")
     seat.meet("agree")
     if seat.rank == 0:
-        seat.meeting.put(b"table")
-        seat.meeting.put(b"manifest")
+        seat.coordinator.put(b"table")
+        seat.coordinator.put(b"manifest")
     else:
-        seat.meeting.get(digest(b"table"))
+        seat.coordinator.get(digest(b"table"))
 
 
 def greeting(seat: Seat) -> None:
     """As above, where no node has a table."""
-    seat.meeting.note("agree")
+    seat.coordinator.note("agree")
     seat.meet("agree")
 
 
@@ -67,50 +67,53 @@ def loading(seat: Seat) -> None:
 
 
 def surveying(seat: Seat) -> None:
-    seat.meeting.note("survey")
+    seat.coordinator.note("survey")
     seat.meet("survey0")
 
 
 def planning(seat: Seat) -> None:
     """All ranks have the same inventory, so whoever claims it first sends it."""
-    meeting = seat.meeting
-    meeting.note("plan")
-    own = meeting.put(b"inventory")
+    coordinator = seat.coordinator
+    coordinator.note("plan")
+    own = coordinator.put(b"inventory")
 
     def lead(words: dict[int, Any]) -> dict[str, Any]:
         for name in {word["word"] for word in words.values()}:
-            meeting.get(name)
-        return {"plan": meeting.put(b"plan")}
+            coordinator.get(name)
+        return {"plan": coordinator.put(b"plan")}
 
     plan = seat.meet("plan", own, lead)["plan"]
     if seat.rank:
-        meeting.get(plan)
+        coordinator.get(plan)
 
 
 def tuning(seat: Seat) -> None:
     """All tasks are rank 0's; at each it looks after its neighbour."""
     if seat.rank == 0:
-        seat.meeting.note("tune", "a task")
+        seat.coordinator.note("tune", "a task")
 
 
 def sharing(seat: Seat) -> None:
     """Rank 0 has results; the others have none, which is the same body."""
-    meeting = seat.meeting
-    meeting.note("share")
-    own = meeting.put(b"results" if seat.rank == 0 else b"none")
+    coordinator = seat.coordinator
+    coordinator.note("share")
+    own = coordinator.put(b"results" if seat.rank == 0 else b"none")
 
     def lead(words: dict[int, Any]) -> dict[str, Any]:
         for name in {word["word"] for word in words.values()}:
-            meeting.get(name)
-        return {"table": meeting.put(b"new table"), "manifest": meeting.put(b"new manifest")}
+            coordinator.get(name)
+        return {
+            "table": coordinator.put(b"new table"),
+            "manifest": coordinator.put(b"new manifest"),
+        }
 
-    meeting.get(seat.meet("share", own, lead)["table"])
-    meeting.confirm()
+    coordinator.get(seat.meet("share", own, lead)["table"])
+    coordinator.confirm()
     seat.act("installs")
 
 
 def preparing(seat: Seat) -> None:
-    seat.meeting.note("prepare")
+    seat.coordinator.note("prepare")
     seat.meet("ready")
 
 
@@ -120,14 +123,14 @@ def building(seat: Seat) -> None:
 
 def publishing(seat: Seat) -> None:
     if seat.rank in WRITERS:
-        seat.meeting.note("publish")
-        seat.meeting.get(digest(b"new manifest"))
-        seat.meeting.confirm()
+        seat.coordinator.note("publish")
+        seat.coordinator.get(digest(b"new manifest"))
+        seat.coordinator.confirm()
         seat.act("publishes")
 
 
 def certifying(seat: Seat) -> None:
-    seat.meeting.note("certify")
+    seat.coordinator.note("certify")
     seat.meet("certify")
 
 
@@ -139,13 +142,13 @@ def lacking(seat: Seat) -> None:
 
 def confirming(seat: Seat) -> None:
     """What every step begins with, where a walk ends before it."""
-    seat.meeting.confirm()
+    seat.coordinator.confirm()
 
 
 def offering(seat: Seat) -> None:
     """What `sharing` leaves for `publishing`, where the walk begins after it."""
     if seat.rank == 0:
-        seat.meeting.put(b"new manifest")
+        seat.coordinator.put(b"new manifest")
 
 
 WHOLE: list[Part] = [
@@ -167,7 +170,7 @@ def session(parts: list[Part]) -> Part:
 
     def run(seat: Seat) -> None:
         with contextlib.ExitStack() as stack:
-            stack.callback(seat.meeting.close)
+            stack.callback(seat.coordinator.close)
             rest = list(parts)
             if rest[0] is opening:
                 rest.pop(0)(seat)
@@ -176,10 +179,10 @@ def session(parts: list[Part]) -> Part:
                     part(seat)
                 seat.act("finishes")
             except RankLostError as error:
-                seat.meeting.abandon(error.reason, of=error.rank)
+                seat.coordinator.abandon(error.reason, of=error.rank)
                 raise
             except Exception as error:
-                if (lost := seat.meeting.abandon(str(error), lives=True)) is not None:
+                if (lost := seat.coordinator.abandon(str(error), lives=True)) is not None:
                     raise lost from error
                 if isinstance(error, SessionError):
                     raise
@@ -199,7 +202,7 @@ class Steps:
     """
 
     def __init__(self, rank: int) -> None:
-        self.rank, self.size, self.meeting = rank, 3, self
+        self.rank, self.size, self.coordinator = rank, 3, self
         self.asked: list[str] = []
 
     def meet(self, step: str, word: Any = None, decide: Any = None) -> Any:
@@ -334,7 +337,7 @@ def test_two_meetings_with_any_two_faults(explore: Explore, parts: list[Part]) -
 # -- protocols that are broken ---------------------------------------------------------------------
 
 
-class LastRecordWins(Meeting):
+class LastRecordWins(Coordinator):
     """Writes a record whether there is one or not."""
 
     def _propose(self, key: str, body: str) -> bytes:
@@ -342,7 +345,7 @@ class LastRecordWins(Meeting):
         return body.encode()
 
 
-class NeverConfirms(Meeting):
+class NeverConfirms(Coordinator):
     """Installs, writes and goes on without asking whether the others have."""
 
     def confirm(self) -> None:
@@ -350,11 +353,11 @@ class NeverConfirms(Meeting):
 
 
 def wait_until(is_there: Callable[[], bool], look: Callable[[float], None]) -> None:
-    """Wait as `meeting.py` does: by the explorer's stand-in."""
-    vars(sys.modules[Meeting.__module__])["wait_until"](is_there, look)
+    """Wait as `coordinator.py` does: by the explorer's stand-in."""
+    vars(sys.modules[Coordinator.__module__])["wait_until"](is_there, look)
 
 
-class NeverLooks(Meeting):
+class NeverLooks(Coordinator):
     """Waits for what it waits for, and for nothing else."""
 
     def _wait(self, keys: list[str], waits_for: set[int], meanwhile: Any = None) -> None:
@@ -362,13 +365,13 @@ class NeverLooks(Meeting):
         wait_until(lambda: self._link.has(keys), lambda _waited_s: None)
 
 
-class HearsNoEnd(Meeting):
+class HearsNoEnd(Coordinator):
     """Watches the others while it waits, and does not hear that the session is over."""
 
     def _wait(self, keys: list[str], waits_for: set[int], meanwhile: Any = None) -> None:
         del meanwhile
         others = waits_for - {self.rank}
-        wait_until(lambda: self._link.has(keys), lambda _waited_s: self._watch.look(others))
+        wait_until(lambda: self._link.has(keys), lambda _waited_s: self._detector.look(others))
 
 
 class SaysNothing(HearsNoEnd):
@@ -378,14 +381,14 @@ class SaysNothing(HearsNoEnd):
         self._link.close()
 
 
-class LeavesAtOnce(Meeting):
+class LeavesAtOnce(Coordinator):
     """Rank 0 takes its store away when it is done itself."""
 
     def _see_off(self) -> None:
         pass
 
 
-class TellsNobody(Meeting):
+class TellsNobody(Coordinator):
     """Gives a rank up for itself alone, and leaves without a word of it."""
 
     def abandon(self, reason: str, *, of: int | None = None, lives: bool = False) -> None:
@@ -395,25 +398,25 @@ class TellsNobody(Meeting):
         raise RankLostError(record["lost"], record["reason"])
 
 
-class FallsBackByItself(Meeting):
+class FallsBackByItself(Coordinator):
     """Lives and leaves, and does not hear that the others have ended for another's loss."""
 
     def abandon(self, reason: str, *, of: int | None = None, lives: bool = False) -> None:
         super().abandon(reason, of=of, lives=lives)
 
 
-class ReadsNoMail(Meeting):
+class ReadsNoMail(Coordinator):
     """Acts as soon as it wakes up, before its store has read what came meanwhile."""
 
     def confirm(self) -> None:
         self._obey()
 
 
-class AsksInTheWrongOrder(Meeting):
+class AsksInTheWrongOrder(Coordinator):
     """Asks whether it was stopped before it asks whether the session is over."""
 
     def confirm(self) -> None:
-        if self._pulse.overslept():
+        if self._heartbeat.overslept():
             with contextlib.suppress(TimeoutError):
                 wait_until(lambda: self._link.has(["lost"]), within(0.5))
         self._obey()
@@ -435,7 +438,7 @@ BROKEN: list[Any] = [
 
 @pytest.mark.parametrize(("make", "parts", "kind", "found"), BROKEN)
 def test_a_broken_protocol_is_found(
-    explore: Explore, make: type[Meeting], parts: list[Part], kind: str, found: str
+    explore: Explore, make: type[Coordinator], parts: list[Part], kind: str, found: str
 ) -> None:
     """One fault at most shows what each rule of the protocol is for."""
     with pytest.raises(AssertionError, match=found):

@@ -17,22 +17,26 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
-from warmup_plugin.coordination.coordinator import Meeting
-from warmup_plugin.coordination.heartbeat import BYE, EXIT_ABANDONED, ForwardGuard, Pulse, Watch
+from warmup_plugin.coordination.coordinator import Coordinator
+from warmup_plugin.coordination.failure_detector import FailureDetector
+from warmup_plugin.coordination.forward_guard import ForwardGuard
+from warmup_plugin.coordination.heartbeat import Heartbeat
 from warmup_plugin.coordination.kv_client import StoreLink
+from warmup_plugin.coordination.messages import BYE
 from warmup_plugin.coordination.reconnecting import RenewedLink
 from warmup_plugin.errors import RankLostError
+from warmup_plugin.runtime.exit_status import EXIT_ABANDONED
 from warmup_plugin.runtime.polling import wait_until, within
 from warmup_plugin.settings import Settings
 
 if TYPE_CHECKING:
-    from tests.protocol.conftest import Child, Clock, MemoryLink, QuietPulse
+    from tests.protocol.conftest import Child, Clock, MemoryLink, QuietHeartbeat
 
 SETTINGS = Settings(silence_s=10.0, task_limit_s=300.0)
 
 
 def given_up_after(
-    watch: Watch,
+    detector: FailureDetector,
     clock: Clock,
     limit_s: float = 1000.0,
     meanwhile: Callable[[], None] = lambda: None,
@@ -42,7 +46,7 @@ def given_up_after(
     while clock.now_s - began < limit_s:
         meanwhile()
         try:
-            watch.look({1})
+            detector.look({1})
         except RankLostError:
             return clock.now_s - began
         clock.now_s += 0.25
@@ -62,10 +66,10 @@ def test_a_silent_rank_is_given_up_by_what_its_machine_sees(
     """One silence if it does not run, five if nobody sees it, the limit of a task if it runs."""
     link.beats(1, 7, step="survey", idle=True)
     seen[1] = process
-    watch = Watch(link, SETTINGS)
-    assert given_up_after(watch, clock) == pytest.approx(after_s, abs=0.5)
+    detector = FailureDetector(link, SETTINGS)
+    assert given_up_after(detector, clock) == pytest.approx(after_s, abs=0.5)
     with pytest.raises(RankLostError, match="in step survey") as caught:
-        watch.look({1})
+        detector.look({1})
     assert (process in caught.value.reason) == (process != "runs")
 
 
@@ -74,10 +78,10 @@ def test_a_rank_that_beats_is_not_silent(
 ) -> None:
     """However late its beats come within a silence, and whatever is seen of its process."""
     seen[1] = "stopped"
-    watch = Watch(link, SETTINGS)
+    detector = FailureDetector(link, SETTINGS)
     for count in range(20):
         link.beats(1, count, idle=True)
-        assert given_up_after(watch, clock, limit_s=9.75) == float("inf")
+        assert given_up_after(detector, clock, limit_s=9.75) == float("inf")
 
 
 @pytest.mark.parametrize(
@@ -95,25 +99,25 @@ def test_a_forward_from_which_one_does_not_come_back(
     """Counted from when the watcher was back, for as long as a task may take."""
     step, is_back, failure = case
     settings = replace(SETTINGS, forward_failure=failure)
-    watch = Watch(link, settings)
+    detector = FailureDetector(link, settings)
 
     def beat() -> None:
         link.beats(1, int(clock.now_s), step=step, idle=True)
 
-    assert given_up_after(watch, clock, meanwhile=beat) == float("inf")
-    watch.is_back = is_back
-    watch._tasks.clear()
-    assert given_up_after(watch, clock, meanwhile=beat) == pytest.approx(after_s, abs=0.5)
-    assert watch.describe(1).startswith("in its forward") == (after_s == 300.0)
+    assert given_up_after(detector, clock, meanwhile=beat) == float("inf")
+    detector.is_back = is_back
+    detector._tasks.clear()
+    assert given_up_after(detector, clock, meanwhile=beat) == pytest.approx(after_s, abs=0.5)
+    assert detector.describe(1).startswith("in its forward") == (after_s == 300.0)
 
 
 def test_a_rank_that_has_not_joined(link: MemoryLink, clock: Clock) -> None:
     """Nobody sees a process that has not said which it is: five silences."""
     link.held.clear()
-    watch = Watch(link, SETTINGS)
-    assert given_up_after(watch, clock) == pytest.approx(50.0, abs=0.5)
+    detector = FailureDetector(link, SETTINGS)
+    assert given_up_after(detector, clock) == pytest.approx(50.0, abs=0.5)
     with pytest.raises(RankLostError, match="has not joined"):
-        watch.look({1})
+        detector.look({1})
 
 
 @pytest.mark.parametrize(
@@ -127,12 +131,12 @@ def test_a_rank_of_another_machine_is_seen_by_its_mate(
     for rank in (1, 2):
         link.arrives(rank, place="there")
     link.beats(1, 1, idle=True)
-    watch = Watch(link, SETTINGS)
+    detector = FailureDetector(link, SETTINGS)
 
     def look_on() -> None:
         link.beats(2, int(clock.now_s), mates={"1": mate} if mate != "unseen" else {})
 
-    assert given_up_after(watch, clock, meanwhile=look_on) == pytest.approx(after_s, abs=1.0)
+    assert given_up_after(detector, clock, meanwhile=look_on) == pytest.approx(after_s, abs=1.0)
 
 
 def test_a_mate_that_is_silent_itself_has_seen_nothing(link: MemoryLink, clock: Clock) -> None:
@@ -140,7 +144,7 @@ def test_a_mate_that_is_silent_itself_has_seen_nothing(link: MemoryLink, clock: 
     for rank in (1, 2):
         link.arrives(rank, place="there")
         link.beats(rank, 1, idle=True, mates={"1": "runs"})
-    assert given_up_after(Watch(link, SETTINGS), clock) == pytest.approx(50.0, abs=0.5)
+    assert given_up_after(FailureDetector(link, SETTINGS), clock) == pytest.approx(50.0, abs=0.5)
 
 
 # -- work that does not get on ---------------------------------------------------------------------
@@ -152,16 +156,16 @@ def test_a_rank_that_beats_and_does_not_get_on(
 ) -> None:
     """It is taken for stuck after the limit of a task; a new task counts anew."""
     seen[1] = "runs"
-    watch, notes = Watch(link, SETTINGS), 0
+    detector, notes = FailureDetector(link, SETTINGS), 0
 
     def work() -> None:
         link.beats(1, int(clock.now_s), task=task, notes=notes)
 
     for notes in range(3):  # noqa: B007  # `work` says it
-        assert given_up_after(watch, clock, limit_s=299.0, meanwhile=work) == float("inf")
-    assert given_up_after(watch, clock, meanwhile=work) == pytest.approx(1.0, abs=1.0)
+        assert given_up_after(detector, clock, limit_s=299.0, meanwhile=work) == float("inf")
+    assert given_up_after(detector, clock, meanwhile=work) == pytest.approx(1.0, abs=1.0)
     with pytest.raises(RankLostError, match=r"in step tune.* for 30\d s: task_limit_s"):
-        watch.look({1})
+        detector.look({1})
 
 
 def test_a_rank_that_waits_itself_need_not_get_on(
@@ -169,36 +173,36 @@ def test_a_rank_that_waits_itself_need_not_get_on(
 ) -> None:
     """Or is in the engine's forward: its own waits are bounded by what it waits for."""
     seen[1] = "runs"
-    watch = Watch(link, SETTINGS)
+    detector = FailureDetector(link, SETTINGS)
 
     def wait() -> None:
         link.beats(1, int(clock.now_s), idle=True)
 
-    assert given_up_after(watch, clock, limit_s=10_000.0, meanwhile=wait) == float("inf")
+    assert given_up_after(detector, clock, limit_s=10_000.0, meanwhile=wait) == float("inf")
 
 
 def test_a_rank_that_has_left_is_given_up_at_once(link: MemoryLink, clock: Clock) -> None:
     """Its process may live on, with nothing more to say."""
     link.beats(1, 1, step="share")
-    watch = Watch(link, SETTINGS)
-    watch.look({1})
+    detector = FailureDetector(link, SETTINGS)
+    detector.look({1})
     link.set(f"{BYE}/1", b"1")
-    assert given_up_after(watch, clock) == 0.0
+    assert given_up_after(detector, clock) == 0.0
     with pytest.raises(RankLostError, match="in step share, has left"):
-        watch.look({1})
+        detector.look({1})
 
 
 def test_where_a_rank_is_said_to_be(link: MemoryLink) -> None:
     """For the log and for errors."""
-    watch = Watch(link, SETTINGS)
-    assert watch.describe(1) == "has not joined"
+    detector = FailureDetector(link, SETTINGS)
+    assert detector.describe(1) == "has not joined"
     link.beats(1, 1, step="tune", task="gemm @ 128")
-    assert watch.describe(1) == "in step tune, at gemm @ 128"
+    assert detector.describe(1) == "in step tune, at gemm @ 128"
 
 
 def test_rank_0_says_whom_it_waits_for(
     link: MemoryLink,
-    quiet: QuietPulse,
+    quiet: QuietHeartbeat,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -209,16 +213,18 @@ def test_rank_0_says_whom_it_waits_for(
     monkeypatch.setattr("warmup_plugin.coordination.coordinator._TELL_S", 0.5)
     caplog.set_level(logging.INFO, "warmup_plugin")
     link.beats(1, 1, task="gemm @ 128")
-    meeting = Meeting(link, SETTINGS, watch=Watch(link, SETTINGS), pulse=quiet)
+    coordinator = Coordinator(
+        link, SETTINGS, detector=FailureDetector(link, SETTINGS), heartbeat=quiet
+    )
     end = time.monotonic() + 1.5
 
     def has(keys: list[str]) -> bool:
         return time.monotonic() > end if keys == ["a key"] else keys[0] in link.held
 
     told = list[list[int]]()
-    meeting.on_wait = lambda ranks: told.append([*ranks])
+    coordinator.on_wait = lambda ranks: told.append([*ranks])
     monkeypatch.setattr(link, "has", has)
-    meeting._wait(["a key"], waits_for={1})
+    coordinator._wait(["a key"], waits_for={1})
     assert (told[0], told[-1]) == ([1], [])
     said = [record.getMessage() for record in caplog.records]
     assert 1 <= len(said) <= 3
@@ -231,19 +237,19 @@ def test_rank_0_says_whom_it_waits_for(
 BEATS = """
     import ctypes, sys, time
     from torch.distributed import TCPStore
-    from warmup_plugin.coordination.heartbeat import Pulse
+    from warmup_plugin.coordination.heartbeat import Heartbeat
     from warmup_plugin.settings import Settings
     from warmup_plugin.coordination.kv_client import StoreLink
     port, silence_s = int(sys.argv[1]), float(sys.argv[2])
     store = TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
-    pulse = Pulse(StoreLink(store, 1, 2, silence_s), Settings(silence_s=silence_s))
+    heartbeat = Heartbeat(StoreLink(store, 1, 2, silence_s), Settings(silence_s=silence_s))
     print("beats", flush=True)
     for line in sys.stdin:
         if line.startswith("hold"):  # the interpreter lock, in a call that does not give it back
             ctypes.PyDLL(None).usleep(int(float(line.split()[1]) * 1e6))
         if line.startswith("note"):
-            pulse.note("tune", "gemm @ 128")
-        print(pulse.overslept(), flush=True)
+            heartbeat.note("tune", "gemm @ 128")
+        print(heartbeat.overslept(), flush=True)
 """
 SILENCE_S = 0.5
 
@@ -257,10 +263,10 @@ def beating(store: StoreLink, child: Callable[..., Child]) -> Child:
     return process
 
 
-def look_for(watch: Watch, seconds: float) -> None:
+def look_for(detector: FailureDetector, seconds: float) -> None:
     """Watch rank 1 for a while; raises when it is given up."""
     end = time.monotonic() + seconds
-    wait_until(lambda: time.monotonic() > end, lambda _waited_s: watch.look({1}))
+    wait_until(lambda: time.monotonic() > end, lambda _waited_s: detector.look({1}))
 
 
 @pytest.mark.multiprocess
@@ -272,12 +278,12 @@ def test_a_stopped_or_killed_process_is_named_within_two_silences(
 ) -> None:
     """With what it was at."""
     beating.ask("note")
-    watch = Watch(store, Settings(silence_s=SILENCE_S))
-    look_for(watch, 2 * SILENCE_S)
+    detector = FailureDetector(store, Settings(silence_s=SILENCE_S))
+    look_for(detector, 2 * SILENCE_S)
     beating.send(number)
     began = time.monotonic()
     with pytest.raises(RankLostError, match=f"at gemm @ 128, process {process}, silent for"):
-        look_for(watch, 10.0)
+        look_for(detector, 10.0)
     assert SILENCE_S * 0.5 < time.monotonic() - began < 2 * SILENCE_S + 0.5
 
 
@@ -286,17 +292,17 @@ def test_a_process_that_holds_the_interpreter_is_not_given_up(
     store: StoreLink, beating: Child
 ) -> None:
     """A long compile or C call keeps the heartbeat from beating; the process runs."""
-    watch = Watch(store, Settings(silence_s=SILENCE_S))
-    look_for(watch, 0.1)
+    detector = FailureDetector(store, Settings(silence_s=SILENCE_S))
+    look_for(detector, 0.1)
     assert beating.process.stdin is not None
     beating.process.stdin.write(f"hold {4 * SILENCE_S}\n")
     beating.process.stdin.flush()
-    look_for(watch, 0.2)
+    look_for(detector, 0.2)
     before = beats_of(store)
-    look_for(watch, 3 * SILENCE_S)
+    look_for(detector, 3 * SILENCE_S)
     assert beats_of(store) == before, "it was silent all the time"
     assert beating.line() == "True"  # as far as it knows it might have been stopped
-    look_for(watch, 0.3)
+    look_for(detector, 0.3)
     assert beats_of(store) > before
 
 
@@ -390,12 +396,12 @@ class Cell:
 
 
 @contextlib.contextmanager
-def in_forward(link: StoreLink, guard: ForwardGuard) -> Iterator[Pulse]:
+def in_forward(link: StoreLink, guard: ForwardGuard) -> Iterator[Heartbeat]:
     """Let a rank be in its forward in the body, with a heartbeat that is connected."""
-    pulse = Pulse(link, Settings(silence_s=SILENCE_S, task_limit_s=300.0))
-    with pulse.idle(guard):
-        wait_until(lambda: not pulse._link.is_cut_off, within(10.0))
-        yield pulse
+    heartbeat = Heartbeat(link, Settings(silence_s=SILENCE_S, task_limit_s=300.0))
+    with heartbeat.idle(guard):
+        wait_until(lambda: not heartbeat._link.is_cut_off, within(10.0))
+        yield heartbeat
 
 
 @pytest.mark.multiprocess
@@ -406,12 +412,12 @@ def test_a_heartbeat_outlives_a_store_that_was_slow_to_answer(
     server, cell = child(STORE), Cell()
     link = joined(server)
     guard = ForwardGuard(1, 2, 60.0, leave=cell.leave)
-    with in_forward(link, guard) as pulse:
+    with in_forward(link, guard) as heartbeat:
         server.stop()
-        wait_until(lambda: pulse._link.is_cut_off, within(10.0))
+        wait_until(lambda: heartbeat._link.is_cut_off, within(10.0))
         wait_until(lambda: "cannot complete" in caplog.text, within(10.0))
         server.send(signal.SIGCONT)
-        wait_until(lambda: not pulse._link.is_cut_off, within(10.0))
+        wait_until(lambda: not heartbeat._link.is_cut_off, within(10.0))
         wait_until(lambda: "answers again" in caplog.text, within(10.0))
     again = link.clone()
     before = beats_of(again)
@@ -420,7 +426,7 @@ def test_a_heartbeat_outlives_a_store_that_was_slow_to_answer(
     assert cell.status == 0
     for each in (again, link):
         each.close()
-    pulse.stop()
+    heartbeat.stop()
 
 
 @pytest.mark.multiprocess
@@ -429,14 +435,14 @@ def test_a_store_that_is_gone_is_told_from_one_that_is_slow(child: Callable[...,
     server, cell = child(STORE), Cell()
     link = joined(server)
     guard = ForwardGuard(1, 2, 0.3, leave=cell.leave)
-    with in_forward(link, guard) as pulse:
+    with in_forward(link, guard) as heartbeat:
         server.send(signal.SIGKILL)
         wait_until(lambda: cell.status == EXIT_ABANDONED, within(10.0))
     began = time.monotonic()
     with pytest.raises(RankLostError, match="its store is gone"):
         link.clone()
     assert time.monotonic() - began < 5.0, "torch would go on asking for ten"
-    pulse.stop()
+    heartbeat.stop()
     link.close()
 
 
@@ -452,13 +458,13 @@ def test_no_connection_is_made_for_a_heartbeat_that_has_ended(store: StoreLink) 
 
 def test_a_heartbeat_that_has_no_store_is_not_waited_for(store: StoreLink) -> None:
     """Rank 0 finds that it may have been stopped; to wait for another beat would be for ever."""
-    meeting = Meeting(store, Settings(silence_s=0.4))
-    pulse = meeting._pulse
-    wait_until(lambda: not pulse._link.is_cut_off, within(10.0))
-    pulse._link.close()
-    wait_until(lambda: pulse._link.is_cut_off, within(10.0))
+    coordinator = Coordinator(store, Settings(silence_s=0.4))
+    heartbeat = coordinator._heartbeat
+    wait_until(lambda: not heartbeat._link.is_cut_off, within(10.0))
+    heartbeat._link.close()
+    wait_until(lambda: heartbeat._link.is_cut_off, within(10.0))
     time.sleep(0.5)
     began = time.monotonic()
-    meeting.confirm()
+    coordinator.confirm()
     assert time.monotonic() - began < 2.0
-    meeting.close()
+    coordinator.close()

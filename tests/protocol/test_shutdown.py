@@ -25,7 +25,7 @@ SOON_S, SLACK_S = 0.8, 1.5
 #: A process that tunes; how its task goes on once the signal is there is an argument.
 TUNES = """
     import hashlib, signal, sys, threading, time
-    from warmup_plugin import shutdown as module
+    from warmup_plugin.runtime import sigterm as module
     from warmup_plugin.runtime.sigterm import Shutdown
 
     def say(text):

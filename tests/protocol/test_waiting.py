@@ -41,11 +41,14 @@ _BY_FILE = {
         ("try_lock", "asking.join"): "a time-out is given",
     },
     "coordination/heartbeat.py": {
-        ("Pulse._run", "self._stop.wait"): "the heartbeat's pause, ended by `stop`",
-        ("Pulse._run", "self._is_needed.wait"): "as long as between two beats",
-        ("Pulse._connect", "self._link.connect"): "renewal's, which only begins it",
-        ("Pulse._connect", "self._stop.wait"): "a silence and a beat, ended by `stop`",
-        ("Pulse.stop", "self._thread.join"): "five seconds; the thread is a daemon",
+        ("Heartbeat._run", "self._stop.wait"): "the heartbeat's pause, ended by `stop`",
+        ("Heartbeat._run", "self._is_needed.wait"): "as long as between two beats",
+        (
+            "Heartbeat._connect",
+            "self._link.connect",
+        ): "that of reconnecting.py, which only begins it",
+        ("Heartbeat._connect", "self._stop.wait"): "a silence and a beat, ended by `stop`",
+        ("Heartbeat.stop", "self._thread.join"): "five seconds; the thread is a daemon",
     },
     "cache/lease.py": {
         ("_touch", "stop.wait"): "the pause between two touches, ended by the holder",
@@ -54,9 +57,11 @@ _BY_FILE = {
     "runtime/sigterm.py": {
         ("Shutdown._listen", "self._listener.recv"): "a thread of its own, which ends when the "
         "block closes the other end",
+        ("Shutdown._request", "self._asked.acquire"): "asks with blocking=False",
+    },
+    "runtime/task_timeout.py": {
         ("TaskLimit.__exit__", "self._thread.join"): "it is over; a time-out is given",
         ("TaskLimit._watch", "self._is_over.wait"): "until the task's time is over",
-        ("Shutdown._request", "self._asked.acquire"): "asks with blocking=False",
     },
     "runtime/ticker.py": {
         ("Ticking._run", "self._is_over.wait"): "the pause between two ticks",
@@ -88,8 +93,11 @@ _BY_FILE = {
         ("tell", "dist.broadcast"): "bounded by the time-out of the group it is given",
         ("call_the_roll", "dist.all_reduce"): "the same",
     },
-    "steps/context.py": {
-        ("_meet", "connect"): "the two collectives above, again and again, four times at most",
+    "steps/open_session.py": {
+        (
+            "_meet",
+            "connect",
+        ): "those of roll_call.py, six times at most",
     },
     "tuner/environment_stamp.py": {
         ("Lookup._wait", "thread.join"): "a time-out is given",

@@ -2,10 +2,10 @@
 """One rank's part in a session as a tree: what it has heard, and what it asks next.
 
 A rank's program is run against given answers of the store until it asks for one more: that question
-is its next move. So a tree of moves is grown by running the real `Meeting` and `StoreLink`, once
-for each answer there is to each question. Owns the models that stand below the real code: torch's
-store, `Watch`, `Pulse`, `wait_until`. Rounds of a wait in which nothing happened are forgotten,
-since they leave the code where it was.
+is its next move. So a tree of moves is grown by running the real `Coordinator` and `StoreLink`,
+once for each answer there is to each question. Owns the models that stand below the real code:
+torch's store, `FailureDetector`, `Heartbeat`, `wait_until`. Rounds of a wait in which nothing
+happened are forgotten, since they leave the code where it was.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
 
-from warmup_plugin.coordination.coordinator import Meeting
+from warmup_plugin.coordination.coordinator import Coordinator
 from warmup_plugin.coordination.kv_client import StoreLink
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.settings import Settings
 
 if TYPE_CHECKING:
-    from warmup_plugin.coordination.heartbeat import ForwardGuard
+    from warmup_plugin.coordination.forward_guard import ForwardGuard
 
 LOST = "lost"
 SIZE = 3
@@ -150,7 +150,7 @@ class _Watch:
 
 
 class _Pulse:
-    """A model of `Pulse`: nobody hears it; whether it has overslept is the scheduler's to say."""
+    """A model of `Heartbeat`: nobody hears it; the scheduler says whether it has overslept."""
 
     def __init__(self, link: StoreLink, player: Player, *, may_stop: bool) -> None:
         self._asks = player if may_stop and link.rank == 0 else None
@@ -172,14 +172,16 @@ class _Pulse:
 class Seat:
     """What a program is given: the meeting, and where to say what it did."""
 
-    def __init__(self, meeting: Meeting, player: Player) -> None:
-        self.meeting = meeting
-        self.rank = meeting.rank
+    def __init__(self, coordinator: Coordinator, player: Player) -> None:
+        self.coordinator = coordinator
+        self.rank = coordinator.rank
         self._player = player
 
     def meet(self, step: str, word: Any = None, decide: Callable[[Any], Any] | None = None) -> Any:
         """Meet, and remember which record this rank has acted on."""
-        record = self.meeting.meet(step, {"word": word}, decide or (lambda _words: {"go": step}))
+        record = self.coordinator.meet(
+            step, {"word": word}, decide or (lambda _words: {"go": step})
+        )
         self._player.records.append((step, json.dumps(record, sort_keys=True)))
         self._player.is_fresh = True
         return record
@@ -192,7 +194,7 @@ class Seat:
 
 #: What one rank does in a session, from opening it to its last step.
 Program = Callable[[Seat], None]
-MakeMeeting = Callable[..., Meeting]
+MakeMeeting = Callable[..., Coordinator]
 
 
 @dataclass(slots=True)
@@ -243,10 +245,10 @@ class Tree:
         link = StoreLink(_Store(player), self._rank, SIZE)  # type: ignore[arg-type]  # a model of it
         outcome = ""
         with mock.patch("warmup_plugin.coordination.coordinator.wait_until", player.wait_until):
-            pulse = _Pulse(link, player, may_stop=self._may_stop)
-            meeting = self._make(link, SETTINGS, watch=_Watch(link), pulse=pulse)
+            heartbeat = _Pulse(link, player, may_stop=self._may_stop)
+            coordinator = self._make(link, SETTINGS, watch=_Watch(link), heartbeat=heartbeat)
             try:
-                self._program(Seat(meeting, player))
+                self._program(Seat(coordinator, player))
                 outcome = "done"
             except RankLostError as error:
                 outcome = f"lost {error.rank}"

@@ -33,7 +33,7 @@ sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package s
 from tests.logs import logged
 from warmup_plugin.cache.store import Store
 from warmup_plugin.coordination import kv_client, opening
-from warmup_plugin.coordination.coordinator import Meeting
+from warmup_plugin.coordination.coordinator import Coordinator
 from warmup_plugin.coordination.kv_client import StoreLink
 from warmup_plugin.coordination.opening import connect
 from warmup_plugin.engines.embedded import host_clock, parallel, worker
@@ -372,16 +372,16 @@ def slow_on_rank_0(rank: int) -> host_clock.Timing:
 def meeting_until_one_dies(engine: Engine, rank: int) -> tuple[int, str]:
     """Meet twice; in between one rank's process is killed. Return who is named, and why."""
     settings = Settings.from_env({}, silence_s=1.0)
-    meeting = Meeting(connect(dist.group.WORLD, settings), settings)
+    coordinator = Coordinator(connect(dist.group.WORLD, settings), settings)
     try:
-        meeting.meet("first", {}, lambda _words: {})
+        coordinator.meet("first", {}, lambda _words: {})
         if engine.ranks.rank == rank:
             os.kill(os.getpid(), signal.SIGKILL)
-        meeting.meet("second", {}, lambda _words: {})
+        coordinator.meet("second", {}, lambda _words: {})
     except RankLostError as error:
         return error.rank, error.reason
     finally:
-        meeting.close()
+        coordinator.close()
     return -1, ""
 
 

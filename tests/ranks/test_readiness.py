@@ -66,10 +66,10 @@ class Job:
 
     def _meet(self, rank: int, reason: str, session: str) -> None:
         try:
-            meeting = Readiness(
+            coordinator = Readiness(
                 self.store, session, rank, self.size, SETTINGS, may_stay_away=self.may_stay_away
             )
-            link, found = meeting.meet(reason, "", self.about[rank])
+            link, found = coordinator.meet(reason, "", self.about[rank])
         except RankLostError as error:
             self.came_to[rank] = str(error)
             return

@@ -23,11 +23,10 @@ from unittest import mock
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
-from warmup_plugin.cache.table import digest
 from warmup_plugin.coordination import coordinator as meeting_module
 from warmup_plugin.coordination import kv_client, opening, sockets
 from warmup_plugin.coordination.base import Alone
-from warmup_plugin.coordination.coordinator import Meeting, turn_away
+from warmup_plugin.coordination.coordinator import Coordinator, turn_away
 from warmup_plugin.coordination.kv_client import StoreLink
 from warmup_plugin.coordination.opening import ADDRESS, LOOPBACK, NONE, Opening
 from warmup_plugin.coordination.reconnecting import RenewedLink
@@ -36,8 +35,9 @@ from warmup_plugin.engines.embedded import LaunchError
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.identity import Identity
 from warmup_plugin.runtime.polling import wait_until, within
+from warmup_plugin.runtime.safe_json import digest
 from warmup_plugin.settings import Settings
-from warmup_plugin.steps import context as job_module
+from warmup_plugin.steps import open_session
 from warmup_plugin.steps.options import Options
 from warmup_plugin.topology import RankInfo
 
@@ -65,13 +65,13 @@ def join(port: int) -> TCPStore:
 class Call:
     """A function under way on one rank, in a thread that the test run does not wait for."""
 
-    def __init__(self, function: Callable[[Meeting], Any], meeting: Meeting) -> None:
+    def __init__(self, function: Callable[[Coordinator], Any], coordinator: Coordinator) -> None:
         self._outcome: Future[Any] = Future()
-        threading.Thread(target=self._run, args=(function, meeting), daemon=True).start()
+        threading.Thread(target=self._run, args=(function, coordinator), daemon=True).start()
 
-    def _run(self, function: Callable[[Meeting], Any], meeting: Meeting) -> None:
+    def _run(self, function: Callable[[Coordinator], Any], coordinator: Coordinator) -> None:
         try:
-            self._outcome.set_result(function(meeting))
+            self._outcome.set_result(function(coordinator))
         except BaseException as error:  # noqa: BLE001  # raised again where the test asks
             self._outcome.set_exception(error)
 
@@ -85,24 +85,24 @@ class Ranks:
     def __init__(self, size: int, settings: Settings, late: Collection[int] = ()) -> None:
         self._size, self._settings = size, settings
         self.store = open_store()
-        self.meetings: dict[int, Meeting] = {}
+        self.meetings: dict[int, Coordinator] = {}
         for rank in sorted(set(range(size)) - set(late)):
             self.arrive(rank)
 
     def arrive(self, rank: int) -> None:
         """Let a rank join."""
-        self.meetings[rank] = Meeting(self.link(rank), self._settings)
+        self.meetings[rank] = Coordinator(self.link(rank), self._settings)
 
     def link(self, rank: int) -> StoreLink:
         """Return a rank's connection to the store."""
         store = self.store if rank == 0 else join(self.store.port)
         return StoreLink(store, rank, self._size)
 
-    def start(self, function: Callable[[Meeting], Any], *ranks: int) -> list[Call]:
+    def start(self, function: Callable[[Coordinator], Any], *ranks: int) -> list[Call]:
         """Call a function on some ranks, on all that have come if none is named."""
         return [Call(function, self.meetings[rank]) for rank in ranks or self.meetings]
 
-    def run(self, function: Callable[[Meeting], Any], *ranks: int) -> list[Any]:
+    def run(self, function: Callable[[Coordinator], Any], *ranks: int) -> list[Any]:
         """Return what the function returns on each of the ranks."""
         return [call.result() for call in self.start(function, *ranks)]
 
@@ -111,7 +111,7 @@ class Ranks:
 def ranks_of(size: int, **settings: Any) -> Iterator[Ranks]:
     ranks = Ranks(size, Settings.from_env({}, **settings))
     yield ranks
-    ranks.run(lambda meeting: meeting.close())
+    ranks.run(lambda coordinator: coordinator.close())
 
 
 def lost(function: Callable[[], Any]) -> tuple[int, str]:
@@ -206,9 +206,9 @@ def test_a_rank_that_lives_and_leaves_is_not_lost() -> None:
     """The others hear why, at once, and that they may go on without this package."""
     ranks = Ranks(3, Settings.from_env({}, silence_s=300.0))
 
-    def leave(meeting: Meeting) -> None:
-        meeting.abandon("OSError: no space", lives=True)
-        meeting.close()
+    def leave(coordinator: Coordinator) -> None:
+        coordinator.abandon("OSError: no space", lives=True)
+        coordinator.close()
 
     (left,) = ranks.start(leave, 1)
     seen = ranks.run(lambda m: unable(lambda: m.meet("step", {}, on)), 0, 2)
@@ -285,9 +285,9 @@ def test_a_rank_that_is_done_is_not_one_that_left() -> None:
         time.sleep(0.3)
         return check(keys)
 
-    def finish(meeting: Meeting) -> Word:
-        record = meeting.meet("last", {}, on)
-        meeting.close()
+    def finish(coordinator: Coordinator) -> Word:
+        record = coordinator.meet("last", {}, on)
+        coordinator.close()
         return record
 
     vars(slow).update(has=late)
@@ -347,9 +347,9 @@ def test_the_first_record_of_a_step_is_the_only_one() -> None:
 def test_a_word_that_cannot_be_read_names_its_rank(word: bytes) -> None:
     """On every rank alike."""
     with ranks_of(2) as ranks:
-        meeting = ranks.meetings[1]
-        write = meeting._link.set
-        meeting._link.set = lambda key, value: write(  # type: ignore[method-assign]
+        coordinator = ranks.meetings[1]
+        write = coordinator._link.set
+        coordinator._link.set = lambda key, value: write(  # type: ignore[method-assign]
             key, word if key == "step/1" else value
         )
         for call in ranks.start(lambda m: m.meet("step", {}, on)):
@@ -582,12 +582,12 @@ def test_what_a_session_takes_is_asked_for_before_anything_is_taken(
     def far_enough(*_: object) -> None:
         raise SessionError("far enough")
 
-    monkeypatch.setattr(job_module, "lacking", note("asked"))
-    monkeypatch.setattr(job_module, "begin", note("begun"))
+    monkeypatch.setattr(open_session, "lacking", note("asked"))
+    monkeypatch.setattr(open_session, "begin", note("begun"))
     monkeypatch.setattr(opening, "connect", far_enough)
     identity = Identity.of(model="any", dtype="float32")
     options = Options(identity=identity, ranks=RankInfo(rank=0, world_size=2))
-    with pytest.raises(SessionError, match="far enough"), job_module.open_job(options):
+    with pytest.raises(SessionError, match="far enough"), open_session.open_job(options):
         pass
     assert order == ["asked", "begun"]
 

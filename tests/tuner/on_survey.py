@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from flashinfer.autotuner import AutoTuner, autotune
 
-from warmup_plugin.coordination.coordinator import Meeting
+from warmup_plugin.coordination.coordinator import Coordinator
 from warmup_plugin.engines.embedded.parallel import tuning_over
 from warmup_plugin.engines.embedded.worker import Engine
 from warmup_plugin.kernel_warmup import Session
@@ -298,9 +298,9 @@ def no_default(engine: Engine, raise_on: tuple[int, ...]) -> Any:
 def no_default_in_a_body(engine: Engine, late: int) -> Any:
     """One op raises on the default tactic, in a body; a rank is late to look who is still there."""
     if engine.ranks.rank == late:
-        own, names = Meeting.confirm, cast("Any", Meeting)
+        own, names = Coordinator.confirm, cast("Any", Coordinator)
 
-        def confirm(self: Meeting) -> None:
+        def confirm(self: Coordinator) -> None:
             time.sleep(_LATE_S)
             own(self)
 

@@ -60,7 +60,7 @@ def test_a_loaded_library_counts() -> None:
     assert environment_stamp._loaded((line % b"cublas").replace(b" 42 ", b" 43 ")) != found
 
 
-class Meeting(Alone):
+class Coordinator(Alone):
     """This rank among two, in a meeting that counts what is taken."""
 
     def __init__(self, rank: int, *, others_took: int = 0) -> None:
@@ -81,9 +81,9 @@ def looks() -> list[Any]:
     return found
 
 
-def divided(meeting: Meeting, theirs: str) -> Lookup:
+def divided(coordinator: Coordinator, theirs: str) -> Lookup:
     lookup = Lookup(LIMIT_S)
-    lookup.divide(meeting, theirs)
+    lookup.divide(coordinator, theirs)
     return lookup
 
 
@@ -95,7 +95,7 @@ def test_what_cannot_be_told_is_equal_to_nothing(monkeypatch: Patch, looks: list
 
     monkeypatch.setattr(environment_stamp, "machine_id", fail)
     assert surroundings() == ""
-    lookup = divided(Meeting(1), "")
+    lookup = divided(Coordinator(1), "")
     assert not lookup.is_alike
     assert lookup.taken == ()
     assert [look.cache_info().misses for look in looks] == [0, 0], "not before its stamp"
@@ -108,7 +108,7 @@ def test_a_stamp_of_another_making_is_read_as_it_is(monkeypatch: Patch, looks: l
     collect = module._collect_metadata
     monkeypatch.setattr(module, "_collect_metadata", lambda: {**collect(), "cublas_version": "own"})
     assert surroundings() == ""
-    lookup = divided(Meeting(1, others_took=1), theirs)
+    lookup = divided(Coordinator(1, others_took=1), theirs)
     assert not lookup.is_alike
     assert lookup.taken == ()
     assert lookup.stamp()["cublas_version"] == "own"
@@ -144,7 +144,7 @@ def test_a_stamp_without_a_slow_field_divides_nothing(monkeypatch: Patch, looks:
 def test_a_known_field_is_not_taken() -> None:
     """A process that has looked already has an answer of its own."""
     whole = compat.stamp()
-    lookup = divided(Meeting(1, others_took=1), surroundings())
+    lookup = divided(Coordinator(1, others_took=1), surroundings())
     assert lookup.taken == ()
     assert lookup.stamp() == whole
 
@@ -163,7 +163,7 @@ def test_what_another_looks_up_is_left_out(
     rank: int, before: int, taken: tuple[str, ...], looks: list[Any]
 ) -> None:
     """And nothing is looked up for it here, not by FlashInfer either."""
-    lookup = divided(Meeting(rank, others_took=before), surroundings())
+    lookup = divided(Coordinator(rank, others_took=before), surroundings())
     assert lookup.is_alike
     assert lookup.taken == taken
     found = lookup.stamp()
@@ -233,7 +233,7 @@ def test_a_look_without_an_end_ends_the_session(monkeypatch: Patch) -> None:
     own.cache_clear()
     monkeypatch.setattr(sys.modules[module], name, hang)
     begin(tells=False)
-    for lost in (Lookup(0.1).stamp, lambda: Lookup(0.1).divide(Meeting(0), "")):
+    for lost in (Lookup(0.1).stamp, lambda: Lookup(0.1).divide(Coordinator(0), "")):
         with pytest.raises(SessionError, match="cublas_version: FlashInfer has looked it up for"):
             lost()
     is_over.set()

@@ -27,14 +27,8 @@ from warmup_plugin.cache.manifest import Manifest
 from warmup_plugin.cache.paths import IDENTITY_NAME
 from warmup_plugin.cache.stamps import stamp_conflicts
 from warmup_plugin.cache.store import Store
-from warmup_plugin.cache.table import (
-    Entry,
-    Miss,
-    Table,
-    decode,
-    parse_entry,
-    parse_table,
-)
+from warmup_plugin.cache.table import Entry, Table, parse_entry, parse_table
+from warmup_plugin.runtime.safe_json import Miss, decode
 
 if TYPE_CHECKING:
     from warmup_plugin.settings import Settings

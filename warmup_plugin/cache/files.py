@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from warmup_plugin.cache.table import Miss
+from warmup_plugin.runtime.safe_json import Miss
 
 FOREIGN: Final = "foreign"
 

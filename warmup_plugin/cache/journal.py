@@ -26,9 +26,9 @@ import msgspec
 from warmup_plugin.cache.files import make_directory, read_file, write_files
 from warmup_plugin.cache.flock import is_let_go, try_lock
 from warmup_plugin.cache.lease import JOURNAL
-from warmup_plugin.cache.table import Miss, decode
-from warmup_plugin.planning.merge_results import Result
+from warmup_plugin.cache.task_result import Result
 from warmup_plugin.runtime.process_info import ProcessCard, own_card, view
+from warmup_plugin.runtime.safe_json import Miss, decode
 from warmup_plugin.topology import host_name
 
 logger = logging.getLogger("warmup_plugin")

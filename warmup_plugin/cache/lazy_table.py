@@ -13,15 +13,8 @@ import logging
 from collections.abc import ItemsView, Iterator, KeysView, Mapping
 from typing import Final
 
-from warmup_plugin.cache.table import (
-    STAMP,
-    Entry,
-    Miss,
-    Table,
-    json_document,
-    json_line,
-    parse_table,
-)
+from warmup_plugin.cache.table import STAMP, Entry, Table, parse_table
+from warmup_plugin.runtime.safe_json import Miss, json_document, json_line
 
 logger = logging.getLogger("warmup_plugin")
 

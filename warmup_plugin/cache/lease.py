@@ -25,8 +25,8 @@ from typing import Any, Final
 
 from warmup_plugin.cache.files import make_directory, read_file
 from warmup_plugin.cache.locks import locked
-from warmup_plugin.cache.table import Miss
 from warmup_plugin.runtime.process_info import ProcessCard, own_card, view
+from warmup_plugin.runtime.safe_json import Miss
 from warmup_plugin.topology import host_name
 
 JOURNAL: Final = "journal"

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias, cast
 
 import msgspec
 
-from warmup_plugin.cache.table import Miss, decode, json_document, json_line
+from warmup_plugin.runtime.safe_json import Miss, decode, json_document, json_line
 
 #: Grows when the meaning of a field changes, not when one is added. A reader takes its own and the
 #: one before.

@@ -20,7 +20,8 @@ from warmup_plugin.cache.manifest import Manifest, parse_manifest
 from warmup_plugin.cache.merge import Part, Source
 from warmup_plugin.cache.paths import manifest_name, parse_table_name, table_name
 from warmup_plugin.cache.stamps import stamp_conflicts
-from warmup_plugin.cache.table import Miss, Table, digest, parse_table
+from warmup_plugin.cache.table import Table, parse_table
+from warmup_plugin.runtime.safe_json import Miss, digest
 
 #: Judged, and of no use to anybody here: these files make room. Others may be fine for somebody.
 _SET_ASIDE: Final = frozenset({"foreign", "too_large", "unreadable"})

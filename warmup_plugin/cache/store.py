@@ -48,14 +48,8 @@ from warmup_plugin.cache.manifest import Manifest, parse_manifest, render_manife
 from warmup_plugin.cache.merge import Merged, Part, Source, less, merge
 from warmup_plugin.cache.paths import IDENTITY_NAME, manifest_name, parse_table_name, table_name
 from warmup_plugin.cache.reader import Shelf
-from warmup_plugin.cache.table import (
-    Entry,
-    Miss,
-    Table,
-    digest,
-    parse_table,
-    render_table,
-)
+from warmup_plugin.cache.table import Entry, Table, parse_table, render_table
+from warmup_plugin.runtime.safe_json import Miss, digest
 
 if TYPE_CHECKING:
     from warmup_plugin.identity import Identity

@@ -10,21 +10,25 @@ so `parse_table` never raises: what is wrong is a `Miss` with the key and the ru
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
 from warmup_plugin.cache.stamps import INDETERMINATE
-from warmup_plugin.runtime.gc_pause import collector_paused
+from warmup_plugin.runtime.safe_json import (
+    MAX_DEPTH,
+    TOO_DEEP,
+    Miss,
+    decode,
+    is_deeper,
+    json_document,
+    json_line,
+    unreadable,
+)
 
-MAX_DEPTH: Final = 32
 WILDCARD: Final = "*"
 
 STAMP: Final = "_metadata"
@@ -41,21 +45,6 @@ else:
     for _ in range(MAX_DEPTH):
         Tactic = int | str | float | bool | None | tuple[Tactic, ...]
     Policy = tuple[Tactic, ...]
-
-MissKind = Literal["absent", "denied", "foreign", "newer", "stale", "too_large", "unreadable"]
-
-
-@dataclass(frozen=True)
-class Miss:
-    """Why there is nothing to use.
-
-    `absent`: no such file; `denied`: the system refuses; `too_large`: above the limit, not read;
-    `unreadable`: not what the format says; `foreign`: of another environment; `newer`: written by
-    a later version of this package; `stale`: a manifest of other bytes than its table's.
-    """
-
-    reason: str
-    kind: MissKind
 
 
 class Entry(NamedTuple):
@@ -99,12 +88,6 @@ _MEMBERS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _MEMBER: Final = msgspec.json.Decoder(_Saved | dict[str, Any] | str)
 _ELEMENTS: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _ANYTHING: Final = msgspec.json.Decoder(Any)
-_ENCODER: Final = msgspec.json.Encoder(order="deterministic")
-
-
-def digest(data: bytes) -> str:
-    """Return the sha256 of `data` in hex."""
-    return hashlib.sha256(data).hexdigest()
 
 
 def parse_table(data: bytes, *, limit: int) -> Table | Miss:
@@ -118,9 +101,9 @@ def parse_table(data: bytes, *, limit: int) -> Table | Miss:
     document.pop(_GENERATION, None)
     for key, entry in document.items():
         if type(entry) is not Entry or key[:1] == "_":
-            return _unreadable(key, "an entry [runner, tactic] or [runner, tactic, policy]")
-    if not isinstance(records, dict) or _is_deeper(records, MAX_DEPTH):
-        return _unreadable(_RECORDS, f"an object nested at most {MAX_DEPTH} deep")
+            return unreadable(key, "an entry [runner, tactic] or [runner, tactic, policy]")
+    if not isinstance(records, dict) or is_deeper(records, MAX_DEPTH):
+        return unreadable(_RECORDS, f"an object nested at most {MAX_DEPTH} deep")
     known = _read_stamp(stamp)
     return known if isinstance(known, Miss) else Table(known, document, records)
 
@@ -187,65 +170,22 @@ def _with_more(saved: _Saved, more: list[bytes]) -> Entry | Miss:
         found = decode(_ANYTHING, element)
         if isinstance(found, Miss):
             return found
-        if _is_deeper(found, MAX_DEPTH):
-            return _TOO_DEEP
+        if is_deeper(found, MAX_DEPTH):
+            return TOO_DEEP
         texts.append(msgspec.json.format(element, indent=-1).decode())
     return Entry(*saved[:3], ",".join(texts))
-
-
-def decode(decoder: msgspec.json.Decoder[Any], data: bytes) -> Any:
-    """Decode JSON that somebody else wrote; what is wrong with it is a `Miss`."""
-    # The decoder recurses in C as far as Python's own limit says. Where a host has raised that, a
-    # file full of brackets would overrun the stack, which no `except` catches.
-    if sys.getrecursionlimit() > _SAFE_RECURSION and _has_deep_brackets(data):
-        return _TOO_DEEP
-    try:
-        with collector_paused():
-            return decoder.decode(data)
-    except RecursionError:
-        return _TOO_DEEP
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        return Miss(str(error), "unreadable")
-
-
-_TOO_DEEP: Final = Miss(f"nested more than {MAX_DEPTH} deep", "unreadable")
-_SAFE_RECURSION: Final = 5_000
-_STRINGS: Final = re.compile(rb'"[^"\\]*+(?:\\.?+[^"\\]*+)*+(?:"|\Z)', re.DOTALL)
-_NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
-
-
-def _has_deep_brackets(data: bytes) -> bool:
-    """Return whether JSON nests too deeply, by taking away the innermost brackets again and again.
-
-    Also true of brackets that never close, which is no loss: such JSON is malformed.
-    """
-    brackets = _STRINGS.sub(b"", data).translate(None, _NOT_BRACKETS)
-    for _ in range(MAX_DEPTH + 2):  # the document and the entry stand around what is measured
-        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
-    return bool(brackets)
-
-
-def _is_deeper(value: object, limit: int) -> bool:
-    below = value.values() if isinstance(value, dict) else value
-    if not isinstance(value, (dict, list)):
-        return False
-    return limit == 0 or any(_is_deeper(item, limit - 1) for item in below)  # type: ignore[attr-defined]
-
-
-def _unreadable(key: str, rule: str) -> Miss:
-    return Miss(f"{key}: must be {rule}", "unreadable")
 
 
 def _read_stamp(stamp: object) -> Mapping[str, str] | Miss:
     if stamp is None or stamp == {}:
         return Miss("no stamp: the environment it was tuned in is not known", "foreign")
     if not isinstance(stamp, dict):
-        return _unreadable(STAMP, "an object of strings")
+        return unreadable(STAMP, "an object of strings")
     for name, value in stamp.items():
         if value == WILDCARD:
             return Miss(f'{STAMP}.{name} is "*": made to be accepted anywhere', "foreign")
         if value is not None and not isinstance(value, str):
-            return _unreadable(f"{STAMP}.{name}", "a string")
+            return unreadable(f"{STAMP}.{name}", "a string")
     if all(value in INDETERMINATE for value in stamp.values()):
         return Miss("no stamp: every field of it is unknown", "foreign")
     return {name: value for name, value in stamp.items() if value is not None}
@@ -265,22 +205,6 @@ def _entry_line(key: str, entry: Entry) -> bytes:
         return json_line(key, entry[:2])
     line = json_line(key, entry.winner)
     return line[:-1] + b"," + entry.more.encode() + b"]" if entry.more else line
-
-
-def json_line(name: str, value: object) -> bytes:
-    """Return one member of a JSON object, its mappings sorted."""
-    return _ENCODER.encode(name) + b": " + _ENCODER.encode(value)
-
-
-def json_document(lines: Iterable[bytes]) -> bytes:
-    r"""Return a JSON object, one line per member, other letters than ASCII as `\u…`.
-
-    FlashInfer opens its files in the locale's encoding, which need not be UTF-8.
-    """
-    data = b"{\n" + b",\n".join(lines) + b"\n}\n"
-    if data.isascii():
-        return data
-    return "".join(c if c.isascii() else json.dumps(c)[1:-1] for c in data.decode()).encode()
 
 
 def canonical_tactic(tactic: Any) -> Tactic:

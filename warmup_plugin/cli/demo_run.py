@@ -18,10 +18,10 @@ from typing import Any, Protocol
 
 from warmup_plugin.cache.manifest import Manifest
 from warmup_plugin.cache.paths import resolve
-from warmup_plugin.cache.table import Miss
 from warmup_plugin.cli.load import TableFile, read_table
 from warmup_plugin.cli.output import SHORT, CommandError, plural
 from warmup_plugin.engines.embedded import EngineConfig, LaunchError, RankResult, launch
+from warmup_plugin.runtime.safe_json import Miss
 from warmup_plugin.settings import Settings
 
 #: The first launch loads torch and FlashInfer, from a cold disk perhaps.

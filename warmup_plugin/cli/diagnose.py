@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from warmup_plugin.cache.paths import IDENTITY_NAME
 from warmup_plugin.cache.store import REPORTS
-from warmup_plugin.cache.table import Miss
 from warmup_plugin.cli import inventory, places
 from warmup_plugin.cli.factor_text import Reason, reasons
 from warmup_plugin.cli.load import read_identity, read_report
@@ -22,6 +21,7 @@ from warmup_plugin.cli.output import SHORT, CommandError, note, plural
 from warmup_plugin.errors import IdentityError
 from warmup_plugin.identity import Identity
 from warmup_plugin.observability.report import WarmupReport
+from warmup_plugin.runtime.safe_json import Miss
 
 Cause = Literal["warm", "adopted", "not shared", "file", "factor", "first", "incomplete"]
 

@@ -23,8 +23,8 @@ _PATIENCE_S: Final = 180.0
 
 _PROBE: Final = """
 import json
-from warmup_plugin.tuner import probe
-found = probe.probe()
+from warmup_plugin.tuner import compat
+found = compat.probe()
 print(json.dumps([found.version, found.lack, found.keys_tell_options_apart]))
 """
 _HOOK: Final = """

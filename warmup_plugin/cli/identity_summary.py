@@ -13,8 +13,8 @@ from pathlib import Path
 
 from warmup_plugin.cache.manifest import Manifest
 from warmup_plugin.cache.paths import IDENTITY_NAME, parse_table_name
-from warmup_plugin.cache.table import Miss
 from warmup_plugin.cli.load import TableFile, factors_in_words, read_identity, read_table
+from warmup_plugin.runtime.safe_json import Miss
 
 #: Of an identity's name.
 DIGITS = 64

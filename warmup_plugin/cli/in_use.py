@@ -18,10 +18,10 @@ from typing import Final
 
 from warmup_plugin.cache.lease import JOURNAL, holder
 from warmup_plugin.cache.store import REPORTS
-from warmup_plugin.cache.table import Miss
 from warmup_plugin.cli.inventory import Kept
 from warmup_plugin.cli.load import read_report
 from warmup_plugin.runtime.process_info import ProcessCard, view
+from warmup_plugin.runtime.safe_json import Miss
 
 UNSEEN_S: Final = 7 * 86_400.0
 

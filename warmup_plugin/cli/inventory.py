@@ -22,10 +22,10 @@ import msgspec
 
 from warmup_plugin.cache.manifest import SCHEMA
 from warmup_plugin.cache.paths import IDENTITY_NAME, LAYOUT, parse_table_name
-from warmup_plugin.cache.table import digest
 from warmup_plugin.cli.load import factors_in_words
 from warmup_plugin.cli.output import SHORT, CommandError
 from warmup_plugin.cli.places import Root
+from warmup_plugin.runtime.safe_json import digest
 
 DIGITS: Final = 64
 _IDENTITY: Final = re.compile(f"[0-9a-f]{{{DIGITS}}}")

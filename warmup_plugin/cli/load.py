@@ -18,10 +18,11 @@ import msgspec
 
 from warmup_plugin.cache.manifest import Manifest, parse_manifest
 from warmup_plugin.cache.paths import IDENTITY_NAME
-from warmup_plugin.cache.table import Miss, Table, decode, digest, parse_table
+from warmup_plugin.cache.table import Table, parse_table
 from warmup_plugin.errors import IdentityError
 from warmup_plugin.identity import FACTOR_NAMES, Identity
 from warmup_plugin.observability.report import WarmupReport
+from warmup_plugin.runtime.safe_json import Miss, decode, digest
 
 Kind = Literal["table", "manifest", "report", "identity"]
 

@@ -18,12 +18,13 @@ from warmup_plugin.cache.file_key import fields_of, shapes_of
 from warmup_plugin.cache.manifest import Manifest, Outcome, TaskRecord
 from warmup_plugin.cache.paths import IDENTITY_NAME
 from warmup_plugin.cache.stamps import INDETERMINATE, by_content
-from warmup_plugin.cache.table import Entry, Miss, Table
+from warmup_plugin.cache.table import Entry, Table
 from warmup_plugin.cli import output
 from warmup_plugin.cli.load import TableFile, factors_in_words
 from warmup_plugin.cli.output import print_rows
 from warmup_plugin.identity import Identity
 from warmup_plugin.observability.report import WarmupReport
+from warmup_plugin.runtime.safe_json import Miss
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
-from warmup_plugin.cache.table import digest
 from warmup_plugin.errors import RankLostError
+from warmup_plugin.runtime.safe_json import digest
 
 #: How ranks have met that found no other way, in `Rendezvous.way`.
 JOB_STORE: Final = "job store"

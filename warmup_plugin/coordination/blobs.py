@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from warmup_plugin.cache.table import digest
 from warmup_plugin.coordination import messages
 from warmup_plugin.errors import SessionError
+from warmup_plugin.runtime.safe_json import digest
 
 if TYPE_CHECKING:
     from warmup_plugin.coordination.kv_client import Link

@@ -23,7 +23,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from warmup_plugin.coordination import messages
 from warmup_plugin.coordination.blobs import Bodies, Traffic
-from warmup_plugin.coordination.heartbeat import BYE, FAILED, FORWARD, ForwardGuard, Pulse, Watch
+from warmup_plugin.coordination.failure_detector import FailureDetector
+from warmup_plugin.coordination.forward_guard import ForwardGuard
+from warmup_plugin.coordination.heartbeat import Heartbeat
+from warmup_plugin.coordination.messages import BYE, FAILED, FORWARD
 from warmup_plugin.coordination.votes import VoteError
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.runtime.polling import wait_until, within
@@ -49,7 +52,7 @@ _EACH_ASKS_S = 0.001
 _CATCH_UP_S = 0.5
 
 
-class Meeting:
+class Coordinator:
     """The rendezvous of several ranks over one key-value store.
 
     Raises `RankLostError` from any call once a rank is given up, by this rank or another.
@@ -60,8 +63,8 @@ class Meeting:
         link: Link,
         settings: Settings,
         *,
-        watch: Watch | None = None,
-        pulse: Pulse | None = None,
+        detector: FailureDetector | None = None,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         self.rank = link.rank
         self.size = link.size
@@ -76,8 +79,8 @@ class Meeting:
         self._is_over = self._expects = False
         self._traffic = Traffic(link)
         self._bodies = Bodies(self._traffic, self._wait_for_body)
-        self._watch = watch or Watch(link, settings)
-        self._pulse = pulse or Pulse(link, settings)
+        self._detector = detector or FailureDetector(link, settings)
+        self._heartbeat = heartbeat or Heartbeat(link, settings)
 
     @property
     def bytes_sent(self) -> int:
@@ -96,7 +99,7 @@ class Meeting:
         that instead: the first record of a step is the only one.
         """
         self.note(step)
-        self._watch.is_back = step.startswith(FORWARD)
+        self._detector.is_back = step.startswith(FORWARD)
         body, key = _said(step, word).encode(), f"{step}/{_RECORD}"
         if len(body) > messages.MOST_WORD_BYTES:
             raise SessionError(f"word at step {step}: {len(body)} bytes, too large to be sent")
@@ -180,7 +183,7 @@ class Meeting:
         if rank in self._hosts:
             return self._hosts[rank]
         with contextlib.suppress(RankLostError):
-            return self._watch.host_of(rank)
+            return self._detector.host_of(rank)
         return ""
 
     def _tell_lost(self, rank: int, reason: str, *, lives: bool = False) -> bytes:
@@ -210,7 +213,7 @@ class Meeting:
         written then is what all had agreed on.
         """
         self._obey()
-        while self.rank == 0 and self._pulse.overslept():
+        while self.rank == 0 and self._heartbeat.overslept():
             # Its store was stopped with it, and has the others' last words still to read.
             with contextlib.suppress(TimeoutError):  # nobody has given it up
                 wait_until(lambda: self._link.has([_LOST]), within(_CATCH_UP_S))
@@ -230,7 +233,7 @@ class Meeting:
                 self.rank, self.size, self._settings.grace_s, key, tell=self._tell_last,
                 host_of=self.host_of,
             )  # fmt: skip
-        with self._pulse.idle(guard):
+        with self._heartbeat.idle(guard):
             try:
                 yield
             except BaseException as error:
@@ -274,17 +277,17 @@ class Meeting:
 
     def note(self, step: str, task: str = "") -> None:
         """Tell the others what this rank is at; raises as `confirm` does."""
-        self._pulse.note(step, task)
+        self._heartbeat.note(step, task)
         self.confirm()
         if task:  # at work for hours perhaps, and nobody else watches its neighbour
             try:
-                self._watch.look({(self.rank + 1) % self.size} - {self.rank})
+                self._detector.look({(self.rank + 1) % self.size} - {self.rank})
             except RankLostError as error:
                 self._end(_lost(error))
 
     def follow(self, listener: Callable[[int, dict[str, Any]], None] | None) -> None:
         """Have the other ranks' heartbeats told from now on, on another thread; None ends it."""
-        self._pulse.listener = listener
+        self._heartbeat.listener = listener
 
     def _wait(
         self,
@@ -303,12 +306,12 @@ class Meeting:
         def look(waited_s: float) -> None:
             nonlocal told_s
             self._obey()
-            self._watch.look(set(others))
+            self._detector.look(set(others))
             self.on_wait(others)
             if waited_s - told_s > _TELL_S and (telling := self._telling(others)):
                 told_s = waited_s
                 for rank in telling:
-                    where = self._watch.describe(rank)
+                    where = self._detector.describe(rank)
                     logger.info("waiting for rank %d for %.0f s: %s", rank, waited_s, where)
 
         def is_there() -> bool:
@@ -318,7 +321,7 @@ class Meeting:
             return found
 
         try:
-            with self._pulse.idle():
+            with self._heartbeat.idle():
                 wait_until(is_there, look, brief_pause_s=_EACH_ASKS_S * self.size)
         finally:
             self.on_wait(())
@@ -331,7 +334,7 @@ class Meeting:
         """
         if self.rank == 0:
             return others
-        is_rank_0s_voice = self.rank == 1 and self._watch.is_back
+        is_rank_0s_voice = self.rank == 1 and self._detector.is_back
         return [0] if is_rank_0s_voice and 0 in others else []
 
     def close(self) -> None:
@@ -340,7 +343,7 @@ class Meeting:
         Rank 0 holds the store, so it leaves last: see `_see_off`.
         """
         if self.rank:  # else its next beat might find the store gone
-            self._pulse.stop()
+            self._heartbeat.stop()
         try:
             self._link.set(f"{BYE}/{self.rank}", b"1")
             if self.rank == 0:
@@ -348,7 +351,7 @@ class Meeting:
         except (RankLostError, TimeoutError):
             pass  # the session is over either way, and its outcome is recorded already
         finally:
-            self._pulse.stop()
+            self._heartbeat.stop()
             self._link.close()
 
     def _see_off(self) -> None:
@@ -359,7 +362,7 @@ class Meeting:
             limit(waited_s)
             for rank in sorted(missing):
                 try:
-                    self._watch.look({rank})
+                    self._detector.look({rank})
                 except RankLostError:
                     missing.discard(rank)
 
@@ -370,7 +373,7 @@ class Meeting:
 
 
 def turn_away(link: Link, reason: str, limit_s: float) -> None:
-    """Tell the others that this rank lives and cannot take part, before it has a `Meeting`.
+    """Tell the others that this rank lives and cannot take part, before it has a `Coordinator`.
 
     Lets go of the store, on rank 0 when the others have, ``limit_s`` later at the latest.
     """

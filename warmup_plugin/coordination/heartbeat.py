@@ -18,16 +18,16 @@ import contextlib
 import json
 import logging
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from warmup_plugin.coordination import messages
+from warmup_plugin.coordination.failure_detector import CONNECTING_S, FailureDetector
+from warmup_plugin.coordination.forward_guard import ForwardGuard
 from warmup_plugin.coordination.reconnecting import RenewedLink
 from warmup_plugin.errors import RankLostError
-from warmup_plugin.runtime.process_info import ProcessCard, View, own_card, view
+from warmup_plugin.runtime.process_info import View, own_card
 from warmup_plugin.topology import host_name
 
 if TYPE_CHECKING:
@@ -36,136 +36,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("warmup_plugin")
 
-#: A process that ended itself because another rank's forward failed leaves with this status.
-EXIT_ABANDONED = 79
-#: Silences after which a rank is given up that nobody sees from its own machine.
-_UNSEEN_SILENCES = 5
-#: How often is asked whether the first connection is there, seconds.
-_CONNECTING_S = 0.01
-#: The step of a heartbeat whose rank is in the forward; back from it, it says "survey0".
-FORWARD = "survey"
-#: Keys of the store: a rank's forward has failed; a rank has left.
-FAILED, BYE = "failed", "bye"
-
-
-class Watch:
-    """What this rank makes of the others' heartbeats. Used by one thread, over its own link."""
-
-    def __init__(self, link: BeatLink, settings: Settings) -> None:
-        self._link = link
-        self._silence_s = settings.silence_s
-        self._task_limit_s = settings.task_limit_s
-        self._began = time.monotonic()
-        self._beats: dict[int, tuple[int, float]] = {}
-        self._tasks: dict[int, tuple[int, float]] = {}
-        self._cards: dict[int, ProcessCard] = {}
-        self._hosts: dict[int, str] = {}
-        self._bounds_forward = settings.forward_failure == "end"
-        #: Whether this rank is back from a forward in which the others may still be.
-        self.is_back = False
-
-    @property
-    def is_cut_off(self) -> bool:
-        """Return whether it was the store that failed, where a link can tell (`RenewedLink`)."""
-        return bool(getattr(self._link, "is_cut_off", False))
-
-    def look(self, ranks: set[int]) -> None:
-        """Read the heartbeats of these ranks; raises `RankLostError` for one that is given up."""
-        for rank in sorted(ranks):
-            self._look(rank, time.monotonic())
-
-    def describe(self, rank: int) -> str:
-        """Return what a rank was at when it was last heard of."""
-        state = self._state(rank)
-        if state is None:
-            return "has not joined"
-        if self._is_alone_in_forward(state):
-            return "in its forward, from which this rank is back"
-        return f"in step {state['step']}" + (f", at {state['task']}" if state["task"] else "")
-
-    def _state(self, rank: int) -> dict[str, Any] | None:
-        body = self._link.get_now(f"beat/{rank}")
-        return None if body is None else messages.read(messages.Beat, body, rank, "heartbeat")
-
-    def _look(self, rank: int, now: float) -> None:
-        state = self._state(rank)
-        beats, notes = (-1, -1) if state is None else (state["beats"], state["notes"])
-        if self._link.has([f"{BYE}/{rank}"]):
-            raise RankLostError(rank, f"{self.describe(rank)}, has left")
-        if self._beats.get(rank, (-2, 0.0))[0] != beats:
-            self._beats[rank] = (beats, now if state is not None else self._began)
-        if self._tasks.get(rank, (-2, 0.0))[0] != notes:
-            self._tasks[rank] = (notes, now)
-        silence_s, at_task_s = now - self._beats[rank][1], now - self._tasks[rank][1]
-        if silence_s > self._silence_s and (seen := self.view(rank)) != "runs":
-            limit = self._silence_s * (_UNSEEN_SILENCES if seen == "unseen" else 1)
-            if silence_s > limit:
-                raise RankLostError(
-                    rank, f"{self.describe(rank)}, process {seen}, silent for {silence_s:.1f} s"
-                )
-        is_alone = self._is_alone_in_forward(state)
-        stuck_s = silence_s if state is None or state["idle"] else at_task_s
-        if is_alone and at_task_s > self._task_limit_s:
-            raise RankLostError(
-                rank, f"still in its forward {at_task_s:.0f} s after another rank is back from its "
-                "own (a collective that others do not enter?): task_limit_s",
-            )  # fmt: skip
-        if stuck_s > self._task_limit_s:
-            raise RankLostError(rank, f"{self.describe(rank)} for {stuck_s:.0f} s: task_limit_s")
-
-    def _is_alone_in_forward(self, state: dict[str, Any] | None) -> bool:
-        """Return whether a rank is in a forward from which this one is back.
-
-        It may be compiling what the others had at hand, so it gets as long as a task.
-        """
-        is_there = state is not None and state["idle"] and state["step"] == FORWARD
-        return self.is_back and is_there and self._bounds_forward
-
-    def view(self, rank: int) -> View:
-        """Return what is seen of a rank's process, from here or by a rank of its machine."""
-        card = self._card(rank)
-        if card is None:
-            return "unseen"
-        seen = view(card)
-        if seen != "unseen":
-            return seen
-        for mate in range(self._link.size):
-            other = self._card(mate)
-            if mate != rank and other is not None and other.place == card.place:
-                state = self._state(mate)
-                if state is not None and self._is_fresh(mate, state["beats"]):
-                    found: View = state["mates"].get(str(rank), "unseen")
-                    return found
-        return "unseen"
-
-    def _is_fresh(self, rank: int, beats: int) -> bool:
-        now = time.monotonic()
-        if self._beats.get(rank, (-2, 0.0))[0] != beats:
-            self._beats[rank] = (beats, now)
-        return now - self._beats[rank][1] <= self._silence_s
-
-    def host_of(self, rank: int) -> str:
-        """Return the name of a rank's machine, empty where the rank has not joined."""
-        self._card(rank)
-        return self._hosts.get(rank, "")
-
-    def mates(self) -> dict[str, View]:
-        """Return what this process sees of the other ranks on its machine."""
-        others = (rank for rank in range(self._link.size) if rank != self._link.rank)
-        cards = {rank: card for rank in others if (card := self._card(rank)) is not None}
-        seen = {str(rank): view(card) for rank, card in cards.items()}
-        return {rank: found for rank, found in seen.items() if found != "unseen"}
-
-    def _card(self, rank: int) -> ProcessCard | None:
-        if rank not in self._cards:
-            body = self._link.get_now(f"card/{rank}")
-            if body is None:
-                return None
-            card = messages.read(messages.Card, body, rank, "process card")
-            self._hosts[rank] = card.pop("host")
-            self._cards[rank] = ProcessCard(**card)
-        return self._cards[rank]
-
 
 def announce(link: BeatLink) -> None:
     """Say whose process this rank is, which is how its silence is judged."""
@@ -173,14 +43,14 @@ def announce(link: BeatLink) -> None:
     link.set(f"card/{link.rank}", json.dumps(card).encode())
 
 
-class Pulse:
+class Heartbeat:
     """This rank's heartbeat: a thread that counts, with what the rank is at."""
 
     def __init__(self, link: Link, settings: Settings) -> None:
         self._link = RenewedLink(link)
         self._settings = settings
         self._interval_s = min(5.0, settings.silence_s / 8)
-        self._watch = Watch(self._link, settings)
+        self._detector = FailureDetector(self._link, settings)
         self._state: tuple[str, str, int] = ("open", "", 0)
         self._idle = False
         self._guard: ForwardGuard | None = None
@@ -230,7 +100,7 @@ class Pulse:
                 self._beat(beats)
                 self._listen()
                 if (guard := self._guard) is not None:
-                    guard.look(self._watch)
+                    guard.look(self._detector)
             except RankLostError as error:
                 # The store is gone, or was slow to answer once. A rank in a step of ours finds out
                 # itself; one in the engine's forward cannot.
@@ -247,13 +117,13 @@ class Pulse:
         self._link.connect()
         until = time.monotonic() + self._settings.silence_s + self._interval_s
         while self._link.is_connecting and time.monotonic() < until:
-            if self._stop.wait(_CONNECTING_S):
+            if self._stop.wait(CONNECTING_S):
                 return
 
     def _beat(self, beats: int) -> None:
         step, task, notes = self._state
         if beats % 4 == 0:
-            self._mates = self._watch.mates()
+            self._mates = self._detector.mates()
         body = {
             "beats": beats, "step": step, "task": task, "notes": notes, "idle": self._idle,
             "mates": self._mates,
@@ -276,111 +146,3 @@ class Pulse:
         self._is_needed.set()
         self._thread.join(timeout=5.0)
         self._link.close()
-
-
-class ForwardGuard:
-    """Ends this process when it is stuck in a forward that cannot come back.
-
-    A rank whose forward failed says so under a key of the store, one for each forward; a rank that
-    died or was stopped is found by its heartbeat. The others may be in a collective with it, where
-    nothing of ours runs but this. They get ``grace_s`` to come back; then each logs rank and error
-    and leaves with `EXIT_ABANDONED`, so that the engine sees a dead worker in seconds and not after
-    its collective's time-out.
-    """
-
-    def __init__(
-        self,
-        rank: int,
-        size: int,
-        grace_s: float,
-        key: str = FAILED,
-        *,
-        leave: Callable[[int], None] = os._exit,
-        tell: Callable[[int, str], None] = lambda _rank, _reason: None,
-        host_of: Callable[[int], str] = lambda _rank: "",
-    ) -> None:
-        self._others = set(range(size)) - {rank}
-        self._grace_s = grace_s
-        self._key = key
-        self._leave, self._tell, self._host_of = leave, tell, host_of
-        self._failed: tuple[int, str, float] | None = None
-        self._misses_store = False
-        self.is_over = False
-
-    def look(self, watch: Watch) -> None:
-        """See whether a forward has failed anywhere; leave once the grace period is over."""
-        if self._failed is None or self._misses_store:
-            body = watch._link.get_now(self._key)  # noqa: SLF001  # one file, one concept
-            self._find_store()
-            if body is not None:
-                self._fail_as_told(watch, body)
-            try:
-                watch.look(self._others)
-            except RankLostError as error:
-                fail = self.miss_store if watch.is_cut_off else self.give_up
-                fail(error)
-        self._maybe_leave()
-
-    def _fail_as_told(self, watch: Watch, body: bytes) -> None:
-        try:
-            found = messages.read(messages.Failed, body, 0, "word of a failed forward")
-        except RankLostError as error:
-            self.fail(error.rank, error.reason)
-        else:
-            self.fail(*self._culprit(watch, found))
-
-    def _culprit(self, watch: Watch, word: dict[str, Any]) -> tuple[int, str]:
-        """Return the rank at fault: one that has died, rather than one whose collective noticed."""
-        for rank in sorted(self._others - {word["rank"]}):
-            if watch.view(rank) == "gone":
-                return rank, f"process gone, hence rank {word['rank']}: {word['reason']}"
-        return word["rank"], word["reason"]
-
-    def give_up(self, error: RankLostError) -> None:
-        """Take a rank for lost."""
-        self.fail(error.rank, error.reason)
-
-    def miss_store(self, error: RankLostError) -> None:
-        """Take the store's rank for lost, unless it answers again within the grace period."""
-        self._misses_store |= self._failed is None
-        self.fail(error.rank, error.reason)
-
-    def _find_store(self) -> None:
-        if self._misses_store:
-            logger.warning("warmup-plugin: rank 0's store answers again")
-            self._failed, self._misses_store = None, False
-
-    def fail(self, rank: int, reason: str) -> None:
-        """Start the grace period, once."""
-        if self._failed is None:
-            self._failed = (rank, reason, time.monotonic())
-            logger.error(
-                "warmup-plugin: the forward cannot complete: rank %d%s: %s; waiting %.0f s for it "
-                "to come back",
-                rank, self._where(rank), reason, self._grace_s,
-            )  # fmt: skip
-        self._maybe_leave()
-
-    def left_s(self) -> float:
-        """Return the seconds until the grace period is over, for ever where none has begun."""
-        if self._failed is None:
-            return math.inf
-        return max(0.0, self._failed[2] + self._grace_s - time.monotonic())
-
-    def _where(self, rank: int) -> str:
-        host = self._host_of(rank)
-        return f" (host {host})" if host else ""
-
-    def _maybe_leave(self) -> None:
-        if self._failed is None or time.monotonic() - self._failed[2] < self._grace_s:
-            return
-        if not self.is_over:
-            rank, reason, _ = self._failed
-            logger.critical(
-                "warmup-plugin: this process ends (status %d): rank %d's forward failed%s and this "
-                "one has not come back for %.0f s: %s",
-                EXIT_ABANDONED, rank, self._where(rank), self._grace_s, reason,
-            )  # fmt: skip
-            self.is_over = True
-            self._tell(rank, reason)  # else who is waiting elsewhere would name this process
-            self._leave(EXIT_ABANDONED)

@@ -142,7 +142,7 @@ class StoreLink:
     def has(self, keys: list[str]) -> bool:
         """Return whether all keys exist now.
 
-        Waiting is `Meeting._wait`'s: the store's own wait logs two warnings for each one that
+        Waiting is `Coordinator._wait`'s: the store's own wait logs two warnings for each one that
         times out, and a wait here is as long as the tuning.
         """
         return bool(self._ask("check", [self.prefix + key for key in keys]))

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import msgspec
 
-from warmup_plugin.cache.table import Miss, decode
 from warmup_plugin.errors import RankLostError
+from warmup_plugin.runtime.safe_json import Miss, decode
 
 #: torch's store drops the connection at a value of 8 MiB. Words are far smaller; bodies that are
 #: not cross in parts, small enough for one to be read while the next is written.
@@ -93,3 +93,11 @@ def _read(decoder: msgspec.json.Decoder[Any], body: bytes, rank: int, what: str)
     if isinstance(found, Miss):
         raise RankLostError(rank, f"its {what} cannot be read: {found.reason}")
     return found
+
+
+#: The step of a heartbeat whose rank is in the forward; back from it, it says "survey0".
+FORWARD = "survey"
+
+
+#: Keys of the store: a rank's forward has failed; a rank has left.
+FAILED, BYE = "failed", "bye"

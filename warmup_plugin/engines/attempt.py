@@ -18,13 +18,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from warmup_plugin.coordination.heartbeat import EXIT_ABANDONED
 from warmup_plugin.coordination.kv_client import default_store
 from warmup_plugin.engines.readiness import Readiness
 from warmup_plugin.errors import SessionError
 from warmup_plugin.observability import exposition
-from warmup_plugin.steps.decisions import RANK_0S_SETTINGS
+from warmup_plugin.runtime.exit_status import EXIT_ABANDONED
 from warmup_plugin.steps.fallback import Way, failure_of, loss_in, way_of
+from warmup_plugin.steps.open_decision import RANK_0S_SETTINGS
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -81,20 +81,20 @@ class Attempt:
         meet here, in ``session``. What fails on this rank is its word to the others. Raises
         `RankLostError` where one of them is lost.
         """
-        meeting = self._meeting(settings, session)
+        coordinator = self._coordinator(settings, session)
         given, reason, greeting = _made(make, self.scope)
         while True:
             link, why, is_last = None, reason, self.scope is self.scopes[-1]
-            if meeting is not None:
-                link, why = meeting.meet(reason, greeting, "" if is_last else _about(given))
+            if coordinator is not None:
+                link, why = coordinator.meet(reason, greeting, "" if is_last else _about(given))
             if not why:
                 return {**given, **self._place(given["ranks"]), "link": link}, ""
             if not self.narrow(why):
                 return {}, why
-            meeting = self._meeting(settings, session)
+            coordinator = self._coordinator(settings, session)
             greeting = greeting or _begun(self.scope)
 
-    def _meeting(self, settings: Settings, session: str) -> Readiness | None:
+    def _coordinator(self, settings: Settings, session: str) -> Readiness | None:
         scope = self.scope
         if scope.size == 1:
             return None

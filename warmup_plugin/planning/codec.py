@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from warmup_plugin.cache.table import Entry, canonical_tactic
-from warmup_plugin.planning.merge_results import Result
-from warmup_plugin.planning.plan import Item
+from warmup_plugin.cache.task_result import Result
+from warmup_plugin.planning.inventory import Item
 
 #: From so many bytes on it pays to compress.
 _LONG = 256

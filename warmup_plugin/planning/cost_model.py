@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
-from warmup_plugin.planning.plan import Item
+from warmup_plugin.planning.inventory import Item
 
 #: An op that nobody has tuned yet: so many candidates, so long for each at size 1, seconds.
 _CANDIDATES = 16

@@ -15,33 +15,12 @@ from typing import cast
 
 import msgspec
 
-from warmup_plugin.cache.manifest import DEFAULTS, WINNERS, Manifest, Outcome, TaskRecord
+from warmup_plugin.cache.manifest import DEFAULTS, Manifest, Outcome, TaskRecord
 from warmup_plugin.cache.table import Entry, Table
-from warmup_plugin.planning.plan import Item, Lots, find_refused, find_unshared
+from warmup_plugin.cache.task_result import LASTING, Result
+from warmup_plugin.planning.inventory import Item, Lots, find_refused, find_unshared
 
-#: What is known of a task from now on. Another result says something of one start alone
-#: (``failed``) or is each rank's own (``unshared``): it is not stored, and the task is tuned again.
-LASTING = (*WINNERS, *DEFAULTS)
 _COLLISION = "one file key has come to mean two configurations"
-
-
-class Result(msgspec.Struct, frozen=True):
-    """What became of one task on the rank that tuned it, as it crosses ranks."""
-
-    task: str
-    kind: str
-    winner: int | None = None
-    entry: Entry | None = None
-    reason: str = ""
-    ms: float | None = None
-    default_ms: float | None = None
-    rank: int = 0
-    host: str = ""
-    at: float = 0.0
-    samples: int | None = None
-    candidates: int | None = None
-    gpu: str = ""
-    seconds: float = 0.0
 
 
 class Settled(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ import msgspec
 
 from warmup_plugin.cache.files import read_file
 from warmup_plugin.cache.store import REPORTS
-from warmup_plugin.cache.table import Miss, decode
+from warmup_plugin.runtime.safe_json import Miss, decode
 
 #: So many reports are read; each may have every task of a job.
 _MOST: Final = 8

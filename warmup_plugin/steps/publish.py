@@ -11,11 +11,12 @@ from warmup_plugin.cache.manifest import Manifest
 from warmup_plugin.cache.store import NotPublished, Published
 from warmup_plugin.cache.table import Entry
 from warmup_plugin.planning.merge_results import without
-from warmup_plugin.steps.agree import Agreed, Held, fetch_manifest
+from warmup_plugin.steps.agree import Agreed, fetch_manifest
 from warmup_plugin.steps.context import Job
+from warmup_plugin.steps.plan import Work
+from warmup_plugin.steps.read import Held
 from warmup_plugin.steps.resume import tidy
 from warmup_plugin.steps.share import Shared
-from warmup_plugin.steps.tune import Work
 
 
 def publish(job: Job, held: Held, agreed: Agreed, shared: Shared, work: Work) -> list[str]:
@@ -35,7 +36,7 @@ def publish(job: Job, held: Held, agreed: Agreed, shared: Shared, work: Work) ->
             # Somebody else's entry was no good, or something was in the way of building a winner.
             again = {*work.plan.held} - {*work.plan.resumed} | work.dropped.keys() - work.refused
             table, manifest = without(table, manifest, work.dropped, again=again)
-        job.meeting.confirm()
+        job.coordinator.confirm()
         done: Published | NotPublished = NotPublished("")
         with job.failing_as_data():
             done = store.publish(

@@ -14,7 +14,7 @@ from typing import Any
 
 from warmup_plugin.coordination.base import Word
 from warmup_plugin.steps.context import Job
-from warmup_plugin.steps.tune import Work
+from warmup_plugin.steps.plan import Work
 from warmup_plugin.tuner.default_tactic import DEFAULT
 from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task import Task
@@ -30,14 +30,14 @@ EntryOf = Callable[[Task], object]
 def row_of(job: Job, survey: Survey | None, work: Work, entry_of: EntryOf) -> Word:
     """Return this rank's row, with the winners that it has tuned."""
     return {
-        "rank": job.meeting.rank,
+        "rank": job.coordinator.rank,
         "steps": [[step, *_rounded(began, seconds)] for step, began, seconds in job.spans],
-        "waits": _since(job, job.meeting.waits),
+        "waits": _since(job, job.coordinator.waits),
         "tactics_timed": job.seen.tactics_timed,
         "passed_through_tactics": job.seen.passed_through,
         "inputs_synthesised": job.seen.inputs_synthesised,
-        "bytes_sent": job.meeting.bytes_sent,
-        "bytes_received": job.meeting.bytes_received,
+        "bytes_sent": job.coordinator.bytes_sent,
+        "bytes_received": job.coordinator.bytes_received,
         "ops": by_op(what_became(survey, work, entry_of)),
         "winners": winners_of(job, survey, work),
     }
@@ -56,7 +56,7 @@ def winners_of(job: Job, survey: Survey | None, work: Work) -> list[dict[str, An
                 "task": outcome.task,
                 "op": task.op,
                 "bucket": "x".join(map(str, task.buckets)),
-                "rank": job.meeting.rank,
+                "rank": job.coordinator.rank,
                 "began": began,
                 "seconds": seconds,
                 "runner": outcome.entry.runner if outcome.entry else "",
@@ -128,15 +128,17 @@ def waited(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return who waited for whom: at each meeting, for the rank that came last."""
     came: dict[str, dict[int, float]] = {}
     for row in rows:
-        for meeting, began, _ in row.get("waits", ()):
-            came.setdefault(meeting, {})[row["rank"]] = began
+        for coordinator, began, _ in row.get("waits", ()):
+            came.setdefault(coordinator, {})[row["rank"]] = began
     found = []
-    for meeting, at in came.items():
+    for coordinator, at in came.items():
         last = max(at, key=lambda rank: at[rank])
         late = {rank: at[last] - began for rank, began in at.items() if at[last] - began > WAIT_S}
         if late:
             seconds = round(max(late.values()), 4)
-            found.append({"at": meeting, "ranks": sorted(late), "for": last, "seconds": seconds})
+            found.append(
+                {"at": coordinator, "ranks": sorted(late), "for": last, "seconds": seconds}
+            )
     return found
 
 

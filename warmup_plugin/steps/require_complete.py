@@ -12,7 +12,8 @@ from typing import Final
 from warmup_plugin.cache.file_key import shapes_of
 from warmup_plugin.coordination.base import Word
 from warmup_plugin.errors import SessionError
-from warmup_plugin.planning.plan import Lots, make_plan
+from warmup_plugin.planning.inventory import Lots
+from warmup_plugin.planning.plan import make_plan
 from warmup_plugin.steps.context import Job
 
 MODE: Final = "require-complete"

@@ -27,7 +27,8 @@ from warmup_plugin.cache.merge import Part
 from warmup_plugin.cache.stamps import stamp_conflicts
 from warmup_plugin.cache.store import Store
 from warmup_plugin.cache.table import Entry, Table
-from warmup_plugin.planning.merge_results import LASTING, record_of
+from warmup_plugin.cache.task_result import LASTING
+from warmup_plugin.planning.merge_results import record_of
 from warmup_plugin.steps.context import Job
 from warmup_plugin.tuner import environment
 

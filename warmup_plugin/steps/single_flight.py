@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from warmup_plugin.cache.lease import hold
 from warmup_plugin.cache.merge import Part, merge
-from warmup_plugin.planning.plan import Lots
+from warmup_plugin.planning.inventory import Lots
 from warmup_plugin.runtime.polling import wait_until, within
 from warmup_plugin.steps.agree import Agreed
 from warmup_plugin.steps.context import Job
@@ -33,7 +33,7 @@ def take_turn(job: Job, agreed: Agreed) -> bool:
     def is_ours() -> bool:
         with contextlib.ExitStack() as turn:
             if holder := turn.enter_context(hold(directory)):
-                job.meeting.note("plan", f"waiting for {holder} to tune the same tasks")
+                job.coordinator.note("plan", f"waiting for {holder} to tune the same tasks")
                 holder_was.append(holder)
                 return False
             job.stack.push(turn.pop_all())  # ours until the session ends

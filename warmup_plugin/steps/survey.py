@@ -17,10 +17,10 @@ from warmup_plugin.cache.store import Store
 from warmup_plugin.coordination.base import Decide, Word, Words
 from warmup_plugin.errors import ForwardError, RankLostError
 from warmup_plugin.steps.agree import Agreed
+from warmup_plugin.steps.certify import seal
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.decisions import decide_only_survey, decide_survey
 from warmup_plugin.steps.rank_stats import collect
-from warmup_plugin.steps.share import seal
 from warmup_plugin.tuner import compat
 from warmup_plugin.tuner.survey import Survey
 

@@ -9,209 +9,20 @@ hand.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
-import msgspec
-
-from warmup_plugin.cache.journal import Death
-from warmup_plugin.cache.table import Entry
-from warmup_plugin.coordination.base import Word, Words
+from warmup_plugin.cache.task_result import LASTING, Result
 from warmup_plugin.observability.progress import Glance, counted
 from warmup_plugin.planning import work_queue
-from warmup_plugin.planning.codec import pack_items, packed, unpack_items, unpacked
-from warmup_plugin.planning.cost_model import Costs
-from warmup_plugin.planning.merge_results import LASTING, Result
-from warmup_plugin.planning.plan import Item, Lot, Lots, Plan, find_refused, make_plan
-from warmup_plugin.planning.timing_history import seconds_by_label
-from warmup_plugin.runtime.sigterm import Shutdown, TaskLimit
-from warmup_plugin.settings import REPLAYS, Strategy
-from warmup_plugin.steps import require_complete
-from warmup_plugin.steps.agree import Agreed
+from warmup_plugin.runtime.sigterm import Shutdown
+from warmup_plugin.runtime.task_timeout import TaskLimit
 from warmup_plugin.steps.context import Job
-from warmup_plugin.steps.single_flight import answered, take_turn
+from warmup_plugin.steps.plan import FOR_EVER, Work
 from warmup_plugin.topology import host_name
 from warmup_plugin.tuner import compat, environment, replay
 from warmup_plugin.tuner.counters import Time
 from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task import Task
-
-_FOR_EVER = float("inf")
-#: Most refusals that a log is told of; the report counts them all.
-_MOST_SAID = 8
-
-
-class Work(msgspec.Struct):
-    """What is to be done in this session and what this rank has done of it.
-
-    ``is_new`` is false on a warm start: every task is answered and the plan is empty. Rank 0 keeps
-    the ``lots``, every rank's inventory. ``until``: when the budget is used up, on this process's
-    monotonic clock. ``left``: the tasks that nobody has tuned for that. ``failed``: those that were
-    tuned without a result, with the reason. ``fit``: tasks whose stored entry has been tried on
-    this rank. ``refused``: those of the ``dropped`` ones of which a runner says that it does not
-    offer the tactic.
-    """
-
-    is_new: bool = False
-    plan: Plan = msgspec.field(default_factory=Plan)
-    lots: Lots = ()
-    outcomes: dict[str, replay.Outcome] = msgspec.field(default_factory=dict)
-    dropped: Mapping[str, str] = msgspec.field(default_factory=dict)
-    until: float = _FOR_EVER
-    left: frozenset[str] = frozenset()
-    failed: Mapping[str, str] = msgspec.field(default_factory=dict)
-    refused: frozenset[str] = frozenset()
-    fit: Mapping[str, Entry] = msgspec.field(default_factory=dict)
-    costs: dict[str, float] = msgspec.field(default_factory=dict)
-
-    @property
-    def is_over(self) -> bool:
-        """Return whether the budget is used up."""
-        return time.monotonic() >= self.until
-
-
-def make_work(job: Job, agreed: Agreed, survey: Survey, surveyed: Word) -> Work:
-    """Step 4: rank 0 assigns what no entry answers; every rank gets the whole plan.
-
-    Where another engine tunes the same on this directory, rank 0 waits for it and adopts.
-    """
-    _tell_deaths(job, agreed.deaths)
-    if surveyed["go"] == "warm":
-        return Work()
-    with job.timed("plan"):
-        work = Work(is_new=True)
-        own = [job.meeting.put(body) for body in _inventories(job, survey)]
-
-        def lead(words: Words) -> Word:
-            work.lots = _lots(job, agreed, words)
-            work.plan = _assign(job, agreed, work.lots)
-            body = packed(work.plan.to_json())
-            refused = list(find_refused(work.lots).values())
-            refusal = require_complete.judge(job, work.lots)
-            return {"plan": job.meeting.put(body), "refused": refused[:_MOST_SAID], **refusal}
-
-        record = job.meet("plan", {"inventory": own}, lead)
-        require_complete.obey(record)
-        if budget_s := job.word["budget_s"]:
-            work.until = time.monotonic() + budget_s
-        if not job.leads:
-            work.plan = Plan.from_json(unpacked(job.meeting.get(record["plan"])))
-        job.warn(*(f"a stored tactic is refused: {why}" for why in record["refused"]))
-        if job.shares:
-            apart = work.plan.local.get(job.meeting.rank, ())
-            survey.unshare(dict.fromkeys(apart, "another rank's task has one of its file keys"))
-        _follow(job, work.plan)
-        return work
-
-
-def _tell_deaths(job: Job, deaths: Mapping[str, Death]) -> None:
-    """Say which tasks have cost processes, at every start that finds it so."""
-    for death in deaths.values():
-        if death.is_blocked:
-            died = f"{death.label}: {len(death.journals)} processes have died in it"
-            job.warn(f"{died}; it serves its default until `warmup-plugin retry` lifts that")
-        else:
-            job.warn(f"{death.label}: a process has died in it; it is tuned last")
-
-
-def _follow(job: Job, plan: Plan) -> None:
-    """Tell how far all ranks are, until the session ends."""
-    total = sum(1 for _ in plan.tasks) + sum(map(len, plan.local.values()))
-    job.progress.plan(total)
-    if total and job.progress.listens:
-        job.meeting.follow(job.progress.heard)
-        job.stack.callback(job.meeting.follow, None)
-
-
-def _inventories(job: Job, survey: Survey) -> list[bytes]:
-    """Return this rank's tasks in two bodies: those all of its stage have, and those with twins.
-
-    The keys of twins differ by rank; apart from them a thousand ranks have one body in common.
-    """
-    alike, twins = list[Item](), list[Item]()
-    for item in inventory(survey):
-        (twins if _has_twins(job, item.op) else alike).append(item)
-    return [pack_items(items) for items in (alike, twins) if items]
-
-
-def _has_twins(job: Job, op: str) -> bool:
-    """Return whether keys of an op may differ by rank; not along an axis of one rank."""
-    axes = (name.removesuffix("_rank") for name in job.ops.twin_fields.get(op, {}).values())
-    return any(getattr(job.options.ranks, f"{axis}_size", 2) > 1 for axis in axes)
-
-
-def inventory(survey: Survey) -> list[Item]:
-    """Return this rank's tasks, in one order on all ranks."""
-    tasks = sorted(survey.tasks.values(), key=lambda task: (task.op, task.keys, task.id))
-    adopted = survey.adopted
-    return [
-        Item(
-            t.id, t.op, t.keys, t.state, adopted.get(t.id, ""), t.reason, t.at, t.bucket_id, t.met
-        )
-        for t in tasks
-    ]  # fmt: skip
-
-
-def _lots(job: Job, agreed: Agreed, words: Words) -> list[Lot]:
-    ranks: dict[str, list[int]] = {}
-    for rank, word in words.items():
-        for body in word["inventory"]:
-            ranks.setdefault(body, []).append(rank)
-    return [
-        Lot(tuple(found), [_judged(item, agreed) for item in unpack_items(job.meeting.get(body))])
-        for body, found in ranks.items()
-    ]
-
-
-def _judged(item: Item, agreed: Agreed) -> Item:
-    """Return an item by what rank 0 knows besides.
-
-    A borrowed entry answers the task it was tuned for and no other; nothing answers a task in which
-    a process has died.
-    """
-    death, borrowed = agreed.deaths.get(item.id), agreed.borrowed
-    if death is not None and item.state != "unshared":
-        state = "default" if death.is_blocked else "missing"
-        reason = f"{len(death.journals)} processes have died in it" if death.is_blocked else ""
-        return item._replace(state=state, adopt="", reason=reason)
-    if item.state == "known" and borrowed.misleads(item.id, item.keys):
-        return item._replace(state="missing")
-    if item.state == "missing" and not item.adopt:
-        return item._replace(adopt=borrowed.pick(item.id, item.keys))
-    return item
-
-
-def _assign(job: Job, agreed: Agreed, lots: Lots) -> Plan:
-    strategy: Strategy = job.word["strategy"] if job.shares else "per_rank"
-    plan = make_plan(
-        lots, strategy, cost=_costs(job, agreed), last=agreed.deaths, one_rank=job.ops.one_rank,
-        time_nothing=job.word["mode"] in REPLAYS or job.word["go"] == "defaults",
-    )  # fmt: skip
-    if plan.shared and take_turn(job, agreed):
-        plan = make_plan(
-            lots, strategy, cost=_costs(job, agreed), last=agreed.deaths,
-            one_rank=job.ops.one_rank, answered=answered(agreed, lots) - agreed.deaths.keys(),
-        )  # fmt: skip
-    loose = _unvouched(agreed, lots)
-    resumed = loose & agreed.manifest.tasks.keys() if loose and agreed.manifest else ()
-    return msgspec.structs.replace(plan, held=(*plan.held, *loose), resumed=tuple(resumed))
-
-
-def _costs(job: Job, agreed: Agreed) -> Costs:
-    """Gather what is known of how long tasks take, here and in sibling identities."""
-    if job.directory is None:
-        return Costs()
-    candidates: dict[str, int] = {}
-    for record in agreed.manifest.tasks.values() if agreed.manifest else ():
-        candidates[record.op] = max(record.candidates or 0, candidates.get(record.op, 0))
-    limit = job.options.settings.table_bytes
-    known = {op: count for op, count in candidates.items() if count}
-    return Costs(seconds_by_label(job.directory, limit), known)
-
-
-def _unvouched(agreed: Agreed, lots: Lots) -> set[str]:
-    """Return the tasks that entries answer that no manifest vouches for: all ranks try them."""
-    items = (item for lot in lots for item in lot.items if item.state == "known")
-    return {item.id for item in items if not agreed.loose.isdisjoint(item.keys)}
 
 
 def tune(job: Job, survey: Survey, work: Work) -> None:
@@ -220,12 +31,12 @@ def tune(job: Job, survey: Survey, work: Work) -> None:
     Each result is journalled as soon as it is known, so whatever ends this process loses the task
     in hand at most. A shutdown signal ends it after that task; so does the budget.
     """
-    reach = work_queue.reach(work.plan.shared, job.meeting.rank)
+    reach = work_queue.reach(work.plan.shared, job.coordinator.rank)
     if not reach:
         return
     shutdown = job.shutdown = job.stack.enter_context(Shutdown(job.journal.leaves))
     drawn = work_queue.draw(
-        work.plan.shared, job.meeting.rank, job.meeting.take,
+        work.plan.shared, job.coordinator.rank, job.coordinator.take,
         lambda: shutdown.is_requested or work.is_over,
     )  # fmt: skip
     tasks = ((survey.tasks[task], place) for task, place in drawn)
@@ -233,7 +44,7 @@ def tune(job: Job, survey: Survey, work: Work) -> None:
         with job.timed("tune"), job.failing_as_data():
             for task, outcome in _tune(job, tasks, work, reach, margin=job.word["margin"]):
                 if outcome.kind in LASTING:
-                    result = result_of(outcome, job.meeting.rank)
+                    result = result_of(outcome, job.coordinator.rank)
                     job.journal.found(task.op, task.keys, result, synced=False)
                 else:
                     job.journal.leaves()
@@ -245,7 +56,7 @@ def tune(job: Job, survey: Survey, work: Work) -> None:
 
 def tune_own(job: Job, survey: Survey, work: Work) -> None:
     """Time the tasks this rank tunes for itself, and keep their winners in the tuner's memory."""
-    names = work.plan.local.get(job.meeting.rank, ())
+    names = work.plan.local.get(job.coordinator.rank, ())
     if not names or job.word["require_agreement"]:
         return
     own = [survey.tasks[name] for name in names]
@@ -290,7 +101,7 @@ def _tune(
         # The default is timed as well, and is no candidate that is offered.
         offered[0], besides[0] = 0, int(bool(margin) or task.recorded().options.memory_only_v2)
         job.progress.task(task.label, len(work.outcomes), look, limit_s)
-        job.meeting.note("tune", counted(task.label, len(work.outcomes)))
+        job.coordinator.note("tune", counted(task.label, len(work.outcomes)))
         if job.options.progress is not None:
             job.options.progress("tune", task.label, in_hand[0][1], of)
         if is_shared:
@@ -312,7 +123,7 @@ def _glance(times: Sequence[Time], of: int) -> Glance:
     if not of:
         return Glance()
     of = max(of, len(times))
-    finite = [ms for _, _, ms in times if ms < _FOR_EVER]
+    finite = [ms for _, _, ms in times if ms < FOR_EVER]
     return Glance(min(len(times) + 1, of), of, min(finite, default=None))
 
 
@@ -321,11 +132,11 @@ def give_up_on(job: Job, task: Task, reason: str, *, is_shared: bool = True) -> 
 
     A task that all share is known as a default from then on: no start can afford to wait again.
     """
-    job.meeting.abandon(f"{task.label}: {reason}")
+    job.coordinator.abandon(f"{task.label}: {reason}")
     if is_shared:
         outcome = replay.Outcome(task.id, reason=reason)
-        job.journal.found(task.op, task.keys, result_of(outcome, job.meeting.rank))
-    job.meeting.close()
+        job.journal.found(task.op, task.keys, result_of(outcome, job.coordinator.rank))
+    job.coordinator.close()
 
 
 def result_of(outcome: replay.Outcome, rank: int) -> Result:

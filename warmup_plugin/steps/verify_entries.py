@@ -11,11 +11,12 @@ what is in hand is marked in the journal, since a tactic may end the process by 
 from __future__ import annotations
 
 from warmup_plugin.cache.table import Entry
-from warmup_plugin.runtime.sigterm import Shutdown, TaskLimit
+from warmup_plugin.runtime.sigterm import Shutdown
+from warmup_plugin.runtime.task_timeout import TaskLimit
 from warmup_plugin.steps.agree import Agreed
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.tune import give_up_on
-from warmup_plugin.tuner import replay
+from warmup_plugin.tuner import build
 from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task import Task
 
@@ -41,10 +42,10 @@ def try_stored(job: Job, agreed: Agreed, survey: Survey) -> dict[str, Entry]:
             if entry is None or task.id in agreed.deaths:
                 continue
             limit.begins(task)
-            job.meeting.note("try", task.label)
+            job.coordinator.note("try", task.label)
             job.journal.begins(task.id, task.label, synced=False)
             try:
-                replay.prepare(task, entry, key if key in task.keys else "")
+                build.prepare(task, entry, key if key in task.keys else "")
             except Exception as error:  # noqa: BLE001  # whatever a runner raises: not this tactic
                 survey.adopted.pop(task.id, None)
                 task.state = "refused"

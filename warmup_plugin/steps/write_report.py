@@ -22,9 +22,9 @@ from warmup_plugin.observability.report import Agreement, WarmupReport
 from warmup_plugin.runtime.process_info import own_card
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.options import Options
+from warmup_plugin.steps.plan import Work
 from warmup_plugin.steps.rank_stats import by_op, count, waited, what_became
 from warmup_plugin.steps.share import Shared
-from warmup_plugin.steps.tune import Work
 from warmup_plugin.tuner import compat
 from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task import Task
@@ -55,7 +55,8 @@ def make_report(
     options = job.options
     found = WarmupReport(
         engine=options.engine[0], engine_version=options.engine[1], plugin_version=__version__,
-        flashinfer_version=compat.version(), rank=job.meeting.rank, world_size=job.meeting.size,
+        flashinfer_version=compat.version(), rank=job.coordinator.rank,
+        world_size=job.coordinator.size,
         mode=job.word["mode"], strategy=job.word["strategy"],
         agreement=_agreement(job, certified), differing=tuple((certified or {}).get("differ", ())),
         reason=job.word["reason"],
@@ -70,8 +71,7 @@ def make_report(
         tactics_timed=job.seen.tactics_timed, passed_through_tactics=job.seen.passed_through,
         inputs_synthesised=job.seen.inputs_synthesised,
         seconds=dict(job.seconds), costs=dict(work.costs), timeline=tuple(job.timeline),
-        bytes_sent=job.meeting.bytes_sent, bytes_received=job.meeting.bytes_received,
-        met_on=job.meeting.way,
+        bytes_sent=job.coordinator.bytes_sent, bytes_received=job.coordinator.bytes_received,
         warnings=tuple(job.warnings), at=time.time(),
         read=tuple(job.read), adopted_from=_adopted_from(job, work),
         ranks=tuple(job.rows), winners=tuple(job.winners),
@@ -116,7 +116,7 @@ def _path(job: Job) -> str:
     """Return the table that this node's first rank writes, whichever rank asks."""
     if job.placement is None or not job.shares:
         return ""
-    node = next(i for i, ranks in enumerate(job.word["nodes"]) if job.meeting.rank in ranks)
+    node = next(i for i, ranks in enumerate(job.word["nodes"]) if job.coordinator.rank in ranks)
     return str(job.placement.table(*job.word["coordinates"][node]))
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from warmup_plugin.tuner.capture import at_size
 from warmup_plugin.tuner.intercepted_call import Same, dynamic_inputs, shapes_of
 from warmup_plugin.tuner.profiles import Profiles
-from warmup_plugin.tuner.replay import narrow
+from warmup_plugin.tuner.recorded import narrow
 from warmup_plugin.tuner.task import Shapes, Switches
 
 

@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from warmup_plugin.cache.table import Entry, Miss, Table, parse_entry, render_table
+from warmup_plugin.cache.table import Entry, Table, parse_entry, render_table
+from warmup_plugin.runtime.safe_json import Miss
 from warmup_plugin.tuner import compat
-from warmup_plugin.tuner.replay import narrow
+from warmup_plugin.tuner.recorded import narrow
 
 _OP = "warmup_plugin::toy"
 _BUCKETS = (1, 2)

@@ -137,25 +137,29 @@ class Lookup:
         self.is_alike = False
         self.taken: tuple[str, ...] = ()
 
-    def divide(self, meeting: Rendezvous, rank_0s: str) -> None:
+    def divide(self, coordinator: Rendezvous, rank_0s: str) -> None:
         """Settle which fields this rank looks up; ``rank_0s``: the surroundings of rank 0.
 
         Rank 0 has begun with those that other programs are run for. Any other is the first one's
         who comes: that is another rank, where one sees alike, unless rank 0 has ended before.
         """
-        self.is_alike, slow = meeting.rank == 0, compat.slow_fields()
-        if meeting.size == 1 or not slow:
+        self.is_alike, slow = coordinator.rank == 0, compat.slow_fields()
+        if coordinator.size == 1 or not slow:
             return
-        if meeting.rank == 0:
+        if coordinator.rank == 0:
             self._wait()
         elif rank_0s and rank_0s == surroundings():
             self.is_alike = True
         if self.is_alike:
-            is_rank_0s = meeting.rank > 0
+            is_rank_0s = coordinator.rank > 0
             self.taken = tuple(
                 field
                 for field in slow
-                if (is_rank_0s if field == compat.BY_PROGRAMS else meeting.take(f"lookup/{field}"))
+                if (
+                    is_rank_0s
+                    if field == compat.BY_PROGRAMS
+                    else coordinator.take(f"lookup/{field}")
+                )
             )
 
     def stamp(self) -> dict[str, str]:

@@ -9,23 +9,20 @@ says why: that is no fact about the task, and it is tuned again. Only interrupts
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import msgspec
-import torch
 
-from warmup_plugin.cache.table import Entry, Tactic, canonical_tactic
-from warmup_plugin.tuner import capture, compat
-from warmup_plugin.tuner.counters import OUT_OF_MEMORY, Observations, Time
+from warmup_plugin.cache.table import Entry, canonical_tactic
+from warmup_plugin.tuner import compat
+from warmup_plugin.tuner.counters import Observations, Time
 from warmup_plugin.tuner.default_tactic import DEFAULT, beats_default, time_of
-from warmup_plugin.tuner.intercepted_call import dynamic_inputs
-from warmup_plugin.tuner.task import Call, Shapes, Task
+from warmup_plugin.tuner.recorded import as_recorded, askable, narrow
+from warmup_plugin.tuner.task import Call, Task
 
 logger = logging.getLogger("warmup_plugin")
 
@@ -137,8 +134,8 @@ def _run(tuner: Any, task: Task, call: Call, seen: Observations) -> tuple[str, s
     before, error = len(seen.times), ""
     config = narrow(call.config, task.buckets)
     try:
-        with _as_recorded(call):
-            inputs = _askable(call, task.shapes)
+        with as_recorded(call):
+            inputs = askable(call, task.shapes)
             tuner.choose_one(call.op, call.runners, config, inputs, **call.kwargs)
     except Exception as raised:  # noqa: BLE001  # a broken runner costs its task, never the session
         error = _told(task, raised)
@@ -166,17 +163,12 @@ def _time_defaults(
         runner, before = call.runners[call.places[place]], len(seen.times)
         name, timed = type(runner).__name__, raced
         if call.places[place] or not any(time[:2] == (name, DEFAULT) for time in raced):
-            with _as_recorded(call):
+            with as_recorded(call):
                 seen.time_default(runner, DEFAULT)
             timed = seen.times[before:]
         if (ms := time_of(timed, name, DEFAULT)) is not None:
             found[place] = ms
     return found
-
-
-def _askable(call: Call, shapes: Shapes) -> list[Any]:
-    """Return the call's inputs at these shapes, of which a runner may be asked its key."""
-    return capture.at_size(call.inputs, shapes, dynamic_inputs(call.config))
 
 
 def _with_default(outcome: Outcome, task: Task, place: int, margin: float) -> Outcome:
@@ -190,7 +182,7 @@ def _with_default(outcome: Outcome, task: Task, place: int, margin: float) -> Ou
     runner = call.runners[call.places[place]]
     by = f" by {margin:.0%}" if margin else ""
     outcome = msgspec.structs.replace(outcome, reason=f"nothing is faster than the default{by}")
-    if not compat.accepts(runner, _askable(call, task.shapes), DEFAULT):
+    if not compat.accepts(runner, askable(call, task.shapes), DEFAULT):
         return msgspec.structs.replace(outcome, kind="default", winner=None, entry=None)
     entry = Entry(type(runner).__name__, DEFAULT, policy)
     return msgspec.structs.replace(outcome, winner=place, entry=entry)
@@ -239,7 +231,7 @@ def _of_another_size(outcome: Outcome, task: Task) -> Outcome | None:
     call = task.recorded()
     found, index, tactic = compat.look_up(
         compat.tuner(), call.op, call.runners, task.shapes, call.config,
-        inputs=_askable(call, task.shapes),
+        inputs=askable(call, task.shapes),
     )  # fmt: skip
     if not found:
         return None
@@ -265,90 +257,3 @@ def _without_winner(outcome: Outcome, error: str, seen: Observations) -> Outcome
         reason = f"all tactics failed, the first with {seen.first_error}"
         return msgspec.structs.replace(outcome, kind="failed", reason=reason)
     return msgspec.structs.replace(outcome, reason="no tactic was timed")
-
-
-def narrow(config: Any, buckets: tuple[int, ...]) -> Any:
-    """Return the config generating these buckets only, one per dynamic spec; its mapper is kept."""
-    specs = tuple(
-        replace(spec, gen_tuning_buckets=(bucket,))
-        for spec, bucket in zip(config.dynamic_tensor_specs, buckets, strict=True)
-    )
-    return replace(config, dynamic_tensor_specs=specs)
-
-
-class RefusedError(ValueError):
-    """A stored tactic that its runner does not offer."""
-
-
-def prepare(task: Task, entry: Entry, key: str = "", *, at_bucket: bool = True) -> None:
-    """Run a winner once, untimed, outside tuning mode, so that it is built before it serves.
-
-    ``key``: the file key under which it stands, which tells two runners of one class apart. At its
-    bucket, and at the size of the recorded call if that is served by this task, too: a tactic need
-    not take every size between two buckets. Raises `RefusedError` where its runner is not there or
-    refuses the tactic, and whatever it raises: that winner cannot be served here.
-    """
-    tuner, call = compat.tuner(), task.recorded()
-    places = (call.places[i] for i, own in enumerate(task.keys) if key in ("", own))
-    runners = (call.runners[place] for place in places)
-    runner = next((r for r in runners if type(r).__name__ == entry.runner), None)
-    if runner is None:
-        raise RefusedError(f"no runner is called {entry.runner!r}")
-    if compat.is_blocked(tuner, call.op, runner, entry.tactic):
-        raise RefusedError(f"{entry.runner}'s tactic {entry.tactic!r} is on FlashInfer's blocklist")
-    sizes = [task.buckets] if at_bucket or hasattr(runner, "validate_tactic") else []
-    own = task.recorded_buckets()
-    if own != task.buckets and compat.nearest_profile(
-        _shapes(call.inputs), call.config
-    ) == compat.nearest_profile(task.shapes, call.config):
-        sizes.append(own)
-    for size in sizes:
-        profile = compat.profiles(tuner, narrow(call.config, size), call.inputs)[0]
-        with _as_recorded(call):
-            inputs = compat.synthesise(tuner, profile, call.inputs, call.config)
-            is_accepted = compat.accepts(runner, inputs, entry.tactic)
-            if not is_accepted and size != task.buckets:
-                continue  # FlashInfer looks past it at this size, as it does without this package
-            if not is_accepted:
-                raise RefusedError(f"{entry.runner} does not offer tactic {entry.tactic!r}")
-            try:
-                runner(inputs, tactic=entry.tactic, **call.kwargs)
-            except OUT_OF_MEMORY:
-                raise
-            except Exception as error:  # at its bucket it has run: no trouble of this start
-                if size == task.buckets:
-                    raise
-                at = "x".join(map(str, size))
-                reason = f"{entry.runner}'s tactic {entry.tactic!r} does not take {at}: "
-                raise RefusedError(f"{reason}{type(error).__name__}: {error}") from error
-
-
-def _shapes(inputs: list[Any]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(x.shape) if isinstance(x, torch.Tensor) else (0,) for x in inputs)
-
-
-def served(task: Task) -> tuple[str, Tactic] | None:
-    """Return what the tuner serves for a task outside tuning: (runner class, tactic), or None.
-
-    Where no call is kept to ask with: what it has loaded under the task's file keys.
-    """
-    call, tuner = task.call, compat.tuner()
-    if call is None:
-        return compat.loaded_answer(tuner, task.keys)
-    try:
-        with _as_recorded(call):
-            found, index, tactic, _ = tuner.search_cache(
-                call.op, call.runners, task.shapes, call.config,
-                inputs=_askable(call, task.shapes),
-            )  # fmt: skip
-    except Exception:  # noqa: BLE001  # no memory to ask with, or a key that cannot be told at this size
-        return compat.loaded_answer(tuner, task.keys)
-    return (type(call.runners[index]).__name__, canonical_tactic(tactic)) if found else None
-
-
-@contextlib.contextmanager
-def _as_recorded(call: Call) -> Iterator[None]:
-    """Run the body in the call's inference mode and on its stream."""
-    stream = torch.cuda.stream(call.stream) if call.stream is not None else contextlib.nullcontext()
-    with torch.inference_mode(call.inference), stream:
-        yield

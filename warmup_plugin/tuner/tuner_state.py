@@ -18,16 +18,10 @@ from typing import Any
 import msgspec
 
 from warmup_plugin.cache.lazy_table import restamped
-from warmup_plugin.cache.table import (
-    Entry,
-    Miss,
-    Table,
-    canonical_tactic,
-    parse_table,
-    render_table,
-)
+from warmup_plugin.cache.table import Entry, Table, canonical_tactic, parse_table, render_table
 from warmup_plugin.errors import InstallError
 from warmup_plugin.runtime.gc_pause import collector_paused
+from warmup_plugin.runtime.safe_json import Miss
 from warmup_plugin.tuner import compat
 
 logger = logging.getLogger("warmup_plugin")

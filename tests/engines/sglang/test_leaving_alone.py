@@ -133,8 +133,8 @@ def test_a_meeting_that_another_rank_passes_by_is_called_off() -> None:
     store, found = vars(dist)["HashStore"](), dict[str, str]()
 
     def meet(rank: int, session: str) -> None:
-        meeting = readiness.Readiness(store, session, rank, 2, Settings.from_env({}), of="by")
-        _, found[f"{rank} {session}"] = meeting.meet("")
+        coordinator = readiness.Readiness(store, session, rank, 2, Settings.from_env({}), of="by")
+        _, found[f"{rank} {session}"] = coordinator.meet("")
 
     began = time.monotonic()
     threads = [

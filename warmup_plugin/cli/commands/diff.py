@@ -15,10 +15,11 @@ from pathlib import Path
 
 from warmup_plugin.cache.file_key import fields_of, shapes_of
 from warmup_plugin.cache.manifest import Manifest, TaskRecord
-from warmup_plugin.cache.table import Entry, Miss
+from warmup_plugin.cache.table import Entry
 from warmup_plugin.cli import named, output, places
 from warmup_plugin.cli.load import read_table
 from warmup_plugin.cli.output import CommandError
+from warmup_plugin.runtime.safe_json import Miss
 from warmup_plugin.settings import Settings
 
 HELP = "say which winners and times differ between two tables"

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from warmup_plugin.cache.paths import IDENTITY_NAME
-from warmup_plugin.cache.table import Miss
 from warmup_plugin.cli import diagnose, named, output, places
 from warmup_plugin.cli.commands import diff
 from warmup_plugin.cli.factor_text import Reason, reasons
 from warmup_plugin.cli.load import read_identity, read_report
 from warmup_plugin.cli.output import SHORT, CommandError
 from warmup_plugin.identity import Identity
+from warmup_plugin.runtime.safe_json import Miss
 from warmup_plugin.settings import Settings
 
 if TYPE_CHECKING:

@@ -22,11 +22,12 @@ from warmup_plugin.cache.external import IMPORTED, read_any
 from warmup_plugin.cache.files import is_inside
 from warmup_plugin.cache.paths import IDENTITY_NAME, LAYOUT
 from warmup_plugin.cache.stamps import INDETERMINATE
-from warmup_plugin.cache.table import Entry, Miss, Table, digest, render_table
+from warmup_plugin.cache.table import Entry, Table, render_table
 from warmup_plugin.cli import environment, output, places
 from warmup_plugin.cli.archive import write_whole
 from warmup_plugin.cli.engines import ENGINES
 from warmup_plugin.cli.output import CommandError
+from warmup_plugin.runtime.safe_json import Miss, digest
 from warmup_plugin.settings import Settings
 
 HELP = "take over what vLLM, SGLang or FlashInfer have tuned by themselves"

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from warmup_plugin.cache.gains import mean_gain
-from warmup_plugin.cache.table import Miss
 from warmup_plugin.cli import diagnose, named, output, places, report_stats
 from warmup_plugin.cli.archive import write_whole
 from warmup_plugin.cli.load import read_report
 from warmup_plugin.cli.output import CommandError
+from warmup_plugin.runtime.safe_json import Miss
 from warmup_plugin.settings import Settings
 
 if TYPE_CHECKING:

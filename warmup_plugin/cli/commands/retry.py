@@ -17,9 +17,9 @@ from warmup_plugin.cache.journal import lift, read_journals
 from warmup_plugin.cache.locks import locked
 from warmup_plugin.cache.manifest import Manifest, parse_manifest, render_manifest
 from warmup_plugin.cache.paths import manifest_name, parse_table_name
-from warmup_plugin.cache.table import Miss
 from warmup_plugin.cli import named, output, places
 from warmup_plugin.cli.output import CommandError
+from warmup_plugin.runtime.safe_json import Miss
 from warmup_plugin.settings import Settings
 
 HELP = "let the next start tune the tasks again in which processes have died"

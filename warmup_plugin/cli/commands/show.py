@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from warmup_plugin.cache.manifest import Manifest
-from warmup_plugin.cache.table import Miss, Table
+from warmup_plugin.cache.table import Table
 from warmup_plugin.cli import named, output, places, show_text
 from warmup_plugin.cli.load import (
     Kind,
@@ -30,6 +30,7 @@ from warmup_plugin.cli.load import (
 from warmup_plugin.cli.output import CommandError
 from warmup_plugin.identity import Identity
 from warmup_plugin.observability.report import WarmupReport
+from warmup_plugin.runtime.safe_json import Miss
 from warmup_plugin.settings import Settings
 
 HELP = "print what stands in a table, a manifest, a report or an identity"

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from warmup_plugin.cache.gains import plausible
-from warmup_plugin.cache.table import Miss
 from warmup_plugin.cli import diagnose, output, places
 from warmup_plugin.cli.load import read_report
 from warmup_plugin.observability.report import WarmupReport
+from warmup_plugin.runtime.safe_json import Miss
 from warmup_plugin.settings import Settings
 
 HELP = "count starts: how many were warm, why the others were not, time saved"

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 from warmup_plugin.cache.manifest import DEFAULTS, Manifest
 from warmup_plugin.cache.paths import IDENTITY_NAME
 from warmup_plugin.cache.stamps import stamp_conflicts
-from warmup_plugin.cache.table import Miss, Table
+from warmup_plugin.cache.table import Table
 from warmup_plugin.cli import inventory, named, output, places
 from warmup_plugin.cli.load import TableFile, read_table
 from warmup_plugin.cli.output import CommandError
 from warmup_plugin.identity import Identity
+from warmup_plugin.runtime.safe_json import Miss
 from warmup_plugin.settings import Settings
 
 if TYPE_CHECKING:

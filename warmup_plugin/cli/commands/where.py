@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from warmup_plugin.cache.paths import Component, Placement, resolve
-from warmup_plugin.cache.table import Miss
 from warmup_plugin.cli import environment, output, places
 from warmup_plugin.cli.identity_summary import DIGITS, Found, identities_on, look
 from warmup_plugin.cli.inventory import few
@@ -25,6 +24,7 @@ from warmup_plugin.cli.load import TableFile, read_identity
 from warmup_plugin.cli.output import CommandError
 from warmup_plugin.errors import PlacementError
 from warmup_plugin.identity import Identity
+from warmup_plugin.runtime.safe_json import Miss
 from warmup_plugin.settings import Settings
 
 HELP = "print where the tables lie, and where each part of the path is from"

@@ -2,11 +2,11 @@
 """SGLang's entry point: `register`, called by SGLang in every process it starts.
 
     register()            leaves a finder behind; costs nothing where nothing warms up
-    compat.py              every private name of SGLang that this package uses, probed
-    hook.py             what runs in place of SGLang's `flashinfer_autotune_context`, around it
+    compat.py             every private name of SGLang that this package uses, probed
+    hook.py               what runs in place of SGLang's `flashinfer_autotune_context`, around it
     stages.py             over which ranks it is one session: all pipeline stages, or one
-    identity.py            the identity of a model runner under SGLang's runtime context
-    engine_tables.py         where SGLang's own tables lie
+    identity.py           the identity of a model runner under SGLang's runtime context
+    engine_tables.py      where SGLang's own tables lie
     megamoe.py            MegaMoE's records: each GPU's own, in SGLang's own file
 
 Owns the official way in: the plugin group `sglang.srt.plugins` and SGLang's `HookRegistry`. The

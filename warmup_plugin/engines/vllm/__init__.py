@@ -2,10 +2,10 @@
 """vLLM's entry point: `register`, called by vLLM in every process it starts.
 
     register()            leaves a finder behind; costs nothing where nothing warms up
-    compat.py              every private name of vLLM that this package uses, probed
-    hook.py             what runs in place of vLLM's `flashinfer_autotune`, around it
-    identity.py            the identity of a `VllmConfig`
-    engine_tables.py         where vLLM's own tables lie
+    compat.py             every private name of vLLM that this package uses, probed
+    hook.py               what runs in place of vLLM's `flashinfer_autotune`, around it
+    identity.py           the identity of a `VllmConfig`
+    engine_tables.py      where vLLM's own tables lie
 
 Owns the two official ways in: the plugin group `vllm.general_plugins`, and `WorkerExtension` for
 ``--worker-extension-cls``. Never raises: an exception here would end the launch.

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The modules of the package: few rooms at the top, and no circle of imports among them."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+_spec = importlib.util.spec_from_file_location("imports", CHECKOUT / "tools/imports.py")
+assert _spec is not None
+assert _spec.loader is not None
+imports = importlib.util.module_from_spec(_spec)  # a script: tools/ is no package
+_spec.loader.exec_module(imports)
+
+#: What a reader finds at the top, the extras of `pip install` not counted.
+MOST_ROOMS = 18
+
+
+def test_no_module_imports_itself_round_a_circle() -> None:
+    """Such a module works or fails by which of them is imported first."""
+    assert imports.circle(imports.read(CHECKOUT / "warmup_plugin")) == []
+
+
+def test_the_top_of_the_package_is_short() -> None:
+    """A reader who looks for one concept has few doors to choose from."""
+    modules = imports.read(CHECKOUT / "warmup_plugin")
+    assert len({imports.room(name) for name in modules}) - 1 <= MOST_ROOMS
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("from . import x", []),
+        ("import p.a", ["p.a"]),
+        ("from p import a", ["p.a"]),
+        ("if TYPE_CHECKING:\n    from p import a", []),
+        ("def f():\n    from p import a", []),
+        ("try:\n    import p.a\nexcept ImportError:\n    pass", ["p.a"]),
+    ],
+)
+def test_what_counts_as_an_import(source: str, found: list[str]) -> None:
+    """Whatever runs when the module is imported."""
+    assert [each for each in imports.imports_of(ast.parse(source)) if "None" not in each] == found
+
+
+def test_a_circle_is_found() -> None:
+    """The first test can fail."""
+    modules: dict[str, set[str]] = {"p": set(), "p.a": {"p.b"}, "p.b": {"p.a", "p"}}
+    assert set(imports.circle(modules)) == {"p.a", "p.b"}

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which rank is lost, and how that is known.
+
+Owns the rule by which a rank is given up, by name: from its heartbeat, from what its machine knows
+of its process, and from the step and task that it says it is at.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from warmup_plugin.coordination import messages
+from warmup_plugin.coordination.messages import BYE, FORWARD
+from warmup_plugin.errors import RankLostError
+from warmup_plugin.runtime.process_info import ProcessCard, View, view
+
+if TYPE_CHECKING:
+    from warmup_plugin.coordination.kv_client import BeatLink
+    from warmup_plugin.settings import Settings
+
+
+#: Silences after which a rank is given up that nobody sees from its own machine.
+_UNSEEN_SILENCES = 5
+
+
+#: How often is asked whether the first connection is there, seconds.
+CONNECTING_S = 0.01
+
+
+class FailureDetector:
+    """What this rank makes of the others' heartbeats. Used by one thread, over its own link."""
+
+    def __init__(self, link: BeatLink, settings: Settings) -> None:
+        self.link = link
+        self._silence_s = settings.silence_s
+        self._task_limit_s = settings.task_limit_s
+        self._began = time.monotonic()
+        self._beats: dict[int, tuple[int, float]] = {}
+        self._tasks: dict[int, tuple[int, float]] = {}
+        self._cards: dict[int, ProcessCard] = {}
+        self._hosts: dict[int, str] = {}
+        self._bounds_forward = settings.forward_failure == "end"
+        #: Whether this rank is back from a forward in which the others may still be.
+        self.is_back = False
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Return whether it was the store that failed, where a link can tell (`RenewedLink`)."""
+        return bool(getattr(self.link, "is_cut_off", False))
+
+    def look(self, ranks: set[int]) -> None:
+        """Read the heartbeats of these ranks; raises `RankLostError` for one that is given up."""
+        for rank in sorted(ranks):
+            self._look(rank, time.monotonic())
+
+    def describe(self, rank: int) -> str:
+        """Return what a rank was at when it was last heard of."""
+        state = self._state(rank)
+        if state is None:
+            return "has not joined"
+        if self._is_alone_in_forward(state):
+            return "in its forward, from which this rank is back"
+        return f"in step {state['step']}" + (f", at {state['task']}" if state["task"] else "")
+
+    def _state(self, rank: int) -> dict[str, Any] | None:
+        body = self.link.get_now(f"beat/{rank}")
+        return None if body is None else messages.read(messages.Beat, body, rank, "heartbeat")
+
+    def _look(self, rank: int, now: float) -> None:
+        state = self._state(rank)
+        beats, notes = (-1, -1) if state is None else (state["beats"], state["notes"])
+        if self.link.has([f"{BYE}/{rank}"]):
+            raise RankLostError(rank, f"{self.describe(rank)}, has left")
+        if self._beats.get(rank, (-2, 0.0))[0] != beats:
+            self._beats[rank] = (beats, now if state is not None else self._began)
+        if self._tasks.get(rank, (-2, 0.0))[0] != notes:
+            self._tasks[rank] = (notes, now)
+        silence_s, at_task_s = now - self._beats[rank][1], now - self._tasks[rank][1]
+        if silence_s > self._silence_s and (seen := self.view(rank)) != "runs":
+            limit = self._silence_s * (_UNSEEN_SILENCES if seen == "unseen" else 1)
+            if silence_s > limit:
+                raise RankLostError(
+                    rank, f"{self.describe(rank)}, process {seen}, silent for {silence_s:.1f} s"
+                )
+        is_alone = self._is_alone_in_forward(state)
+        stuck_s = silence_s if state is None or state["idle"] else at_task_s
+        if is_alone and at_task_s > self._task_limit_s:
+            raise RankLostError(
+                rank, f"still in its forward {at_task_s:.0f} s after another rank is back from its "
+                "own (a collective that others do not enter?): task_limit_s",
+            )  # fmt: skip
+        if stuck_s > self._task_limit_s:
+            raise RankLostError(rank, f"{self.describe(rank)} for {stuck_s:.0f} s: task_limit_s")
+
+    def _is_alone_in_forward(self, state: dict[str, Any] | None) -> bool:
+        """Return whether a rank is in a forward from which this one is back.
+
+        It may be compiling what the others had at hand, so it gets as long as a task.
+        """
+        is_there = state is not None and state["idle"] and state["step"] == FORWARD
+        return self.is_back and is_there and self._bounds_forward
+
+    def view(self, rank: int) -> View:
+        """Return what is seen of a rank's process, from here or by a rank of its machine."""
+        card = self._card(rank)
+        if card is None:
+            return "unseen"
+        seen = view(card)
+        if seen != "unseen":
+            return seen
+        for mate in range(self.link.size):
+            other = self._card(mate)
+            if mate != rank and other is not None and other.place == card.place:
+                state = self._state(mate)
+                if state is not None and self._is_fresh(mate, state["beats"]):
+                    found: View = state["mates"].get(str(rank), "unseen")
+                    return found
+        return "unseen"
+
+    def _is_fresh(self, rank: int, beats: int) -> bool:
+        now = time.monotonic()
+        if self._beats.get(rank, (-2, 0.0))[0] != beats:
+            self._beats[rank] = (beats, now)
+        return now - self._beats[rank][1] <= self._silence_s
+
+    def host_of(self, rank: int) -> str:
+        """Return the name of a rank's machine, empty where the rank has not joined."""
+        self._card(rank)
+        return self._hosts.get(rank, "")
+
+    def mates(self) -> dict[str, View]:
+        """Return what this process sees of the other ranks on its machine."""
+        others = (rank for rank in range(self.link.size) if rank != self.link.rank)
+        cards = {rank: card for rank in others if (card := self._card(rank)) is not None}
+        seen = {str(rank): view(card) for rank, card in cards.items()}
+        return {rank: found for rank, found in seen.items() if found != "unseen"}
+
+    def _card(self, rank: int) -> ProcessCard | None:
+        if rank not in self._cards:
+            body = self.link.get_now(f"card/{rank}")
+            if body is None:
+                return None
+            card = messages.read(messages.Card, body, rank, "process card")
+            self._hosts[rank] = card.pop("host")
+            self._cards[rank] = ProcessCard(**card)
+        return self._cards[rank]

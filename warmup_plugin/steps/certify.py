@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Step 9, certify: the tuner is asked what it now serves for every task; all answers must be equal.
+
+Where they are not, every rank drops our entries and serves the defaults of FlashInfer.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import msgspec
+
+from warmup_plugin.coordination.base import Word, Words
+from warmup_plugin.errors import RankLostError
+from warmup_plugin.runtime.safe_json import digest
+from warmup_plugin.steps.agree import Agreed
+from warmup_plugin.steps.context import Job
+from warmup_plugin.steps.decisions import decide_certify
+from warmup_plugin.steps.plan import Work
+from warmup_plugin.steps.rank_stats import collect, row_of
+from warmup_plugin.steps.share import Shared
+from warmup_plugin.tuner import build
+from warmup_plugin.tuner.survey import Survey
+from warmup_plugin.tuner.task_summary import Tally, answer_key
+
+
+def seal(job: Job, agreed: Agreed, survey: Survey) -> Word | None:
+    """Return this rank's word for step 9 where the forward has left nothing to do; else None.
+
+    Nothing to tune, install, heal, write or tell: what the survey has asked is what is served.
+    """
+    is_left = (
+        survey.passed
+        or survey.skipped
+        or survey.unrecorded
+        or agreed.deaths
+        or agreed.needs_healing
+    )
+    if is_left or not (job.shares and survey.is_vouched and agreed.is_held):
+        return None
+    if not (job.installed.only(survey.tally().number("known")) and job.installed.is_intact()):
+        return None
+    work, shared = Work(), Shared(agreed.table, "")
+    served, deviates = _ask(job, survey, work, shared)
+    row = row_of(job, survey, work, shared.entry_of)
+    word = {"served": served, "deviates": deviates[:8], "published": [], "row": row}
+    return {**word, "leaves": job.leaves}
+
+
+def certify(
+    job: Job, survey: Survey | None, work: Work, shared: Shared, published: list[str],
+    *, table_sha256: str = "",
+) -> Word:  # fmt: skip
+    """Step 9: all ranks serve what was agreed, or all serve FlashInfer's defaults.
+
+    Without a survey (``on_hit=skip``) the answers are the table itself, of that sha256.
+    """
+    with job.timed("certify"):
+        served, deviates = "", list[str]()
+        with job.failing_as_data():
+            if survey is None:
+                entries = shared.table.entries
+                if not (job.installed.only(len(entries)) and job.installed.is_intact()):
+                    job.installed.load_final(entries, job.stamp, entries.keys())
+                served = table_sha256
+            elif job.shares:
+                served, deviates = _ask(job, survey, work, shared)
+        deviates += [job.failure] if job.failure else []
+        word = {
+            "served": served, "deviates": deviates[:8], "published": published,
+            "row": row_of(job, survey, work, shared.entry_of), "apart": {}, "leaves": job.leaves,
+        }  # fmt: skip
+        if survey is not None and job.shares:
+            with job.failing_as_data():  # what is served apart is told, no condition for serving
+                word["apart"] = _tell_apart(survey)
+            job.warn(*filter(None, [job.take_failure()]))
+
+        def lead(words: Words) -> Word:
+            collect(job, words)
+            return decide_certify(words)
+
+        record = job.meet("certify", word, lead)
+        job.is_settled = True
+        if record["go"] == "end":
+            _end(job, record)
+        if record["differ"]:
+            job.warn(
+                f"ranks serve different tactics for {len(record['differ'])} tasks that are in no "
+                f"table: {', '.join(record['differ'][:8])}; WARMUP_PLUGIN_REQUIRE_AGREEMENT=1 has "
+                "them on FlashInfer's default everywhere"
+            )
+        if record["go"] == "defaults" and job.shares:
+            job.serve_defaults(record["reason"])
+            if job.store is not None:
+                job.store.set_aside(job.options.ranks.coordinates, record["reason"])
+        return record
+
+
+def _end(job: Job, record: Word) -> NoReturn:
+    """End the job on every rank, since one of them has been told to end."""
+    if job.leaves:  # else the signal, given back, would end this process before the others are off
+        job.coordinator.close()
+    raise RankLostError(record["rank"], record["reason"])
+
+
+def _tell_apart(survey: Survey) -> dict[str, list[str]]:
+    """Return label and answer of each task that this rank has tuned for itself, by id."""
+    apart = (task for task in survey.tally().others if task.state == "unshared")
+    return {task.id: [task.label, str(build.served(task))] for task in apart}
+
+
+def _ask(job: Job, survey: Survey, work: Work, shared: Shared) -> tuple[str, list[str]]:
+    """Return the digest of what the tuner serves for this rank's tasks, and tasks that deviate.
+
+    An empty string where it has none: an answer to no question certifies nothing.
+    On a warm start the tuner was asked during the survey and holds exactly what it held then.
+    """
+    asked_already = not work.is_new and job.installed.is_intact()
+    tally = survey.tally() if asked_already else Tally()
+    answers, deviates = {a: [*ids] for a, ids in tally.served.items()}, [*tally.deviating]
+    for task in tally.others if asked_already else survey.tasks.values():
+        if task.state == "unshared":
+            continue
+        answer = task.served if asked_already else build.served(task)
+        entry = shared.entry_of(task) if task.id not in work.dropped else None
+        if answer != (entry[:2] if entry else None):
+            deviates.append(task.label)
+        answers.setdefault(answer_key(answer), []).append(task.id)
+    told = sorted([str(answer), *sorted(ids)] for answer, ids in answers.items())
+    return digest(msgspec.json.encode(told)) if told else "", deviates

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Step 7, prepare: each rank builds the winners that it did not tune, by running each once.
+
+Nothing is timed. A bounded barrier follows. A winner that one rank cannot build is dropped by all.
+"""
+
+from __future__ import annotations
+
+from warmup_plugin.coordination.base import Word, Words
+from warmup_plugin.planning.merge_results import fallen_with
+from warmup_plugin.runtime.sigterm import Shutdown
+from warmup_plugin.runtime.task_timeout import TaskLimit
+from warmup_plugin.steps.context import Job
+from warmup_plugin.steps.decisions import decide_ready
+from warmup_plugin.steps.plan import Work
+from warmup_plugin.steps.share import Shared, install_shared, label_of
+from warmup_plugin.steps.tune import give_up_on, tune_own
+from warmup_plugin.tuner import build
+from warmup_plugin.tuner.survey import Survey
+from warmup_plugin.tuner.task import Task
+
+
+def prepare(job: Job, survey: Survey, work: Work, shared: Shared) -> None:
+    """Step 7: build the winners that another rank tuned, then tune what only this rank can."""
+    if not work.is_new:
+        return
+    with job.timed("prepare"):
+        failed = _build(job, survey, work, shared) if job.shares and not job.failure else {}
+        told = {name: f"{type(error).__name__}: {error}"[:400] for name, error in failed.items()}
+        refused = [name for name, error in failed.items() if type(error) is build.RefusedError]
+        word = {"failed": told, "refused": refused, "error": job.failure}
+
+        def lead(words: Words) -> Word:
+            record = decide_ready(words)
+            fallen = fallen_with(record["drop"], work.lots, shared.table.entries)
+            drop = {name: reason for name, (_, reason) in fallen.items()}
+            refused = [name for name, (first, _) in fallen.items() if first in record["refused"]]
+            return {
+                **record, "drop": record["drop"] | drop, "refused": record["refused"] + refused
+            }  # fmt: skip
+
+        record = job.meet("ready", word, lead)
+        if record["go"] == "defaults":
+            job.serve_defaults(record["reason"])
+            return
+        work.dropped, work.refused = record["drop"], frozenset(record["refused"])
+        if work.dropped:
+            job.warn(*(f"{label_of(survey, n)}: default: {why}" for n, why in work.dropped.items()))
+            with job.failing_as_data():
+                install_shared(job, survey, work, shared, work.dropped)
+        tune_own(job, survey, work)
+        job.meet("built", {}, lambda _words: {"go": "on"})
+
+
+def _build(job: Job, survey: Survey, work: Work, shared: Shared) -> dict[str, Exception]:
+    """Run once every new winner of this rank as it will serve; return those that fail."""
+    new = {*work.plan.tasks, *work.plan.held}
+    failed: dict[str, Exception] = {}
+    limit_s = job.options.settings.task_limit_s
+
+    def give_up(task: Task) -> None:
+        reason = f"its winner did not return within {limit_s:.0f} s"
+        give_up_on(job, task, reason, is_shared=False)  # it may be this rank: the next start tunes
+
+    # A winner may kill the process that runs it first: what is in hand is marked here as well.
+    with TaskLimit(limit_s, give_up) as limit, Shutdown(job.journal.leaves):
+        for name in sorted(new):
+            task = survey.tasks.get(name)
+            entry = shared.entry_of(task) if task is not None else None
+            if task is None or entry is None or work.fit.get(name) == entry:
+                continue
+            if task.call is None:  # a table that is vouched for answers it here
+                continue
+            limit.begins(task)
+            job.coordinator.note("prepare", task.label)
+            job.journal.begins(task.id, task.label, synced=False)
+            try:
+                # What was timed here ran at its bucket, not yet at the size that was asked for.
+                tuned = work.outcomes.get(name)
+                key = shared.key_of(task) or ""
+                build.prepare(task, entry, key, at_bucket=tuned is None or tuned.entry != entry)
+            except Exception as error:  # noqa: BLE001  # whatever a runner raises: this winner is out
+                failed[name] = error
+        job.journal.leaves()
+    return failed
