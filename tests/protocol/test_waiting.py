@@ -68,7 +68,7 @@ _BY_FILE = {
         ("Ticking.end", "self._thread.join"): "a second; the thread is a daemon",
     },
     "coordination/kv_client.py": {
-        ("check_listens", "socket.create_connection"): "a time-out is given",
+        ("_check_listens", "socket.create_connection"): "a time-out is given",
         ("_client", "TCPStore"): "a time-out is given, which torch does not honour where the "
         "store's process is stopped: `clone` is only called on a thread of its own",
         ("in_time", "is_done.wait"): "a silence",

@@ -41,7 +41,7 @@ from warmup_plugin.engines.embedded.runners import BlockedGemmRunner
 from warmup_plugin.engines.embedded.worker import Engine, warm_up_rank
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.settings import Settings
-from warmup_plugin.steps import context
+from warmup_plugin.steps import open_session
 from warmup_plugin.tuner import compat
 
 
@@ -389,9 +389,9 @@ def lacking_something(engine: Engine, rank: int, what: str) -> str:
     """Warm up where one rank lacks something before it has a meeting; say how that ended."""
     own_and_jobs, ways = ("TCPStore", "link_beside"), ("patient_client", "link_beside")
     lack: dict[str, Any] = {
-        "an import": (context, {"lacking": failing(ImportError("injected"))}),
-        "a look": (context, {"begin": failing(RuntimeError("injected"))}),
-        "descriptors": (context, {"lacking": lambda *_: "2 files more can be opened: injected"}),
+        "an import": (open_session, {"lacking": failing(ImportError("injected"))}),
+        "a look": (open_session, {"begin": failing(RuntimeError("injected"))}),
+        "descriptors": (open_session, {"lacking": lambda *_: "2 files can be opened: injected"}),
         "a store": (opening, {name: failing(OSError(24, "injected")) for name in own_and_jobs}),
         "a way to it": (opening, {name: failing(RuntimeError("injected")) for name in ways}),
         "an answer": (kv_client, {"bound_answers": failing(RuntimeError("injected"))}),

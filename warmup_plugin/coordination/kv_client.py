@@ -108,7 +108,7 @@ class StoreLink:
             raise RankLostError(0, self._gone)
         at = self.store.host, self.store.port
         try:
-            check_listens(*at)
+            _check_listens(*at)
             store = _client(*at, CONNECT_S if is_slow else _TRY_S)
         except (OSError, RuntimeError) as error:
             raise RankLostError(0, f"{self._whose} store is gone: {error}") from error
@@ -282,7 +282,7 @@ def _client(host: str, port: int, try_s: float) -> TCPStore:
     return store
 
 
-def check_listens(host: str, port: int) -> None:
+def _check_listens(host: str, port: int) -> None:
     """Raise `OSError` at once where nobody listens; torch would try for as long as it may."""
     socket.create_connection((host, port), timeout=CONNECT_S).close()
 
@@ -291,7 +291,7 @@ def patient_client(host: str, port: int, is_given_up: threading.Event) -> TCPSto
     """Return a connection to a store that may be slow to answer, after a short try.
 
     Raises `OSError` where nobody listens any more, `RuntimeError` where no store answers. The short
-    try leaves `check_listens` out: each connection has the store look up a name while all ranks
+    try leaves `_check_listens` out: each connection has the store look up a name while all ranks
     wait.
     """
     try:
@@ -299,5 +299,5 @@ def patient_client(host: str, port: int, is_given_up: threading.Event) -> TCPSto
     except RuntimeError:
         if is_given_up.is_set():
             raise
-        check_listens(host, port)
+        _check_listens(host, port)
         return _client(host, port, CONNECT_S)

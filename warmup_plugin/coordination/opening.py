@@ -32,7 +32,6 @@ from warmup_plugin.coordination.base import JOB_STORE
 from warmup_plugin.coordination.kv_client import (
     CONNECT_S,
     StoreLink,
-    check_listens,
     default_store,
     in_time,
     innermost,
@@ -47,8 +46,6 @@ from warmup_plugin.runtime.standard_streams import hold_standard_streams
 from warmup_plugin.topology import host_name, machine_id
 
 if TYPE_CHECKING:
-    import threading
-
     from warmup_plugin.settings import Settings
 
 #: The ways, as the cards name them; the last is that of a card that offers nothing any more.
@@ -226,14 +223,12 @@ class Opening:
         return ""
 
     def _joined(self, host: str, port: int) -> TCPStore:
-        def make(is_given_up: threading.Event) -> TCPStore:
-            if self._way == LOOPBACK:  # where another machine has the same id nobody listens
-                check_listens(host, port)
-            return patient_client(host, port, is_given_up)
-
         hold_standard_streams()
         others = frozenset(connected(port))
-        return in_time(make, port, self._settings.silence_s, but=others)
+        return in_time(
+            lambda is_given_up: patient_client(host, port, is_given_up),
+            port, self._settings.silence_s, but=others,
+        )  # fmt: skip
 
     def _linked(self, store: TCPStore, way: str, host: str) -> StoreLink:
         return StoreLink(

@@ -166,7 +166,7 @@ def _join(
     if word["reason"]:
         job.warn(f"{word['go']}: {word['reason']}")
     _warn_of_variables(job)
-    if job.meeting.way == JOB_STORE:
+    if job.coordinator.way == JOB_STORE:
         job.warn(
             "the ranks meet on a part of the job's store, since not all reach another port of rank "
             "0: each start waits some seconds for that (WARMUP_PLUGIN_ADDRESS on rank 0)"
