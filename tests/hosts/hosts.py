@@ -118,6 +118,10 @@ class Hosts:
         self.on(host, f"rule add pref 10 iif fab0 ipproto tcp {ports} blackhole")
         host.ports = f"{FIRST_BLOCKED} {LAST_BLOCKED}"
 
+    def cut(self, host: Host) -> None:
+        """Pull the wire of a host."""
+        ip(f"-n {self._bridge} link set p{self.hosts.index(host)} down")
+
     def job(
         self, per_host: int, how: str, starts: int, env: Mapping[str, str] | None = None
     ) -> list[dict[str, Any]]:
@@ -148,12 +152,20 @@ class Ranks:
             [sys.executable, str(RANKS)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
-    def run(self, job: list[dict[str, Any]], timeout_s: float = 80.0) -> list[Any]:
-        """Return what each rank came to, a list of starts."""
+    def start(self, job: list[dict[str, Any]]) -> None:
+        """Start the ranks of a job."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(job).encode() + b"\n")
         self._process.stdin.flush()
+
+    def run(self, job: list[dict[str, Any]]) -> list[Any]:
+        """Start a job, and return what each rank came to, a list of starts."""
+        self.start(job)
+        return self.ended()
+
+    def ended(self, timeout_s: float = 80.0) -> list[Any]:
+        """Return what each rank came to."""
+        assert self._process.stdout is not None
         ready, _, _ = select.select([self._process.stdout], [], [], timeout_s)
         assert ready, "the ranks have not ended"
         return list(json.loads(self._process.stdout.readline()))

@@ -15,6 +15,7 @@ import faulthandler
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -55,6 +56,15 @@ class Gemm(TunableRunner):
 
 
 SPEC = DynamicTensorSpec((0,), (0,), (1, 16), lambda m: 16 if m >= 16 else 1)
+
+
+def lose(how: str, root: Path) -> None:
+    """Come to the end of this rank, or let the test know that its host may be cut off now."""
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    root.mkdir(exist_ok=True)
+    (root / "in forward").touch()
+    time.sleep(_GROUP_S)
 
 
 def forward() -> Any:
@@ -105,7 +115,12 @@ def start(rank: int, word: Word) -> dict[str, Any]:
                 local_rank=word["local_rank"],
             )  # fmt: skip
             identity = Identity.of(model="m", dtype="float32")
-            report = warm_up(forward, identity=identity, root=root, ranks=place, link=link)
+            lost = word.get("lost", "")
+
+            def forward_or_not() -> Any:
+                return lose(lost, root) if lost else forward()
+
+            report = warm_up(forward_or_not, identity=identity, root=root, ranks=place, link=link)
             return {
                 "seconds": time.monotonic() - began, "error": "", "met_on": report.met_on,
                 "agreement": report.agreement, "timed": report.tactics_timed,
@@ -136,8 +151,9 @@ def be_rank(rank: int, word: Word) -> list[dict[str, Any]]:
             dist.barrier()
             own = {**word, "how": f"{word['how']}{number}" if word["how"] != "group" else "group"}
             found.append(start(rank, own))
-    dist.barrier()
-    dist.destroy_process_group()
+    if not any(one["error"] for one in found):
+        dist.barrier()
+        dist.destroy_process_group()
     return found
 
 

@@ -177,6 +177,8 @@ class Coordinator:
         """Say on which machines the ranks are, node by node."""
         pairs = zip(nodes, hosts, strict=True)
         self._hosts = {rank: host for ranks, host in pairs for rank in ranks}
+        if len(nodes) > 1:  # while all are there: who is not connected later has been
+            self._detector.look_at_connections()
 
     def host_of(self, rank: int) -> str:
         """Return the name of a rank's machine; before the first record, as its card has it."""

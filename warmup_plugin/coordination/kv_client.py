@@ -23,6 +23,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # document
 
 from warmup_plugin.coordination.sockets import OWN_LACK, bound_answers, connected, on_thread, part
 from warmup_plugin.errors import RankLostError
+from warmup_plugin.topology import host_name
 
 #: More than it takes a resolver to give up one name server (10 s by default): torch has it look up
 #: the name of the other side of each connection, and counts that as time to connect.
@@ -39,6 +40,11 @@ class BeatLink(Protocol):
     rank: int
     size: int
 
+    @property
+    def port(self) -> int:
+        """The port of its store, 0 where it has none."""
+        ...
+
     def set(self, key: str, value: bytes) -> None: ...
     def get_now(self, key: str) -> bytes | None: ...
     def has(self, keys: list[str]) -> bool: ...
@@ -52,11 +58,8 @@ class Link(BeatLink, Protocol):
     leader: str
     #: How the ranks have found the store, for the receipt.
     way: str
-
-    @property
-    def port(self) -> int:
-        """The port of its store, 0 where it has none."""
-        ...
+    #: This process's end of the connection, where it leads to another host.
+    end: str
 
     def clone(self, *, is_slow: bool = False) -> Link: ...
     def get(self, key: str) -> bytes: ...
@@ -81,6 +84,7 @@ class StoreLink:
     greeting: str = ""
     leader: str = ""
     way: str = ""
+    end: str = ""
     prefix: str = ""
     sweeps: bool = False
     _gone: str = field(default="", init=False)
@@ -180,7 +184,8 @@ class StoreLink:
                 # torch has told the store so, and the store has answered that: it is only slow.
                 return self._call(name, *args, tries=tries - 1)
             self._gone = self._gone or (
-                f"{self._whose} store has not answered for {self.silence_s:.1f} s"
+                f"{self._whose} store has not answered for {self.silence_s:.1f} s, as seen by rank "
+                f"{self.rank} (host {host_name()[:64]})"
                 if reason == "Socket Timeout"
                 else f"{self._whose} store is gone: {reason}"
             )

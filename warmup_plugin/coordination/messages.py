@@ -37,12 +37,13 @@ class Beat(msgspec.Struct):
 
 
 class Card(msgspec.Struct):
-    """Whose process a rank is, and the name of its machine."""
+    """Whose process a rank is, the name of its machine, its end of its connection to the store."""
 
     pid: int
     started: int
     place: str
     host: str = ""
+    end: str = ""
 
 
 class Lost(msgspec.Struct):

@@ -40,7 +40,7 @@ from warmup_plugin.coordination.kv_client import (
 )
 from warmup_plugin.coordination.listeners import Choice, Listeners, listen_at, probe
 from warmup_plugin.coordination.roll_call import call_the_roll, tell
-from warmup_plugin.coordination.sockets import OWN_LACK, connected
+from warmup_plugin.coordination.sockets import OWN_LACK, connected, own_ends
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.runtime.standard_streams import hold_standard_streams
 from warmup_plugin.topology import host_name, machine_id
@@ -198,6 +198,7 @@ class Opening:
 
     def _join(self, host: str, port: int) -> str:
         """Join the store there; return why that cannot be, or an empty text."""
+        before = set[str]() if self._way == LOOPBACK else own_ends(port)
         try:
             if self._way != JOB_STORE:
                 store = self._joined(host, port)
@@ -219,6 +220,8 @@ class Opening:
             return error.reason
         except RuntimeError as error:
             return str(error)
+        if self._way != LOOPBACK:  # else its process is seen without that
+            link.end = next(iter(own_ends(port) - before), "")
         self.link = link
         return ""
 
