@@ -207,7 +207,7 @@ def test_damaged_leases(tmp_path: Path) -> None:
 class Wire:
     """A store in this process that damages one message on its way in."""
 
-    leader, way, end, port = "", "", "", 0
+    leader, way, end, port, sweeps = "", "", "", 0, False
 
     def __init__(self, rank: int, held: dict[str, Any], spoilt: Callable[[bytes], bytes]) -> None:
         self.rank, self.size, self.held = rank, 3, held

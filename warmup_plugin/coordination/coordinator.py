@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("warmup_plugin")
 
 _RECORD = "record"
-_LOST = "lost"
 #: In every word and record: of which step it is.
 _STEP = "step"
 #: Decisions upon which every rank raises by itself.
@@ -153,7 +152,7 @@ class Coordinator:
 
     def _end(self, record: Word) -> NoReturn:
         """End the session, for ranks at another step too: they find this before they act."""
-        body = self._link.compare_set(_LOST, messages.text(record))
+        body = self._link.compare_set(LOST, messages.text(record))
         raise _as_error(body)
 
     def abandon(
@@ -192,11 +191,11 @@ class Coordinator:
         """Record the end of the session unless it has ended; return the record in force."""
         record = _unable(rank, reason) if lives else {"lost": rank, "reason": reason}
         try:
-            return self._link.compare_set(_LOST, messages.text(record))
+            return self._link.compare_set(LOST, messages.text(record))
         except RankLostError as gone:
             body = messages.text(_lost(gone)).encode()
             with contextlib.suppress(RankLostError):  # rank 0 may only be stopped, and wake up
-                self._link.set(_LOST, body)
+                self._link.set(LOST, body)
             return body
 
     def _tell_last(self, rank: int, reason: str) -> None:
@@ -218,11 +217,11 @@ class Coordinator:
         while self.rank == 0 and self._heartbeat.overslept():
             # Its store was stopped with it, and has the others' last words still to read.
             with contextlib.suppress(TimeoutError):  # nobody has given it up
-                wait_until(lambda: self._link.has([_LOST]), within(_CATCH_UP_S))
+                wait_until(lambda: self._link.has([LOST]), within(_CATCH_UP_S))
             self._obey()
 
     def _obey(self) -> None:
-        if (body := self._link.get_now(_LOST)) is not None:
+        if (body := self._link.get_now(LOST)) is not None:
             raise _as_error(body)
 
     @contextlib.contextmanager
@@ -354,6 +353,8 @@ class Coordinator:
             pass  # the session is over either way, and its outcome is recorded already
         finally:
             self._heartbeat.stop()
+            if self._link.sweeps:  # else the store goes with this rank, and a late one hears of it so
+                self._tell_lost(0, "has left")
             self._link.close()
 
     def _see_off(self) -> None:
@@ -380,7 +381,7 @@ def turn_away(link: Link, reason: str, limit_s: float) -> None:
     Lets go of the store, on rank 0 when the others have, ``limit_s`` later at the latest.
     """
     try:
-        link.compare_set(_LOST, messages.text(_unable(link.rank, reason)))
+        link.compare_set(LOST, messages.text(_unable(link.rank, reason)))
         link.set(f"{BYE}/{link.rank}", b"1")
         if link.rank == 0:
             byes = [f"{BYE}/{rank}" for rank in range(1, link.size)]

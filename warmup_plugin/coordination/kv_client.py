@@ -22,6 +22,7 @@ from typing import Any, Protocol, TypeVar
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
 from warmup_plugin.coordination.sockets import OWN_LACK, bound_answers, connected, on_thread, part
+from warmup_plugin.coordination.messages import LOST
 from warmup_plugin.errors import RankLostError
 from warmup_plugin.topology import host_name
 
@@ -60,6 +61,8 @@ class Link(BeatLink, Protocol):
     way: str
     #: This process's end of the connection, where it leads to another host.
     end: str
+    #: Whether this rank takes the session's keys away at its end, from a store that outlives it.
+    sweeps: bool
 
     def clone(self, *, is_slow: bool = False) -> Link: ...
     def get(self, key: str) -> bytes: ...
@@ -160,10 +163,10 @@ class StoreLink:
         self.store, self._gone = None, "it is closed"
 
     def _sweep(self) -> None:
-        """Delete the session's keys from a store that outlives it."""
+        """Delete the session's keys from a store that outlives it, but for that it is over."""
         if hasattr(self.store, "list_keys"):  # not in every torch; they are a few kilobytes
             for key in self._ask("list_keys"):
-                if key.startswith(self.prefix):
+                if key.startswith(self.prefix) and key != f"{self.prefix}{LOST}":
                     self._call("delete_key", key)
 
     @property

@@ -102,3 +102,5 @@ FORWARD = "survey"
 
 #: Keys of the store: a rank's forward has failed; a rank has left.
 FAILED, BYE = "failed", "bye"
+#: The session is over: the record by which all hear of that.
+LOST = "lost"
