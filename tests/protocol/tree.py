@@ -134,7 +134,7 @@ class _Store:
         return self._player.ask("look", ranks)
 
 
-class _Watch:
+class _Detector:
     """A model of `Watch`: which rank it gives up, if any, is the scheduler's to say."""
 
     def __init__(self, link: StoreLink) -> None:
@@ -149,7 +149,7 @@ class _Watch:
         return f"rank {rank}"
 
 
-class _Pulse:
+class _Heartbeat:
     """A model of `Heartbeat`: nobody hears it; the scheduler says whether it has overslept."""
 
     def __init__(self, link: StoreLink, player: Player, *, may_stop: bool) -> None:
@@ -245,8 +245,8 @@ class Tree:
         link = StoreLink(_Store(player), self._rank, SIZE)  # type: ignore[arg-type]  # a model of it
         outcome = ""
         with mock.patch("warmup_plugin.coordination.coordinator.wait_until", player.wait_until):
-            heartbeat = _Pulse(link, player, may_stop=self._may_stop)
-            coordinator = self._make(link, SETTINGS, watch=_Watch(link), heartbeat=heartbeat)
+            heartbeat = _Heartbeat(link, player, may_stop=self._may_stop)
+            coordinator = self._make(link, SETTINGS, detector=_Detector(link), heartbeat=heartbeat)
             try:
                 self._program(Seat(coordinator, player))
                 outcome = "done"
