@@ -26,7 +26,7 @@ from warmup_plugin.coordination.blobs import Bodies, Traffic
 from warmup_plugin.coordination.failure_detector import FailureDetector
 from warmup_plugin.coordination.forward_guard import ForwardGuard
 from warmup_plugin.coordination.heartbeat import Heartbeat
-from warmup_plugin.coordination.messages import BYE, FAILED, FORWARD
+from warmup_plugin.coordination.messages import BYE, FAILED, FORWARD, LOST
 from warmup_plugin.coordination.votes import VoteError
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.runtime.polling import wait_until, within
@@ -353,7 +353,9 @@ class Coordinator:
             pass  # the session is over either way, and its outcome is recorded already
         finally:
             self._heartbeat.stop()
-            if self._link.sweeps:  # else the store goes with this rank, and a late one hears of it so
+            if (
+                self._link.sweeps
+            ):  # else the store goes with this rank, and a late one hears of it so
                 self._tell_lost(0, "has left")
             self._link.close()
 

@@ -21,8 +21,8 @@ from typing import Any, Protocol, TypeVar
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
-from warmup_plugin.coordination.sockets import OWN_LACK, bound_answers, connected, on_thread, part
 from warmup_plugin.coordination.messages import LOST
+from warmup_plugin.coordination.sockets import OWN_LACK, bound_answers, connected, on_thread, part
 from warmup_plugin.errors import RankLostError
 from warmup_plugin.topology import host_name
 
