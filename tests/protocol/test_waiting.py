@@ -102,6 +102,9 @@ _BY_FILE = {
     "tuner/environment_stamp.py": {
         ("Lookup._wait", "thread.join"): "a time-out is given",
     },
+    "tuner/kept_environment.py": {
+        ("_said", "subprocess.run"): "a time-out is given, on a thread that nobody waits for",
+    },
     "cli/doctor_disks.py": {
         ("_locks", "fcntl.flock"): "asks with LOCK_NB, on a thread that is bounded",
     },

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from warmup_plugin.tuner import packages
 from warmup_plugin.tuner.packages import by_content, content_digest
 
 NAME, VERSION = "apache-tvm-ffi", "0.1.11"
@@ -81,7 +82,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
         (notes / "RECORD").write_text(record)
         if url is not None:
             (notes / "direct_url.json").write_text(url)
-        by_content.cache_clear()
+        packages._found.clear()
 
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     return installed

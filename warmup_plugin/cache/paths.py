@@ -27,6 +27,7 @@ __all__ = [
     "Component",
     "Placement",
     "PlacementError",
+    "machines_folder",
     "manifest_name",
     "parse_table_name",
     "resolve",
@@ -120,6 +121,20 @@ def resolve(
         return _placement(override, digest)
     root = _root(settings, argument, engine_root, environ)
     return _placement(root, *_layout(version, arch), digest)
+
+
+def machines_folder(
+    settings: Settings, *, argument: Path | None = None, engine_root: Path | None = None,
+    environ: Mapping[str, str],
+) -> Path:  # fmt: skip
+    """Return where all that concerns this machine alone is kept: beside what `resolve` names.
+
+    Raises:
+        PlacementError: there is no root.
+    """
+    if argument is None and settings.override_dir is not None:
+        return settings.override_dir
+    return Path(_root(settings, argument, engine_root, environ).value, LAYOUT)
 
 
 def _placement(*components: Component) -> Placement:

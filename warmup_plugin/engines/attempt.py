@@ -92,7 +92,7 @@ class Attempt:
             if not self.narrow(why):
                 return {}, why
             coordinator = self._coordinator(settings, session)
-            greeting = greeting or _begun(self.scope)
+            greeting = greeting or _begun(self.scope, given)
 
     def _coordinator(self, settings: Settings, session: str) -> Readiness | None:
         scope = self.scope
@@ -116,22 +116,26 @@ def _made(make: Callable[[], dict[str, Any]], scope: Scope) -> tuple[dict[str, A
     try:
         from warmup_plugin.tuner import compat
 
-        greeting = _begun(scope)
         reason = compat.probe().lack
         if not reason:
-            return make(), "", greeting
+            given = make()
+            return given, "", _begun(scope, given)
     except Exception as error:
         logger.exception("warmup-plugin: cannot prepare")
         reason = f"{type(error).__name__}: {error}"[:400]
     return {}, reason, greeting
 
 
-def _begun(scope: Scope) -> str:
+def _begun(scope: Scope, given: dict[str, Any]) -> str:
     """Begin rank 0's look at the environment, for which the others wait; it need not succeed."""
     if scope.rank == 0:
         with contextlib.suppress(Exception):  # who needs it looks again, and is told then
             from warmup_plugin.tuner import environment_stamp
 
+            folder = environment_stamp.folder_of(
+                given["settings"], given.get("root"), given.get("engine_root")
+            )
+            environment_stamp.recall(folder)
             return environment_stamp.begin(tells=scope.size > 1)
     return ""
 

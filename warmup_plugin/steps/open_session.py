@@ -42,9 +42,9 @@ from warmup_plugin.steps.open_decision import RANK_0S_SETTINGS, decide_open, tak
 from warmup_plugin.steps.options import Options
 from warmup_plugin.steps.turn import own_turn
 from warmup_plugin.topology import host_name
-from warmup_plugin.tuner import compat, environment
+from warmup_plugin.tuner import compat, environment, environment_stamp
 from warmup_plugin.tuner.counters import observe
-from warmup_plugin.tuner.environment_stamp import Lookup, begin
+from warmup_plugin.tuner.environment_stamp import Lookup
 from warmup_plugin.tuner.known_ops import known_ops
 from warmup_plugin.tuner.tuner_state import Installed
 
@@ -83,6 +83,7 @@ def open_job(options: Options) -> Iterator[Job]:
                 waited = {"at": "open", "ranks": [0], "for": other, "seconds": round(waited_s, 4)}
                 job.waited.append(waited)
             yield job
+            _keep_look(job)
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}"[:1000]
             is_ours = isinstance(error, Exception) and (
@@ -153,7 +154,8 @@ def _join(
     if word["go"] == "refuse":
         raise RefusedError(word["reason"])
     taken = taken_from(word["looked_up"], lookup.taken)
-    stack.enter_context(compat.answering({name: taken[name] for name in lookup.taken}))
+    known = {**environment_stamp.kept(), **{name: taken[name] for name in lookup.taken}}
+    stack.enter_context(compat.answering(known))  # FlashInfer asks again where it loads or saves
     job = Job(
         options=options, coordinator=coordinator, word=word, identity=Identity(word["factors"]),
         ops=options.ops or known_ops(compat.version()),
@@ -238,13 +240,15 @@ def _lack(options: Options) -> str:
 
 
 def _begin(options: Options) -> str:
-    """Begin on rank 0 to look at the environment; it need not succeed.
+    """Recall what is kept of the environment, or begin on rank 0 to look; it need not succeed.
 
     Returns the surroundings in which it looks, for the other ranks.
     """
     with contextlib.suppress(Exception):  # who needs it looks again, and is told then
+        folder = environment_stamp.folder_of(options.settings, options.root, options.engine_root)
+        environment_stamp.recall(folder)
         if options.ranks.rank == 0:
-            return begin(tells=not options.is_alone)
+            return environment_stamp.begin(tells=not options.is_alone)
     return ""
 
 
@@ -266,6 +270,17 @@ def _hello(options: Options, lookup: Lookup) -> Word:
         "session": secrets.token_hex(4),
         **{name: getattr(settings, name) for name in RANK_0S_SETTINGS},
     }
+
+
+def _keep_look(job: Job) -> None:
+    """Keep this node's look for its next start: its first rank does, after all else."""
+    options = job.options
+    folder = environment_stamp.folder_of(options.settings, options.root, options.engine_root)
+    if (
+        job.word["mode"] == "on" and job.store is not None and job.directory is not None
+        and folder is not None and folder.is_dir() and not environment_stamp.kept()
+    ):  # fmt: skip
+        environment_stamp.keep_later(folder)
 
 
 def _place(job: Job) -> None:

@@ -3,9 +3,11 @@
 
 Two fields make up nearly all that a stamp costs, 50 to 150 ms of a new process: for the version of
 cuBLAS FlashInfer runs ldconfig, a compiler and a linker, and for that of the CuTe DSL it reads the
-metadata of every installed package (0.7.2.post1). Ranks with equal `surroundings` look each up once
-among them, at the same time: rank 0 the first, on a thread of its own while the ranks meet. Any
-other rank, and any that cannot tell, looks for itself, and all other fields each reads for itself.
+metadata of every installed package (0.7.2.post1). What an earlier process has found is taken where
+it still holds (`kept_environment.py`). Where nothing is kept, ranks with equal `surroundings` look
+each up once among them, at the same time: rank 0 the first, on a thread of its own while the ranks
+meet. Any other rank, and any that cannot tell, looks for itself, and all other fields each reads
+for itself.
 """
 
 from __future__ import annotations
@@ -15,19 +17,24 @@ import hashlib
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from warmup_plugin.errors import SessionError
+from warmup_plugin.cache.paths import machines_folder
+from warmup_plugin.cache.stamps import FINGERPRINT, PACKAGES
+from warmup_plugin.cache.store import unsafe
+from warmup_plugin.errors import PlacementError, SessionError
 from warmup_plugin.topology import machine_id
-from warmup_plugin.tuner import compat
+from warmup_plugin.tuner import compat, kept_environment
 from warmup_plugin.tuner.library_search import bearing_failed_searches
-from warmup_plugin.tuner.packages import by_content
+from warmup_plugin.tuner.packages import by_content, remember
 
 if TYPE_CHECKING:
     from warmup_plugin.coordination.base import Rendezvous
+    from warmup_plugin.settings import Settings
 
 _VARIABLES = ("LD_LIBRARY_PATH", "LD_PRELOAD", "PATH", "CUDA_HOME", "CUDA_PATH")
 #: What the dynamic linker finds without a search, since it is loaded already.
@@ -36,6 +43,10 @@ _LOADED = (b"cublas", b"cudnn")
 #: The one that is looking, if one is, and what this process saw before, where others are told.
 _under_way: threading.Thread | None = None
 _seen = ""
+#: Of the slow fields, what an earlier process on this machine has found, and still holds.
+_kept: dict[str, str] = {}
+#: What this process was before it looked, where it found nothing kept.
+_process: kept_environment.Process | None = None
 
 
 def surroundings(maps: bytes | None = None) -> str:
@@ -80,6 +91,57 @@ def _loaded(maps: bytes) -> list[bytes]:
     return sorted(found)
 
 
+def folder_of(
+    settings: Settings, argument: Path | None = None, engine_root: Path | None = None
+) -> Path | None:
+    """Return below which folder a look is kept: where the tables are; None where it may not be."""
+    with contextlib.suppress(PlacementError):
+        folder = machines_folder(
+            settings, argument=argument, engine_root=engine_root, environ=os.environ
+        )
+        if not unsafe(folder / kept_environment.FOLDER, folder, settings):
+            return folder
+    return None
+
+
+def recall(folder: Path | None) -> None:
+    """Take what is kept of an earlier look below this folder, where it holds for this process."""
+    global _kept, _process  # noqa: PLW0603  # of the process, as FlashInfer keeps the answer
+    if folder is None or _kept or _process or not compat.slow_fields():
+        return
+    _process = kept_environment.this_process()
+    if _process is None:
+        return
+    found = kept_environment.read(folder, _process)
+    if packages := found.get(PACKAGES, ""):
+        remember(found.get(FINGERPRINT, ""), packages)
+    _kept = {name: found[name] for name in compat.slow_fields() if name in found}
+
+
+def kept() -> dict[str, str]:
+    """Return the slow fields that this process has taken from an earlier look."""
+    return dict(_kept)
+
+
+def keep_later(folder: Path) -> None:
+    """Look once more and keep what is found, on a thread that nobody waits for."""
+    global _process  # noqa: PLW0603  # as above: once per process
+    if _process is None:
+        return
+    thread = threading.Thread(
+        target=kept_environment.keep, args=(folder, _process), name="warmup-environment",
+        daemon=True,
+    )  # fmt: skip
+    _process = None
+    with contextlib.suppress(RuntimeError):  # no thread: the next start looks, too
+        thread.start()
+
+
+def _unknown() -> dict[str, Callable[[], str]]:
+    """Return what looks up each slow field that is neither kept nor known to FlashInfer."""
+    return {name: look for name, look in compat.slow_fields().items() if name not in _kept}
+
+
 def begin(*, tells: bool) -> str:
     """Begin to look up what other programs are run for, unless it is known or has been begun.
 
@@ -88,6 +150,8 @@ def begin(*, tells: bool) -> str:
     """
     global _seen  # noqa: PLW0603  # of the process, as FlashInfer keeps the answer
     maps = None
+    if _kept and not _unknown():
+        return ""  # the others have it kept, too, or look for themselves
     if tells and not _seen:
         with contextlib.suppress(OSError):  # nobody is told then, and each looks for itself
             maps = _mappings()
@@ -99,7 +163,7 @@ def begin(*, tells: bool) -> str:
 
 def _look() -> None:
     global _under_way  # noqa: PLW0603  # as above
-    if (look := compat.slow_fields().get(compat.BY_PROGRAMS)) is None or _under_way is not None:
+    if (look := _unknown().get(compat.BY_PROGRAMS)) is None or _under_way is not None:
         return
 
     def look_quietly() -> None:
@@ -118,7 +182,7 @@ def _look() -> None:
 
 def _look_meanwhile() -> None:
     """Look up, as long as the programs run, what none is run for."""
-    for field, look in compat.slow_fields().items():
+    for field, look in _unknown().items():
         if field != compat.BY_PROGRAMS:
             with contextlib.suppress(Exception):  # told of where it is needed
                 by_content(look())
@@ -143,7 +207,7 @@ class Lookup:
         Rank 0 has begun with those that other programs are run for. Any other is the first one's
         who comes: that is another rank, where one sees alike, unless rank 0 has ended before.
         """
-        self.is_alike, slow = coordinator.rank == 0, compat.slow_fields()
+        self.is_alike, slow = coordinator.rank == 0, _unknown()
         if coordinator.size == 1 or not slow:
             return
         if coordinator.rank == 0:
@@ -167,7 +231,7 @@ class Lookup:
 
         Raises `SessionError` where the programs have not come to an end within the limit.
         """
-        with compat.answering(dict.fromkeys(self.taken, "")):
+        with compat.answering({**_kept, **dict.fromkeys(self.taken, "")}):
             if _under_way is not None:
                 _look_meanwhile()
                 self._wait()

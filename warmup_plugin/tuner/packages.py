@@ -9,7 +9,6 @@ package whose records are not found again keeps FlashInfer's digest.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib.metadata
 import json
@@ -22,12 +21,21 @@ _SCRIPT = re.compile(r'"?(\.\./)*(bin|Scripts)/')
 _WHEELS_OWN = (".dist-info/METADATA,", ".dist-info/WHEEL,")
 
 
-@functools.cache
+#: By FlashInfer's fingerprint, what `by_content` has found for it or was told.
+_found: dict[str, str] = {}
+
+
 def by_content(fingerprint: str) -> str:
     """Return the fingerprint by what is installed; empty where it has no such digests."""
-    if not _PACKAGE.search(fingerprint):
-        return ""
-    return _PACKAGE.sub(_package, fingerprint)
+    if fingerprint not in _found:
+        has_digests = _PACKAGE.search(fingerprint) is not None
+        _found[fingerprint] = _PACKAGE.sub(_package, fingerprint) if has_digests else ""
+    return _found[fingerprint]
+
+
+def remember(fingerprint: str, packages: str) -> None:
+    """Take this for the answer of `by_content`, which an earlier process has found."""
+    _found.setdefault(fingerprint, packages)
 
 
 def _package(found: re.Match[str]) -> str:
