@@ -70,7 +70,7 @@ demo-engine: $(call stamp,torch-cpu) $(call stamp,$(OF)-cpu) $(call stamp,runtim
 	@$(PY) tools/demo_engine.py $(OF)
 
 # What `make test` leaves out: real_ops is all but the smallest set of its folder.
-LEFT_OUT := not release and not engine and not real_ops
+LEFT_OUT := not release and not engine and not real_ops and not exhaustive
 # So many files of tests side by side: most of their time they wait, for a silence, for ranks to end.
 # A file is one process's, since its tests share what they start.
 BESIDE ?= 4
@@ -92,7 +92,7 @@ test-all:  ## make test; then each row of FlashInfer's own op code, and every re
 	    exit $$failed
 
 test-exhaustive: $(PACKAGE) $(call stamp,dev) $(MATRIX_RELEASES) $(REAL_OPS) $(REAL_OPS_NEXT)
-	@$(BIN)/pytest -m "(release or real_ops) and not engine" $(SIDE_BY_SIDE)
+	@$(BIN)/pytest -m "(release or real_ops or exhaustive) and not engine" $(SIDE_BY_SIDE)
 
 test-real-ops: $(PACKAGE) $(call stamp,dev) $(REAL_OPS) $(REAL_OPS_NEXT)  ## FlashInfer's own op code behind a stand-in for the GPU
 	@$(BIN)/pytest tests/real_ops \

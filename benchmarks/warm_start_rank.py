@@ -134,13 +134,15 @@ def make_forward(calls: Iterable[Call], marks: Marks) -> Callable[[], None]:
     return forward
 
 
-def start(engine: Any, *, root: str, num_calls: int, num_buckets: int) -> dict[str, Any]:
-    """Run `warm_up`: cold where ``root`` is empty, else warm."""
+def start(
+    engine: Any, *, root: str, num_calls: int, num_buckets: int, fleet: str | None = None
+) -> dict[str, Any]:
+    """Run `warm_up`: cold where ``root`` is empty and there is no ``fleet``, else warm."""
     marks: Marks = {}
     forward = make_forward(make_calls(num_calls, num_buckets), marks)
     # Equal for every number of ranks, so that one cold start serves them all.
     identity = Identity.of(model="benchmark", dtype="bfloat16")
-    settings = Settings.from_env({})
+    settings = Settings.from_env({}, fleet=fleet, fleet_wait_s=30.0)
     forget_environment()
     dist.barrier()
     marks["began"] = now()
@@ -160,6 +162,7 @@ def start(engine: Any, *, root: str, num_calls: int, num_buckets: int) -> dict[s
         "agreement": report.agreement,
         "seconds": dict(report.seconds),
         "path": report.path,
+        "fleet": dict(report.fleet),
         "warnings": list(report.warnings),
     }
 

@@ -36,6 +36,14 @@ FROZEN = {
     "progress_file": ("WARMUP_PLUGIN_PROGRESS_FILE", None),
     "metrics_file": ("WARMUP_PLUGIN_METRICS_FILE", None),
     "address": ("WARMUP_PLUGIN_ADDRESS", None),
+    "fleet": ("WARMUP_PLUGIN_FLEET", None),
+    "fleet_role": ("WARMUP_PLUGIN_FLEET_ROLE", "read"),
+    "fleet_credentials": ("WARMUP_PLUGIN_FLEET_CREDENTIALS", "given"),
+    "fleet_wait_s": ("WARMUP_PLUGIN_FLEET_WAIT_S", 2.0),
+    "fleet_publish_after_s": ("WARMUP_PLUGIN_FLEET_PUBLISH_AFTER_S", 60.0),
+    "fleet_keys": ("WARMUP_PLUGIN_FLEET_KEYS", ()),
+    "fleet_signing_key": ("WARMUP_PLUGIN_FLEET_SIGNING_KEY", None),
+    "fleet_health": ("WARMUP_PLUGIN_FLEET_HEALTH", None),
 }
 
 GOOD = [
@@ -68,6 +76,12 @@ GOOD = [
     ("reports", "0", 0),
     ("address", "node-1.cluster.local", "node-1.cluster.local"),
     ("address", "fe80::1%eth0", "fe80::1%eth0"),
+    ("fleet", "file:///mnt/shared", "file:///mnt/shared"),
+    ("fleet_role", "write", "write"),
+    ("fleet_credentials", "anonymous", "anonymous"),
+    ("fleet_wait_s", "0.5", 0.5),
+    ("fleet_publish_after_s", "0", 0.0),
+    ("fleet_health", "http://127.0.0.1:8000/health", "http://127.0.0.1:8000/health"),
 ]
 
 BAD = [
@@ -109,6 +123,14 @@ BAD = [
     ("reports", "eight"),
     ("address", "http://node"),
     ("address", "two words"),
+    ("fleet", "s3://key:secret@bucket"),
+    ("fleet_role", "writes"),
+    ("fleet_credentials", "metadata"),
+    ("fleet_wait_s", "0"),
+    ("fleet_publish_after_s", "-1"),
+    ("fleet_keys", "fleet.pub"),
+    ("fleet_signing_key", "fleet.key"),
+    ("fleet_health", "localhost:8000/health"),
 ]
 
 BAD_ARGUMENTS: list[tuple[str, object]] = [

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from warmup_plugin.cache.archive import SCHEMA as ARCHIVE_SCHEMA
 from warmup_plugin.cache.manifest import SCHEMA
-from warmup_plugin.cli.archive import SCHEMA as ARCHIVE_SCHEMA
 from warmup_plugin.cli.doctor_checks import FLASHINFER_TESTED
 from warmup_plugin.engines.embedded import EngineConfig, launch
 from warmup_plugin.engines.sglang.compat import TESTED as SGLANG_TESTED

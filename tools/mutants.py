@@ -151,18 +151,18 @@ MUTANTS = (
         "tests/test_decide.py::test_ranks_that_deviate_are_named_and_all_serve_defaults",
     ),
     Mutant(
-        "archive's file types", "cli/archive.py",
+        "archive's file types", "cache/archive.py",
         "    if member.type != tarfile.REGTYPE or member.issparse():\n", "    if False:\n",
         "tests/cli/test_carrying.py::test_a_hostile_archive_writes_nothing",
     ),
     Mutant(
-        "archive's names", "cli/archive.py",
+        "archive's names", "cache/archive.py",
         "        if match is None:\n", "        if match is None and not row.path:\n",
         "tests/cli/test_carrying.py::test_a_hostile_archive_writes_nothing",
     ),
     Mutant(
-        "archive's sha256", "cli/archive.py",
-        "        if len(data) != row.bytes or _sha256(data) != row.sha256:\n",
+        "archive's sha256", "cache/archive.py",
+        "        if len(data) != row.bytes or sha256_of(data) != row.sha256:\n",
         "        if False:\n",
         "tests/cli/test_carrying.py::test_another_listing_another_digest_another_size",
     ),
@@ -279,6 +279,69 @@ MUTANTS = (
         "ops left to themselves", "tuner/survey.py",
         "        with self._passing():\n", "        with contextlib.nullcontext():\n",
         "tests/ranks/test_modes.py::test_ops_left_to_themselves_make_no_warm_start_cold",
+    ),
+    Mutant(
+        "bundle's digest", "fleet/pull.py",
+        "    if digest(data) != pointer.bundle:\n", "    if False:\n",
+        "tests/fleet/test_faults.py::test_the_start_is_as_without_it[cut off]",
+    ),
+    Mutant(
+        "bundle's identity", "fleet/bundle.py",
+        "        if (file.version, file.arch, file.identity) != tuple(whose):\n",
+        "        if False:\n",
+        "tests/fleet/test_faults.py::test_the_start_is_as_without_it[another identity's]",
+    ),
+    Mutant(
+        "bundle's contents", "fleet/bundle.py",
+        '    if fault := next(faults, ""):\n', '    if fault := "":\n',
+        "tests/fleet/test_faults.py::test_the_start_is_as_without_it[unlike]",
+    ),
+    Mutant(
+        "pointer's condition", "fleet/objects.py",
+        '            mode: Any = {"e_tag": seen.tag}\n', '            mode: Any = "overwrite"\n',
+        "tests/fleet/test_publishing.py::test_every_reader_sees_a_whole_bundle_and_the_last_holds_all",
+    ),
+    Mutant(
+        "a folder's free number", "fleet/objects.py",
+        "            if max(numbers, default=0) > last + _KEPT:\n", "            if False:\n",
+        "tests/fleet/test_publishing.py::test_a_folders_number_that_was_free_again_is_not_taken",
+    ),
+    Mutant(
+        "a lost answer's token", "fleet/push.py",
+        "return isinstance(found, Pointer) and found.token == pointer.token", "return False",
+        "tests/fleet/test_publishing.py::test_a_pointer_whose_answer_was_lost_is_known_again",
+    ),
+    Mutant(
+        "the fleet's bound", "fleet/client.py",
+        "timeout=max(limit_s, 0.001)", "timeout=None",
+        "tests/fleet/test_client.py::test_a_process_that_does_not_answer_is_ended",
+    ),
+    Mutant(
+        "an engine that has ended", "fleet/worker.py",
+        "request.after_s))\n        if os.getppid() != request.parent:\n",
+        "request.after_s))\n        if False:\n",
+        "tests/fleet/test_starts.py::test_an_engine_that_ends_before_it_serves_publishes_nothing",
+    ),
+    Mutant(
+        "certified before published", "steps/fleet.py",
+        '        if agreement != "certified":\n', "        if False:\n",
+        "tests/fleet/test_starts.py::test_nothing_is_published_that_the_ranks_have_not_certified",
+    ),
+    Mutant(
+        "credentials that nobody gave", "fleet/location.py",
+        '    if not sets or credentials != "given":\n', "    if True:\n",
+        "tests/fleet/test_location.py::test_only_credentials_that_were_given",
+    ),
+    Mutant(
+        "who has signed", "fleet/signing.py",
+        "binascii.Error, ValueError):\n            return False\n",
+        "binascii.Error, ValueError):\n            return True\n",
+        "tests/fleet/test_signing.py::test_a_bundle_is_used_if_a_key_that_is_allowed_has_signed_it",
+    ),
+    Mutant(
+        "what a signature is for", "fleet/push.py",
+        "    if why := refuse(pointer, whose):\n", '    if why := "":\n',
+        "tests/fleet/test_signing.py::test_who_signs_takes_over_nothing_that_nobody_allowed_has_signed",
     ),
 )  # fmt: skip
 

@@ -26,6 +26,8 @@ Strategy = Literal["leader", "sharded", "per_rank"]
 REPLAYS: Final = ("replay", "require-complete")
 OnHit = Literal["survey", "skip"]
 ForwardFailure = Literal["end", "wait"]
+FleetRole = Literal["read", "write", "off"]
+FleetCredentials = Literal["given", "anonymous", "instance"]
 
 _PREFIX: Final = "WARMUP_PLUGIN_"
 _TRUE = ("1", "true", "yes", "on")
@@ -130,6 +132,25 @@ _HOST = _Kind(
     str,
     lambda value: isinstance(value, str) and bool(re.fullmatch(r"[A-Za-z0-9_.:%-]+", value)),
     "a host name or an IP address, without scheme or port",
+)
+
+
+def _is_location(value: object) -> bool:
+    from warmup_plugin.fleet.location import is_location  # a start without a fleet has no need
+
+    return is_location(value)
+
+
+_FLEET = _Kind(
+    str,
+    _is_location,
+    "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///DIRECTORY, without "
+    "user name, query or ..",
+)
+_URL = _Kind(
+    str,
+    lambda value: isinstance(value, str) and bool(re.fullmatch(r"https?://[^\s@]+", value)),
+    "an address that begins with http:// or https://, without user name",
 )
 
 
@@ -314,6 +335,76 @@ class Settings:
             "WARMUP_PLUGIN_ADDRESS",
             _HOST,
             "host name or IP address at which the other nodes reach rank 0",
+        ),
+    )
+    fleet: str | None = field(
+        default=None,
+        metadata=_row(
+            "WARMUP_PLUGIN_FLEET",
+            _FLEET,
+            "an object store or a shared folder in which hosts keep their tables for each other; "
+            "rank 0 asks it for this start's table",
+        ),
+    )
+    fleet_role: FleetRole = field(
+        default="read",
+        metadata=_row(
+            "WARMUP_PLUGIN_FLEET_ROLE",
+            _choice(*get_args(FleetRole)),
+            "`read` takes what the fleet has; `write` also gives it this start's table, once that "
+            "is certified and the engine serves; `off` leaves the fleet alone",
+        ),
+    )
+    fleet_credentials: FleetCredentials = field(
+        default="given",
+        metadata=_row(
+            "WARMUP_PLUGIN_FLEET_CREDENTIALS",
+            _choice(*get_args(FleetCredentials)),
+            "`given` uses those of the environment and asks nobody where there are none; "
+            "`anonymous` signs nothing; `instance` asks the machine's metadata service too",
+        ),
+    )
+    fleet_wait_s: float = field(
+        default=2.0,
+        metadata=_row(
+            "WARMUP_PLUGIN_FLEET_WAIT_S",
+            _seconds(zero=False),
+            "longest that a start waits for the fleet in all, whatever is amiss with it",
+        ),
+    )
+    fleet_publish_after_s: float = field(
+        default=60.0,
+        metadata=_row(
+            "WARMUP_PLUGIN_FLEET_PUBLISH_AFTER_S",
+            _seconds(zero=True),
+            "how long an engine lives after its warm-up before its table is given to the fleet",
+        ),
+    )
+    fleet_keys: tuple[Path, ...] = field(
+        default=(),
+        metadata=_row(
+            "WARMUP_PLUGIN_FLEET_KEYS",
+            _PATHS,
+            "files with ed25519 public keys in PEM: a bundle that none of them has signed is not "
+            "used",
+        ),
+    )
+    fleet_signing_key: Path | None = field(
+        default=None,
+        metadata=_row(
+            "WARMUP_PLUGIN_FLEET_SIGNING_KEY",
+            _PATH,
+            "a file with an ed25519 private key in PEM, by which this host signs what it gives to "
+            "the fleet; its own bundles are used, too, and no others where no keys are listed",
+        ),
+    )
+    fleet_health: str | None = field(
+        default=None,
+        metadata=_row(
+            "WARMUP_PLUGIN_FLEET_HEALTH",
+            _URL,
+            "the engine's own health page; it must answer 200 before the table is given to the "
+            "fleet",
         ),
     )
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.cli.shelves import files_below, identity, put
-from warmup_plugin.cli.archive import LISTING
+from warmup_plugin.cache.archive import LISTING
 from warmup_plugin.engines.embedded import EngineConfig, launch
 from warmup_plugin.runtime.safe_json import digest
 

@@ -45,6 +45,7 @@ SURFACE = {
         "identity", "-o", "--output", "--skip-faulty", "--version", "--arch", *PLACE,
     },
     "unpack": {"file", "--digest", "--replace", "--dry-run", *PLACE},
+    "fleet": {"action", "identity", "--url", "--key", "--version", "--arch", *PLACE},
     "import": {"source", "--version", "--arch", "--dry-run", *PLACE},
     "prune": {
         "--older-than", "--max-size", "--version", "--other-versions", "--set-aside", "--dry-run",

@@ -103,7 +103,7 @@ _BY_FILE = {
         ("Lookup._wait", "thread.join"): "a time-out is given",
     },
     "tuner/kept_environment.py": {
-        ("_said", "subprocess.run"): "a time-out is given, on a thread that nobody waits for",
+        ("_said", "subprocess.run"): "a time-out is given, on a thread of its own",
     },
     "cli/doctor_disks.py": {
         ("_locks", "fcntl.flock"): "asks with LOCK_NB, on a thread that is bounded",

@@ -1,66 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One file with tables in it: how it is laid out, written and read.
+"""Archives of tables as files of the command line: what goes in, and where they come from.
 
-    warmup-tables.json                                            every file: path, bytes, sha256
-    flashinfer_autotune/<version>/<arch>/<identity>/<file>        tables, manifests, identity.json
-
-An uncompressed tar, members in order, no times, no owners: equal tables give equal bytes on every
-machine. Owns the format. Refuses, when reading, whatever it would not have written: other names or
-types, another order, more or fewer bytes, another sha256. Nothing is written here.
+Owns which files of which identities are packed, and reading an archive from a path or from standard
+input; `warmup_plugin.cache.archive` has the format. Raises `CommandError`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import os
-import re
 import shutil
 import sys
-import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO
 
-import msgspec
-
+from warmup_plugin.cache.archive import ArchiveError, Packed, sha256_of
+from warmup_plugin.cache.archive import read as read_files
 from warmup_plugin.cache.paths import IDENTITY_NAME, LAYOUT, manifest_name, parse_table_name
 from warmup_plugin.cli import inventory
 from warmup_plugin.cli.output import CommandError
-
-LISTING: Final = "warmup-tables.json"
-SCHEMA: Final = 1
-_MOST_FILES: Final = 100_000
-_PATH: Final = re.compile(
-    rf"{LAYOUT}/(?P<version>[0-9][0-9A-Za-z.+!_-]*)/(?P<arch>sm[0-9]+|cpu)/(?P<identity>[0-9a-f]{{64}})/"
-    r"(?P<name>rank_tp\d+_pp\d+_dp\d+(\.manifest)?\.json|identity\.json)"
-)
-
-
-class _Row(msgspec.Struct, frozen=True):
-    path: str
-    bytes: int
-    sha256: str
-
-
-class _Listing(msgspec.Struct, frozen=True):
-    schema: int
-    files: list[_Row]
-
-
-@dataclass(frozen=True)
-class Packed:
-    """One file of an archive; ``identity`` with version and architecture says whose."""
-
-    path: str
-    data: bytes
-    version: str
-    arch: str
-    identity: str
-    name: str
 
 
 def files_of(found: Iterable[inventory.Kept]) -> Iterator[Packed]:
@@ -72,7 +33,7 @@ def files_of(found: Iterable[inventory.Kept]) -> Iterator[Packed]:
     for kept in found:
         version, arch = kept.version, kept.arch
         if not version:
-            version, arch = _environment(kept)
+            version, arch = environment_of(kept)
         sources = [parse_table_name(name) for name in kept.tables]
         manifests = [manifest_name(*source) for source in sources if source]
         for name in sorted([*kept.tables, *(m for m in manifests if m in kept.files),
@@ -85,7 +46,7 @@ def files_of(found: Iterable[inventory.Kept]) -> Iterator[Packed]:
             yield Packed(path, data, version, arch, kept.identity, name)
 
 
-def _environment(kept: inventory.Kept) -> tuple[str, str]:
+def environment_of(kept: inventory.Kept) -> tuple[str, str]:
     """Return version and architecture of a table whose path does not say them."""
     factors = inventory.factors_of(kept)
     version = str((factors.get("stamp") or {}).get("flashinfer_version", ""))
@@ -93,20 +54,6 @@ def _environment(kept: inventory.Kept) -> tuple[str, str]:
     if not version:
         raise CommandError(f"{kept.directory}: its identity does not say which FlashInfer it is of")
     return version, f"sm{capability.replace('.', '')}" if capability else "cpu"
-
-
-def render(files: Iterable[Packed]) -> bytes:
-    """Return the archive of these files: the same bytes for the same files."""
-    ordered = sorted({file.path: file for file in files}.values(), key=lambda file: file.path)
-    rows = [{"path": f.path, "bytes": len(f.data), "sha256": _sha256(f.data)} for f in ordered]
-    listing = msgspec.json.format(msgspec.json.encode({"schema": SCHEMA, "files": rows}), indent=1)
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for name, data in ((LISTING, listing), *((file.path, file.data) for file in ordered)):
-            member = tarfile.TarInfo(name)  # no time, no owner, mode 0644
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return out.getvalue()
 
 
 def read(path: Path, limit: int, sha256: str = "") -> list[Packed]:
@@ -124,15 +71,11 @@ def read(path: Path, limit: int, sha256: str = "") -> list[Packed]:
                         f"{path}: sha256 {found}, not the {sha256} that was asked for"
                     )
                 file.seek(0)
-            # "r:": uncompressed, or a small file could unfold into a disk full.
-            with tarfile.open(fileobj=file, mode="r:") as archive:
-                return list(_members(archive, limit))
-    except _BadError as error:
+            return list(read_files(file, limit))
+    except ArchiveError as error:
         raise CommandError(f"{path}: {error}") from None
     except OSError as error:
         raise CommandError(f"{error.filename or path}: {error.strerror or error}") from None
-    except (tarfile.TarError, EOFError, ValueError) as error:
-        raise CommandError(f"{path}: not an archive of tables: {error}") from None
 
 
 def _digest_of(file: BinaryIO) -> str:
@@ -150,7 +93,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     """
     is_stdin = str(path) == "-"
     if is_stdin and sys.stdin is None:
-        raise _BadError("standard input is closed")
+        raise ArchiveError("standard input is closed")
     with contextlib.ExitStack() as stack:
         source = sys.stdin.buffer if is_stdin else stack.enter_context(path.open("rb"))
         if not is_stdin and source.seekable():
@@ -162,58 +105,9 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         yield whole
 
 
-class _BadError(Exception):
-    """What is wrong with an archive."""
-
-
-def _members(archive: tarfile.TarFile, limit: int) -> Iterator[Packed]:
-    listing = _listing(archive, limit)
-    for row in listing.files:
-        match = _PATH.fullmatch(row.path)
-        if match is None:
-            raise _BadError(f"{row.path!r}: not a name that a table's file has")
-        data = _next(archive, row.path, limit)
-        if len(data) != row.bytes or _sha256(data) != row.sha256:
-            raise _BadError(f"{row.path}: other bytes than listed")
-        yield Packed(row.path, data, match["version"], match["arch"], match["identity"],
-                     match["name"])  # fmt: skip
-    if (more := archive.next()) is not None:
-        raise _BadError(f"{more.name!r}: not in the list of files")
-
-
-def _listing(archive: tarfile.TarFile, limit: int) -> _Listing:
-    try:
-        found = msgspec.json.decode(_next(archive, LISTING, limit), type=_Listing)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise _BadError(f"{LISTING}: {error}") from None
-    if found.schema != SCHEMA:
-        raise _BadError(f"schema {found.schema}, this version reads {SCHEMA}")
-    if len(found.files) > _MOST_FILES:
-        raise _BadError(f"{len(found.files)} files, more than {_MOST_FILES}")
-    paths = [row.path for row in found.files]
-    if paths != sorted(set(paths)):
-        raise _BadError(f"{LISTING}: its files are not in order")
-    return found
-
-
-def _next(archive: tarfile.TarFile, name: str, limit: int) -> bytes:
-    member = archive.next()
-    if member is None or member.name != name:
-        raise _BadError(f"{name} should come next, not {member.name if member else 'the end'!r}")
-    if member.type != tarfile.REGTYPE or member.issparse():
-        raise _BadError(f"{name}: not a plain file")
-    if member.size > limit:
-        raise _BadError(f"{name}: {member.size} bytes, more than the {limit} allowed")
-    file = archive.extractfile(member)
-    data = file.read() if file is not None else b""
-    if len(data) != member.size:
-        raise _BadError(f"{name}: cut off")
-    return data
-
-
 def digest_of(data: bytes) -> str:
     """Return the digest to pin an archive by."""
-    return f"sha256:{_sha256(data)}"
+    return f"sha256:{sha256_of(data)}"
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -237,10 +131,6 @@ def write_whole(path: Path, data: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise CommandError(f"{path}: {error.strerror}") from None
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def summary(files: Iterable[Packed]) -> list[dict[str, Any]]:

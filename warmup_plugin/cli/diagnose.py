@@ -8,7 +8,7 @@ Owns that judgement. Where a start found no table of its own identity, the neare
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,6 +93,31 @@ def explain_start(path: Path, roots: list[places.Root], limit: int) -> Verdict:
     report = read_report(path, limit)
     if isinstance(report, Miss):
         raise CommandError(f"{path}: {report.reason}")
+    verdict = _verdict(path, report, roots, limit)
+    words = _fleet_words(report)
+    return replace(verdict, words=(*verdict.words, words)) if words else verdict
+
+
+def _fleet_words(report: WarmupReport) -> str:
+    """Return what the fleet gave this start, or why not; an empty string where none was asked."""
+    told = {name: str(value) for name, value in report.fleet.items()}
+    if not told:
+        return ""
+    url, reason = told.get("url", ""), told.get("reason", "")
+    bundle = f"bundle {told.get('bundle', '')[:SHORT]}"
+    match told.get("state"):
+        case "fetched":
+            return f"The fleet {url} gave {bundle}, {told.get('entries', '?')} entries."
+        case "kept":
+            return f"The fleet {url} has {bundle}, which an earlier start had fetched."
+        case "absent":
+            return f"The fleet {url} had no table of this identity."
+        case "refused":
+            return f"What the fleet {url} has was not used: {reason}."
+    return f"The fleet {url} gave nothing: {reason}."
+
+
+def _verdict(path: Path, report: WarmupReport, roots: list[places.Root], limit: int) -> Verdict:
     tuned = _new(report)
     if report.agreement != "certified":
         why = f"The ranks could not share a table ({report.agreement}): {report.reason}."

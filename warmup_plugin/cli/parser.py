@@ -21,6 +21,7 @@ from warmup_plugin.cli.commands import (
     diff,
     doctor,
     explain,
+    fleet,
     import_,
     ls,
     pack,
@@ -39,7 +40,7 @@ from warmup_plugin.cli.commands import (
 #: In the order of the help.
 VERBS = (
     demo, doctor, config, where, ls, show, status, explain, report, stats, diff, verify, pack,
-    unpack, import_, prune, rm, retry, completion,
+    unpack, fleet, import_, prune, rm, retry, completion,
 )  # fmt: skip
 
 _EXAMPLES = """\

@@ -32,6 +32,8 @@ STEPS: Final = (
     "open", "read", "agree", "survey", "try", "plan", "tune", "share", "prepare", "publish",
     "certify", "unguarded",
 )  # fmt: skip
+#: What a start got from the fleet; `off` where none was asked.
+FLEET: Final = ("off", "fetched", "kept", "absent", "refused", "failed")
 
 
 class Family(NamedTuple):
@@ -60,6 +62,8 @@ FAMILIES: Final = {
     "step_seconds": Family("Seconds by step on this node's first rank.", ("step",)),
     "bytes": Family("Bytes between this node's first rank and others.", ("direction",)),
     "waited_seconds": Family("Seconds that ranks waited for the last one, longest waits."),
+    "fleet": Family("1 for what the fleet gave the last start, 0 for all else.", ("state",)),
+    "fleet_seconds": Family("Seconds that the last start waited for the fleet."),
     "speed_over_default": Family("Default's time over the winner's, geometric mean."),
 }
 
@@ -96,6 +100,10 @@ def samples(state: State, report: WarmupReport, started: float) -> Iterator[Samp
     yield Sample("bytes", ("received",), report.bytes_received)
     waits = sum(float(row["seconds"]) for row in report.waited)
     yield Sample("waited_seconds", (), round(waits, 4))
+    given = str(report.fleet.get("state", "off"))
+    for name in FLEET:
+        yield Sample("fleet", (name,), float(name == given))
+    yield Sample("fleet_seconds", (), float(report.fleet.get("seconds", 0.0)))
     if gain := over_default(report.winners):  # nothing was raced: there is no such figure
         yield Sample("speed_over_default", (), round(gain, 4))
 

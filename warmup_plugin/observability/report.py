@@ -43,7 +43,8 @@ class WarmupReport:
 
     On rank 0 alone, about all ranks: ``ranks`` has a row for each (steps, waits, counts; times in
     seconds since the first meeting was over), ``winners`` one for each task that was tuned, and
-    ``waited`` says who waited for whom, at which meeting.
+    ``waited`` says who waited for whom, at which meeting. ``fleet``: what the fleet gave, or why
+    not, and whether this start's table is given to it; empty where no fleet is asked.
     """
 
     engine: str
@@ -84,6 +85,7 @@ class WarmupReport:
     waited: tuple[Mapping[str, Any], ...] = ()
     process: Mapping[str, Any] = field(default_factory=dict)
     factors: Mapping[str, Any] = field(default_factory=dict)
+    fleet: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the receipt as JSON values, its schema's number first."""

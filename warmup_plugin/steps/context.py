@@ -35,6 +35,7 @@ from warmup_plugin.tuner.tuner_state import Installed
 if TYPE_CHECKING:
     from warmup_plugin.coordination.base import Decide
     from warmup_plugin.runtime.sigterm import Shutdown
+    from warmup_plugin.steps.fleet import Fleet
 
 logger = logging.getLogger("warmup_plugin")
 
@@ -79,6 +80,8 @@ class Job:
     progress: ProgressLine = field(default_factory=lambda: ProgressLine(1))
     rows: list[dict[str, Any]] = field(default_factory=list)
     winners: list[dict[str, Any]] = field(default_factory=list)
+    #: On rank 0, where a fleet is set.
+    fleet: Fleet | None = None
 
     @property
     def leads(self) -> bool:

@@ -8,12 +8,13 @@ inside the guarded part, so that a rank that lacks something takes part and says
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from warmup_plugin import __version__
 from warmup_plugin.cache.journal import Journal
@@ -48,6 +49,10 @@ from warmup_plugin.tuner.environment_stamp import Lookup
 from warmup_plugin.tuner.known_ops import known_ops
 from warmup_plugin.tuner.tuner_state import Installed
 
+if TYPE_CHECKING:
+    from warmup_plugin.steps.fleet import Fleet
+
+logger = logging.getLogger("warmup_plugin")
 #: Warnings about the environment that this process has logged.
 _told: set[str] = set()
 
@@ -68,6 +73,7 @@ def open_job(options: Options) -> Iterator[Job]:
         hold_standard_streams()
         lack = _lack(options)  # while nothing has been taken
         greeting = "" if lack else _begin(options)  # early: every rank will wait for it
+        fleet = _fleet(options, stack)
         progress = _progress(options)
         stack.callback(progress.hush)
         figures = of_rank(options.ranks, options.engine, options.settings, options.identity.digest)
@@ -77,6 +83,7 @@ def open_job(options: Options) -> Iterator[Job]:
         try:
             coordinator, rank_0s = _meet(options, stack, progress, greeting, lack=lack)
             job = _join(options, coordinator, stack, progress, rank_0s, figures=figures)
+            job.fleet = fleet
             job.seconds["open"] = time.monotonic() - began
             job.spans.append(("open", began - job.zero, job.seconds["open"]))
             if other:
@@ -250,6 +257,22 @@ def _begin(options: Options) -> str:
         if options.ranks.rank == 0:
             return environment_stamp.begin(tells=not options.is_alone)
     return ""
+
+
+def _fleet(options: Options, stack: contextlib.ExitStack) -> Fleet | None:
+    """Begin on rank 0 the process that will ask the fleet; None where there is none to ask."""
+    settings = options.settings
+    if settings.fleet is None or settings.fleet_role == "off" or options.ranks.rank:
+        return None
+    try:
+        from warmup_plugin.steps.fleet import Fleet
+
+        fleet = Fleet(settings)
+    except Exception:
+        logger.exception("warmup-plugin: the fleet is not asked:")
+        return None
+    stack.callback(fleet.close)
+    return fleet
 
 
 def _hello(options: Options, lookup: Lookup) -> Word:

@@ -89,6 +89,8 @@ def read(job: Job) -> Held:
     Rank 0 also borrows, where its own table does not say that it is complete.
     """
     with job.timed("read"):
+        if job.fleet is not None:
+            job.fleet.ask(job)
         if job.store is None:
             job.coordinator.expect()
             return Held()

@@ -7,6 +7,7 @@ first rank of each node.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections import Counter
@@ -78,6 +79,10 @@ def make_report(
         waited=(*job.waited, *waited(job.rows)), process=own_card().to_json(),
         factors=job.identity.factors if job.leads else {},
     )  # fmt: skip
+    if job.fleet is not None:
+        with job.failing_as_data():
+            fleet = job.fleet.told(job, found.agreement, is_warm=found.is_warm)
+            found = dataclasses.replace(found, fleet=fleet)
     job.progress.end("ready")
     if job.leads:
         logger.info(found.line())

@@ -18,6 +18,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 _VARIABLES = ("LD_LIBRARY_PATH", "LD_PRELOAD", "PATH", "CUDA_HOME", "CUDA_PATH")
 #: What the dynamic linker finds without a search, since it is loaded already.
 _LOADED = (b"cublas", b"cudnn")
+
+#: So long a process that ends at once, as a job that only tunes, waits for what it keeps.
+_LEAVE_S = 2.0
 
 #: The one that is looking, if one is, and what this process saw before, where others are told.
 _under_way: threading.Thread | None = None
@@ -124,7 +128,7 @@ def kept() -> dict[str, str]:
 
 
 def keep_later(folder: Path) -> None:
-    """Look once more and keep what is found, on a thread that nobody waits for."""
+    """Look once more and keep what is found, on a thread; a process that ends waits a little."""
     global _process  # noqa: PLW0603  # as above: once per process
     if _process is None:
         return
@@ -135,6 +139,8 @@ def keep_later(folder: Path) -> None:
     _process = None
     with contextlib.suppress(RuntimeError):  # no thread: the next start looks, too
         thread.start()
+        # Not `atexit`, which processes made by `multiprocessing`, as engines' workers, pass by.
+        Finalize(None, thread.join, args=(_LEAVE_S,), exitpriority=0)
 
 
 def _unknown() -> dict[str, Callable[[], str]]:

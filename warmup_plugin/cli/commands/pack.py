@@ -12,6 +12,7 @@ import os
 import sys
 from pathlib import Path
 
+from warmup_plugin.cache.archive import Packed, render
 from warmup_plugin.cli import archive, inventory, named, output, places
 from warmup_plugin.cli.commands import verify
 from warmup_plugin.cli.output import CommandError, note
@@ -60,12 +61,12 @@ def run(
         raise CommandError(message, code=CommandError.USAGE)
     settings = Settings.from_env()
     roots = places.find(root, engine_root, settings, os.environ)
-    found = _chosen(identity, roots, version, arch)
-    whole = [kept for kept in found if _holds(kept, settings.table_bytes, skip_faulty=skip_faulty)]
+    found = chosen(identity, roots, version, arch)
+    whole = [kept for kept in found if holds(kept, settings.table_bytes, skip_faulty=skip_faulty)]
     if not whole:
         raise CommandError("there is no table to pack that holds")
     files = list(archive.files_of(whole))
-    data = archive.render(files)
+    data = render(files)
     if is_stream:
         sys.stdout.buffer.write(data)
     else:
@@ -74,7 +75,7 @@ def run(
     return 0
 
 
-def _chosen(
+def chosen(
     names: list[str], roots: list[places.Root], version: str | None, arch: str | None
 ) -> list[inventory.Kept]:
     """Return the identities to pack; of one that is in several roots, the first."""
@@ -95,7 +96,7 @@ def _chosen(
     return list(chosen.values())
 
 
-def _holds(kept: inventory.Kept, limit: int, *, skip_faulty: bool) -> bool:
+def holds(kept: inventory.Kept, limit: int, *, skip_faulty: bool) -> bool:
     """Return whether the tables of an identity hold; a note says why it is left out.
 
     Raises:
@@ -113,7 +114,7 @@ def _holds(kept: inventory.Kept, limit: int, *, skip_faulty: bool) -> bool:
     return True
 
 
-def _say(path: Path, data: bytes, files: list[archive.Packed], *, as_json: bool, err: bool) -> None:
+def _say(path: Path, data: bytes, files: list[Packed], *, as_json: bool, err: bool) -> None:
     digest, identities = archive.digest_of(data), archive.summary(files)
     if as_json:
         output.print_json(

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from warmup_plugin.cache.archive import Packed
 from warmup_plugin.cache.files import is_inside, make_directory, write_files
 from warmup_plugin.cache.locks import locked
 from warmup_plugin.cache.manifest import Manifest, parse_manifest
@@ -113,7 +114,7 @@ def run(
 
 
 def unpack(
-    files: Iterable[archive.Packed], target: Root, settings: Settings, *, replace: bool,
+    files: Iterable[Packed], target: Root, settings: Settings, *, replace: bool,
     dry_run: bool,
 ) -> list[Placed]:  # fmt: skip
     """Put an archive's files below a root.
@@ -140,13 +141,13 @@ def unpack(
         ]
 
 
-def _home(target: Root, file: archive.Packed) -> Path:
+def _home(target: Root, file: Packed) -> Path:
     if target.kind == "override":
         return target.path / file.identity
     return target.path / LAYOUT / file.version / file.arch / file.identity
 
 
-def _check(stage: Path, files: list[archive.Packed], limit: int) -> None:
+def _check(stage: Path, files: list[Packed], limit: int) -> None:
     named = {file.path for file in files}
     for file in files:
         home, source = Path(file.path).parent, parse_table_name(file.name)

@@ -12,21 +12,14 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from warmup_plugin.cache.manifest import DEFAULTS, Manifest
-from warmup_plugin.cache.paths import IDENTITY_NAME
-from warmup_plugin.cache.stamps import stamp_conflicts
+from warmup_plugin.cache import checking
+from warmup_plugin.cache.manifest import Manifest
 from warmup_plugin.cache.table import Table
 from warmup_plugin.cli import inventory, named, output, places
 from warmup_plugin.cli.load import TableFile, read_table
 from warmup_plugin.cli.output import CommandError
-from warmup_plugin.identity import Identity
-from warmup_plugin.runtime.safe_json import Miss
 from warmup_plugin.settings import Settings
-
-if TYPE_CHECKING:
-    from warmup_plugin.cache.manifest import TaskRecord
 
 HELP = "check tables against their manifests and identities"
 DESCRIPTION = """\
@@ -41,7 +34,6 @@ examples:
   warmup-plugin verify rank_tp0_pp0_dp0.json
   warmup-plugin verify --root /opt/tables --json  a baked image's
 """
-_MOST = 3
 
 
 @dataclass(frozen=True)
@@ -91,48 +83,12 @@ def check(path: Path, limit: int) -> Checked:
 
 
 def faults_of(file: TableFile) -> Iterator[str]:
-    """Yield what is wrong with a table, its manifest, its identity, or between them."""
-    if isinstance(file.table, Miss):
-        yield file.table.reason
-    if isinstance(file.manifest, Miss):
-        yield f"manifest: {file.manifest.reason}"
-    elif not file.vouched and isinstance(file.table, Table):
-        yield "manifest: it vouches for a table with another sha256"
-    if isinstance(file.identity, Miss):
-        yield f"{IDENTITY_NAME}: {file.identity.reason}"
-    elif isinstance(file.identity, Identity):
-        yield from _identity_faults(file, file.identity)
-    if isinstance(file.table, Table) and isinstance(file.manifest, Manifest):
-        yield from _task_faults(file.table, file.manifest)
-
-
-def _identity_faults(file: TableFile, identity: Identity) -> Iterator[str]:
+    """Yield what is wrong with a table, what lies beside it, or between them."""
     directory = file.path.absolute().parent.name
-    if len(directory) == inventory.DIGITS and directory != identity.digest:
-        yield f"{IDENTITY_NAME}: its digest is {identity.digest[: output.SHORT]}, not the directory"
-    if isinstance(file.manifest, Manifest) and file.manifest.identity != identity.digest:
-        yield f"manifest: of identity {file.manifest.identity[: output.SHORT]}"
-    if isinstance(file.table, Table):
-        stamp = identity.factors.get("stamp", {})
-        for name, (theirs, ours) in stamp_conflicts(file.table.stamp, stamp).items():
-            yield f"tuned with {name} {theirs}, the identity says {ours}"
-
-
-def _task_faults(table: Table, manifest: Manifest) -> Iterator[str]:
-    if manifest.tasks_miss:
-        yield f"manifest: its tasks: {manifest.tasks_miss.reason}"
-        return
-    lacking = [task for task in manifest.tasks.values() if not _is_answered(table, task)]
-    for task in lacking[:_MOST]:
-        yield f"{task.op}: a task without its winner"
-    if len(lacking) > _MOST:
-        yield f"and {len(lacking) - _MOST} more tasks without their winners"
-
-
-def _is_answered(table: Table, task: TaskRecord) -> bool:
-    return task.outcome in DEFAULTS or any(
-        key in table.entries for keys in task.keys for key in keys
-    )
+    yield from checking.faults_of(
+        file.table, file.manifest, file.identity, is_vouched=file.vouched,
+        named=directory if len(directory) == inventory.DIGITS else "",
+    )  # fmt: skip
 
 
 def _print(found: list[Checked], bad: list[Checked]) -> None:

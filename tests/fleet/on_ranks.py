@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of this folder run on the ranks."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package stays the wheel's
+
+from tests.logs import logged
+from warmup_plugin.engines.embedded.worker import Engine, warm_up_rank
+
+#: Longer than any publication of these tests takes.
+_PUBLISHED_S = 30.0
+
+
+def serving(engine: Engine) -> tuple[Any, dict[str, Any]]:
+    """Warm up, then live until what this rank publishes is published."""
+    with logged(logging.INFO) as lines:
+        began = time.monotonic()
+        result = warm_up_rank(engine)
+        seconds = time.monotonic() - began
+        modules = sorted(name for name in sys.modules if "fleet" in name or "obstore" in name)
+        outcomes = []
+        if "warmup_plugin.fleet.client" in sys.modules:
+            from warmup_plugin.fleet.client import publications
+
+            for each in publications:
+                each.join(_PUBLISHED_S)
+                outcomes.append(each.outcome)
+    return result, {"outcomes": outcomes, "modules": modules, "lines": lines, "seconds": seconds}
+
+
+def ending(engine: Engine) -> tuple[Any, dict[str, Any]]:
+    """Warm up and end at once, as an engine that dies after its warm-up."""
+    return warm_up_rank(engine), {}

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's side of the fleet: a process that is begun early, asked once, and always ended.
+
+Owns that process and its bounds: it begins while the ranks meet, is asked when the identity is
+known, and is killed when its time is up, with all that it waits for: a name server, a handshake, a
+body that trickles in. Imports nothing but the standard library. What goes wrong is an answer with
+a reason, never an exception.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any, Final
+
+logger = logging.getLogger("warmup_plugin")
+
+#: On the path of the engine; without `site`, since the files of an environment take time.
+_CODE: Final = (
+    "import sys; sys.path[:] = sys.argv[1].split('\\n'); "
+    "from warmup_plugin.fleet.worker import main; main()"
+)
+_HOME: Final = str(Path(__file__).resolve().parents[2])
+#: Until a process that is killed is gone.
+_GONE_S: Final = 5.0
+
+
+class Worker:
+    """The process of one request. ``reason``: why there is none."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self._status = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        paths = dict.fromkeys([*filter(None, sys.path), _HOME])
+        try:
+            self._process = subprocess.Popen(  # noqa: S603  # this Python, this package
+                [sys.executable, "-S", "-P", "-c", _CODE, "\n".join(paths)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # no signal of a terminal is meant for it
+            )
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            self.reason = f"no process can be started: {error}"
+
+    def ask(self, request: dict[str, Any], limit_s: float) -> dict[str, Any]:
+        """Return the answer, or within ``limit_s`` why there is none; the process ends with it."""
+        if self._process is None:
+            return {"state": "failed", "reason": self.reason}
+        try:
+            line = json.dumps(request).encode() + b"\n"
+            answer, _ = self._process.communicate(line, timeout=max(limit_s, 0.001))
+        except subprocess.TimeoutExpired:
+            return {"state": "failed", "reason": f"no answer within {limit_s:.1f} s"}
+        except (OSError, ValueError) as error:
+            return {"state": "failed", "reason": f"{type(error).__name__}: {error}"}
+        finally:
+            self.close()  # also where a signal comes in between
+        return _parsed(answer, self._status)
+
+    def close(self) -> None:
+        """End the process, and wait until it is gone."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.poll() is None:
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._status = process.wait(_GONE_S)
+        for pipe in (process.stdin, process.stdout):
+            with contextlib.suppress(OSError):
+                if pipe is not None:
+                    pipe.close()
+
+
+def _parsed(answer: bytes, status: int) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        found = json.loads(answer)
+        if isinstance(found, dict) and isinstance(found.get("state"), str):
+            return found
+    if status == -signal.SIGALRM:
+        return {"state": "failed", "reason": "its time was up"}
+    hint = "" if _has_client() else ": pip install 'warmup-plugin[fleet]' brings obstore"
+    return {"state": "failed", "reason": f"its process ended with status {status}{hint}"}
+
+
+def _has_client() -> bool:
+    """Return whether the client library is there; asked where the process could not say so."""
+    import importlib.util
+
+    with contextlib.suppress(ImportError, ValueError):
+        return importlib.util.find_spec("obstore") is not None
+    return False
+
+
+def kept_directory(place: Path, identity: str) -> Path | None:
+    """Return the bundle that an earlier start has left here, the newest one; None without one."""
+    try:
+        found = [p for p in (place / identity).iterdir() if not p.name.startswith(".")]
+        return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+    except OSError:
+        return None
+
+
+class Publication(threading.Thread):
+    """A publication that waits, in a process of its own, until the engine serves.
+
+    The thread only waits for that process, so that its end is seen and its word is logged; it
+    keeps no engine from ending. ``outcome``: what became of it, empty until then.
+    """
+
+    def __init__(self, request: dict[str, Any], limit_s: float, url: str) -> None:
+        super().__init__(name="warmup-fleet", daemon=True)
+        self._request, self._limit_s, self._url = request, limit_s, url
+        self._worker = Worker()
+        self.outcome: dict[str, Any] = {}
+
+    def run(self) -> None:
+        """Wait for the process, and say what it has come to."""
+        found = self._worker.ask(self._request, self._limit_s)
+        state, reason = found["state"], str(found.get("reason", ""))
+        bundle = str(found.get("bundle", ""))[:12]
+        why = f" ({reason})" if reason else ""
+        if state == "failed":
+            logger.warning("warmup-plugin: fleet %s: nothing is published: %s", self._url, reason)
+        else:
+            logger.info("warmup-plugin: fleet %s: %s bundle %s, generation %s, %s entries%s",
+                        self._url, state, bundle, found.get("generation"), found.get("entries"),
+                        why)  # fmt: skip
+        self.outcome = found
+
+
+#: The publications of this process, which go on while it serves.
+publications: Final[list[Publication]] = []
+
+
+def publish(request: dict[str, Any], limit_s: float, url: str) -> str:
+    """Begin a publication; return why there is none, or an empty string."""
+    thread = Publication(request, limit_s, url)
+    try:
+        thread.start()
+    except RuntimeError as error:  # no thread to be had
+        return str(error)
+    publications.append(thread)
+    return ""

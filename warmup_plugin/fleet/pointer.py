@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pointer of an identity: which bundle is the latest, and what it is said to hold.
+
+Owns the document and the names of objects. What a pointer says of a bundle is for people and for
+the choice of what to fetch: nothing rests on it, since the bundle is named by its own sha256 and
+checked when it is there. Bad bytes are a `Miss`. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+import msgspec
+
+from warmup_plugin.runtime.safe_json import Miss, decode
+
+SCHEMA: Final = 1
+#: A pointer is a few hundred bytes.
+LIMIT: Final = 1 << 16
+POINTERS: Final = "v1/ptr/"
+_SHA256: Final = re.compile("[0-9a-f]{64}")
+_BASE: Final = re.compile(
+    POINTERS + r"(?P<version>[0-9][0-9A-Za-z.+!_-]*)/(?P<arch>sm[0-9]+|cpu)/"
+    r"(?P<identity>[0-9a-f]{64})(/(?P<number>[0-9]{8}))?"
+)
+
+
+class Whose(NamedTuple):
+    """An identity, and for which FlashInfer and architecture it is kept."""
+
+    version: str
+    arch: str
+    identity: str
+
+    @property
+    def base(self) -> str:
+        """Return the name of its pointer, or what the numbered names begin with."""
+        return f"{POINTERS}{self.version}/{self.arch}/{self.identity}"
+
+
+class Signature(msgspec.Struct, frozen=True):
+    """One signature: the sha256 of the public key, and the signature in base64."""
+
+    key: str
+    value: str
+
+
+class Pointer(msgspec.Struct, frozen=True, kw_only=True):
+    """One state of an identity's table in the fleet.
+
+    ``table``: the sha256 of the table in the bundle. ``token``: unique to the writer's one attempt,
+    by which it knows its own again where the answer to a write was lost.
+    """
+
+    schema: int
+    identity: str
+    bundle: str
+    bytes: int
+    table: str
+    generation: int
+    entries: int
+    complete: bool
+    engine: str = ""
+    engine_version: str = ""
+    at: float = 0.0
+    host: str = ""
+    token: str = ""
+    signatures: tuple[Signature, ...] = ()
+
+
+_POINTER: Final = msgspec.json.Decoder(Pointer)
+
+
+def parse_pointer(data: bytes, identity: str) -> Pointer | Miss:
+    """Read the pointer of an identity."""
+    if len(data) > LIMIT:
+        return Miss(f"the pointer has {len(data)} bytes, more than the {LIMIT} allowed", "foreign")
+    found = decode(_POINTER, data)
+    if isinstance(found, Miss):
+        return Miss(f"the pointer cannot be read: {found.reason}", "unreadable")
+    assert isinstance(found, Pointer)
+    if found.schema != SCHEMA:
+        return Miss(f"the pointer has schema {found.schema}, this version reads {SCHEMA}", "newer")
+    if found.identity != identity:
+        return Miss(f"the pointer is of identity {found.identity[:12]}", "foreign")
+    if not _SHA256.fullmatch(found.bundle):
+        return Miss("the pointer names no bundle by its sha256", "unreadable")
+    return found
+
+
+def render_pointer(pointer: Pointer) -> bytes:
+    """Return the document."""
+    return msgspec.json.format(msgspec.json.encode(pointer), indent=1) + b"\n"
+
+
+def bundle_key(sha256: str) -> str:
+    """Return the name of a bundle."""
+    return f"v1/bundle/{sha256}"
+
+
+def parse_base(key: str) -> tuple[Whose, int] | None:
+    """Return whose pointer an object is, and its number (0 where it has none); None for others."""
+    match = _BASE.fullmatch(key)
+    if match is None:
+        return None
+    return Whose(match["version"], match["arch"], match["identity"]), int(match["number"] or 0)

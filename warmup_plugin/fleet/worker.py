@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process in which the fleet is asked: one request on standard input, one answer on output.
+
+Owns its own end: an alarm ends it where its parent is not there to do so, whatever the client
+library waits for, and so does a parent that goes away before there is a request. Imports what an
+action needs when it is asked for, since a start waits for this process. Nothing else is written to
+standard output. Never imported by an engine.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.fleet.objects import Objects
+from warmup_plugin.fleet.pointer import Pointer, Whose, parse_pointer
+from warmup_plugin.fleet.pull import Refuse, pull, take_all
+
+#: How often a process that waits for an engine to serve looks again.
+_LOOK_S: Final = 1.0
+_HTTP_OK: Final = 200
+
+
+class Request(msgspec.Struct, kw_only=True):
+    """What is asked. ``do``: pull into ``place``, push what lies in ``place``, list, get, or sign.
+
+    ``limit_s`` is for all of it once an engine serves, ``timeout_s`` for one request. A push waits
+    until an engine serves where ``parent`` is its process: ``after_s`` of life, and an answer of
+    ``health``, where that is given.
+    """
+
+    do: str
+    url: str
+    credentials: Literal["given", "anonymous", "instance"]
+    limit_s: float
+    timeout_s: float
+    table_bytes: int
+    whose: Whose | None = None
+    place: str = ""
+    keys: tuple[str, ...] = ()
+    sign_key: str = ""
+    parent: int = 0
+    after_s: float = 0.0
+    health: str | None = None
+    health_limit_s: float = 0.0
+
+
+def main() -> None:
+    """Answer one request; an empty one is none."""
+    line = sys.stdin.buffer.readline()
+    if not line.strip():
+        return
+    request = msgspec.json.decode(line, type=Request)
+    try:
+        if request.parent and (why := _wait_until_served(request)):
+            answer: Any = {"state": "failed", "reason": why}
+        else:
+            signal.setitimer(signal.ITIMER_REAL, request.limit_s)  # by default it ends the process
+            answer = _answer(request)
+    except WarmupError as error:
+        answer = {"state": "failed", "reason": str(error)}
+    except Exception as error:  # noqa: BLE001  # the answer is all that anybody hears of it
+        answer = {"state": "failed", "reason": f"{type(error).__name__}: {error}"[:300]}
+    sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
+    sys.stdout.buffer.flush()
+    os._exit(0)  # the client's threads need no farewell
+
+
+def _answer(request: Request) -> Any:
+    writes = request.do in ("push", "sign")
+    objects = Objects(request.url, request.credentials, timeout_s=request.timeout_s, writes=writes)
+    if request.do == "list":
+        return {"state": "listed", "rows": _rows(objects)}
+    assert request.whose is not None
+    place = Path(request.place)
+    refuse: Refuse = take_all
+    if request.keys or request.sign_key:
+        from warmup_plugin.fleet.signing import Keys
+
+        keys = Keys(request.keys)
+        if request.sign_key:
+            keys.add(request.sign_key)
+        refuse = keys.refuse
+    if request.do == "pull":
+        return pull(objects, request.whose, place, request.table_bytes, refuse)
+    if request.do == "push":
+        return _push(objects, request.whose, place, request, refuse)
+    if request.do == "sign":
+        return _sign(objects, request.whose, request)
+    return _get(objects, request.whose, place, request.table_bytes, refuse)
+
+
+def _push(objects: Objects, whose: Whose, place: Path, request: Request, refuse: Refuse) -> Any:
+    from warmup_plugin.fleet.push import leave_unsigned, push
+
+    if not request.sign_key:
+        return push(objects, whose, place, request.table_bytes, refuse=refuse, sign=leave_unsigned)
+    from warmup_plugin.fleet.signing import signed
+
+    def sign(pointer: Pointer, whose: Whose) -> Pointer:
+        return signed(pointer, whose, request.sign_key)
+
+    return push(objects, whose, place, request.table_bytes, refuse=refuse, sign=sign)
+
+
+def _sign(objects: Objects, whose: Whose, request: Request) -> Any:
+    """Add a signature to the latest bundle of an identity, whoever has published it."""
+    from warmup_plugin.fleet.pointer import render_pointer
+    from warmup_plugin.fleet.pull import latest
+    from warmup_plugin.fleet.signing import signed
+    from warmup_plugin.runtime.safe_json import Miss
+
+    seen = objects.pointer(whose)
+    found = latest(objects, whose, request.table_bytes)
+    if isinstance(found, Miss):
+        return {"state": "failed", "reason": found.reason}
+    pointer = signed(found[0], whose, request.sign_key)
+    if not objects.swap(whose, render_pointer(pointer), seen):
+        return {"state": "failed", "reason": "another host has published meanwhile: look again"}
+    return {"state": "signed", "bundle": pointer.bundle}
+
+
+def _rows(objects: Objects) -> list[dict[str, Any]]:
+    """Return every identity of the fleet with what its pointer says."""
+    rows = []
+    for whose in sorted(objects.all_pointers()):
+        seen = objects.pointer(whose)
+        found = parse_pointer(seen.data, whose.identity) if seen else None
+        row: dict[str, Any] = {"version": whose.version, "arch": whose.arch,
+                               "identity": whose.identity}  # fmt: skip
+        if isinstance(found, Pointer):
+            row["pointer"] = found
+        elif found is not None:
+            row["fault"] = found.reason
+        rows.append(row)
+    return rows
+
+
+def _get(objects: Objects, whose: Whose, place: Path, table_bytes: int, refuse: Refuse) -> Any:
+    """Write the latest bundle of an identity to a file, as `pack` would have."""
+    from warmup_plugin.fleet.pull import Pulled, latest
+    from warmup_plugin.runtime.safe_json import Miss
+
+    found = latest(objects, whose, table_bytes, refuse)
+    if isinstance(found, Miss):
+        return Pulled(state="absent" if found.kind == "absent" else "refused", reason=found.reason)
+    pointer, bundle = found
+    place.write_bytes(bundle.data)
+    return Pulled(
+        state="fetched", bundle=pointer.bundle, generation=pointer.generation,
+        entries=pointer.entries, complete=pointer.complete, bytes=len(bundle.data),
+    )  # fmt: skip
+
+
+def _wait_until_served(request: Request) -> str:
+    """Return once the engine serves; else why nothing is published."""
+    began = time.monotonic()
+    while time.monotonic() - began < request.after_s:
+        time.sleep(min(_LOOK_S, request.after_s))
+        if os.getppid() != request.parent:
+            return "the engine's process has ended before it served"
+    if not request.health:
+        return ""
+    while not _is_healthy(request.health):
+        if os.getppid() != request.parent:
+            return "the engine's process has ended before it served"
+        if time.monotonic() - began > request.health_limit_s:
+            return f"{request.health} did not answer 200 in {request.health_limit_s:.0f} s"
+        time.sleep(_LOOK_S)
+    return ""
+
+
+def _is_healthy(url: str) -> bool:
+    """Return whether the engine's own health page says so; asked directly, through no proxy."""
+    import urllib.request
+
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=5) as answer:
+            return bool(answer.status == _HTTP_OK)
+    except (OSError, ValueError):
+        return False
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fleet, before step 1 and after step 9: what it gives a start, and what it is given.
+
+Owns which rank asks (rank 0, whose table all ranks get), where a bundle is put (below the cache
+root; in a temporary folder where nothing may be written), when a table is given away (after it is
+certified, once the engine serves), and what of all that the receipt says. Imported where a fleet is
+set. Nothing here raises, and no rank is in a collective meanwhile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from warmup_plugin.cache.files import read_file, takes_files
+from warmup_plugin.cache.store import unsafe
+from warmup_plugin.fleet import client, location
+from warmup_plugin.tuner import compat, environment
+
+if TYPE_CHECKING:
+    from warmup_plugin.settings import Settings
+    from warmup_plugin.steps.context import Job
+
+logger = logging.getLogger("warmup_plugin")
+
+#: Below the cache root.
+PLACE: Final = "fleet"
+#: Of a key's file.
+_MOST_BYTES: Final = 1 << 16
+#: How much of the time one request may take; the rest is for what comes after it.
+_ONE_REQUEST: Final = 0.9
+#: A publication waits for nobody: it may take its time, and ends all the same.
+_PUBLISH_S: Final = 120.0
+_PUBLISH_REQUEST_S: Final = 15.0
+_HEALTH_S: Final = 2 * 3600.0
+#: What the receipt keeps of an answer.
+_TOLD: Final = ("state", "reason", "bundle", "generation", "entries", "complete", "bytes",
+                "seconds", "directory")  # fmt: skip
+
+
+class Fleet:
+    """One session's dealings with the fleet, on rank 0."""
+
+    def __init__(self, settings: Settings) -> None:
+        assert settings.fleet is not None
+        self._settings, self.url = settings, settings.fleet
+        self._answer: dict[str, Any] = {}
+        self._publishes = "" if settings.fleet_role == "write" else "no: the role is read"
+        self._lack = location.lacking(
+            location.parse(self.url), settings.fleet_credentials, os.environ
+        )
+        # Early: it is up by the time that the ranks have met.
+        self._worker = None if self._lack else client.Worker()
+
+    def close(self) -> None:
+        """End the process, where nobody has asked it."""
+        if self._worker is not None:
+            self._worker.close()
+
+    def ask(self, job: Job) -> None:
+        """Take the latest bundle of this identity as one more layer of the store; never raises."""
+        try:
+            self._answer = self._asked(job)
+        except Exception as error:
+            logger.exception("warmup-plugin: the fleet is not asked:")
+            self._answer = {"state": "failed", "reason": f"{type(error).__name__}: {error}"[:300]}
+        finally:
+            self.close()
+        self._say(job)
+
+    def _asked(self, job: Job) -> dict[str, Any]:
+        if job.store is None:
+            return {"state": "failed", "reason": "this rank reads no tables in this session"}
+        place = _place(job)
+        if self._worker is None:
+            answer: dict[str, Any] = {"state": "failed", "reason": self._lack}
+        else:
+            request = self._request("pull", job, place, self._settings.fleet_wait_s)
+            began = time.monotonic()
+            answer = self._worker.ask(request, self._settings.fleet_wait_s)
+            answer["seconds"] = round(time.monotonic() - began, 4)
+        if answer["state"] in ("failed", "refused"):
+            kept = client.kept_directory(place, job.identity.digest)
+            if kept is not None:
+                answer["directory"] = str(kept)
+                answer["reason"] += f"; {kept.name[:19]} of an earlier start is used"
+        if directory := answer.get("directory"):
+            job.store.layers = (*job.store.layers, Path(directory))
+        return answer
+
+    def _say(self, job: Job) -> None:
+        state, reason = self._answer["state"], self._answer.get("reason", "")
+        if state in ("failed", "refused"):
+            job.warn(f"fleet {self.url}: {reason}")
+            return
+        bundle = str(self._answer.get("bundle", ""))[:12]
+        what = f"{state} bundle {bundle}" if bundle else reason
+        logger.info("warmup-plugin: fleet %s: %s (%.2f s)", self.url, what,
+                    self._answer["seconds"])  # fmt: skip
+
+    def told(self, job: Job, agreement: str, *, is_warm: bool) -> dict[str, Any]:
+        """Return what the receipt says; begin the publication that it speaks of."""
+        publishes = self._publishes or self._publish(job, agreement, is_warm=is_warm)
+        answer = self._answer or {"state": "failed", "reason": "it was not asked"}
+        return {
+            "url": self.url,
+            "role": self._settings.fleet_role,
+            **{name: answer[name] for name in _TOLD if answer.get(name)},
+            "publishes": publishes,
+        }
+
+    def _publish(self, job: Job, agreement: str, *, is_warm: bool) -> str:
+        """Begin to give this start's table away; return what is going to happen."""
+        if self._lack:
+            return f"no: {self._lack}"
+        if agreement != "certified":
+            return f"no: the agreement is {agreement}"
+        if not job.may_write or job.store is None or job.store.directory is None:
+            return "no: this start keeps no table on disk"
+        if is_warm and self._gave_all(job):
+            return "no: the fleet has all of it"
+        settings = self._settings
+        after_s = settings.fleet_publish_after_s
+        request = {
+            **self._request("push", job, job.store.directory, _PUBLISH_S),
+            "timeout_s": _PUBLISH_REQUEST_S, "parent": os.getpid(), "after_s": after_s,
+            "health": settings.fleet_health, "health_limit_s": after_s + _HEALTH_S,
+        }  # fmt: skip
+        limit_s = after_s + (_HEALTH_S if settings.fleet_health else 0) + 2 * _PUBLISH_S
+        if why := client.publish(request, limit_s, self.url):
+            return f"no: {why}"
+        page = f" and {settings.fleet_health} answers" if settings.fleet_health else ""
+        return f"once the engine has lived for {after_s:g} s{page}"
+
+    def _gave_all(self, job: Job) -> bool:
+        """Return whether the fleet's bundle is all that has been read."""
+        if self._answer["state"] not in ("fetched", "kept"):
+            return False
+        mine = self._answer["directory"]
+        return all(str(row["path"]).startswith(mine) for row in job.read)
+
+    def _request(self, do: str, job: Job, place: Path, limit_s: float) -> dict[str, Any]:
+        settings = self._settings
+        return {
+            "do": do, "url": self.url, "credentials": settings.fleet_credentials,
+            "limit_s": limit_s, "timeout_s": limit_s * _ONE_REQUEST,
+            "table_bytes": settings.table_bytes, "place": str(place),
+            "keys": [str(path) for path in settings.fleet_keys],
+            "sign_key": str(settings.fleet_signing_key or ""),
+            "whose": [compat.version(), environment.architecture(), job.identity.digest],
+        }  # fmt: skip
+
+
+def _trust(settings: Settings) -> str:
+    """Return the folder of bundles that these keys allow: others' are not found there.
+
+    So what an earlier start has left is used without the fleet only under the keys of that start.
+    """
+    paths = [*settings.fleet_keys, *filter(None, [settings.fleet_signing_key])]
+    if not paths:
+        return "any"
+    found = hashlib.sha256()
+    for path in paths:
+        content = read_file(path, _MOST_BYTES).content
+        found.update(content if isinstance(content, bytes) else b"unreadable")
+    return f"keys-{found.hexdigest()[:16]}"
+
+
+def _place(job: Job) -> Path:
+    """Return where bundles of this start are put: kept for the next one where that is allowed."""
+    root = job.placement.root if job.placement else None
+    if root is not None and job.may_write and job.directory is not None:
+        place = root / PLACE / _trust(job.options.settings)
+        if takes_files(place) and not unsafe(place, root, job.options.settings):
+            return place
+    folder = tempfile.mkdtemp(prefix="warmup-fleet-")
+    job.stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
