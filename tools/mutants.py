@@ -36,8 +36,8 @@ MUTANTS = (
     ),
     Mutant(
         "compare-and-set", "coordination/kv_client.py",
-        'self._ask("compare_set", key, "", value)',
-        '(self._ask("set", key, value), value.encode())[1]',
+        'self._ask("compare_set", self.prefix + key, "", value)',
+        '(self._ask("set", self.prefix + key, value), value.encode())[1]',
         "tests/ranks/test_rendezvous.py::test_the_first_record_of_a_step_is_the_only_one",
     ),
     Mutant(
@@ -51,6 +51,21 @@ MUTANTS = (
         "return not any(p.startswith(_LIMITS) and p not in _TIMES_ONLY for p in differences)",
         "return True or differences",
         "tests/test_decide.py::test_how_far_ranks_share",
+    ),
+    Mutant(
+        "an offer counts when all can use it", "coordination/opening.py",
+        "usable[:1] == [True]", "usable[:1]",
+        "tests/ranks/test_opening.py::test_whatever_is_blocked_all_ranks_end_alike",
+    ),
+    Mutant(
+        "the nonce of a store", "coordination/opening.py",
+        'decode(errors="replace") != self._nonce', 'decode(errors="replace") == ""',
+        "tests/ranks/test_rendezvous.py::test_a_port_where_another_store_answers_is_refused",
+    ),
+    Mutant(
+        "one interface", "coordination/listeners.py",
+        "listener.bind((host, 0))", 'listener.bind(("", 0))',
+        "tests/ranks/test_opening.py::test_on_one_machine_it_listens_on_the_loopback_interface_alone",
     ),
     Mutant(
         "fsync order", "cache/files.py",

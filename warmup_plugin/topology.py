@@ -8,16 +8,20 @@ meet (`kernel_warmup.py`, step 2).
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import operator
 import os
 import socket
-import uuid
+import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_MOUNTS = Path("/proc/self/ns/mnt")
+_SIOCGIFHWADDR = 0x8927
 _AXES = ("tp", "pp", "dp", "ep")
 _NUMBERS = (
     "rank", "world_size", "local_rank", "device_index", "expert_offset",
@@ -27,14 +31,38 @@ _NUMBERS = (
 
 @functools.cache
 def machine_id() -> str:
-    """Return the boot id of this machine: equal for all processes of one host, new at every boot.
+    """Return what all processes of one host have in common, and no other host: new at every boot.
 
-    Where the kernel offers none, the network card's address stands in for it.
+    The boot id alone does not tell containers of one machine apart, nor clones of one snapshot, so
+    the address of the first network card stands beside it.
     """
-    try:
-        return _BOOT_ID.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        return f"mac-{uuid.getnode():012x}"
+    boot_id = ""
+    with contextlib.suppress(OSError, UnicodeDecodeError):  # another kernel: the card's must do
+        boot_id = _BOOT_ID.read_text(encoding="ascii").strip()
+    return f"{boot_id}-{_first_card()}"
+
+
+def node_id() -> str:
+    """Return what processes of one host have in common that also see the same files."""
+    mounts = 0
+    with contextlib.suppress(OSError):
+        mounts = _MOUNTS.stat().st_ino
+    return f"{machine_id()}/{mounts}"
+
+
+def _first_card() -> str:
+    """Return the hardware address of the first network card that has one, else an empty text."""
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_one,
+    ):
+        for _, name in sorted(socket.if_nameindex()):
+            with contextlib.suppress(OSError):  # it has gone meanwhile
+                request = struct.pack("256s", name.encode()[:15])
+                address = fcntl.ioctl(any_one.fileno(), _SIOCGIFHWADDR, request)[18:24]
+                if any(address):
+                    return address.hex()
+    return ""
 
 
 def host_name() -> str:
@@ -47,7 +75,7 @@ class RankInfo:
     """One rank's coordinates among the ranks that warm up together.
 
     ``rank`` and ``world_size`` count the ranks that meet; they must be those of the process group
-    handed to `warm_up`. ``node`` is None for the machine this process runs on (its boot id); tests
+    handed to `warm_up`. ``node`` is None for the machine this process runs on (`node_id`); tests
     and simulations may name another. Raises `ValueError` naming field, value and rule.
     """
 
@@ -94,4 +122,4 @@ class RankInfo:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values, the machine's id filled in."""
-        return {**asdict(self), "node": self.node or machine_id()}
+        return {**asdict(self), "node": self.node or node_id()}

@@ -207,7 +207,7 @@ def test_damaged_leases(tmp_path: Path) -> None:
 class Wire:
     """A store in this process that damages one message on its way in."""
 
-    leader, port = "", 0
+    leader, way, end, port, sweeps = "", "", "", 0, False
 
     def __init__(self, rank: int, held: dict[str, Any], spoilt: Callable[[bytes], bytes]) -> None:
         self.rank, self.size, self.held = rank, 3, held
@@ -258,6 +258,9 @@ class Patient(FailureDetector):
         pass
 
     def look(self, ranks: set[int]) -> None:
+        pass
+
+    def look_at_connections(self) -> None:
         pass
 
     def describe(self, rank: int) -> str:

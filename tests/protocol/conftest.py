@@ -146,7 +146,7 @@ def child() -> Iterator[Callable[..., Child]]:
 class MemoryLink:
     """A store in this process; what a `Link` does, for fakes of the other ranks."""
 
-    leader, port = "", 0
+    leader, way, end, port, sweeps = "", "", "", 0, False
 
     def __init__(self, rank: int = 0, size: int = 3, held: dict[str, Any] | None = None) -> None:
         self.rank, self.size = rank, size

@@ -112,10 +112,16 @@ class Explorer:
         kinds: tuple[str, ...] = FAULTS,
         make: MakeMeeting = Coordinator,
         fine: bool = False,
+        outlives: bool = False,
     ) -> None:
+        """``outlives``: the store is the job's, and does not go or stop with rank 0."""
+        assert not (outlives and "stop" in kinds), "rank 0 that is stopped is late, as any other"
+        self._outlives = outlives
         self._kinds, self._fine = kinds, fine
         may_stop = "stop" in kinds and faults > 0
-        self._trees = [Tree(r, program, make, may_stop=may_stop) for r in range(SIZE)]
+        self._trees = [
+            Tree(r, program, make, may_stop=may_stop, outlives=outlives) for r in range(SIZE)
+        ]
         self._stores: list[dict[str, Any]] = [{}]
         self._store_index: dict[tuple[tuple[str, Any], ...], int] = {(): 0}
         self._written: dict[tuple[int, str, Any], int] = {}
@@ -205,7 +211,7 @@ class Explorer:
         killed = state._replace(
             faults=state.faults - 1, dead=state.dead | 1 << rank, at=tuple(at)
         )  # fmt: skip
-        return self._without_store(killed) if rank == 0 else killed
+        return self._without_store(killed) if rank == 0 and not self._outlives else killed
 
     def _leave(self, state: State) -> Iterator[tuple[Event, State]]:
         """Yield that rank 0 has waited long enough for the others' goodbye."""
@@ -252,7 +258,7 @@ class Explorer:
         if after.acts and len(after.acts) > len(tree.nodes[number].acts):
             self._check_act(state, rank, after.acts[-1])
         found = _moved(state, (*state.at[:rank], reached, *state.at[rank + 1 :]))
-        ends = rank == 0 and after.move is None
+        ends = rank == 0 and after.move is None and not self._outlives
         return (rank, answer), self._without_store(found) if ends else found
 
     def _without_store(self, state: State) -> State:
@@ -299,7 +305,9 @@ class Explorer:
                 if rank != 0 and settled.store_is in (STOPPED, MISSED) and not self._fine:
                     settled = self._sent(settled, rank)
         ends = settled.store_is != AWAY and self._trees[0].nodes[settled.at[0]].move is None
-        return self._settle(self._without_store(settled)) if ends else settled
+        if not ends or self._outlives:
+            return settled
+        return self._settle(self._without_store(settled))
 
     def _sent(self, state: State, rank: int) -> State:
         while (move := self._trees[rank].nodes[state.at[rank]].move) and move.kind == "set":
@@ -404,7 +412,8 @@ class Explorer:
                 if decided.setdefault(step, record) != record:
                     self._fail(state, f"two records of step {step}")
         # Who was late, or lost the store, cannot know how it ended for the others.
-        alone = 0b111 if state.dead & 1 or state.is_cut else state.dead | state.late
+        is_cut = state.is_cut or (state.dead & 1 and not self._outlives)
+        alone = 0b111 if is_cut else state.dead | state.late
         outcomes = {node.outcome for rank, node in enumerate(nodes) if not alone >> rank & 1}
         if len(outcomes) > 1:
             self._fail(state, f"these ranks end differently: {said}")

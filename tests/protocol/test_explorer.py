@@ -296,6 +296,13 @@ def test_whole_session_with_one_fault(explore: Explore, kind: str) -> None:
     assert explored.states > 20_000
 
 
+@pytest.mark.parametrize("kind", ["kill", "late"])
+def test_whole_session_on_a_store_that_is_not_rank_0s(explore: Explore, kind: str) -> None:
+    """A part of the job's: rank 0 is given up as any other, and the others end alike without it."""
+    explored = explore(session(WHOLE), faults=1, kinds=(kind,), outlives=True)
+    assert explored.states > 20_000
+
+
 @pytest.mark.parametrize("parts", PAIRS, ids=name_of)
 def test_two_meetings_with_two_faults(explore: Explore, parts: list[Part]) -> None:
     """Two ranks die, or are given up and go on, or one of each."""

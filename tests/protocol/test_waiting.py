@@ -68,19 +68,36 @@ _BY_FILE = {
         ("Ticking.end", "self._thread.join"): "a second; the thread is a daemon",
     },
     "coordination/kv_client.py": {
-        ("_open", "TCPStore"): "the server; a time-out is given",
         ("_check_listens", "socket.create_connection"): "a time-out is given",
         ("_client", "TCPStore"): "a time-out is given, which torch does not honour where the "
         "store's process is stopped: `clone` is only called on a thread of its own",
-        ("_in_time", "is_done.wait"): "a silence",
-        ("_addresses", "probe.connect"): "of a datagram socket: sends nothing",
+        ("in_time", "is_done.wait"): "a silence",
+    },
+    "coordination/addresses.py": {
+        ("_numbers", "probe.connect"): "of a datagram socket: sends nothing",
+    },
+    "coordination/listeners.py": {
+        ("Listeners._answer", "selector.select"): "a thread of its own, which ends when the other "
+        "end is closed",
+        ("Listeners._answer_one", "listener.accept"): "does not block",
+        ("Listeners.keep", "kept.accept"): "does not block",
+        ("Listeners._stop", "self._thread.join"): "five seconds; the thread is a daemon",
+        ("_dialled", "dialling.connect"): "does not block",
+        ("_heard", "connection.recv"): "does not block",
+        ("probe", "selector.select"): "a time-out is given",
+    },
+    "coordination/opening.py": {
+        ("Opening._open", "TCPStore"): "the server; a time-out is given",
     },
     "coordination/roll_call.py": {
         ("tell", "dist.broadcast"): "bounded by the time-out of the group it is given",
         ("call_the_roll", "dist.all_reduce"): "the same",
     },
     "steps/open_session.py": {
-        ("_meet", "connect"): "that of kv_client.py, above",
+        (
+            "_meet",
+            "connect",
+        ): "those of roll_call.py, six times at most",
     },
     "tuner/environment_stamp.py": {
         ("Lookup._wait", "thread.join"): "a time-out is given",

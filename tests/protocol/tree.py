@@ -219,10 +219,14 @@ class Node:
 class Tree:
     """The program of one rank, grown by running it."""
 
-    def __init__(self, rank: int, program: Program, make: MakeMeeting, *, may_stop: bool) -> None:
+    def __init__(
+        self, rank: int, program: Program, make: MakeMeeting, *, may_stop: bool, outlives: bool
+    ) -> None:
+        """``outlives``: the store is not rank 0's own."""
         self.nodes: list[Node] = []
         self.runs = 0
         self._rank, self._program, self._make, self._may_stop = rank, program, make, may_stop
+        self._sweeps = outlives and rank == 0
         self._index: dict[Hashable, int] = {}
         self._run(())
 
@@ -243,6 +247,7 @@ class Tree:
         self.runs += 1
         player = Player(answers)
         link = StoreLink(_Store(player), self._rank, SIZE)  # type: ignore[arg-type]  # a model of it
+        link.sweeps = self._sweeps
         outcome = ""
         with mock.patch("warmup_plugin.coordination.coordinator.wait_until", player.wait_until):
             heartbeat = _Heartbeat(link, player, may_stop=self._may_stop)

@@ -32,9 +32,10 @@ sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package s
 
 from tests.logs import logged
 from warmup_plugin.cache.store import Store
-from warmup_plugin.coordination import kv_client
+from warmup_plugin.coordination import kv_client, opening
 from warmup_plugin.coordination.coordinator import Coordinator
-from warmup_plugin.coordination.kv_client import StoreLink, connect
+from warmup_plugin.coordination.kv_client import StoreLink
+from warmup_plugin.coordination.opening import connect
 from warmup_plugin.engines.embedded import host_clock, parallel, worker
 from warmup_plugin.engines.embedded.runners import BlockedGemmRunner
 from warmup_plugin.engines.embedded.worker import Engine, warm_up_rank
@@ -386,12 +387,13 @@ def meeting_until_one_dies(engine: Engine, rank: int) -> tuple[int, str]:
 
 def lacking_something(engine: Engine, rank: int, what: str) -> str:
     """Warm up where one rank lacks something before it has a meeting; say how that ended."""
+    own_and_jobs, ways = ("TCPStore", "link_beside"), ("patient_client", "link_beside")
     lack: dict[str, Any] = {
         "an import": (open_session, {"lacking": failing(ImportError("injected"))}),
         "a look": (environment_stamp, {"begin": failing(RuntimeError("injected"))}),
         "descriptors": (open_session, {"lacking": lambda *_: "2 files more can open: injected"}),
-        "a store": (kv_client, {"_open": failing(OSError(24, "injected"))}),
-        "a way to it": (kv_client, {"_join": failing(SessionError("cannot reach it: injected"))}),
+        "a store": (opening, {name: failing(OSError(24, "injected")) for name in own_and_jobs}),
+        "a way to it": (opening, {name: failing(RuntimeError("injected")) for name in ways}),
         "an answer": (kv_client, {"bound_answers": failing(RuntimeError("injected"))}),
         "a thread": (_thread, {"start_new_thread": failing(RuntimeError("injected"))}),
     }  # fmt: skip

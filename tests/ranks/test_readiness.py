@@ -21,9 +21,10 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
 from warmup_plugin import __version__
+from warmup_plugin.coordination import opening
 from warmup_plugin.engines import readiness
 from warmup_plugin.engines.readiness import Readiness
-from warmup_plugin.errors import RankLostError, SessionError
+from warmup_plugin.errors import RankLostError
 from warmup_plugin.runtime.process_info import ProcessCard, _place, _stat
 from warmup_plugin.settings import Settings
 
@@ -121,32 +122,33 @@ def test_one_that_cannot_is_the_reason_on_all(make_job: Callable[..., Job], rank
     assert make_job(3).meet(*reasons) == [f"rank {rank}: elastic experts"] * 3
 
 
-@pytest.mark.parametrize("name", ["open_session", "join_session"])
+@pytest.mark.parametrize("name", ["TCPStore", "patient_client"])
 def test_one_without_a_descriptor_is_the_reason_on_all(
     make_job: Callable[..., Job], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It cannot open the session's store, or join it: it lives, so all warm up as without us."""
 
-    def fail(*_arguments: Any) -> Any:
+    def fail(*_arguments: Any, **_options: Any) -> Any:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(readiness, name, fail)
+    monkeypatch.setattr(opening, name, fail)
     seen = make_job(2).meet("", "")
-    rank = 0 if name == "open_session" else 1
-    assert seen == [f"rank {rank}: OSError: [Errno 24] Too many open files"] * 2
+    assert len(set(seen)) == 1
+    assert seen[0].startswith(f"rank {0 if name == 'TCPStore' else 1}: cannot ")
+    assert "[Errno 24] Too many open files" in seen[0]
 
 
 def test_one_that_cannot_reach_the_store_is_the_reason_on_all(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_arguments: Any) -> Any:
-        raise SessionError("cannot reach rank 0's store on port 7: refused")
+        raise RuntimeError("injected")
 
-    monkeypatch.setattr(readiness, "join_session", fail)
+    monkeypatch.setattr(opening, "patient_client", fail)
     seen = make_job(2).meet("", "")
     assert len(set(seen)) == 1
-    assert "rank 1: " in seen[0]
-    assert "cannot reach rank 0's store on port 7" in seen[0]
+    assert seen[0].startswith("rank 1: cannot reach rank 0's store: 127.0.0.1 port ")
+    assert "injected" in seen[0]
 
 
 def test_another_version_is_named_with_this_one(make_job: Callable[..., Job]) -> None:

@@ -24,10 +24,11 @@ import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
 from warmup_plugin.coordination import coordinator as meeting_module
-from warmup_plugin.coordination import kv_client, sockets
+from warmup_plugin.coordination import kv_client, opening, sockets
 from warmup_plugin.coordination.base import Alone
 from warmup_plugin.coordination.coordinator import Coordinator, turn_away
 from warmup_plugin.coordination.kv_client import StoreLink
+from warmup_plugin.coordination.opening import ADDRESS, LOOPBACK, NONE, Opening
 from warmup_plugin.coordination.reconnecting import RenewedLink
 from warmup_plugin.coordination.votes import VoteError
 from warmup_plugin.engines.embedded import LaunchError
@@ -38,7 +39,7 @@ from warmup_plugin.runtime.safe_json import digest
 from warmup_plugin.settings import Settings
 from warmup_plugin.steps import open_session
 from warmup_plugin.steps.options import Options
-from warmup_plugin.topology import RankInfo, machine_id
+from warmup_plugin.topology import RankInfo
 
 if TYPE_CHECKING:
     from tests.ranks.conftest import Deployment
@@ -374,29 +375,53 @@ def test_bytes_that_do_not_match_their_sha256_are_refused() -> None:
 # -- the store -------------------------------------------------------------------------------------
 
 
+def offer(port: int, way: str = LOOPBACK, **other: Any) -> dict[str, Any]:
+    """Return a card of rank 0's by which there is a store at a port of this machine."""
+    here = {"place": opening._place(), "leader": "node-a", "greeting": "hello"}
+    return {"way": way, "choices": [["127.0.0.1", port]], "nonce": "ours", **here, **other}
+
+
+def joining(rank: int = 1, **settings: Any) -> Opening:
+    return Opening(rank, rank + 1, Settings.from_env({}, **settings))
+
+
 def test_a_port_where_another_store_answers_is_refused() -> None:
     """Two containers may share a machine's id and not its loopback: the nonce tells."""
     other = open_store()
     other.set("nonce", "another")
-    card = {"hosts": [], "port": other.port, "nonce": "ours", "machine": machine_id()}
-    with pytest.raises(SessionError, match=r"127\.0\.0\.1: another store answers") as caught:
-        kv_client._join(card, kv_client.Patience(60.0))
-    assert "WARMUP_PLUGIN_ADDRESS" in str(caught.value)
+    rank_1 = joining()
+    assert rank_1.answer(offer(other.port)) == ([False], "")
+    told = rank_1.answer(offer(0, NONE, choices=[])).failure
+    assert f"127.0.0.1 port {other.port}: another store answers" in told
+    assert "WARMUP_PLUGIN_ADDRESS" in told
+    assert rank_1.link is None
+
+
+def test_a_loopback_interface_that_is_not_rank_0s_is_not_tried() -> None:
+    """Nobody there is asked anything: what answers is another's."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert joining().answer(offer(port, place="elsewhere")) == ([False], "")
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
 
 
 def test_a_rank_0_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names every address that was tried, and the setting that helps."""
-    monkeypatch.setattr(kv_client, "_CONNECT_S", 0.5)
+    monkeypatch.setattr(kv_client, "CONNECT_S", 0.5)
     gone = open_store()
     port = gone.port
     del gone
-    card = {"hosts": ["127.0.0.1"], "port": port, "nonce": "ours", "machine": "another"}
-    with pytest.raises(SessionError, match=f"port {port}: 127.0.0.1: ") as caught:
-        kv_client._join(card, kv_client.Patience(60.0))
-    assert "WARMUP_PLUGIN_ADDRESS" in str(caught.value)
+    rank_1 = joining()
+    assert rank_1.answer(offer(port, ADDRESS)).usable == [False]
+    told = rank_1.answer(offer(0, NONE, choices=[])).failure
+    assert f"127.0.0.1 port {port}: Connection refused" in told
+    assert "WARMUP_PLUGIN_ADDRESS" in told
 
 
-def test_a_store_that_closes_while_a_rank_joins_is_no_long_wait() -> None:
+@pytest.mark.parametrize("way", [LOOPBACK, ADDRESS])
+def test_a_store_that_closes_while_a_rank_joins_is_no_long_wait(way: str) -> None:
     """Rank 0 has died: torch alone would ask for as long as it is given."""
     listener = socket.create_server(("127.0.0.1", 0))
 
@@ -408,27 +433,22 @@ def test_a_store_that_closes_while_a_rank_joins_is_no_long_wait() -> None:
 
     rank_0 = threading.Thread(target=close_on_the_first, daemon=True)
     rank_0.start()
-    port, machine = listener.getsockname()[1], machine_id()
-    card = {"hosts": [], "port": port, "nonce": "ours", "machine": machine}
     began = time.monotonic()
-    with pytest.raises(SessionError, match=f"on port {port}: 127.0.0.1: .* refused"):
-        kv_client._join(card, kv_client.Patience(60.0))
+    assert joining().answer(offer(listener.getsockname()[1], way)).usable == [False]
     assert time.monotonic() - began < 5.0
 
 
-@pytest.mark.parametrize("joining", [1, 3])
-def test_a_store_that_is_stopped_while_ranks_join_is_lost_within_a_silence(joining: int) -> None:
+@pytest.mark.parametrize("others", [1, 3])
+def test_a_store_that_is_stopped_while_ranks_join_is_lost_within_a_silence(others: int) -> None:
     """Its kernel takes their connections, and nobody answers: torch would wait for ever."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        card = {"hosts": [], "port": port, "nonce": "", "machine": machine_id(), "greeting": ""}
-        settings = Settings.from_env({}, silence_s=1.5)
+        card = offer(listener.getsockname()[1])
 
         def join(rank: int) -> Future[object]:
-            return background(lambda: kv_client.join_session(card, rank, joining + 1, settings))
+            return background(lambda: joining(rank, silence_s=1.5).answer(card))
 
         began = time.monotonic()
-        for found in [join(rank) for rank in range(1, joining + 1)]:
+        for found in [join(rank) for rank in range(1, others + 1)]:
             with pytest.raises(RankLostError, match=r"lets nobody in for 1\.5 s") as caught:
                 found.result(BOUND_S)
             assert caught.value.rank == 0
@@ -447,10 +467,8 @@ def test_a_store_that_is_stopped_during_the_second_try_is_lost_within_a_silence(
                 connection.close()
 
         threading.Thread(target=hang_up_until_it_is_stopped, daemon=True).start()
-        card = {"hosts": [], "port": port, "nonce": "", "machine": machine_id(), "greeting": ""}
-        settings = Settings.from_env({}, silence_s=silence_s)
         began = time.monotonic()
-        found = background(lambda: kv_client.join_session(card, 1, 2, settings))
+        found = background(lambda: joining(silence_s=silence_s).answer(offer(port)))
         time.sleep(kv_client._TRY_S + 0.5)
         is_stopped.set()
         with pytest.raises(RankLostError, match=r"lets nobody in for 2\.5 s"):
@@ -491,12 +509,14 @@ def test_a_store_behind_a_slow_name_server_is_joined_and_joined_again(
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     store.set("nonce", "ours")
+    rank_1 = joining()
     monkeypatch.setattr(kv_client, "TCPStore", behind_it)
-    card = {"hosts": [], "port": store.port, "nonce": "ours", "machine": machine_id()}
-    renewed = RenewedLink(StoreLink(kv_client._join(card, kv_client.Patience(60.0)), 1, 2))
+    assert rank_1.answer(offer(store.port)).usable == [True]
+    assert rank_1.link is not None
+    renewed = RenewedLink(rank_1.link)
     renewed.connect()
     wait_until(lambda: _is_up(renewed), within(30))
-    assert tries == [kv_client._TRY_S, kv_client._CONNECT_S] * 2
+    assert tries == [kv_client._TRY_S, kv_client.CONNECT_S] * 2
 
 
 def _is_up(link: RenewedLink) -> bool:
@@ -586,7 +606,7 @@ def test_what_a_session_takes_is_asked_for_before_anything_is_taken(
 
     monkeypatch.setattr(open_session, "lacking", note("asked"))
     monkeypatch.setattr(open_session, "begin", note("begun"))
-    monkeypatch.setattr(kv_client, "connect", far_enough)
+    monkeypatch.setattr(opening, "connect", far_enough)
     identity = Identity.of(model="any", dtype="float32")
     options = Options(identity=identity, ranks=RankInfo(rank=0, world_size=2))
     with pytest.raises(SessionError, match="far enough"), open_session.open_job(options):

@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from warmup_plugin.errors import RankLostError
 from warmup_plugin.runtime.safe_json import digest
 
+#: How ranks have met that found no other way, in `Rendezvous.way`.
+JOB_STORE: Final = "job store"
 Word = dict[str, Any]
 Words = Mapping[int, Word]
 #: From every rank's word to the record all ranks act on.
@@ -29,6 +31,8 @@ class Rendezvous(Protocol):
     size: int
     #: Of each meeting: its name, when this rank came (monotonic), how long until the record.
     waits: list[tuple[str, float, float]]
+    #: How the ranks have found the store on which they meet.
+    way: str
 
     @property
     def bytes_sent(self) -> int:
@@ -107,6 +111,7 @@ class Alone:
 
     rank = 0
     size = 1
+    way = ""
     bytes_sent = 0
     bytes_received = 0
 

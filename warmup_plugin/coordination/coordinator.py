@@ -26,7 +26,7 @@ from warmup_plugin.coordination.blobs import Bodies, Traffic
 from warmup_plugin.coordination.failure_detector import FailureDetector
 from warmup_plugin.coordination.forward_guard import ForwardGuard
 from warmup_plugin.coordination.heartbeat import Heartbeat
-from warmup_plugin.coordination.messages import BYE, FAILED, FORWARD
+from warmup_plugin.coordination.messages import BYE, FAILED, FORWARD, LOST
 from warmup_plugin.coordination.votes import VoteError
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.runtime.polling import wait_until, within
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("warmup_plugin")
 
 _RECORD = "record"
-_LOST = "lost"
 #: In every word and record: of which step it is.
 _STEP = "step"
 #: Decisions upon which every rank raises by itself.
@@ -68,6 +67,7 @@ class Coordinator:
     ) -> None:
         self.rank = link.rank
         self.size = link.size
+        self.way = link.way
         self.waits: list[tuple[str, float, float]] = []
         #: Told which ranks this one waits for, and nobody when it waits no more.
         self.on_wait: Callable[[Iterable[int]], None] = lambda _ranks: None
@@ -152,7 +152,7 @@ class Coordinator:
 
     def _end(self, record: Word) -> NoReturn:
         """End the session, for ranks at another step too: they find this before they act."""
-        body = self._link.compare_set(_LOST, messages.text(record))
+        body = self._link.compare_set(LOST, messages.text(record))
         raise _as_error(body)
 
     def abandon(
@@ -176,6 +176,8 @@ class Coordinator:
         """Say on which machines the ranks are, node by node."""
         pairs = zip(nodes, hosts, strict=True)
         self._hosts = {rank: host for ranks, host in pairs for rank in ranks}
+        if len(nodes) > 1:  # while all are there: who is not connected later has been
+            self._detector.look_at_connections()
 
     def host_of(self, rank: int) -> str:
         """Return the name of a rank's machine; before the first record, as its card has it."""
@@ -189,11 +191,11 @@ class Coordinator:
         """Record the end of the session unless it has ended; return the record in force."""
         record = _unable(rank, reason) if lives else {"lost": rank, "reason": reason}
         try:
-            return self._link.compare_set(_LOST, messages.text(record))
+            return self._link.compare_set(LOST, messages.text(record))
         except RankLostError as gone:
             body = messages.text(_lost(gone)).encode()
             with contextlib.suppress(RankLostError):  # rank 0 may only be stopped, and wake up
-                self._link.set(_LOST, body)
+                self._link.set(LOST, body)
             return body
 
     def _tell_last(self, rank: int, reason: str) -> None:
@@ -215,11 +217,11 @@ class Coordinator:
         while self.rank == 0 and self._heartbeat.overslept():
             # Its store was stopped with it, and has the others' last words still to read.
             with contextlib.suppress(TimeoutError):  # nobody has given it up
-                wait_until(lambda: self._link.has([_LOST]), within(_CATCH_UP_S))
+                wait_until(lambda: self._link.has([LOST]), within(_CATCH_UP_S))
             self._obey()
 
     def _obey(self) -> None:
-        if (body := self._link.get_now(_LOST)) is not None:
+        if (body := self._link.get_now(LOST)) is not None:
             raise _as_error(body)
 
     @contextlib.contextmanager
@@ -351,6 +353,10 @@ class Coordinator:
             pass  # the session is over either way, and its outcome is recorded already
         finally:
             self._heartbeat.stop()
+            if (
+                self._link.sweeps
+            ):  # else the store goes with this rank, and a late one hears of it so
+                self._tell_lost(0, "has left")
             self._link.close()
 
     def _see_off(self) -> None:
@@ -377,7 +383,7 @@ def turn_away(link: Link, reason: str, limit_s: float) -> None:
     Lets go of the store, on rank 0 when the others have, ``limit_s`` later at the latest.
     """
     try:
-        link.compare_set(_LOST, messages.text(_unable(link.rank, reason)))
+        link.compare_set(LOST, messages.text(_unable(link.rank, reason)))
         link.set(f"{BYE}/{link.rank}", b"1")
         if link.rank == 0:
             byes = [f"{BYE}/{rank}" for rank in range(1, link.size)]

@@ -7,11 +7,13 @@ of its process, and from the step and task that it says it is at.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
 from warmup_plugin.coordination import messages
 from warmup_plugin.coordination.messages import BYE, FORWARD
+from warmup_plugin.coordination.sockets import other_ends
 from warmup_plugin.errors import RankLostError
 from warmup_plugin.runtime.process_info import ProcessCard, View, view
 
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 
 #: Silences after which a rank is given up that nobody sees from its own machine.
 _UNSEEN_SILENCES = 5
+
+
+#: How often rank 0 looks which ranks are connected to its store, seconds.
+_CONNECTIONS_S = 1.0
 
 
 #: How often is asked whether the first connection is there, seconds.
@@ -40,6 +46,9 @@ class FailureDetector:
         self._tasks: dict[int, tuple[int, float]] = {}
         self._cards: dict[int, ProcessCard] = {}
         self._hosts: dict[int, str] = {}
+        self._ends: dict[int, str] = {}
+        self._connected: dict[int, float] = {}
+        self._looked_at = -math.inf
         self._bounds_forward = settings.forward_failure == "end"
         #: Whether this rank is back from a forward in which the others may still be.
         self.is_back = False
@@ -51,6 +60,7 @@ class FailureDetector:
 
     def look(self, ranks: set[int]) -> None:
         """Read the heartbeats of these ranks; raises `RankLostError` for one that is given up."""
+        self.look_at_connections()
         for rank in sorted(ranks):
             self._look(rank, time.monotonic())
 
@@ -116,7 +126,31 @@ class FailureDetector:
                 if state is not None and self._is_fresh(mate, state["beats"]):
                     found: View = state["mates"].get(str(rank), "unseen")
                     return found
-        return "unseen"
+        return self._view_of_connection(rank)
+
+    def _view_of_connection(self, rank: int) -> View:
+        """Return whether a rank of another host is cut off from rank 0, who holds the store."""
+        if self.link.rank == 0:
+            self.look_at_connections()
+            is_cut_off = self._connected.get(rank, math.inf) < self._looked_at
+            return "cut off" if is_cut_off else "unseen"
+        state = self._state(0)
+        is_told = rank != 0 and state is not None and self._is_fresh(0, state["beats"])
+        found: View = state["mates"].get(str(rank), "unseen") if is_told and state else "unseen"
+        return found
+
+    def look_at_connections(self) -> None:
+        """See on rank 0, once a second, which ranks of other hosts are connected to its store."""
+        now = time.monotonic()
+        if self.link.rank or not self.link.port or now - self._looked_at < _CONNECTIONS_S:
+            return
+        for rank in range(1, self.link.size):
+            self._card(rank)
+        ends = {end: rank for rank, end in self._ends.items() if end}
+        if ends:
+            found = other_ends(self.link.port, ends, self._silence_s)
+            self._connected |= {ends[end]: now for end in found}
+        self._looked_at = now
 
     def _is_fresh(self, rank: int, beats: int) -> bool:
         now = time.monotonic()
@@ -134,6 +168,9 @@ class FailureDetector:
         others = (rank for rank in range(self.link.size) if rank != self.link.rank)
         cards = {rank: card for rank in others if (card := self._card(rank)) is not None}
         seen = {str(rank): view(card) for rank, card in cards.items()}
+        for rank, found in seen.items():
+            if found == "unseen" and self.link.rank == 0:
+                seen[rank] = self._view_of_connection(int(rank))
         return {rank: found for rank, found in seen.items() if found != "unseen"}
 
     def _card(self, rank: int) -> ProcessCard | None:
@@ -142,6 +179,6 @@ class FailureDetector:
             if body is None:
                 return None
             card = messages.read(messages.Card, body, rank, "process card")
-            self._hosts[rank] = card.pop("host")
+            self._hosts[rank], self._ends[rank] = card.pop("host"), card.pop("end")
             self._cards[rank] = ProcessCard(**card)
         return self._cards[rank]

@@ -31,15 +31,15 @@ from warmup_plugin.runtime.process_info import View, own_card
 from warmup_plugin.topology import host_name
 
 if TYPE_CHECKING:
-    from warmup_plugin.coordination.kv_client import BeatLink, Link
+    from warmup_plugin.coordination.kv_client import Link
     from warmup_plugin.settings import Settings
 
 logger = logging.getLogger("warmup_plugin")
 
 
-def announce(link: BeatLink) -> None:
+def announce(link: Link) -> None:
     """Say whose process this rank is, which is how its silence is judged."""
-    card = {**own_card().to_json(), "host": host_name()[:64]}
+    card = {**own_card().to_json(), "host": host_name()[:64], "end": link.end}
     link.set(f"card/{link.rank}", json.dumps(card).encode())
 
 

@@ -1,42 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One session's key-value store: our own `TCPStore`.
+"""A connection to one session's key-value store, a `TCPStore`.
 
-Owns the connection and how ranks find it: rank 0 opens the store on a free port and tells its
-addresses over the given process group, where all then say that they have joined (`roll_call.py`).
-Refuses a store that is not the session's (a nonce is compared), and turns every failure of the
-connection into `RankLostError` of rank 0, whose process holds it: also its silence, since a stopped
-process does not answer and does not hang up either. Public torch names only.
+Owns the connection; `opening.py` has how the ranks find the store. It is rank 0's own, or a part of
+the job's, the one that torch was initialised with. Turns every failure of the connection into
+`RankLostError` of rank 0, whose process holds its own store: also its silence, since a stopped
+process does not answer and does not hang up either. Public torch names only, but for the one by
+which the job's store is found.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import secrets
 import socket
 import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
-from warmup_plugin.coordination.roll_call import call_the_roll, tell
+from warmup_plugin.coordination.messages import LOST
 from warmup_plugin.coordination.sockets import OWN_LACK, bound_answers, connected, on_thread, part
-from warmup_plugin.errors import RankLostError, SessionError
-from warmup_plugin.runtime.standard_streams import hold_standard_streams
-from warmup_plugin.topology import host_name, machine_id
-
-if TYPE_CHECKING:
-    from warmup_plugin.settings import Settings
+from warmup_plugin.errors import RankLostError
+from warmup_plugin.topology import host_name
 
 #: More than it takes a resolver to give up one name server (10 s by default): torch has it look up
 #: the name of the other side of each connection, and counts that as time to connect.
-_CONNECT_S = 12.0
-_LOOPBACK = "127.0.0.1"
+CONNECT_S = 12.0
 #: How long torch tries at first, seconds: it would ask a closed port for all the time it is given.
 _TRY_S = 1.0
 #: The shortest of its tries: none at all would be without a bound.
@@ -51,6 +44,11 @@ class BeatLink(Protocol):
     rank: int
     size: int
 
+    @property
+    def port(self) -> int:
+        """The port of its store, 0 where it has none."""
+        ...
+
     def set(self, key: str, value: bytes) -> None: ...
     def get_now(self, key: str) -> bytes | None: ...
     def has(self, keys: list[str]) -> bool: ...
@@ -62,11 +60,12 @@ class Link(BeatLink, Protocol):
 
     #: The name of rank 0's machine, empty where it is not known.
     leader: str
-
-    @property
-    def port(self) -> int:
-        """The port of its store, 0 where it has none."""
-        ...
+    #: How the ranks have found the store, for the receipt.
+    way: str
+    #: This process's end of the connection, where it leads to another host.
+    end: str
+    #: Whether this rank takes the session's keys away at its end, from a store that outlives it.
+    sweeps: bool
 
     def clone(self, *, is_slow: bool = False) -> Link: ...
     def get(self, key: str) -> bytes: ...
@@ -79,7 +78,9 @@ class StoreLink:
     """A connection to the session's store, used by one thread at a time.
 
     ``silence_s``: how long the store may leave a question unanswered; for ever without it.
-    ``greeting``: what rank 0 has told all with the store's address.
+    ``greeting``: what rank 0 has told all with the store's address. ``way``: how the ranks have
+    found the store, for the receipt. ``prefix``: before each key, where the store is the job's.
+    ``sweeps``: whether the keys with that prefix are deleted when this connection is closed.
     """
 
     store: TCPStore | None
@@ -88,6 +89,10 @@ class StoreLink:
     silence_s: float = 0.0
     greeting: str = ""
     leader: str = ""
+    way: str = ""
+    end: str = ""
+    prefix: str = ""
+    sweeps: bool = False
     _gone: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
@@ -114,19 +119,21 @@ class StoreLink:
         at = self.store.host, self.store.port
         try:
             _check_listens(*at)
-            try_s = _CONNECT_S if is_slow else _TRY_S
+            try_s = CONNECT_S if is_slow else _TRY_S
             store = _client(*at, patience.bound(try_s) if patience else try_s)
         except (OSError, RuntimeError) as error:
-            raise RankLostError(0, f"its store is gone: {error}") from error
-        return StoreLink(store, self.rank, self.size, self.silence_s, leader=self.leader)
+            raise RankLostError(0, f"{self._whose} store is gone: {error}") from error
+        return StoreLink(
+            store, self.rank, self.size, self.silence_s, leader=self.leader, prefix=self.prefix
+        )
 
     def set(self, key: str, value: bytes) -> None:
         """Write a value. Waits for no answer, so a store that is only stopped gets it later."""
-        self._call("set", key, value)
+        self._call("set", self.prefix + key, value)
 
     def get(self, key: str) -> bytes:
         """Return the value of a key that exists."""
-        value: bytes = self._ask("get", key, tries=_MOST_TRIES)
+        value: bytes = self._ask("get", self.prefix + key, tries=_MOST_TRIES)
         return value
 
     def get_now(self, key: str) -> bytes | None:
@@ -135,12 +142,12 @@ class StoreLink:
 
     def add(self, key: str) -> int:
         """Count one more; return the count."""
-        count: int = self._ask("add", key, 1)
+        count: int = self._ask("add", self.prefix + key, 1)
         return count
 
     def compare_set(self, key: str, value: str) -> bytes:
         """Write the value unless the key exists; return the value that is there now."""
-        found: bytes = self._ask("compare_set", key, "", value)
+        found: bytes = self._ask("compare_set", self.prefix + key, "", value)
         return found
 
     def has(self, keys: list[str]) -> bool:
@@ -149,11 +156,26 @@ class StoreLink:
         Waiting is `Coordinator._wait`'s: the store's own wait logs two warnings for each one that
         times out, and a wait here is as long as the tuning.
         """
-        return bool(self._ask("check", keys))
+        return bool(self._ask("check", [self.prefix + key for key in keys]))
 
     def close(self) -> None:
         """Let go of the store; its sockets and, on rank 0, its thread end with the object."""
+        if self.sweeps:
+            self.sweeps = False
+            with contextlib.suppress(RankLostError):  # it is gone, and they with it
+                self._sweep()
         self.store, self._gone = None, "it is closed"
+
+    def _sweep(self) -> None:
+        """Delete the session's keys from a store that outlives it, but for that it is over."""
+        if hasattr(self.store, "list_keys"):  # not in every torch; they are a few kilobytes
+            for key in self._ask("list_keys"):
+                if key.startswith(self.prefix) and key != f"{self.prefix}{LOST}":
+                    self._call("delete_key", key)
+
+    @property
+    def _whose(self) -> str:
+        return "the job's" if self.prefix else "its"
 
     def _ask(self, question: str, *args: Any, tries: int = 1) -> Any:
         if self._gone:  # an answer that comes late would be taken for the next one's
@@ -169,9 +191,10 @@ class StoreLink:
                 # torch has told the store so, and the store has answered that: it is only slow.
                 return self._call(name, *args, tries=tries - 1)
             self._gone = self._gone or (
-                f"its store has not answered for {self.silence_s:.1f} s"
+                f"{self._whose} store has not answered for {self.silence_s:.1f} s, as seen by rank "
+                f"{self.rank} (host {host_name()[:64]})"
                 if reason == "Socket Timeout"
-                else f"its store is gone: {reason}"
+                else f"{self._whose} store is gone: {reason}"
             )
             raise RankLostError(0, self._gone) from error
 
@@ -195,7 +218,7 @@ class Patience:
 _Made = TypeVar("_Made")
 
 
-def _in_time(
+def in_time(
     make: Callable[[Patience], _Made],
     port: int,
     silence_s: float,
@@ -233,6 +256,20 @@ def _in_time(
     return found
 
 
+def default_store() -> Any:
+    """Return the store of the job that torch was initialised with."""
+    from torch.distributed import distributed_c10d
+
+    return distributed_c10d._get_default_store()  # noqa: SLF001  # there is no public way to it
+
+
+def innermost(store: Any) -> TCPStore | None:
+    """Return the `TCPStore` that keeps what a store is given, None where there is none."""
+    while hasattr(store, "underlying_store"):
+        store = store.underlying_store
+    return store if isinstance(store, TCPStore) else None
+
+
 def link_beside(store: TCPStore, rank: int, size: int, silence_s: float) -> StoreLink:
     """Return a connection of our own to somebody else's store, whose own keeps having no bound.
 
@@ -252,7 +289,7 @@ def link_beside(store: TCPStore, rank: int, size: int, silence_s: float) -> Stor
                 is_slow = True  # else torch has given up: the store may be slow
 
     try:
-        link = _in_time(make, store.port, silence_s, but=others)
+        link = in_time(make, store.port, silence_s, but=others)
     except RankLostError as error:
         if isinstance(error.__cause__, OSError) and error.__cause__.errno in OWN_LACK:
             raise error.__cause__ from error
@@ -262,101 +299,6 @@ def link_beside(store: TCPStore, rank: int, size: int, silence_s: float) -> Stor
     return link
 
 
-def connect(group: dist.ProcessGroup | None, settings: Settings, greeting: str = "") -> StoreLink:
-    """Open the session's store on rank 0 and join it on the others.
-
-    Every rank of ``group`` (None: the default group) must call it. ``greeting``: rank 0's is known
-    to all afterwards; a hundred characters at most. Raises `SessionError` on every rank where one
-    of them cannot open the store or reach it.
-    """
-    rank, size = dist.get_rank(group), dist.get_world_size(group)
-    link, card, failure = None, dict[str, Any](), ""
-    try:
-        if rank == 0:
-            link, card = open_session(size, settings, greeting)
-    except Exception as error:  # noqa: BLE001  # whatever it lacks: the others wait for its card
-        card = {"error": ascii(f"{type(error).__name__}: {error}")[1:-1][:400]}
-    card = tell(card if rank == 0 else None, group)
-    try:
-        if "error" in card:
-            failure = f"cannot open a store: {card['error']}"
-        elif rank:
-            link = join_session(card, rank, size, settings)
-    except RankLostError:
-        raise  # the roll call would wait for it
-    except SessionError as error:
-        failure = str(error)
-    except Exception as error:  # noqa: BLE001  # as above: they wait at the roll call
-        failure = f"cannot join: {type(error).__name__}: {error}"
-    reason = call_the_roll(failure, group)
-    if link is None or reason:
-        if link is not None:
-            link.close()
-        raise SessionError(reason)
-    return link
-
-
-def open_session(
-    size: int, settings: Settings, greeting: str
-) -> tuple[StoreLink | None, dict[str, Any]]:
-    """Open the store on rank 0; return with it the card by which the others find it.
-
-    Without a store the card says why, and `join_session` raises.
-    """
-    store, card = _open(settings)
-    card["greeting"] = greeting
-    if store is None:
-        return None, card
-    return StoreLink(store, 0, size, settings.silence_s, greeting, card["leader"]), card
-
-
-def join_session(card: dict[str, Any], rank: int, size: int, settings: Settings) -> StoreLink:
-    """Join the store that rank 0's card leads to.
-
-    Raises `SessionError`, and `RankLostError` where rank 0's process is stopped.
-    """
-    if "error" in card:
-        raise SessionError(f"rank 0 cannot open a store: {card['error']}")
-    leader = str(card.get("leader", ""))
-    others = frozenset(connected(card["port"]))
-    store = _in_time(
-        lambda patience: _join(card, patience), card["port"], settings.silence_s, but=others
-    )
-    return StoreLink(store, rank, size, settings.silence_s, card["greeting"], leader)
-
-
-def _open(settings: Settings) -> tuple[TCPStore | None, dict[str, Any]]:
-    nonce = secrets.token_hex(8)
-    hold_standard_streams()
-    try:
-        store = TCPStore(
-            _LOOPBACK, 0, is_master=True, wait_for_workers=False,
-            timeout=timedelta(seconds=_CONNECT_S),
-        )  # fmt: skip
-        store.set("nonce", nonce)
-    except (RuntimeError, OSError) as error:
-        return None, {"error": ascii(str(error))[:400]}  # one byte a character: the card is small
-    hosts = [settings.address] if settings.address else _addresses()
-    return store, {
-        "hosts": hosts, "port": store.port, "nonce": nonce, "machine": machine_id(),
-        "leader": host_name()[:64],
-    }  # fmt: skip
-
-
-def _addresses() -> list[str]:
-    """Return the names by which other nodes may reach this one, likeliest first."""
-    found = []
-    # Connecting a datagram socket sends nothing; it only asks which interface would be used. No
-    # route is a machine with the loopback interface alone.
-    with (
-        contextlib.suppress(OSError),
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe,
-    ):
-        probe.connect(("192.0.2.1", 9))  # an address reserved for documentation
-        found.append(str(probe.getsockname()[0]))
-    return [*found, host_name()[:200]]
-
-
 def _client(host: str, port: int, try_s: float) -> TCPStore:
     """Return a connection to a store, for which torch tries for so many seconds.
 
@@ -364,16 +306,16 @@ def _client(host: str, port: int, try_s: float) -> TCPStore:
     """
     limit = timedelta(seconds=try_s)
     store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit)
-    store.set_timeout(timedelta(seconds=_CONNECT_S))
+    store.set_timeout(timedelta(seconds=CONNECT_S))
     return store
 
 
 def _check_listens(host: str, port: int) -> None:
     """Raise `OSError` at once where nobody listens; torch would try for as long as it may."""
-    socket.create_connection((host, port), timeout=_CONNECT_S).close()
+    socket.create_connection((host, port), timeout=CONNECT_S).close()
 
 
-def _patient_client(host: str, port: int, patience: Patience) -> TCPStore:
+def patient_client(host: str, port: int, patience: Patience) -> TCPStore:
     """Return a connection to a store that may be slow to answer, after a short try.
 
     Raises `OSError` where nobody listens any more, `RuntimeError` where no store answers. The short
@@ -386,26 +328,4 @@ def _patient_client(host: str, port: int, patience: Patience) -> TCPStore:
         if patience.is_over.is_set():
             raise
         _check_listens(host, port)
-        return _client(host, port, patience.bound(_CONNECT_S))
-
-
-def _join(card: dict[str, Any], patience: Patience) -> TCPStore:
-    same_machine = card["machine"] == machine_id()
-    hosts = [_LOOPBACK, *card["hosts"]] if same_machine else card["hosts"]
-    refused = []
-    hold_standard_streams()
-    for host in hosts:
-        try:
-            store = _patient_client(host, card["port"], patience)
-            # Two containers of one machine share the boot id but not the loopback interface.
-            if store.get("nonce").decode() == card["nonce"]:
-                return store
-            refused.append(f"{host}: another store answers")
-        except (OSError, RuntimeError) as error:
-            refused.append(f"{host}: {error}")
-        if patience.is_over.is_set():
-            break
-    raise SessionError(
-        f"cannot reach rank 0's store on port {card['port']}: {'; '.join(refused)} "
-        "(WARMUP_PLUGIN_ADDRESS on rank 0 names the address to use)"
-    )
+        return _client(host, port, patience.bound(CONNECT_S))

@@ -37,12 +37,13 @@ class Beat(msgspec.Struct):
 
 
 class Card(msgspec.Struct):
-    """Whose process a rank is, and the name of its machine."""
+    """Whose process a rank is, the name of its machine, its end of its connection to the store."""
 
     pid: int
     started: int
     place: str
     host: str = ""
+    end: str = ""
 
 
 class Lost(msgspec.Struct):
@@ -101,3 +102,5 @@ FORWARD = "survey"
 
 #: Keys of the store: a rank's forward has failed; a rank has left.
 FAILED, BYE = "failed", "bye"
+#: The session is over: the record by which all hear of that.
+LOST = "lost"

@@ -39,6 +39,11 @@ class RenewedLink:
         self._is_slow = False
 
     @property
+    def port(self) -> int:
+        """The port of the store, 0 once it is let go of."""
+        return self._origin.port
+
+    @property
     def is_cut_off(self) -> bool:
         """Return whether the last call failed and no other connection has been used since."""
         return self._cut_off is not None

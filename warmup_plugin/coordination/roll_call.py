@@ -2,7 +2,8 @@
 """What the ranks of a group tell each other over the group itself, before they have a store.
 
 Owns the two collectives of a session, both at its beginning and of a fixed size: rank 0's card, by
-which the others find its store, and the roll call, whether each has joined. Whatever a rank lacks
+which the others find its store, and the roll call, whether each has joined, or which of the choices
+on the card it could use. They are repeated until all have joined. Whatever a rank lacks
 by then (a descriptor, a thread, a route to rank 0) it takes part in both, and so every rank hears
 of it at once; a rank that left instead would have the others wait for it. Imports nothing but what
 is loaded already. Fails as torch.distributed does: each is bounded by the group's time-out.
@@ -19,10 +20,12 @@ import torch.distributed as dist
 from warmup_plugin.errors import SessionError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch.distributed import ProcessGroup
 
+#: Of how many choices a card may have a rank can say whether it has use for them.
+MOST_CHOICES: Final = 4
 _CARD_BYTES: Final = 1024
 _REASON_BYTES: Final = 400
 
@@ -36,26 +39,32 @@ def tell(card: Mapping[str, Any] | None, group: ProcessGroup | None, *, source: 
     return json.loads(tensor.cpu().numpy().tobytes().rstrip(b"\0"))
 
 
-def call_the_roll(failure: str, group: ProcessGroup | None) -> str:
-    """Return why a session cannot open, the same on every rank; an empty string where it can.
+def call_the_roll(
+    failure: str, usable: Sequence[bool], group: ProcessGroup | None
+) -> tuple[str, list[bool]]:
+    """Return why a session cannot open, empty where it can, and what is of use to all ranks.
 
-    ``failure``: what this rank cannot do ("cannot ..."), or empty.
+    Both are the same on every rank. ``failure``: what this rank cannot do ("cannot ..."), or empty.
+    ``usable``: which of the choices on rank 0's card are of use to this rank.
     """
     rank, size = dist.get_rank(group), dist.get_world_size(group)
-    first = torch.tensor([rank if failure else size], dtype=torch.int64, device=_device(group))
-    dist.all_reduce(first, op=dist.ReduceOp.MIN, group=group)
-    failing = int(first.item())
+    answers = [int(found) for found in usable] + [0] * (MOST_CHOICES - len(usable))
+    said = torch.tensor(
+        [rank if failure else size, *answers], dtype=torch.int64, device=_device(group)
+    )
+    dist.all_reduce(said, op=dist.ReduceOp.MIN, group=group)
+    failing, *found = (int(number) for number in said.tolist())
     if failing == size:
-        return ""
+        return "", [bool(number) for number in found]
     card = {"failure": ascii(failure)[1:-1][:_REASON_BYTES]} if rank == failing else None
-    return f"rank {failing} {tell(card, group, source=failing)['failure']}"
+    return f"rank {failing} {tell(card, group, source=failing)['failure']}", []
 
 
 def stay_away(failure: str, group: ProcessGroup | None) -> NoReturn:
     """Take part in both collectives for a rank that can do no more; raises `SessionError`."""
     error = {"error": ascii(failure)[1:-1][:_REASON_BYTES]}
     tell(error if dist.get_rank(group) == 0 else None, group)
-    raise SessionError(call_the_roll(f"cannot take part: {failure}", group))
+    raise SessionError(call_the_roll(f"cannot take part: {failure}", (), group)[0])
 
 
 def _device(group: ProcessGroup | None) -> torch.device:

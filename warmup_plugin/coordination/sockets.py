@@ -20,6 +20,7 @@ import stat
 import struct
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
 
 from warmup_plugin.runtime.polling import wait_until, within
 
@@ -27,6 +28,7 @@ from warmup_plugin.runtime.polling import wait_until, within
 _MOST_DESCRIPTORS = 1 << 16
 #: What a connection fails for that says nothing of the other side.
 OWN_LACK = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_INTERNET = (socket.AF_INET, socket.AF_INET6)
 #: How long the end of a process waits for its threads that make connections, seconds.
 _PART_S = 10.0
 
@@ -42,6 +44,66 @@ def connected(port: int) -> Iterator[int]:
             is_it = found is not None and found.getpeername()[1:2] == (port,)
         if is_it:
             yield descriptor
+
+
+def local_addresses(port: int) -> list[str]:
+    """Return this host's end of each of this process's connections, those of a port first.
+
+    ``port``: of either end.
+    """
+    found: list[tuple[bool, str]] = []
+    for descriptor in _descriptors():
+        with _held(descriptor) as held:
+            if held is None or held.family not in _INTERNET:
+                continue
+            here, there = held.getsockname(), held.getpeername()
+            address = str(here[0]).removeprefix("::ffff:")
+            found.append((port not in (here[1], there[1]), address))
+    return list(dict.fromkeys(address for _, address in sorted(found, key=lambda one: one[0])))
+
+
+def own_ends(port: int) -> set[str]:
+    """Return this process's ends of its connections to a port, as the other side sees them."""
+    found = set[str]()
+    for descriptor in connected(port):
+        with _held(descriptor) as held:
+            if held is not None:
+                found.add(_end(held.getsockname()))
+    return found
+
+
+def other_ends(port: int, ends: Collection[str], silence_s: float) -> set[str]:
+    """Return which of these ends are connected to a port of this process.
+
+    Of each the kernel then asks whether it is there, so that one whose host is gone, or behind a
+    network that is cut, is no connection any more after a silence.
+    """
+    found = set[str]()
+    for descriptor in _descriptors():
+        with _held(descriptor) as held:
+            if held is None or held.family not in _INTERNET or held.getsockname()[1] != port:
+                continue
+            if (end := _end(held.getpeername())) in ends:
+                found.add(end)
+                _keep_asking(held, silence_s)
+    return found
+
+
+def _keep_asking(connection: socket.socket, silence_s: float) -> None:
+    every_s = max(1, int(silence_s / 4))
+    for level, option, value in (
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, every_s),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, every_s),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1000, int(silence_s * 1000))),
+    ):
+        connection.setsockopt(level, option, value)
+
+
+def _end(name: tuple[Any, ...]) -> str:
+    """Return one end of a connection as text; an IPv4 address may be in its IPv6 form."""
+    return f"{str(name[0]).removeprefix('::ffff:')} {name[1]}"
 
 
 def bound_answers(port: int, limit_s: float, *, but: Collection[int] = ()) -> None:

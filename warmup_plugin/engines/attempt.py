@@ -18,7 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from warmup_plugin.engines.readiness import Readiness, default_store
+from warmup_plugin.coordination.kv_client import default_store
+from warmup_plugin.engines.readiness import Readiness
 from warmup_plugin.errors import SessionError
 from warmup_plugin.observability import exposition
 from warmup_plugin.runtime.exit_status import EXIT_ABANDONED

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
 from warmup_plugin import __version__
 from warmup_plugin.coordination.heartbeat import announce
-from warmup_plugin.coordination.kv_client import StoreLink, join_session, link_beside, open_session
+from warmup_plugin.coordination.kv_client import StoreLink, innermost, link_beside
+from warmup_plugin.coordination.opening import Answer, Opening
 from warmup_plugin.engines.presence import Presence
 from warmup_plugin.errors import RankLostError
 from warmup_plugin.runtime.needs import lacking
@@ -39,17 +39,11 @@ MEET_S = 300.0
 GATHER_S = 5.0
 #: The longest pause between two questions, seconds, while the wait is brief.
 _EACH_ASKS_S = 0.002
-_READY = f"ready {__version__}"
+#: All have answered rank 0's offer; what all can use of it says whether another one follows.
+_ANSWERED = f"answered {__version__}"
 
 #: One connection to the store of the job for all meetings of a process, by that store.
 _connections: dict[int, tuple[Any, StoreLink | None]] = {}
-
-
-def default_store() -> Any:
-    """Return the store of the job that torch was initialised with."""
-    from torch.distributed import distributed_c10d
-
-    return distributed_c10d._get_default_store()  # noqa: SLF001  # there is no public way to it
 
 
 class Readiness:
@@ -70,6 +64,7 @@ class Readiness:
         may_stay_away: bool = False,
     ) -> None:
         self._may_stay_away, self._about = may_stay_away, ""
+        self._store, self._round = store, 0
         self._rank, self._size, self._settings = rank, size, settings
         self._session, self._prefix = session, f"warmup_plugin/{of}"
         self._link = _linked(store, rank, size, settings.silence_s)
@@ -86,70 +81,86 @@ class Readiness:
         ``reason``: why this rank cannot, or empty. ``about``: what this warm-up is, where it need
         not be the others'. Raises `RankLostError` where a rank is lost.
         """
-        link: StoreLink | None = None
+        usable: Sequence[bool] | None = None
         self._about = about
-        try:
-            link, reason = self._opened(greeting, reason)
-            word = {"reason": reason, "version": __version__, "about": about}
-            self._link.set(self._key("word", self._rank), json.dumps(word).encode())
-            self._presence.say_where(self._session)
-            found = self._decided()
-        except RankLostError as error:
-            found = {"lost": error.rank, "reason": error.reason}
-            with contextlib.suppress(RankLostError):  # the store may be what is lost
-                found = self._decide(found)
-        if found.get("go") == _READY:
-            return link, ""
-        if link is not None:
-            link.close()
+        opening = Opening(self._rank, self._size, self._settings, self._store, greeting)
+        with contextlib.closing(opening):
+            while True:
+                found = self._met(opening, reason, usable)
+                if found.get("go") != _ANSWERED:
+                    break
+                usable = found["usable"]
+                if (link := opening.settled(usable)) is not None:
+                    return link, ""
+                self._round += 1
         if "lost" in found:
             raise self._lost(found["lost"], found["reason"])
         return None, str(found["reason"])
 
-    def _opened(self, greeting: str, reason: str) -> tuple[StoreLink | None, str]:
-        """Return the session's store, or why this rank has none; rank 0 says where it is."""
-        link = None
-        card = {"error": (reason := reason or lacking(self._rank, self._size))}
+    def _met(self, opening: Opening, reason: str, usable: Sequence[bool] | None) -> dict[str, Any]:
+        """Try rank 0's next offer; return the one record of what has come of it."""
         try:
-            if self._rank and not reason:
-                link = self._joined()
-            elif not reason:
-                link, card = open_session(self._size, self._settings, greeting)
-            if link is not None:
-                announce(link)
-        except RankLostError:
-            raise
-        except Exception as error:  # noqa: BLE001  # no descriptor, no memory: its word to the others
-            link, card = None, {"error": f"{type(error).__name__}: {error}"[:400]}
-        if self._rank == 0:
-            self._link.set(self._key("address"), json.dumps(card).encode())
-        return link, str(card.get("error", ""))
+            answer = self._answered(opening, reason, usable)
+            word = {
+                "reason": answer.failure, "version": __version__, "about": self._about,
+                "usable": list(answer.usable),
+            }  # fmt: skip
+            self._link.set(self._of_round("word", self._rank), json.dumps(word).encode())
+            if self._round == 0:
+                self._presence.say_where(self._session)
+            return self._decided()
+        except RankLostError as error:
+            found = {"lost": error.rank, "reason": error.reason}
+            with contextlib.suppress(RankLostError):  # the store may be what is lost
+                found = self._decide(found)
+            return found
 
-    def _joined(self) -> StoreLink | None:
-        """Join the session's store on another rank, once rank 0 has said where it is."""
-        address = self._key("address")
-        self._wait([address], {0})
+    def _answered(self, opening: Opening, reason: str, usable: Sequence[bool] | None) -> Answer:
+        """Return what this rank can use of the offer, or why it can do nothing; rank 0 makes it."""
+        try:
+            reason = reason or (lacking(self._rank, self._size) if self._round == 0 else "")
+        except Exception as error:  # noqa: BLE001  # no descriptor, no memory: its word to the others
+            reason = f"{type(error).__name__}: {error}"[:400]
+        if self._rank == 0:
+            card = {"error": reason} if reason else opening.offer(usable)
+            self._link.set(self._of_round("offer"), json.dumps(card).encode())
+        else:
+            card = {} if reason else self._offered()
+        if reason or not card or (self._rank and "error" in card):
+            return Answer((), reason)  # what rank 0 lacks it says itself
+        answer = opening.answer(card)
+        if opening.link is not None:
+            announce(opening.link)
+        return answer
+
+    def _offered(self) -> dict[str, Any]:
+        """Return rank 0's card, once it is there; nothing where the answer is there already."""
+        offer = self._of_round("offer")
+        self._wait([offer], {0})
         self._presence.card(0)  # its host, while there is somebody to ask
-        body = self._link.get_now(address)
-        if self._link.has([self._key("decision")]) or body is None:
-            return None  # it is too late for that, and rank 0's store may be gone already
-        if "error" in (card := json.loads(body)):
-            return None  # what rank 0 has found is the reason for all
-        return join_session(card, self._rank, self._size, self._settings)
+        body = self._link.get_now(offer)
+        if self._link.has([self._of_round("decision")]) or body is None:
+            return {}  # it is too late to join, and rank 0's store may be gone already
+        return dict(json.loads(body))
+
+    def _of_round(self, kind: str, rank: int | str = "") -> str:
+        """Return the key of something that each offer has anew."""
+        return self._key(f"{kind}{self._round or ''}", rank)
 
     def _decided(self) -> dict[str, Any]:
         if self._rank == 0:
-            words = [self._key("word", rank) for rank in range(self._size)]
+            words = [self._of_round("word", rank) for rank in range(self._size)]
             self._wait(words, set(range(self._size)))
         else:
-            self._wait([self._key("decision")], self._neighbours())
-        body = self._link.get_now(self._key("decision"))
+            self._wait([self._of_round("decision")], self._neighbours())
+        body = self._link.get_now(self._of_round("decision"))
         return self._decide(self._judged()) if body is None else dict(json.loads(body))
 
     def _judged(self) -> dict[str, Any]:
         """Return what this rank makes of the words that are there; the record may say otherwise."""
+        usable: list[bool] | None = None
         for rank in range(self._size):
-            body = self._link.get_now(self._key("word", rank))
+            body = self._link.get_now(self._of_round("word", rank))
             if body is None:
                 continue
             word = json.loads(body)
@@ -162,10 +173,14 @@ class Readiness:
             if word["about"] != self._about:
                 reason = f"rank {rank} is about to begin another warm-up than rank {self._rank}"
                 return {"go": "without", "reason": reason}
-        return {"go": _READY}
+            theirs = word["usable"]
+            usable = theirs if usable is None else [*map(all, zip(usable, theirs, strict=False))]
+        return {"go": _ANSWERED, "usable": usable}
 
     def _decide(self, record: dict[str, Any]) -> dict[str, Any]:
-        body = self._link.compare_set(self._key("decision"), json.dumps(record, sort_keys=True))
+        body = self._link.compare_set(
+            self._of_round("decision"), json.dumps(record, sort_keys=True)
+        )
         found: dict[str, Any] = json.loads(body)
         return found
 
@@ -177,10 +192,10 @@ class Readiness:
 
     def _wait(self, keys: list[str], ranks: set[int]) -> None:
         """Wait for these keys, or for the decision, and look after these ranks meanwhile."""
-        others, decision = sorted(ranks - {self._rank}), [self._key("decision")]
+        others, decision = sorted(ranks - {self._rank}), [self._of_round("decision")]
 
         def look(waited_s: float) -> None:
-            missing = [r for r in others if not self._link.has([self._key("word", r)])]
+            missing = [r for r in others if not self._link.has([self._of_round("word", r)])]
             for rank in missing:
                 self._presence.look(rank, self._settings.silence_s)
             if elsewhere := self._presence.elsewhere(missing):
@@ -227,17 +242,16 @@ def _linked(store: Any, rank: int, size: int, silence_s: float) -> StoreLink:
     The engine's own has no bound, and must keep what it has. Where no other can be made, as with no
     descriptor left, that one serves, so that this rank can say so.
     """
-    while hasattr(store, "underlying_store"):
-        store = store.underlying_store
-    if not isinstance(store, TCPStore):
+    inner = innermost(store)
+    if inner is None:
         return StoreLink(store, rank, size)
-    held, link = _connections.get(id(store), (None, None))
-    if held is not store:
+    held, link = _connections.get(id(inner), (None, None))
+    if held is not inner:
         link = None
         with contextlib.suppress(OSError):
             try:
-                link = link_beside(store, rank, size, silence_s)
+                link = link_beside(inner, rank, size, silence_s)
             except RankLostError as error:
-                raise RankLostError(0, error.reason, store.host) from error
-            _connections[id(store)] = store, link
-    return link or StoreLink(store, rank, size)
+                raise RankLostError(0, error.reason, inner.host) from error
+            _connections[id(inner)] = inner, link
+    return link or StoreLink(inner, rank, size)

@@ -40,7 +40,8 @@ class WarmupReport:
     from the times measured. ``at`` is the time of day, unix seconds. ``read``: what became
     of each file of this node; ``adopted_from``: tasks that another table answers, by that table;
     ``differing``: labels of the tasks of which ranks serve different tactics; ``process``: what
-    tells this process from others on its machine.
+    tells this process from others on its machine; ``met_on``: the store on which the ranks have met
+    (loopback, address A, job store), empty for a single rank.
 
     On rank 0 alone, about all ranks: ``ranks`` has a row for each (steps, waits, counts; times in
     seconds since the first meeting was over), ``winners`` one for each task that was tuned, and
@@ -77,6 +78,7 @@ class WarmupReport:
     race: Mapping[str, float] = field(default_factory=dict)
     bytes_sent: int = 0
     bytes_received: int = 0
+    met_on: str = ""
     warnings: tuple[str, ...] = ()
     at: float = 0.0
     read: tuple[Mapping[str, Any], ...] = ()

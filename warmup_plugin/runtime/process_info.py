@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from warmup_plugin.topology import machine_id
 
-View = Literal["runs", "stopped", "gone", "unseen"]
+View = Literal["runs", "stopped", "gone", "cut off", "unseen"]
 
 
 @dataclass(frozen=True)

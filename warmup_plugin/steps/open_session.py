@@ -20,7 +20,7 @@ from warmup_plugin import __version__
 from warmup_plugin.cache.journal import Journal
 from warmup_plugin.cache.paths import resolve
 from warmup_plugin.cache.store import Store, unsafe
-from warmup_plugin.coordination.base import Alone, Rendezvous, Word
+from warmup_plugin.coordination.base import JOB_STORE, Alone, Rendezvous, Word
 from warmup_plugin.coordination.roll_call import stay_away
 from warmup_plugin.coordination.votes import FIRST, VERSION, checked, other_version
 from warmup_plugin.errors import (
@@ -175,6 +175,11 @@ def _join(
     if word["reason"]:
         job.warn(f"{word['go']}: {word['reason']}")
     _warn_of_variables(job)
+    if job.coordinator.way == JOB_STORE:
+        job.warn(
+            "the ranks meet on a part of the job's store, since not all reach another port of rank "
+            "0: each start waits some seconds for that (WARMUP_PLUGIN_ADDRESS on rank 0)"
+        )
     _place(job)
     _open_journal(job)
     return job
@@ -213,7 +218,7 @@ def _meet(
             Coordinator,
             turn_away,
         )
-        from warmup_plugin.coordination.kv_client import connect
+        from warmup_plugin.coordination.opening import connect
     except Exception as error:  # no memory, a package half there: the others wait to hear of it
         if options.link is not None:
             raise

@@ -74,7 +74,7 @@ def make_report(
         seconds=dict(job.seconds), costs=dict(work.costs), timeline=tuple(job.timeline),
         race=raced(work.outcomes.values()),
         bytes_sent=job.coordinator.bytes_sent, bytes_received=job.coordinator.bytes_received,
-        warnings=tuple(job.warnings), at=time.time(),
+        met_on=job.coordinator.way, warnings=tuple(job.warnings), at=time.time(),
         read=tuple(job.read), adopted_from=_adopted_from(job, work),
         ranks=tuple(job.rows), winners=tuple(job.winners),
         waited=(*job.waited, *waited(job.rows)), process=own_card().to_json(),

@@ -151,7 +151,8 @@ def _print_sources(out: Console, report: WarmupReport) -> None:
              for source, number in report.adopted_from.items()]  # fmt: skip
     rows += [("written", path) for path in report.published]
     moved = sum(int(row.get("bytes_sent", 0)) for row in report.ranks) or report.bytes_sent
-    rows.append(("moved", f"{output.size(moved)} between ranks"))
+    where = f", met on: {report.met_on}" if report.met_on else ""
+    rows.append(("moved", f"{output.size(moved)} between ranks{where}"))
     output.print_rows(out, rows)
 
 
