@@ -105,6 +105,19 @@ _BY_FILE = {
     "tuner/kept_environment.py": {
         ("_said", "subprocess.run"): "a time-out is given, on a thread of its own",
     },
+    "fleet/client.py": {
+        ("Worker.__init__", "subprocess.Popen"): "only starts it",
+        ("Worker.ask", "self._process.communicate"): "a time-out is given",
+        ("Worker.close", "process.poll"): "only asks",
+        ("Worker.close", "process.wait"): "a time-out is given, after it has been killed",
+    },
+    "fleet/push.py": {
+        ("push", "pause"): "in the process of its own, between tries that are counted",
+    },
+    "fleet/worker.py": {
+        ("_wait_until_served", "time.sleep"): "in the process of its own, which an alarm ends",
+        ("main", "sys.stdin.buffer.readline"): "the same",
+    },
     "cli/doctor_disks.py": {
         ("_locks", "fcntl.flock"): "asks with LOCK_NB, on a thread that is bounded",
     },
