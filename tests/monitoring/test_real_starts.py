@@ -56,7 +56,8 @@ def board(monitoring: Monitoring, tmp_path_factory: pytest.TempPathFactory) -> M
     """Prometheus, once it has seen the last of the seven starts."""
     folder, root = monitoring.folders["node"], tmp_path_factory.mktemp("root")
     start(folder, "cold", root)
-    start(folder, "warm", root)
+    fleet = tmp_path_factory.mktemp("fleet")  # nobody has published to it
+    start(folder, "warm", root, WARMUP_PLUGIN_FLEET=f"file://{fleet}")
     for host, script in (("failed", "fails"), ("killed", "is_killed")):
         with contextlib.suppress(LaunchError):
             start(folder, host, root, script)
@@ -121,6 +122,8 @@ PANELS: dict[str, Any] = {
     "Tactics timed": None,
     "Speed over FlashInfer's default": {"cold"},
     "Starts": "engine",
+    "What the fleet gave": "state",
+    "Waited for the fleet": ALL,
     "Waited for the last rank": ALL,
     "Bytes between ranks": "direction",
     "Time since the last start ended": HOSTS - {"killed"},

@@ -40,6 +40,7 @@ from warmup_plugin.settings import Settings
 from warmup_plugin.steps import open_session
 from warmup_plugin.steps.options import Options
 from warmup_plugin.topology import RankInfo
+from warmup_plugin.tuner import environment_stamp
 
 if TYPE_CHECKING:
     from tests.ranks.conftest import Deployment
@@ -605,7 +606,7 @@ def test_what_a_session_takes_is_asked_for_before_anything_is_taken(
         raise SessionError("far enough")
 
     monkeypatch.setattr(open_session, "lacking", note("asked"))
-    monkeypatch.setattr(open_session, "begin", note("begun"))
+    monkeypatch.setattr(environment_stamp, "begin", note("begun"))
     monkeypatch.setattr(opening, "connect", far_enough)
     identity = Identity.of(model="any", dtype="float32")
     options = Options(identity=identity, ranks=RankInfo(rank=0, world_size=2))

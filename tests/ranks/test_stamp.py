@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from warmup_plugin.engines.embedded import EngineConfig, launch
+from warmup_plugin.tuner.kept_environment import FOLDER
 
 pytestmark = pytest.mark.multiprocess
 
@@ -22,9 +24,17 @@ def start(root: Path, **arguments: Any) -> list[tuple[Any, dict[str, Any]]]:
 
 @pytest.fixture(scope="module")
 def starts(tmp_path_factory: pytest.TempPathFactory) -> list[list[tuple[Any, dict[str, Any]]]]:
-    """A cold start of ranks that see alike, a warm one, and a warm one of ranks that do not."""
+    """A cold start of ranks that see alike, a warm one, and a warm one of ranks that do not.
+
+    Nothing is kept of the look of the one before, as on another machine.
+    """
     root = tmp_path_factory.mktemp("root")
-    return [start(root), start(root), start(root, elsewhere=1)]
+
+    def on_another_machine(**arguments: Any) -> list[tuple[Any, dict[str, Any]]]:
+        shutil.rmtree(root / "flashinfer_autotune" / FOLDER, ignore_errors=True)
+        return start(root, **arguments)
+
+    return [on_another_machine(), on_another_machine(), on_another_machine(elsewhere=1)]
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["cold", "warm"])

@@ -101,7 +101,10 @@ class Machine:
 def machine(tmp_path: Path, monkeypatch: Patch) -> Machine:
     """A machine whose look has been kept, and holds."""
     found = Machine(tmp_path, monkeypatch)
-    assert keep(found.cache)
+    process = this_process()
+    assert process is not None
+    before = kept_environment._record(process)
+    assert keep(found.cache), (compat.looked_up_anew(), before, kept_environment._record(process))
     assert read(found.cache)
     return found
 

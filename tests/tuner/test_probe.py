@@ -239,6 +239,7 @@ def test_other_files_are_opened_as_ever(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_no_search_where_no_process_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiler that Python has search for it would try to start others for half a minute."""
     searched: list[str] = []
+    monkeypatch.setattr(ctypes.util, "find_library", ctypes.util.find_library)  # put back later
     monkeypatch.setattr(library_search, "_own_search", searched.append)
 
     def cannot(*_: object) -> NoReturn:
@@ -257,8 +258,9 @@ def test_a_search_that_cannot_be_made_finds_nothing(monkeypatch: pytest.MonkeyPa
     def fails(_name: str) -> NoReturn:
         raise FileNotFoundError(2, "No usable temporary directory")
 
-    monkeypatch.setattr(library_search, "_own_search", fails)
     before = ctypes.util.find_library
+    monkeypatch.setattr(ctypes.util, "find_library", before)  # put back later
+    monkeypatch.setattr(library_search, "_own_search", fails)
     with bearing_failed_searches():
         assert ctypes.util.find_library("cublas") is None
         with bearing_failed_searches():
@@ -267,4 +269,3 @@ def test_a_search_that_cannot_be_made_finds_nothing(monkeypatch: pytest.MonkeyPa
         look = sys.modules[AutoTuner.__module__]._get_cublas_version
         assert look.__wrapped__()
     assert ctypes.util.find_library is not before
-    monkeypatch.setattr(ctypes.util, "find_library", before)

@@ -90,7 +90,8 @@ def open_job(options: Options) -> Iterator[Job]:
                 waited = {"at": "open", "ranks": [0], "for": other, "seconds": round(waited_s, 4)}
                 job.waited.append(waited)
             yield job
-            _keep_look(job)
+            with contextlib.suppress(Exception):  # the session is over, whatever the disk says
+                _keep_look(job)
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}"[:1000]
             is_ours = isinstance(error, Exception) and (
