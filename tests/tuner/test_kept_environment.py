@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,17 @@ from warmup_plugin.tuner import compat, environment_stamp, kept_environment
 from warmup_plugin.tuner.kept_environment import FOLDER, this_process
 
 Patch = pytest.MonkeyPatch
+
+
+@pytest.fixture(autouse=True)
+def looks() -> Iterator[list[Any]]:
+    """FlashInfer's own functions, which have looked nothing up yet, nor have afterwards."""
+    found: list[Any] = [getattr(sys.modules[module], name) for module, name in compat.SLOW.values()]
+    for look in found:
+        look.cache_clear()
+    yield found
+    for look in found:
+        look.cache_clear()
 
 
 def read(folder: Path) -> dict[str, str]:
@@ -195,10 +206,11 @@ def test_what_changes_during_the_look_is_not_kept(tmp_path: Path, monkeypatch: P
     assert not keep(machine.cache)
 
 
-def test_a_record_answers_in_place_of_the_programs(machine: Machine, monkeypatch: Patch) -> None:
+def test_a_record_answers_in_place_of_the_programs(
+    machine: Machine, monkeypatch: Patch, looks: list[Any]
+) -> None:
     """FlashInfer's own look is not made, and the stamp has the same fields."""
     before = compat.stamp()
-    looks: list[Any] = [getattr(sys.modules[module], name) for module, name in compat.SLOW.values()]
     for look in looks:
         look.cache_clear()
     monkeypatch.setattr(environment_stamp, "_kept", {})
