@@ -48,7 +48,7 @@ REAL_OPS        := $(call stamp,real-ops)
 PROMETHEUS      := $(S)/prometheus-once
 REAL_OPS_NEXT   := $(patsubst %,$(S)/release-%-once,$(call releases,real-ops))
 
-.PHONY: help demo demo-vllm demo-sglang demo-engine test test-all test-exhaustive retest test-real-ops test-engines test-vllm test-sglang lint docs settings-page questions-page \
+.PHONY: help demo demo-vllm demo-sglang demo-engine test test-all test-exhaustive retest test-real-ops test-races test-engines test-vllm test-sglang lint docs settings-page questions-page \
         matrix bench soak fuzz mutants guarantees gpu-evidence clean
 
 help:  ## this list
@@ -97,6 +97,9 @@ test-exhaustive: $(PACKAGE) $(call stamp,dev) $(MATRIX_RELEASES) $(REAL_OPS) $(R
 test-real-ops: $(PACKAGE) $(call stamp,dev) $(REAL_OPS) $(REAL_OPS_NEXT)  ## FlashInfer's own op code behind a stand-in for the GPU
 	@$(BIN)/pytest tests/real_ops \
 	    tests/gpu/test_gpu_evidence.py::test_flashinfers_own_op_code_is_compared
+
+test-races: $(PACKAGE) $(call stamp,dev) $(REAL_OPS) $(REAL_OPS_NEXT)  ## a race of every task of FlashInfer's own op code against its sweep; an hour
+	@$(BIN)/pytest -m "soak or not soak" tests/real_ops/test_races.py
 
 # ENGINE="engine or soak" runs every row of the fault tables, and what the engines do without us.
 ENGINE ?= engine

@@ -180,6 +180,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 #: The races that run with the other tests: a large MoE, GEMMs of two ways of timing, few tactics.
+#: All others take an hour: `make test-races`.
 RACED = ("prims_ts_bf16_moe", "mm_bf16 auto", "mm_fp4 cute-dsl", "trtllm_fp4_block_scale_moe")
 
 
@@ -192,7 +193,7 @@ def _races(metafunc: pytest.Metafunc) -> None:
     small = {name: next(row for row in rows if row.case == name) for name in RACED}
     params = [
         pytest.param(
-            row, id=str(row), marks=() if small.get(row.case) == row else (pytest.mark.real_ops,)
+            row, id=str(row), marks=() if small.get(row.case) == row else (pytest.mark.soak,)
         )
         for row in rows
     ]
