@@ -72,9 +72,11 @@ def open_job(options: Options) -> Iterator[Job]:
         began = time.monotonic()
         hold_standard_streams()
         lack = _lack(options)  # while nothing has been taken
+        # Near a limit nothing is begun that can be done without: `Thread.start` itself waits for
+        # ever for a thread that has no memory to say that it runs.
         greeting = "" if lack else _begin(options)  # early: every rank will wait for it
-        fleet = _fleet(options, stack)
-        progress = _progress(options)
+        fleet = None if lack else _fleet(options, stack)
+        progress = _progress(options, begins=not lack)
         stack.callback(progress.hush)
         figures = of_rank(options.ranks, options.engine, options.settings, options.identity.digest)
         figures.begin()
@@ -132,13 +134,17 @@ def _take_leave(
     return lost
 
 
-def _progress(options: Options) -> ProgressLine:
-    """Return what tells of this job's progress; an old file stops saying that it is ready."""
+def _progress(options: Options, *, begins: bool) -> ProgressLine:
+    """Return what tells of this job's progress; an old file stops saying that it is ready.
+
+    ``begins``: by the clock, too, which takes a thread.
+    """
     ranks, settings = options.ranks, options.settings
     path = None if ranks.local_rank else settings.progress_file
     progress = ProgressLine(ranks.rank, path=path, draws=options.progress is None)
     progress.step("open")
-    progress.begin()
+    if begins:
+        progress.begin()
     return progress
 
 
