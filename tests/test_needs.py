@@ -25,7 +25,8 @@ which, more, rank, size = sys.argv[1], *map(int, sys.argv[2:])
 if which == "NOFILE":
     limit = max(map(int, os.listdir("/proc/self/fd"))) + more
 else:
-    limit = int(open("/proc/self/statm").read().split()[0]) * 4096 + more * 2**20
+    mapped = open("/proc/self/statm").read().split()
+    limit = int(mapped[5 if which == "DATA" else 0]) * 4096 + more * 2**20
 resource.setrlimit(getattr(resource, f"RLIMIT_{which}"), (limit, limit))
 print(lacking(rank, size))
 """
@@ -56,6 +57,12 @@ def test_descriptors_by_the_number_of_ranks(rank: int, size: int, more: int) -> 
 def test_address_space() -> None:
     assert asked("AS", 2000) == ""
     assert "MiB of address space are left, 768 are needed (RLIMIT_AS)" in asked("AS", 300)
+
+
+def test_data() -> None:
+    """A thread for which there is no memory once it runs is waited for without an end."""
+    assert asked("DATA", 400) == ""
+    assert "MiB of data are left, 96 are needed (RLIMIT_DATA)" in asked("DATA", 32)
 
 
 def allow_threads(monkeypatch: pytest.MonkeyPatch, left: int, *, late_s: float = 0.0) -> None:

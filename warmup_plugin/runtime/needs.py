@@ -26,8 +26,13 @@ _DESCRIPTORS_OF_RANK: Final = 2
 #: Heartbeat, its connection, and one for what can do without; on rank 0 that of the store.
 _THREADS: Final = 3
 _THREADS_OF_STORE: Final = 1
-#: The C library reserves 64 MiB for each thread, whatever it uses of that.
-_ADDRESS_SPACE_MIB: Final = 768
+#: By limit: its name, how many MiB are needed, and of what. The C library reserves 64 MiB for each
+#: thread, whatever it uses of that; its stack of 8 MiB counts as data. A thread that cannot be had
+#: raises; one that has no memory to begin leaves `threading.Thread.start` waiting for ever.
+_MEMORY: Final = {
+    resource.RLIMIT_AS: ("RLIMIT_AS", 768, "address space"),
+    resource.RLIMIT_DATA: ("RLIMIT_DATA", 96, "data"),
+}
 _MIB: Final = 1 << 20
 #: How long the end of threads is waited for that have nothing more to do, seconds.
 _END_S: Final = 5.0
@@ -101,14 +106,15 @@ def _start(number: int) -> _Threads:
 
 
 def _lacks_memory() -> str:
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit == resource.RLIM_INFINITY:
-        return ""
+    """Return which memory the process has too little of, by its limits and what it has mapped."""
     try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        mapped = Path("/proc/self/statm").read_text(encoding="ascii").split()
+        pages = {resource.RLIMIT_AS: int(mapped[0]), resource.RLIMIT_DATA: int(mapped[5])}
     except (OSError, ValueError):
         return ""
-    left = (limit - pages * resource.getpagesize()) // _MIB
-    if left >= _ADDRESS_SPACE_MIB:
-        return ""
-    return f"{left} MiB of address space are left, {_ADDRESS_SPACE_MIB} are needed (RLIMIT_AS)"
+    for which, (name, needed_mib, kind) in _MEMORY.items():
+        limit, _ = resource.getrlimit(which)
+        left_mib = (limit - pages[which] * resource.getpagesize()) // _MIB
+        if limit != resource.RLIM_INFINITY and left_mib < needed_mib:
+            return f"{left_mib} MiB of {kind} are left, {needed_mib} are needed ({name})"
+    return ""
