@@ -36,10 +36,17 @@ def machine_id() -> str:
     The boot id alone does not tell containers of one machine apart, nor clones of one snapshot, so
     the address of the first network card stands beside it.
     """
-    boot_id = ""
-    with contextlib.suppress(OSError, UnicodeDecodeError):  # another kernel: the card's must do
-        boot_id = _BOOT_ID.read_text(encoding="ascii").strip()
-    return f"{boot_id}-{_first_card()}"
+    return f"{boot_id()}-{_first_card()}"
+
+
+def boot_id() -> str:
+    """Return what all processes of one kernel have in common, in any container: new at every boot.
+
+    Empty where the kernel offers none.
+    """
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    return ""
 
 
 def node_id() -> str:

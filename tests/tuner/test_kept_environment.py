@@ -142,7 +142,7 @@ STALE: dict[str, Callable[[Machine], object]] = {
     "another finder of packages": lambda m: m.patch.setattr(
         sys, "meta_path", [*sys.meta_path, Finder()]
     ),
-    "another boot": lambda m: m.patch.setattr(kept_environment, "machine_id", lambda: "another"),
+    "another boot": lambda m: m.patch.setattr(kept_environment, "boot_id", lambda: "another"),
     "another torch": lambda m: m.patch.setattr("torch.version.cuda", "0.0"),
     "no record": lambda m: m.record.unlink(),
     "half a record": lambda m: m.record.write_bytes(m.record.read_bytes()[:-20]),

@@ -15,14 +15,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import sys
 import threading
 from collections.abc import Callable
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import torch
 
 from warmup_plugin.cache.paths import machines_folder
 from warmup_plugin.cache.stamps import FINGERPRINT, PACKAGES
@@ -37,7 +34,6 @@ if TYPE_CHECKING:
     from warmup_plugin.coordination.base import Rendezvous
     from warmup_plugin.settings import Settings
 
-_VARIABLES = ("LD_LIBRARY_PATH", "LD_PRELOAD", "PATH", "CUDA_HOME", "CUDA_PATH")
 #: What the dynamic linker finds without a search, since it is loaded already.
 _LOADED = (b"cublas", b"cudnn")
 
@@ -65,16 +61,11 @@ def surroundings(maps: bytes | None = None) -> str:
     if not compat.can_answer():
         return ""
     try:
-        root, initial = Path("/").stat(), Path("/proc/self/environ").read_bytes().split(b"\0")
-        named = tuple(f"{name}=".encode() for name in _VARIABLES)
+        root = Path("/").stat()
         seen = [
-            machine_id(), Path("/proc/self/ns/mnt").stat().st_ino, root.st_dev, root.st_ino,
-            Path.cwd(), os.geteuid(), os.getegid(),
-            [os.environ.get(name) for name in _VARIABLES],
-            sorted(entry for entry in initial if entry.startswith(named)),
-            _loaded(maps or _mappings()),
-            sys.version, sys.executable, sys.path, torch.__file__, torch.version.cuda,
-            *compat.origin(),
+            *kept_environment.facts_of_process(), machine_id(),
+            Path("/proc/self/ns/mnt").stat().st_ino,
+            root.st_dev, root.st_ino, Path.cwd(), _loaded(maps or _mappings()),
         ]  # fmt: skip
     except OSError:
         return ""

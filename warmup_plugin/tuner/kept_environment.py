@@ -22,7 +22,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -33,7 +33,7 @@ import torch
 from warmup_plugin import __version__
 from warmup_plugin.cache.files import keep_newest, make_directory, read_file, write_files
 from warmup_plugin.runtime.safe_json import Miss, decode
-from warmup_plugin.topology import machine_id
+from warmup_plugin.topology import boot_id
 from warmup_plugin.tuner import compat
 
 #: Where records are kept, below the folder that holds tables.
@@ -93,28 +93,35 @@ class Process(NamedTuple):
     import_path: tuple[str, ...]
 
 
+def facts_of_process() -> list[object]:
+    """Return what directs a look and is no file: boot, user, variables, interpreter, packages.
+
+    The variables as they are and as the process began with them, which is how the dynamic linker
+    has read them. Raises `OSError` where the system does not tell.
+    """
+    named = tuple(f"{name}=".encode() for name in _VARIABLES)
+    initial = Path("/proc/self/environ").read_bytes().split(b"\0")
+    return [
+        boot_id(), os.geteuid(), os.getegid(), [os.environ.get(name) for name in _VARIABLES],
+        sorted(entry for entry in initial if entry.startswith(named)),
+        sys.version, sys.executable, sys.path,
+        torch.__file__, torch.__version__, torch.version.cuda, *compat.origin(),
+    ]  # fmt: skip
+
+
 def this_process() -> Process | None:
     """Return what this process is by now; None where no record could be believed."""
     others = (finder for finder in sys.meta_path if finder is not PathFinder)
     if any(hasattr(finder, "find_distributions") for finder in others):
         return None  # packages that lie in no folder of the import path
     try:
-        initial = Path("/proc/self/environ").read_bytes().split(b"\0")
-        loaded = _loaded()
+        facts, loaded = facts_of_process(), _loaded()
     except OSError:
         return None
     if any(path.endswith(b" (deleted)") for path in loaded):
         return None
-    named = tuple(f"{name}=".encode() for name in _VARIABLES)
-    seen = [
-        __version__, machine_id(), os.geteuid(), os.getegid(), _absolute(os.curdir, sys.path),
-        [os.environ.get(name) for name in _VARIABLES],
-        sorted(entry for entry in initial if entry.startswith(named)),
-        loaded,
-        sys.version, sys.executable, sys.path, [repr(type(finder)) for finder in sys.meta_path],
-        torch.__file__, torch.__version__, torch.version.cuda, *compat.origin(),
-    ]  # fmt: skip
-    digest = hashlib.sha256(repr(seen).encode()).hexdigest()[:32]
+    seen = [__version__, _current_directory(), loaded, [repr(type(f)) for f in sys.meta_path]]
+    digest = hashlib.sha256(repr([*facts, *seen]).encode()).hexdigest()[:32]
     return Process(f"{digest}.json", tuple(map(os.path.abspath, sys.path)))
 
 
@@ -124,11 +131,11 @@ def _loaded() -> list[bytes]:
     return sorted({line.split(maxsplit=5)[-1] for line in maps.splitlines() if b"cublas" in line})
 
 
-def _absolute(current: str, entries: Iterable[str]) -> str:
+def _current_directory() -> str:
     """Return the current directory where the import path or a variable is relative to it."""
     listed = [each for name in _VARIABLES for each in os.environ.get(name, "").split(os.pathsep)]
-    is_relative = any(not entry.startswith(os.sep) for entry in (*entries, *filter(None, listed)))
-    return os.path.realpath(current) if is_relative else ""
+    is_relative = any(not entry.startswith(os.sep) for entry in (*sys.path, *filter(None, listed)))
+    return os.path.realpath(os.curdir) if is_relative else ""
 
 
 def read(folder: Path, process: Process) -> dict[str, str]:
