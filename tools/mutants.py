@@ -279,7 +279,7 @@ MUTANTS = (
     ),
     Mutant(
         "figures of failures", "steps/open_session.py",
-        "            figures.fail()\n", "",
+        "    figures.fail()\n", "",
         "tests/ranks/test_modes.py::test_a_probe_and_an_exporter_find_their_files",
     ),
     Mutant(

@@ -23,6 +23,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ def fork(function: Callable[[], Any]) -> tuple[int, int]:
 def be_host(words: list[tuple[int, Word]]) -> list[tuple[int, Any]]:
     """Be one host, of which each rank is a process; return what each of them came to."""
     enter(words[0][1]["host"])
-    return run([(rank, lambda r=rank, w=word: be_rank(r, w)) for rank, word in words])  # type: ignore[misc]
+    return run([(rank, partial(be_rank, rank, word)) for rank, word in words])
 
 
 def run(functions: list[tuple[Any, Callable[[], Any]]]) -> list[tuple[Any, Any]]:
@@ -197,7 +198,7 @@ def main() -> None:
         of_host: dict[str, list[tuple[int, Word]]] = {}
         for rank, word in enumerate(json.loads(line)):
             of_host.setdefault(word["host"]["namespace"], []).append((rank, word))
-        hosts = run([(name, lambda w=words: be_host(w)) for name, words in of_host.items()])  # type: ignore[misc]
+        hosts = run([(name, partial(be_host, words)) for name, words in of_host.items()])
         ranks = [pair for _, pairs in hosts if isinstance(pairs, list) for pair in pairs]
         told = [told for _, told in sorted(ranks, key=lambda pair: int(pair[0]))]
         print(json.dumps(told), flush=True)  # noqa: T201  # it is what it is for

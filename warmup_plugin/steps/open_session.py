@@ -95,24 +95,39 @@ def open_job(options: Options) -> Iterator[Job]:
             with contextlib.suppress(Exception):  # the session is over, whatever the disk says
                 _keep_look(job)
         except BaseException as error:
-            reason = f"{type(error).__name__}: {error}"[:1000]
-            is_ours = isinstance(error, Exception) and (
-                job is None or error is not job.forward_error
-            )
-            lost = _take_leave(coordinator, error, reason, lives=is_ours)
-            progress.end("failed", reason)
-            figures.fail()
-            if job is not None:
-                job.installed.put_back()
-            if is_ours and job is not None and job.is_settled and loss_in(error) is None:
-                raise LateError(reason) from error
-            if is_ours and lost is not None and lost is not error:
-                raise lost from error  # in which the others have ended already
-            if is_ours and not isinstance(error, WarmupError):
-                # A word that parses and makes no sense, no memory, or a bug: the engine hears of a
-                # session that failed, on every rank, and of no error that it did not make.
-                raise SessionError(reason) from error
-            raise
+            told = _told_as(error, coordinator, job, progress, figures)
+            if told is None:
+                raise
+            raise told from error
+
+
+def _told_as(
+    error: BaseException,
+    coordinator: Rendezvous | None,
+    job: Job | None,
+    progress: ProgressLine,
+    figures: Figures,
+) -> WarmupError | None:
+    """End a session that has failed; return what is raised in place of the error, None for itself.
+
+    The other ranks, progress and figures hear of it, and the tuner holds what it held before.
+    """
+    reason = f"{type(error).__name__}: {error}"[:1000]
+    is_ours = isinstance(error, Exception) and (job is None or error is not job.forward_error)
+    lost = _take_leave(coordinator, error, reason, lives=is_ours)
+    progress.end("failed", reason)
+    figures.fail()
+    if job is not None:
+        job.installed.put_back()
+    if not is_ours:
+        return None
+    if job is not None and job.is_settled and loss_in(error) is None:
+        return LateError(reason)
+    if lost is not None and lost is not error:
+        return lost  # in which the others have ended already
+    # A word that parses and makes no sense, no memory, or a bug: the engine hears of a session
+    # that failed, on every rank, and of no error that it did not make.
+    return None if isinstance(error, WarmupError) else SessionError(reason)
 
 
 def _take_leave(

@@ -83,7 +83,7 @@ def state_of(path: str | os.PathLike[str]) -> State:
 
 
 class Process(NamedTuple):
-    """What this process is before it looks, since a look may load a library.
+    """This process before it looks, since a look may load a library.
 
     ``record``: the name of its record, by all that is no file. ``import_path``: where its packages
     are.
@@ -110,7 +110,7 @@ def facts_of_process() -> list[object]:
 
 
 def this_process() -> Process | None:
-    """Return what this process is by now; None where no record could be believed."""
+    """Return this process as it is now; None where no record of it could be believed."""
     others = (finder for finder in sys.meta_path if finder is not PathFinder)
     if any(hasattr(finder, "find_distributions") for finder in others):
         return None  # packages that lie in no folder of the import path
@@ -208,11 +208,11 @@ def _prefixes() -> Iterator[str]:
 def _programs() -> Iterator[str]:
     """Yield each place of the search path where a program may be, now or later."""
     for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
-        yield from (os.path.join(folder or os.curdir, name) for name in _PROGRAMS)  # noqa: PTH118
+        yield from (f"{folder or os.curdir}/{name}" for name in _PROGRAMS)
 
 
 def _code() -> Iterator[str]:
-    """Yield the files of what looks."""
+    """Yield the source files of the functions that look."""
     for module, _ in compat.SLOW.values():
         if path := getattr(sys.modules.get(module), "__file__", None):
             yield path
