@@ -22,7 +22,8 @@ from warmup_plugin.tuner import compat
 from warmup_plugin.tuner.counters import Observations, Time
 from warmup_plugin.tuner.default_tactic import DEFAULT, beats_default, time_of
 from warmup_plugin.tuner.race import rounds
-from warmup_plugin.tuner.race.rules import Counts, Verdict
+from warmup_plugin.tuner.race.counts import Counts
+from warmup_plugin.tuner.race.rules import Verdict
 from warmup_plugin.tuner.recorded import as_recorded, askable, narrow
 from warmup_plugin.tuner.task import Call, Task
 
