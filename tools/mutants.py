@@ -377,7 +377,7 @@ MUTANTS = (
         "tests/tuner/test_rounds.py::test_an_interrupt_leaves_the_counts",
     ),
     Mutant(
-        "round 1 is no choice", "tuner/replay.py",
+        "round 1 is no choice", "tuner/measurement.py",
         "            compat.forget_since(tuner, stored)\n", "",
         "tests/tuner/test_rounds.py::test_the_winners_are_the_sweeps",
     ),
