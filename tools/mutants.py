@@ -99,8 +99,8 @@ MUTANTS = (
         "tests/test_store.py::test_no_link_is_followed_out_of_the_root",
     ),
     Mutant(
-        "batch in a key", "tuner/survey.py",
-        "self._extras(op, real, fields.batch)", "self._extras(op, real)",
+        "batch in a key", "tuner/recorder.py",
+        "name_fields(real, own, fields.batch)", "name_fields(real, own)",
         "tests/tuner/test_survey.py"
         "::test_a_key_with_the_raw_batch_is_stored_as_flashinfer_stores_it",
     ),
@@ -152,9 +152,9 @@ MUTANTS = (
         "tests/tuner/test_profiles.py::test_a_flashinfer_that_counts_otherwise_is_believed",
     ),
     Mutant(
-        "twin allow-list", "tuner/survey.py",
-        "        fields = self._ops.twin_fields.get(op, {})\n",
-        "        fields = dict(enumerate(['ep_rank'] * 9))\n",
+        "twin allow-list", "tuner/known_ops.py",
+        "    fields = ops.twin_fields.get(op, {})\n",
+        "    fields = dict(enumerate(['ep_rank'] * 9))\n",
         "tests/tuner/test_known_ops.py::test_only_listed_fields_make_twins",
     ),
     Mutant(
