@@ -6,8 +6,9 @@ Owns the sums: how many tasks each rank has done, and each winner's time against
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+
+from warmup_plugin.cache.gains import gain, mean_gain
 
 
 class Pace:
@@ -34,8 +35,8 @@ class Pace:
 
     def tuned(self, ms: float | None, default_ms: float | None) -> None:
         """A task is tuned: its winner's time and FlashInfer's default's, where both are known."""
-        if ms and default_ms and ms > 0 and default_ms > 0:
-            self._gains.append(default_ms / ms)
+        if (found := gain(ms, default_ms)) is not None:
+            self._gains.append(found)
 
     def counts(self) -> tuple[int, int]:
         """Return how many tasks are done, and of how many."""
@@ -54,6 +55,5 @@ class Pace:
 
     def over_default(self) -> float | None:
         """Return the geometric mean of default over winner, of this rank's tasks."""
-        if not self._gains:
-            return None
-        return round(math.exp(sum(map(math.log, self._gains)) / len(self._gains)), 3)
+        found = mean_gain(self._gains)
+        return None if found is None else round(found, 3)
