@@ -41,7 +41,7 @@ MUTANTS = (
         "tests/ranks/test_rendezvous.py::test_the_first_record_of_a_step_is_the_only_one",
     ),
     Mutant(
-        "a try to join ends with the wait for it", "coordination/kv_client.py",
+        "a try to join ends with the wait for it", "coordination/connecting.py",
         "min(try_s, self._ends - time.monotonic())", "try_s",
         "tests/ranks/test_rendezvous.py"
         "::test_a_store_that_is_stopped_during_the_second_try_is_lost_within_a_silence",
