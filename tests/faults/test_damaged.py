@@ -22,7 +22,8 @@ import pytest
 
 from warmup_plugin.cache.lease import hold
 from warmup_plugin.cache.manifest import Manifest, TaskRecord
-from warmup_plugin.cache.store import Published, Store
+from warmup_plugin.cache.publishing import Published
+from warmup_plugin.cache.store import Store
 from warmup_plugin.cache.table import Entry, Table
 from warmup_plugin.coordination.coordinator import Coordinator
 from warmup_plugin.coordination.failure_detector import FailureDetector
