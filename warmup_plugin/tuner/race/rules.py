@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from statistics import median
+
+import msgspec
 
 from warmup_plugin.tuner.race.counts import Counts, first_counts, last_counts
 
@@ -52,8 +53,7 @@ _FAILED = math.inf
 Measure = Callable[[int, Counts], float]
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """How a race came out.
 
     ``winner`` is a place among the candidates; ``times`` the median of each finalist, defaults
@@ -80,8 +80,7 @@ class Verdict:
         return self.device_ms / self.sweep_ms
 
 
-@dataclass
-class _Noise:
+class _Noise(msgspec.Struct):
     """The variance of one launch's time, as a share, from measurements that were made again."""
 
     squares: float = 0.0
@@ -103,14 +102,13 @@ class _Noise:
         return math.sqrt(self.squares / self.seen / repeat) if self.seen else 0.0
 
 
-@dataclass
-class _Race:
+class _Race(msgspec.Struct):
     """A race under way: what was measured, and what it has cost."""
 
     own: Counts
     measure: Measure
     host_ms: Callable[[], float]
-    noise: _Noise = field(default_factory=_Noise)
+    noise: _Noise = msgspec.field(default_factory=_Noise)
     launches: int = 0
     device_ms: float = 0.0
     until_ms: float = 0.0
