@@ -174,7 +174,7 @@ MUTANTS = (
     ),
     Mutant(
         "archive's sha256", "cache/archive.py",
-        "        if len(data) != row.bytes or sha256_of(data) != row.sha256:\n",
+        "        if len(data) != row.bytes or digest(data) != row.sha256:\n",
         "        if False:\n",
         "tests/cli/test_carrying.py::test_another_listing_another_digest_another_size",
     ),
