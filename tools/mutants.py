@@ -389,8 +389,8 @@ MUTANTS = (
     ),
     Mutant(
         "round 1 is no choice", "tuner/measurement.py",
-        "            compat.forget_since(tuner, stored)\n", "",
-        "tests/tuner/test_rounds.py::test_the_winners_are_the_sweeps",
+        "    compat.forget_since(tuner, stored)\n    if not", "    if not",
+        "tests/tuner/test_rounds.py::test_what_is_raced_and_what_is_swept",
     ),
     Mutant(
         "a winner must be offered again", "tuner/race/rounds.py",
