@@ -160,7 +160,7 @@ def _row(variable: str, kind: _Kind, meaning: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The table. Raises `SettingError` for a value that breaks its row's rule."""
+    """One value for each row of the table. A value that breaks its row's rule is a `SettingError`."""
 
     mode: Mode = field(
         default="on",
@@ -429,7 +429,14 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: object) -> Self:
-        """Read the environment; `overrides` are values of fields and win over it.
+        """Read the settings from the environment.
+
+        Args:
+            environ: the environment variables; those of this process by default.
+            **overrides: values of fields, which win over the environment.
+
+        Returns:
+            The settings; a variable that is empty or not set leaves the field's default.
 
         Raises:
             SettingError: a value, from either side, breaks its rule.

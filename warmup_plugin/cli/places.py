@@ -58,7 +58,10 @@ class Root:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare where to look: the same options for every verb that asks."""
     parser.add_argument(
-        "--root", metavar="DIR", type=Path, help="this cache root only, as in warm_up(root=...)"
+        "--root",
+        metavar="DIR",
+        type=Path,
+        help="this cache root only, as in warm_up(cache_root=...)",
     )
     parser.add_argument(
         "--engine-root", metavar="DIR", type=Path, help="this engine's cache root only"

@@ -77,10 +77,20 @@ class Link(BeatLink, Protocol):
 class StoreLink:
     """A connection to the session's store, used by one thread at a time.
 
-    ``silence_s``: how long the store may leave a question unanswered; for ever without it.
-    ``greeting``: what rank 0 has told all with the store's address. ``way``: how the ranks have
-    found the store, for the receipt. ``prefix``: before each key, where the store is the job's.
-    ``sweeps``: whether the keys with that prefix are deleted when this connection is closed.
+    An engine's adapter opens one where its ranks meet before the session begins; a runner does not
+    need it.
+
+    Args:
+        store: torch's client of the store, None once the connection is closed.
+        rank: this rank's number in the session.
+        size: the number of ranks in the session.
+        silence_s: the seconds that the store may leave a question unanswered; 0 means for ever.
+        greeting: what rank 0 sent to all ranks with the store's address.
+        leader: the name of rank 0's machine, empty where it is not known.
+        way: how the ranks found the store, for the receipt.
+        end: this process's end of the connection, where it leads to another host.
+        prefix: the text before each key, where the store is the job's.
+        sweeps: whether closing this connection deletes the keys with that prefix.
     """
 
     store: TCPStore | None

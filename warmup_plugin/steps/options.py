@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a runner gives to a session: the arguments of `kernel_warmup.warm_up`, held to their rules.
+"""The arguments of `kernel_warmup.warm_up` and `kernel_warmup.session`, and the rule of each.
 
-Owns their types, and that a slip is told where it is made, on the rank that makes it, before any
-rank waits for it: `RuleError` names argument, value and rule. Refuses a rank of a job that says
-neither where it stands nor with whom (`SessionError`): alone it would certify what no other has.
+Owns their types. A wrong argument is refused on the rank that passes it, before that rank waits for
+another one: `RuleError` names argument, value and rule, and an unknown name is a `TypeError` with
+the nearest known one. A rank of an initialised torch.distributed job that passes neither ``ranks``
+nor ``group`` is refused (`SessionError`): alone it would certify what the other ranks do not serve.
 """
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import sys
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from warmup_plugin.errors import RuleError, SessionError
 from warmup_plugin.identity import Identity
@@ -30,11 +33,41 @@ if TYPE_CHECKING:
 
 #: Called as progress(step, task, tasks done, tasks in all) on the rank that works.
 Progress = Callable[[str, str, int, int], None]
+#: Makes the context in which the forward runs.
 TuningContext = Callable[[], contextlib.AbstractContextManager[object]]
+#: A path as text or as any object with ``__fspath__``.
 AnyPath = str | os.PathLike[str]
+
+#: The release that drops the former names of arguments.
+DROPPED_IN = "0.2.0"
+#: By former name of an argument: the name that it has now.
+FORMER = {
+    "root": "cache_root",
+    "engine_root": "engine_cache_root",
+    "others": "extra_tables",
+    "keep_loaded": "keep_existing",
+    "must_share": "require_sharing",
+}
+#: By name of an argument: the field of `Options` that holds it, where that has another name.
+_FIELDS = {name: former for former, name in FORMER.items()}
+
+#: By function: the number of frames from `_renamed` to its caller. `contextlib` adds one.
+_LEVELS = {"warm_up": 4, "session": 5}
 
 _NOT_GIVEN = RankInfo()
 _PAIR = 2
+
+
+class EngineInfo(NamedTuple):
+    """The name and the version under which an engine appears in manifests, receipts and figures.
+
+    Attributes:
+        name: the engine's name, not empty, such as ``"my-runner"``.
+        version: the engine's version; two versions of one engine may use the same table.
+    """
+
+    name: str
+    version: str
 
 
 def plain_context() -> contextlib.AbstractContextManager[object]:
@@ -43,28 +76,19 @@ def plain_context() -> contextlib.AbstractContextManager[object]:
     return context
 
 
-class Arguments(TypedDict, total=False):
-    """What `session` takes besides the identity; `warm_up` explains it."""
+class FormerArguments(TypedDict, total=False):
+    """Former names of arguments, which `DROPPED_IN` drops; `FORMER` has the names of today."""
 
-    ranks: RankInfo | None
-    group: dist.ProcessGroup | None
-    settings: Settings | None
     root: AnyPath | None
     engine_root: AnyPath | None
     others: Iterable[Path] | None
-    ops: KnownOps | None
-    tuning_context: TuningContext | None
-    engine: tuple[str, str]
-    progress: Progress | None
     keep_loaded: bool
     must_share: bool
-    may_keep_step: bool
-    link: StoreLink | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The arguments of `kernel_warmup.warm_up`, where they are explained."""
+    """The arguments of `kernel_warmup.warm_up`, which explains each of them."""
 
     identity: Identity
     ranks: RankInfo = _NOT_GIVEN
@@ -75,7 +99,7 @@ class Options:
     others: Iterable[Path] = ()
     ops: KnownOps | None = None
     tuning_context: TuningContext = plain_context
-    engine: tuple[str, str] = ("custom", "0")
+    engine: tuple[str, str] = EngineInfo("custom", "0")
     progress: Progress | None = None
     keep_loaded: bool = False
     must_share: bool = False
@@ -85,7 +109,7 @@ class Options:
     def __post_init__(self) -> None:
         """Hold every argument to its rule."""
         for name, (is_right, rule) in _RULES.items():
-            value = getattr(self, name)
+            value = getattr(self, _FIELDS.get(name, name))
             if not is_right(value):
                 raise RuleError(name, value, rule)
         for name in ("root", "engine_root"):
@@ -93,13 +117,24 @@ class Options:
                 object.__setattr__(self, name, Path(path))
         if self.root is not None and not self.root.is_absolute():
             rule = "an absolute path: ranks of one job may start in different directories"
-            raise RuleError("root", str(self.root), rule)
+            raise RuleError("cache_root", str(self.root), rule)
 
     @classmethod
-    def of(cls, given: Arguments, identity: Identity) -> Options:
-        """Take what was given; None is as good as nothing."""
-        known: dict[str, Any] = {k: each for k, each in given.items() if each is not None}
-        return cls(identity=identity, **known)
+    def of(cls, given: Mapping[str, object], *, function: str = "warm_up") -> Options:
+        """Return the options that a call of ``function`` gives; None is as good as nothing.
+
+        ``given``: the arguments by name. Its entry ``former``, where there is one, holds those that
+        came under a former or an unknown name. Raises `TypeError` for an unknown or a doubled name.
+        """
+        found = dict(given)
+        former = found.pop("former", None)
+        if isinstance(former, Mapping):
+            found |= _renamed(former, found, function)
+        known: dict[str, Any] = {
+            _FIELDS.get(name, name): value for name, value in found.items() if value is not None
+        }
+        known.setdefault("identity", None)  # refused with the rule of an identity
+        return cls(**known)
 
     @property
     def is_alone(self) -> bool:
@@ -107,7 +142,7 @@ class Options:
         return self.ranks.world_size == 1 and self.group is None
 
     def refuse_company(self) -> None:
-        """Raise where this process is one of several and has been told nothing about that."""
+        """Raise where this process is one of several and got neither ``ranks`` nor ``group``."""
         if self.ranks is not _NOT_GIVEN or self.group is not None:
             return
         size = _ranks_of_torch()
@@ -117,6 +152,30 @@ class Options:
                 f"group=: pass ranks=RankInfo(rank=..., world_size={size}, ...); RankInfo() says "
                 "that this process warms up alone"
             )
+
+
+def _renamed(
+    former: Mapping[str, object], given: Mapping[str, object], function: str
+) -> dict[str, object]:
+    """Return arguments under the names of today, with a `DeprecationWarning` for each."""
+    found: dict[str, object] = {}
+    for name, value in former.items():
+        new = FORMER.get(name)
+        if new is None:
+            near = difflib.get_close_matches(name, sorted({*given, *FORMER.values()}), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}{hint}")
+        # An argument that is not given has its default, None or False.
+        if given.get(new) is not None and given[new] is not False:
+            raise TypeError(f"{function}() got both {new!r} and its former name {name!r}")
+        warnings.warn(
+            f"the argument {name!r} of {function}() is now called {new!r}; warmup-plugin "
+            f"{DROPPED_IN} drops the former name",
+            DeprecationWarning,
+            stacklevel=_LEVELS[function],
+        )
+        found[new] = value
+    return found
 
 
 def _ranks_of_torch() -> int:
@@ -150,20 +209,20 @@ def _is_pair(value: object) -> bool:
 
 
 _NONE = type(None)
-#: By argument: what is right, and how that is said.
+#: By name of an argument: the test that it must pass, and the rule in words.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "identity": (_is(Identity), "an Identity, as Identity.of(...) makes one"),
     "ranks": (_is(RankInfo), "a RankInfo"),
     "group": (_is_group, "a process group of which this rank is a member"),
     "settings": (_is(Settings), "a Settings, as Settings.from_env() makes one"),
-    "root": (_is_path, "a path"),
-    "engine_root": (_is_path, "a path"),
-    "others": (_are_paths, "paths of tables, an iterable"),
+    "cache_root": (_is_path, "a path"),
+    "engine_cache_root": (_is_path, "a path"),
+    "extra_tables": (_are_paths, "paths of tables, an iterable"),
     "ops": (_is(KnownOps, _NONE), "a KnownOps, as known_ops(...).plus(...) makes one"),
     "tuning_context": (callable, "a function that returns a context manager"),
-    "engine": (_is_pair, "a pair of texts, name and version"),
+    "engine": (_is_pair, "an EngineInfo, or a pair of texts: name and version"),
     "progress": (lambda value: value is None or callable(value), "a function"),
-    "keep_loaded": (_is(bool), "True or False"),
-    "must_share": (_is(bool), "True or False"),
+    "keep_existing": (_is(bool), "True or False"),
+    "require_sharing": (_is(bool), "True or False"),
     "may_keep_step": (_is(bool), "True or False"),
 }
