@@ -35,7 +35,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Unpack
 
-from warmup_plugin.errors import RuleError
 from warmup_plugin.observability.report import WarmupReport
 from warmup_plugin.steps.agree import Agreed, agree
 from warmup_plugin.steps.certify import certify
@@ -48,6 +47,7 @@ from warmup_plugin.steps.options import (
     Options,
     Progress,
     TuningContext,
+    check_forward,
 )
 from warmup_plugin.steps.plan import Work, make_work
 from warmup_plugin.steps.prepare import prepare
@@ -156,8 +156,7 @@ def warm_up(
     given = dict(locals())
     del given["forward"]
     options = Options.of(given)
-    if not callable(forward):
-        raise RuleError("forward", forward, "a function without arguments")
+    check_forward(forward)
     if options.settings.mode == "off":
         forward()
         return off_report(options)

@@ -160,7 +160,7 @@ def _row(variable: str, kind: _Kind, meaning: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """One value for each row of the table. A value that breaks its row's rule is a `SettingError`."""
+    """One value for each row of the table; one that breaks its row's rule is a `SettingError`."""
 
     mode: Mode = field(
         default="on",

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -609,7 +610,8 @@ def test_what_a_session_takes_is_asked_for_before_anything_is_taken(
     monkeypatch.setattr(environment_stamp, "begin", note("begun"))
     monkeypatch.setattr(opening, "connect", far_enough)
     identity = Identity.of(model="any", dtype="float32")
-    options = Options(identity=identity, ranks=RankInfo(rank=0, world_size=2))
+    group: Any = SimpleNamespace(rank=lambda: 0, size=lambda: 2)
+    options = Options(identity=identity, ranks=RankInfo(rank=0, world_size=2), group=group)
     with pytest.raises(SessionError, match="far enough"), open_session.open_job(options):
         pass
     assert order == ["asked", "begun"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
 import os
 import sys
 import warnings
@@ -142,16 +143,46 @@ class Options:
         return self.ranks.world_size == 1 and self.group is None
 
     def refuse_company(self) -> None:
-        """Raise where this process is one of several and got neither ``ranks`` nor ``group``."""
-        if self.ranks is not _NOT_GIVEN or self.group is not None:
-            return
+        """Raise where ``ranks`` and ``group`` do not fit this process's part of torch.distributed.
+
+        It is one of several ranks and got neither of them, or it is to meet others and has no
+        group to meet them in.
+        """
         size = _ranks_of_torch()
-        if size > 1:
+        if self.ranks is _NOT_GIVEN and self.group is None and size > 1:
             raise SessionError(
                 f"torch.distributed has {size} ranks here, and warm_up got neither ranks= nor "
                 f"group=: pass ranks=RankInfo(rank=..., world_size={size}, ...); RankInfo() says "
                 "that this process warms up alone"
             )
+        if self.ranks.world_size > 1 and self.group is None and self.link is None and not size:
+            raise SessionError(
+                f"ranks= says that there are {self.ranks.world_size} ranks, and torch.distributed "
+                "is not initialised here: call torch.distributed.init_process_group first"
+            )
+
+
+def check_forward(forward: object) -> None:
+    """Raise where ``forward`` is not a function that runs when it is called without arguments."""
+    rule = "a function without arguments"
+    if not callable(forward):
+        raise RuleError("forward", forward, rule)
+    name = getattr(forward, "__qualname__", type(forward).__name__)
+    for is_lazy in (
+        inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction,
+    ):  # fmt: skip
+        if is_lazy(forward):
+            raise RuleError(
+                "forward", name, f"{rule} that runs when called: not a coroutine or a generator"
+            )
+    try:
+        signature = inspect.signature(forward)
+    except ValueError:  # some functions in C have none to read
+        return
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise RuleError("forward", name, f"{rule} ({error})") from None
 
 
 def _renamed(
@@ -179,10 +210,10 @@ def _renamed(
 
 
 def _ranks_of_torch() -> int:
-    """Return how many ranks this process's default group has; 1 where there is none."""
+    """Return the number of ranks in this process's default group; 0 where there is none."""
     dist: Any = sys.modules.get("torch.distributed")
     if dist is None or not dist.is_available() or not dist.is_initialized():
-        return 1
+        return 0
     return int(dist.get_world_size())
 
 
