@@ -535,9 +535,7 @@ MISTAKES: dict[str, Mistake] = {
 def play(engine: Engine, name: str = "") -> dict[str, str]:
     """Make one mistake, or all that need no job of their own; return what this rank got for it."""
     assert engine.root is not None
-    names = (
-        [name] if name else [n for n, row in MISTAKES.items() if not row.apart | bool(row.shown_by)]
-    )
+    here = [each for each, row in MISTAKES.items() if not row.apart and not row.shown_by]
     return {
         name: outcome(MISTAKES[name], Runner(engine.ranks.rank, engine.root / name))
         for name in ([name] if name else here)
