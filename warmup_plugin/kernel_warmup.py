@@ -6,7 +6,7 @@
     2 agree     identity, settings, environment, tables      words; a body once per distinct digest
     3 survey    the forward runs, choose_one intercepted     only the model's own collectives
     4 plan      who tunes what                               inventories to rank 0, the plan back
-    5 tune      replays its own tasks                        NOTHING
+    5 tune      replays its own tasks (per_rank: in step 7)  NOTHING
     6 share     results merged, installed                    one table's bytes, sha256 checked
     7 prepare   builds winners it did not tune               nothing, then a bounded meeting
     8 publish   the first rank of a node writes the file     nothing
@@ -250,7 +250,6 @@ class Session:
 
     Attributes:
         report: the receipt of this rank's session, None until the body has ended.
-        surveyed: the record of step 3, of which `retry` is made.
     """
 
     report: WarmupReport | None = None

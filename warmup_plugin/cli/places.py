@@ -124,7 +124,7 @@ def of_engine(name: str, settings: Settings, environ: Mapping[str, str]) -> Root
 
 
 def default_of(name: str, environ: Mapping[str, str]) -> Path:
-    """Return the engine's own cache root, whatever this package's settings say."""
+    """Return the engine's own cache root, without this package's settings."""
     (engine,) = (each for each in ENGINES if each.package == name)
     said = environ.get(engine.root_variable)
     return absolute(Path(said)) if said else engine.default_root(environ)

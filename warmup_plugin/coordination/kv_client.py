@@ -259,7 +259,7 @@ def in_time(
     if not is_done.wait(silence_s):
         patience.is_over.set()
         part(maker)
-        raise RankLostError(0, f"its store lets nobody in for {silence_s:.1f} s")
+        raise RankLostError(0, f"its store accepts no connection for {silence_s:.1f} s")
     (found,) = made
     if isinstance(found, Exception):
         raise found

@@ -3,7 +3,7 @@
 
 Owns the two collectives of a session, both at its beginning and of a fixed size: rank 0's card, by
 which the others find its store, and the roll call, whether each has joined, or which of the choices
-on the card it could use. They are repeated until all have joined. Whatever a rank lacks
+on the card it could use. They are repeated until all have joined. What a rank lacks
 by then (a descriptor, a thread, a route to rank 0) it takes part in both, and so every rank hears
 of it at once; a rank that left instead would have the others wait for it. Imports nothing but what
 is loaded already. Fails as torch.distributed does: each is bounded by the group's time-out.

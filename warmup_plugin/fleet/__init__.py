@@ -10,5 +10,5 @@ what lies there, `signing.py` says by whom it is, `pull.py` and `push.py` are wh
 it, `worker.py` the process in which that runs, `client.py` the engine's side of that process. An
 engine imports `client.py` and `location.py` alone, and these only where a fleet is set: the client
 library lives in a process of its own, since its threads do not survive a fork, and since a process
-is what can be ended whatever it waits for.
+is what can be ended while it waits.
 """
