@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,7 @@ import warmup_plugin
 from warmup_plugin import Identity, RankInfo, Settings, session, warm_up
 from warmup_plugin.engines.embedded import EngineConfig, launch
 from warmup_plugin.errors import RuleError, SessionError, SettingError
-from warmup_plugin.steps.options import DROPPED_IN, FORMER, Options
+from warmup_plugin.steps.options import DROPPED_IN, FORMER, Options, check_forward
 
 if TYPE_CHECKING:
     from warmup_plugin.engines.embedded.worker import Engine
@@ -71,6 +73,48 @@ def test_what_an_argument_must_be(name: str, value: Any, rule: str) -> None:
 def test_a_forward_is_a_function() -> None:
     with pytest.raises(RuleError, match=r"^forward is 3: must be a function without arguments$"):
         warm_up(3, identity=IDENTITY)  # type: ignore[arg-type]  # which is the point
+
+
+async def coroutine() -> None:
+    no_forward()
+
+
+def generator() -> Iterator[None]:
+    yield no_forward()
+
+
+@pytest.mark.parametrize(
+    ("forward", "rule"),
+    [
+        (lambda n: n, r"a function without arguments \(missing a required argument: 'n'\)"),
+        (coroutine, "a function without arguments that runs when called, not a coroutine"),
+        (generator, "a function without arguments that runs when called, not a coroutine"),
+    ],
+)
+def test_a_forward_is_called_without_arguments(forward: Any, rule: str) -> None:
+    """Refused on the rank that passes it, before any rank waits; the error has its name."""
+    with pytest.raises(RuleError, match=f"must be {rule}") as raised:
+        warm_up(forward, identity=IDENTITY)
+    assert raised.value.value == forward.__qualname__
+
+
+class Called:
+    """A runner whose instance is the forward, as an engine may have it."""
+
+    def __call__(self, *, tokens: int = 1) -> None:
+        del tokens
+
+
+@pytest.mark.parametrize("forward", [Called(), partial(print, end=""), dict, breakpoint])
+def test_a_forward_may_be_anything_that_is_called(forward: Any) -> None:
+    """Also one that has defaults, and one in C that does not tell its arguments."""
+    check_forward(forward)
+
+
+def test_ranks_of_a_job_that_has_not_begun() -> None:
+    """Said at once, with what to do, and not when the group is looked for."""
+    with pytest.raises(SessionError, match="call torch.distributed.init_process_group first$"):
+        warm_up(no_forward, identity=IDENTITY, ranks=RankInfo(rank=1, world_size=2))
 
 
 def test_a_path_may_be_a_text(tmp_path: Path) -> None:
