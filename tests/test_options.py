@@ -80,7 +80,8 @@ async def coroutine() -> None:
 
 
 def generator() -> Iterator[None]:
-    yield no_forward()
+    no_forward()
+    yield
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_a_forward_may_be_anything_that_is_called(forward: Any) -> None:
 
 def test_ranks_of_a_job_that_has_not_begun() -> None:
     """Said at once, with what to do, and not when the group is looked for."""
-    with pytest.raises(SessionError, match="call torch.distributed.init_process_group first$"):
+    with pytest.raises(SessionError, match=r"call torch\.distributed\.init_process_group first$"):
         warm_up(no_forward, identity=IDENTITY, ranks=RankInfo(rank=1, world_size=2))
 
 

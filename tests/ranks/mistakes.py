@@ -427,6 +427,12 @@ MISTAKES: dict[str, Mistake] = {
         "process warms up alone",
         lambda r: r.warm_up(ranks=LEFT_OUT),
     ),
+    "groupnoranks": Mistake(
+        "`group` without `ranks`",
+        "SessionError: group= has 2 ranks, and warm_up got no ranks=: pass "
+        "ranks=RankInfo(rank=..., world_size=2, ...)",
+        lambda r: r.warm_up(ranks=LEFT_OUT, group=dist.group.WORLD),
+    ),
     "wrongrank": Mistake(
         "`RankInfo(rank=0, ...)` on every rank",
         "RefusedError: rank 1 of 2 says that it is rank 0 of 2",

@@ -155,6 +155,11 @@ class Options:
                 f"group=: pass ranks=RankInfo(rank=..., world_size={size}, ...); RankInfo() says "
                 "that this process warms up alone"
             )
+        if self.ranks is _NOT_GIVEN and self.group is not None and self.group.size() > 1:
+            raise SessionError(
+                f"group= has {self.group.size()} ranks, and warm_up got no ranks=: pass "
+                f"ranks=RankInfo(rank=..., world_size={self.group.size()}, ...)"
+            )
         if self.ranks.world_size > 1 and self.group is None and self.link is None and not size:
             raise SessionError(
                 f"ranks= says that there are {self.ranks.world_size} ranks, and torch.distributed "
