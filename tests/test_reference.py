@@ -163,7 +163,7 @@ def written_types() -> Iterator[tuple[str, str]]:
                 yield f"{name}.{field}", str(getattr(written, "__forward_arg__", written))
 
 
-@pytest.mark.parametrize(("where", "written"), list(written_types()), ids=lambda value: str(value)[:50])
+@pytest.mark.parametrize(("where", "written"), list(written_types()), ids=str)
 def test_a_type_in_a_public_signature_is_public(where: str, written: str) -> None:
     """So that a runner can name what it passes and what it gets."""
     named = {

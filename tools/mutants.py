@@ -142,7 +142,7 @@ MUTANTS = (
     ),
     Mutant(
         "ranks that differ", "steps/decisions.py",
-        "    differ = _differ(words)\n", "    differ: list[str] = []\n",
+        "differ=_differ(votes)", "differ=[]",
         "tests/test_decide.py::test_tasks_that_ranks_serve_differently_are_named",
     ),
     Mutant(
@@ -215,21 +215,32 @@ MUTANTS = (
         "::test_a_process_that_has_lost_a_rank_ends_whatever_becomes_of_the_exception",
     ),
     Mutant(
-        "votes' fields", "coordination/votes.py",
-        "            if reason := fault_of(step, words[rank]):\n",
-        '            if reason := "" * rank:\n',
-        "tests/test_votes.py::test_a_word_that_is_none_of_its_step",
+        "votes' fields", "coordination/rounds.py",
+        "class Vote(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):",
+        "class Vote(msgspec.Struct, frozen=True, kw_only=True):",
+        "tests/test_votes.py::test_a_vote_that_is_none_of_its_round",
     ),
     Mutant(
-        "a vote's step", "coordination/coordinator.py",
-        "if (its_step := word.pop(_STEP, step)) != step:",
-        "if (its_step := word.pop(_STEP, step)) is None:",
+        "a field of a vote", "coordination/votes.py",
+        "    trusted: bool\n    vouched: bool\n", "    trusted: bool\n    vouched: bool = False\n",
+        "tests/test_votes.py::test_each_field_that_is_missing_is_named",
+    ),
+    Mutant(
+        "the version of a vote", "coordination/messages.py",
+        "(reason := other_version(head.plugin)):\n        raise VoteError(rank",
+        "not (reason := other_version(head.plugin)):\n        raise VoteError(rank",
+        "tests/test_votes.py::test_a_vote_arrives_as_it_was_handed_in",
+    ),
+    Mutant(
+        "a vote's step", "coordination/messages.py",
+        "    if head.step not in (None, held.name):\n        raise VoteError(rank",
+        "    if head.step == 0:\n        raise VoteError(rank",
         "tests/ranks/test_rendezvous.py"
         "::test_the_word_or_record_of_another_step_is_told_on_every_rank",
     ),
     Mutant(
-        "who lives and leaves", "coordination/coordinator.py",
-        '    if found["lives"]:\n', "    if False:\n",
+        "who lives and leaves", "coordination/session_end.py",
+        "    if found.lives:\n", "    if False:\n",
         "tests/ranks/test_rendezvous.py::test_a_rank_that_lives_and_leaves_is_not_lost",
     ),
     Mutant(

@@ -33,8 +33,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Unpack
 
+from warmup_plugin.coordination.decisions import UNGUARDED, GoOn
+from warmup_plugin.coordination.votes import EmptyVote
 from warmup_plugin.observability.report import WarmupReport
 from warmup_plugin.steps.agree import Agreed, agree
 from warmup_plugin.steps.certify import certify
@@ -64,7 +67,7 @@ if TYPE_CHECKING:
 
     import torch.distributed as dist
 
-    from warmup_plugin.coordination.base import Word
+    from warmup_plugin.coordination.decisions import SurveyDecision
     from warmup_plugin.coordination.kv_client import StoreLink
     from warmup_plugin.identity import Identity
     from warmup_plugin.settings import Settings
@@ -167,7 +170,7 @@ def warm_up(
             return make_report(job)
         held = read(job)
         agreed = agree(job, held)
-        if job.word["on_hit"] == "skip" and agreed.may_skip:
+        if job.opened.on_hit == "skip" and agreed.may_skip:
             return _certify_skipped(job, agreed)
         survey, surveyed = run_survey(job, agreed, forward)
         return _finish(job, held, agreed, survey, surveyed)
@@ -238,10 +241,10 @@ def session(
             return
         held = read(job)
         agreed = agree(job, held)
-        with surveying(job, agreed) as (survey, surveyed):
-            outcome.surveyed = surveyed
+        with surveying(job, agreed, partial(setattr, outcome, "surveyed")) as survey:
             yield outcome
-        outcome.report = _finish(job, held, agreed, survey, surveyed)
+        assert outcome.surveyed is not None
+        outcome.report = _finish(job, held, agreed, survey, outcome.surveyed)
 
 
 @dataclass
@@ -253,7 +256,7 @@ class Session:
     """
 
     report: WarmupReport | None = None
-    surveyed: Word = field(default_factory=dict, repr=False)
+    surveyed: SurveyDecision | None = field(default=None, repr=False)
 
     @property
     def retry(self) -> dict[str, str]:
@@ -263,14 +266,16 @@ class Session:
         passes the op through: ``ops=known_ops(...).plus(pass_through=warming.retry)``.
         """
         found = self.surveyed
-        return {found["op"]: found["reason"]} if found.get("go") == "retry" else {}
+        return {found.op: found.reason} if found is not None and found.go == "retry" else {}
 
 
-def _finish(job: Job, held: Held, agreed: Agreed, survey: Survey, surveyed: Word) -> WarmupReport:
+def _finish(
+    job: Job, held: Held, agreed: Agreed, survey: Survey, surveyed: SurveyDecision
+) -> WarmupReport:
     """Take steps 4 to 9; on a warm start the plan is empty and nothing is written."""
-    if certified := surveyed.get("certified"):  # with step 3's meeting: there is nothing to do
+    if (certified := surveyed.certified) is not None:  # with step 3: nothing is left to do
         return make_report(job, survey, Work(), Shared(agreed.table, ""), certified)
-    fit = try_stored(job, agreed, survey) if surveyed["go"] == "plan" else {}
+    fit = try_stored(job, agreed, survey) if surveyed.go == "plan" else {}
     work = make_work(job, agreed, survey, surveyed)
     work.fit = fit
     tune(job, survey, work)
@@ -284,7 +289,7 @@ def _finish(job: Job, held: Held, agreed: Agreed, survey: Survey, surveyed: Word
 def _certify_skipped(job: Job, agreed: Agreed) -> WarmupReport:
     """Take step 9 alone: the table is complete and all ranks skip the forward."""
     work, shared = Work(), Shared(agreed.table, "")
-    certified = certify(job, None, work, shared, [], table_sha256=agreed.word["table"])
+    certified = certify(job, None, work, shared, [], table_sha256=agreed.heading.table)
     return make_report(job, None, work, shared, certified)
 
 
@@ -293,4 +298,4 @@ def _unguarded(job: Job) -> Iterator[None]:
     """Let FlashInfer tune inside the body, as without this package, and meet afterwards."""
     with job.timed("unguarded"), job.in_forward(), job.options.tuning_context():
         yield
-    job.meet("unguarded", {}, lambda _words: {"go": "on"})
+    job.coordinator.meet(UNGUARDED, EmptyVote(), lambda _votes: GoOn(go="on"))

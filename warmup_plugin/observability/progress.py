@@ -20,7 +20,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, Literal, TextIO
 
@@ -168,10 +168,10 @@ class Progress:
             with self._lock:
                 self._gains.append(default_ms / ms)
 
-    def heard(self, rank: int, beat: Mapping[str, Any]) -> None:
+    def heard(self, rank: int, step: str, task: str) -> None:
         """Another rank's heartbeat has come."""
-        match = _COUNT.fullmatch(beat.get("task", ""))
-        if match and beat.get("step") == "tune":
+        match = _COUNT.fullmatch(task)
+        if match and step == "tune":
             with self._lock:
                 self._done[rank] = int(match[1])
             self._tell()

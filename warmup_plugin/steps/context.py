@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from warmup_plugin.cache.journal import Journal
 from warmup_plugin.cache.paths import Placement
 from warmup_plugin.cache.store import Store
-from warmup_plugin.coordination.base import Rendezvous, Word
-from warmup_plugin.coordination.votes import checked
+from warmup_plugin.coordination.base import Rendezvous
+from warmup_plugin.coordination.decisions import OpenDecision
 from warmup_plugin.errors import (
     RankLostError,
     WarmupError,
@@ -33,7 +35,6 @@ from warmup_plugin.tuner.known_ops import KnownOps
 from warmup_plugin.tuner.tuner_state import Installed
 
 if TYPE_CHECKING:
-    from warmup_plugin.coordination.base import Decide
     from warmup_plugin.runtime.sigterm import Shutdown
     from warmup_plugin.steps.fleet import Fleet
 
@@ -42,11 +43,11 @@ logger = logging.getLogger("warmup_plugin")
 
 @dataclass
 class Job:
-    """What the steps of one rank have in common. ``word`` is the record of the first meeting."""
+    """What the steps of one rank have in common. ``opened``: the decision of the first round."""
 
     options: Options
     coordinator: Rendezvous
-    word: Word
+    opened: OpenDecision
     identity: Identity
     ops: KnownOps
     stamp: Mapping[str, str]
@@ -91,12 +92,12 @@ class Job:
     @property
     def shares(self) -> bool:
         """Return whether the ranks have one table in common."""
-        return bool(self.word["go"] == "share")
+        return self.opened.go == "share"
 
     @property
     def is_unguarded(self) -> bool:
         """Return whether FlashInfer must tune inside the forward, as without this package."""
-        return bool(self.word["go"] == "unguarded")
+        return self.opened.go == "unguarded"
 
     @property
     def leaves(self) -> str:
@@ -107,11 +108,7 @@ class Job:
     @property
     def may_write(self) -> bool:
         """Return whether this rank writes its node's files in this session."""
-        return self.store is not None and self.word["mode"] == "on"
-
-    def meet(self, step: str, word: Word, decide: Decide) -> Word:
-        """Hand in this rank's word; on rank 0 the words are looked at before they decide."""
-        return self.coordinator.meet(step, word, checked(step, decide))
+        return self.store is not None and self.opened.mode == "on"
 
     def warn(self, *texts: str) -> None:
         """Keep warnings for the report; rank 0 logs those that its store has not ``logged``."""
@@ -145,7 +142,7 @@ class Job:
 
     @contextlib.contextmanager
     def failing_as_data(self) -> Iterator[None]:
-        """Make what fails in the body a word for the next meeting, `failure`; no meeting in it."""
+        """Make what fails in the body a part of the next vote, `failure`; no meeting in it."""
         try:
             yield
         except RankLostError:
@@ -163,6 +160,6 @@ class Job:
 
     def serve_defaults(self, reason: str) -> None:
         """Take this session's entries out of the tuner, as all ranks do now."""
-        self.word = {**self.word, "go": "defaults", "reason": reason}
+        self.opened = msgspec.structs.replace(self.opened, go="defaults", reason=reason)
         self.installed.put_back()
         self.warn(f"all ranks serve FlashInfer's defaults: {reason}")

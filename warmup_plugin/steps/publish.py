@@ -22,9 +22,9 @@ from warmup_plugin.steps.share import Shared
 def publish(job: Job, held: Held, agreed: Agreed, shared: Shared, work: Work) -> list[str]:
     """Write the agreed table on the first rank of a node; return the paths written."""
     store = job.store
-    if store is None or not job.shares or job.word["mode"] != "on":
+    if store is None or not job.shares or job.opened.mode != "on":
         return []
-    node_has_it = held.table is not None and held.table_sha256 == agreed.word.get("table")
+    node_has_it = held.table is not None and held.table_sha256 == agreed.heading.table
     if not work.is_new and (node_has_it or not shared.manifest):
         return []
     with job.timed("publish"):

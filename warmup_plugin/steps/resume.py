@@ -104,7 +104,7 @@ def tidy(job: Job, store: Store, manifest: Manifest) -> None:
     """
     if store.directory is None:
         return
-    remove_session(store.directory, job.word["session"])
+    remove_session(store.directory, job.opened.session)
     journals = read_journals(store.directory, job.options.settings.table_bytes)
     stay = [past for past in journals if _is_needed(past, manifest)]
     remove(past for past in journals if past not in stay)

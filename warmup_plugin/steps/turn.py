@@ -103,7 +103,7 @@ def _wait(own: _Holder, first: _Holder, options: Options) -> tuple[str, float]:
 def _refuse(options: Options, reason: str) -> NoReturn:
     """Raise `SessionError` on every rank."""
     if options.link is not None:
-        from warmup_plugin.coordination.coordinator import turn_away
+        from warmup_plugin.coordination.session_end import turn_away
 
         turn_away(options.link, reason, options.settings.silence_s)
     elif options.ranks.world_size > 1 or options.group is not None:
