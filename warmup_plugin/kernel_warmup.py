@@ -75,8 +75,6 @@ if TYPE_CHECKING:
     from warmup_plugin.tuner.known_ops import KnownOps
     from warmup_plugin.tuner.survey import Survey
 
-_CUSTOM = EngineInfo("custom", "0")
-
 
 def warm_up(
     forward: Callable[[], object],
@@ -90,7 +88,7 @@ def warm_up(
     extra_tables: Iterable[Path] | None = None,
     ops: KnownOps | None = None,
     tuning_context: TuningContext | None = None,
-    engine: EngineInfo | tuple[str, str] = _CUSTOM,
+    engine: EngineInfo | tuple[str, str] = ("custom", "0"),
     progress: Progress | None = None,
     keep_existing: bool = False,
     require_sharing: bool = False,
@@ -124,8 +122,7 @@ def warm_up(
             the same environment only, and never written.
         ops: what is known about single ops; `known_ops` of the installed release by default.
         tuning_context: a function that makes the context in which the forward runs;
-            ``autotune(True)`` by default, `contextlib.nullcontext` for a forward that opens its
-            own.
+            ``autotune(True)`` by default, `contextlib.nullcontext` for a forward with its own.
         engine: the engine's name and version, for manifest, receipt and figures.
         progress: called as ``progress(step, task, tasks_done, tasks_in_all)`` on the rank that
             tunes. It replaces this package's own line on the terminal.
@@ -135,8 +132,7 @@ def warm_up(
         require_sharing: True opens no session where the ranks cannot exchange tactics.
         may_keep_step: True opens no session where the ranks cannot exchange tactics and all have
             the same ones, as far as their environments show: for a runner whose own tuning has the
-            ranks measure in lock step then. Where the ranks' tactics differ, each rank tunes for
-            itself here.
+            ranks measure in lock step then. Where they differ, each rank tunes for itself here.
         link: a connection to the session's store, where the engine's adapter has opened one;
             ``group`` is not used then.
         **former: former names of these arguments, each with a `DeprecationWarning`.
@@ -188,7 +184,7 @@ def session(
     extra_tables: Iterable[Path] | None = None,
     ops: KnownOps | None = None,
     tuning_context: TuningContext | None = None,
-    engine: EngineInfo | tuple[str, str] = _CUSTOM,
+    engine: EngineInfo | tuple[str, str] = ("custom", "0"),
     progress: Progress | None = None,
     keep_existing: bool = False,
     require_sharing: bool = False,

@@ -12,9 +12,8 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -48,15 +47,11 @@ def matmul(x: Any, w: Any) -> Any:
     return runner([x, w], tactic=tactic)
 
 
-@dataclass
 class Runner:
     """A runner on one of two ranks: its forward, and the arguments that it should pass."""
 
-    rank: int
-    root: Path
-
-    def __post_init__(self) -> None:
-        """Make the weights."""
+    def __init__(self, rank: int, root: Path) -> None:
+        self.rank, self.root = rank, root
         self.x, self.w = torch.randn(256, 64), torch.randn(64, 64)
 
     def forward(self) -> Any:
@@ -67,7 +62,7 @@ class Runner:
 
     def warm_up(self, forward: Any = None, **mistakes: Any) -> WarmupReport:
         """Warm up with the right arguments, but for those that are given here."""
-        return warm_up(forward or self.forward, **self.right(**mistakes))
+        return warm_up(self.forward if forward is None else forward, **self.right(**mistakes))
 
     def right(self, **mistakes: Any) -> dict[str, Any]:
         """Return the right arguments, but for those that are given here."""
@@ -93,8 +88,7 @@ class Runner:
 LEFT_OUT = object()
 
 
-@dataclass(frozen=True)
-class Mistake:
+class Mistake(NamedTuple):
     """One row: what the runner does and what it gets, on rank 1 too where that is not told apart.
 
     A row's text is compared with what comes, where … stands for anything. ``apart``: the mistake is
@@ -358,7 +352,7 @@ MISTAKES: dict[str, Mistake] = {
     # -- the forward
     "notcallable": Mistake(
         "`warm_up(forward(), ...)`, its result for the function",
-        "RuleError: forward is …: must be a function without arguments",
+        "RuleError: forward is 'Tensor': must be a function without arguments",
         lambda r: r.warm_up(r.forward()),
     ),
     "forwardargs": Mistake(

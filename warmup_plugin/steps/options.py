@@ -171,14 +171,15 @@ def check_forward(forward: object) -> None:
     """Raise where ``forward`` is not a function that runs when it is called without arguments."""
     rule = "a function without arguments"
     if not callable(forward):
-        raise RuleError("forward", forward, rule)
+        is_short = isinstance(forward, (str, int, float, type(None)))
+        raise RuleError("forward", forward if is_short else type(forward).__name__, rule)
     name = getattr(forward, "__qualname__", type(forward).__name__)
     for is_lazy in (
         inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction,
     ):  # fmt: skip
         if is_lazy(forward):
             raise RuleError(
-                "forward", name, f"{rule} that runs when called: not a coroutine or a generator"
+                "forward", name, f"{rule} that runs when called, not a coroutine or a generator"
             )
     try:
         signature = inspect.signature(forward)
