@@ -27,11 +27,11 @@ from typing import Any
 import pytest
 
 from warmup_plugin.cache import files as disk_files
-from warmup_plugin.cache import locks, reader
-from warmup_plugin.cache import store as store_module
+from warmup_plugin.cache import locks, publishing, reader
 from warmup_plugin.cache.lease import hold
 from warmup_plugin.cache.manifest import Manifest, TaskRecord
-from warmup_plugin.cache.store import NotPublished, Published, Reading, Store
+from warmup_plugin.cache.publishing import NotPublished, Published
+from warmup_plugin.cache.store import Reading, Store
 from warmup_plugin.cache.table import Entry, Table, render_table
 from warmup_plugin.identity import Identity
 from warmup_plugin.runtime.safe_json import Miss, digest
@@ -862,7 +862,8 @@ import json, os, sys
 from pathlib import Path
 from warmup_plugin.cache.manifest import Manifest, TaskRecord
 from warmup_plugin.settings import Settings
-from warmup_plugin.cache.store import Published, Store
+from warmup_plugin.cache.publishing import Published
+from warmup_plugin.cache.store import Store
 from warmup_plugin.cache.table import Entry, Table
 directory, stamp, name = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
 store = Store(directory, Settings())
@@ -1191,11 +1192,11 @@ def test_a_file_that_changed_since_it_was_read_is_merged_again(
     write = disk_files.write_files
 
     def write_late(*arguments: Any) -> Any:
-        monkeypatch.setattr(store_module, "write_files", write)
+        monkeypatch.setattr(publishing, "write_files", write)
         publish(Store(directory, SETTINGS), b=2)
         return write(*arguments)
 
-    monkeypatch.setattr(store_module, "write_files", write_late)
+    monkeypatch.setattr(publishing, "write_files", write_late)
     monkeypatch.setattr("fcntl.flock", lambda *_: None)
     publish(store, c=3)
     (part,) = store.read(STAMP).parts

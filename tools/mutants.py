@@ -41,7 +41,7 @@ MUTANTS = (
         "tests/ranks/test_rendezvous.py::test_the_first_record_of_a_step_is_the_only_one",
     ),
     Mutant(
-        "a try to join ends with the wait for it", "coordination/kv_client.py",
+        "a try to join ends with the wait for it", "coordination/connecting.py",
         "min(try_s, self._ends - time.monotonic())", "try_s",
         "tests/ranks/test_rendezvous.py"
         "::test_a_store_that_is_stopped_during_the_second_try_is_lost_within_a_silence",
@@ -109,8 +109,8 @@ MUTANTS = (
         "tests/test_store.py::test_no_link_is_followed_out_of_the_root",
     ),
     Mutant(
-        "batch in a key", "tuner/survey.py",
-        "self._extras(op, real, fields.batch)", "self._extras(op, real)",
+        "batch in a key", "tuner/recorder.py",
+        "name_fields(real, own, fields.batch)", "name_fields(real, own)",
         "tests/tuner/test_survey.py"
         "::test_a_key_with_the_raw_batch_is_stored_as_flashinfer_stores_it",
     ),
@@ -162,9 +162,9 @@ MUTANTS = (
         "tests/tuner/test_profiles.py::test_a_flashinfer_that_counts_otherwise_is_believed",
     ),
     Mutant(
-        "twin allow-list", "tuner/survey.py",
-        "        fields = self._ops.twin_fields.get(op, {})\n",
-        "        fields = dict(enumerate(['ep_rank'] * 9))\n",
+        "twin allow-list", "tuner/known_ops.py",
+        "    fields = ops.twin_fields.get(op, {})\n",
+        "    fields = dict(enumerate(['ep_rank'] * 9))\n",
         "tests/tuner/test_known_ops.py::test_only_listed_fields_make_twins",
     ),
     Mutant(
@@ -184,7 +184,7 @@ MUTANTS = (
     ),
     Mutant(
         "archive's sha256", "cache/archive.py",
-        "        if len(data) != row.bytes or sha256_of(data) != row.sha256:\n",
+        "        if len(data) != row.bytes or digest(data) != row.sha256:\n",
         "        if False:\n",
         "tests/cli/test_carrying.py::test_another_listing_another_digest_another_size",
     ),
@@ -398,7 +398,7 @@ MUTANTS = (
         "tests/tuner/test_rounds.py::test_an_interrupt_leaves_the_counts",
     ),
     Mutant(
-        "round 1 is no choice", "tuner/replay.py",
+        "round 1 is no choice", "tuner/measurement.py",
         "            compat.forget_since(tuner, stored)\n", "",
         "tests/tuner/test_rounds.py::test_the_winners_are_the_sweeps",
     ),

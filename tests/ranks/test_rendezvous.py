@@ -24,8 +24,8 @@ from unittest import mock
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
+from warmup_plugin.coordination import connecting, opening, sockets
 from warmup_plugin.coordination import coordinator as meeting_module
-from warmup_plugin.coordination import kv_client, opening, sockets
 from warmup_plugin.coordination.base import Alone
 from warmup_plugin.coordination.coordinator import Coordinator
 from warmup_plugin.coordination.kv_client import StoreLink
@@ -428,7 +428,7 @@ def test_a_loopback_interface_that_is_not_rank_0s_is_not_tried() -> None:
 
 def test_a_rank_0_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names every address that was tried, and the setting that helps."""
-    monkeypatch.setattr(kv_client, "CONNECT_S", 0.5)
+    monkeypatch.setattr(connecting, "CONNECT_S", 0.5)
     gone = open_store()
     port = gone.port
     del gone
@@ -488,7 +488,7 @@ def test_a_store_that_is_stopped_during_the_second_try_is_lost_within_a_silence(
         threading.Thread(target=hang_up_until_it_is_stopped, daemon=True).start()
         began = time.monotonic()
         found = background(lambda: joining(silence_s=silence_s).answer(offer(port)))
-        time.sleep(kv_client._TRY_S + 0.5)
+        time.sleep(connecting.TRY_S + 0.5)
         is_stopped.set()
         with pytest.raises(RankLostError, match=r"accepts no connection for 2\.5 s"):
             found.result(BOUND_S)
@@ -529,13 +529,13 @@ def test_a_store_behind_a_slow_name_server_is_joined_and_joined_again(
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     store.set("nonce", "ours")
     rank_1 = joining()
-    monkeypatch.setattr(kv_client, "TCPStore", behind_it)
+    monkeypatch.setattr(connecting, "TCPStore", behind_it)
     assert rank_1.answer(offer(store.port)).usable == [True]
     assert rank_1.link is not None
     renewed = RenewedLink(rank_1.link)
     renewed.connect()
     wait_until(lambda: _is_up(renewed), within(30))
-    assert tries == [kv_client._TRY_S, kv_client.CONNECT_S] * 2
+    assert tries == [connecting.TRY_S, connecting.CONNECT_S] * 2
 
 
 def _is_up(link: RenewedLink) -> bool:

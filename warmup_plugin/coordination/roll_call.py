@@ -35,7 +35,13 @@ def tell(card: Mapping[str, Any] | None, group: ProcessGroup | None, *, source: 
     raw = b"" if card is None else json.dumps(card).encode()
     tensor = torch.frombuffer(bytearray(raw.ljust(_CARD_BYTES, b"\0")), dtype=torch.uint8)
     tensor = tensor.to(_device(group))
-    dist.broadcast(tensor, src=_global(group, source), group=group)
+    try:
+        dist.broadcast(tensor, src=_global(group, source), group=group)
+    except RuntimeError as error:  # the group's own: its time-out, a connection that was closed
+        raise SessionError(
+            "not every rank of the group has begun this session within the group's time-out, or "
+            f"one of them has ended: {error}"
+        ) from error
     return json.loads(tensor.cpu().numpy().tobytes().rstrip(b"\0"))
 
 

@@ -14,7 +14,6 @@ import msgspec
 
 from warmup_plugin.cache.journal import (
     Death,
-    Found,
     Past,
     deaths_in,
     read_journals,
@@ -22,6 +21,7 @@ from warmup_plugin.cache.journal import (
     remove_session,
     shorten,
 )
+from warmup_plugin.cache.journal_records import Found
 from warmup_plugin.cache.manifest import Manifest, TaskRecord
 from warmup_plugin.cache.merge import Part
 from warmup_plugin.cache.stamps import stamp_conflicts

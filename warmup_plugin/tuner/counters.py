@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from warmup_plugin.tuner import compat, device
-from warmup_plugin.tuner.race.rules import Counts
+from warmup_plugin.tuner.race.counts import Counts
 
 #: Runner class, tactic, milliseconds; infinity for a tactic that failed.
 Time = tuple[str, Any, float]

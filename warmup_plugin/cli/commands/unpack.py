@@ -30,7 +30,8 @@ from warmup_plugin.cache.paths import (
     parse_table_name,
     table_name,
 )
-from warmup_plugin.cache.store import NotPublished, Store
+from warmup_plugin.cache.publishing import NotPublished
+from warmup_plugin.cache.store import Store
 from warmup_plugin.cache.table import Table, parse_table
 from warmup_plugin.cli import archive, output, places
 from warmup_plugin.cli.commands import verify
