@@ -506,8 +506,9 @@ MISTAKES: dict[str, Mistake] = {
         _without_a_group, apart=True,
     ),
     "onlyrank0": Mistake(
-        "`warm_up` called on rank 0 only", "SessionError: not every rank of the group has begun this session within the group's "
-        "time-out, or one of them has ended: …", _on_rank_0_only,
+        "`warm_up` called on rank 0 only",
+        "SessionError: not every rank of the group has begun this session within "
+        "the group's time-out, or one of them has ended: …", _on_rank_0_only,
         on_rank_1="nothing", apart=True,
     ),
     "missingcoll": Mistake(
