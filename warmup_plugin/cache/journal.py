@@ -152,7 +152,7 @@ class Journal:
 
 
 class Past(msgspec.Struct, frozen=True):
-    """One process's records. ``in_hand``: the mark that stands; ``is_dead``: no process writes here."""
+    """One process's records. ``in_hand``: the open mark; ``is_dead``: no process writes here."""
 
     path: Path
     opened: Opened
@@ -199,9 +199,9 @@ def _lines(path: Path, limit: int) -> list[Record]:
 def _is_dead(path: Path, card: ProcessCard) -> bool:
     """Return whether no process writes here any more.
 
-    A process that is seen to live does, against what a lock says; but for this one, which knows. One
-    that cannot be seen from here is dead once it has released a lock that is known to work, or has
-    not written for a day: no task takes as long.
+    A process that is seen to live does, against what a lock says; but for this one, which knows.
+    One that cannot be seen from here is dead once it has released a lock that is known to work, or
+    has not written for a day: no task takes as long.
     """
     if card == own_card():
         return path not in _own

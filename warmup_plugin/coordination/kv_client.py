@@ -222,8 +222,8 @@ def innermost(store: Any) -> TCPStore | None:
 def link_beside(store: TCPStore, rank: int, size: int, silence_s: float) -> StoreLink:
     """Return a connection of our own to another program's store, whose own keeps having no bound.
 
-    Raises `RankLostError` where no process listens there any more, or accepts a connection for that
-    long, `OSError` where this process lacks what it takes.
+    Raises `RankLostError` where no process listens there any more, or its store accepts no
+    connection for that long, `OSError` where this process lacks what it takes.
     """
     others = frozenset(connected(store.port))
 
