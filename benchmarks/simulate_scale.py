@@ -28,15 +28,17 @@ from warmup_plugin.cache.task_result import Result
 from warmup_plugin.coordination.messages import said
 from warmup_plugin.coordination.rounds import Vote
 from warmup_plugin.coordination.votes import PlanVote, ShareVote
+from warmup_plugin.planning.assignment import Plan
 from warmup_plugin.planning.codec import pack_items, pack_results, packed, unpack_results, unpacked
 from warmup_plugin.planning.cost_model import Costs
 from warmup_plugin.planning.inventory import Item
-from warmup_plugin.planning.plan import Plan, make_plan
+from warmup_plugin.planning.plan import make_plan
 from warmup_plugin.planning.work_queue import draw
 from warmup_plugin.runtime.safe_json import digest
 from warmup_plugin.steps import plan as plan_step
 from warmup_plugin.steps import share
 from warmup_plugin.steps.agree import Agreed
+from warmup_plugin.steps.work import Work
 
 STAMP = {"flashinfer_version": "0.7.2.post1", "gpu": "NVIDIA H200", "cuda_version": "13.0"}
 STAGES, OPS, BUCKETS = 8, 20, 25
@@ -158,7 +160,7 @@ def simulate(num_ranks: int, num_tasks: int) -> dict[str, Any]:
     began = time.perf_counter()
     order = list(plan.tasks)
     results = [row for b in bodies for row in unpack_results(coordinator.get(b), order)]
-    work = plan_step.Work(is_new=True, plan=plan, lots=lots)
+    work = Work(is_new=True, plan=plan, lots=lots)
     settled = share._settle(agreed, work, results)  # noqa: SLF001
     table = render_table(settled.table)
     manifest = render_manifest(Manifest(identity="0" * 64, tasks=settled.tasks))

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 import warmup_plugin
@@ -167,7 +167,7 @@ def test_a_former_name_of_an_argument_is_taken(former: str) -> None:
     with pytest.warns(DeprecationWarning, match=former):
         old = Options.of({"identity": IDENTITY, "former": {former: value}})
     new = Options.of({"identity": IDENTITY, name: value})
-    assert replace(old, settings=new.settings) == new
+    assert msgspec.structs.replace(old, settings=new.settings) == new
 
 
 def test_the_former_names_are_those_of_this_release() -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from warmup_plugin.cache import files as disk_files
 from warmup_plugin.cache import locks, publishing, reader
@@ -134,7 +135,9 @@ def test_a_warm_start_reads_table_and_manifest(store: Store, directory: Path) ->
     assert (reading.misses, reading.warnings) == ([], [])
     (part,) = reading.parts
     assert part.table == a_table(a=1, b=2)
-    assert part.manifest == replace(a_manifest("a", "b"), generation=1, table_sha256=done.sha256)
+    assert part.manifest == structs.replace(
+        a_manifest("a", "b"), generation=1, table_sha256=done.sha256
+    )
 
 
 def test_a_warm_start_writes_nothing(store: Store, directory: Path) -> None:
@@ -145,7 +148,7 @@ def test_a_warm_start_writes_nothing(store: Store, directory: Path) -> None:
     assert part.manifest is not None
     again = store.publish(RANK, part.table, part.manifest, IDENTITY)
     elsewhere = TaskRecord(op="op", keys=(("a",),), outcome="tuned", ms=3.0, rank=5, at=9.0)
-    manifest = replace(part.manifest, tasks={"task-a": elsewhere}, generation=1)
+    manifest = structs.replace(part.manifest, tasks={"task-a": elsewhere}, generation=1)
     later = store.publish(RANK, part.table, manifest, IDENTITY)
     for done in (again, later):
         assert isinstance(done, Published)

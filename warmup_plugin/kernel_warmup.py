@@ -52,14 +52,9 @@ from warmup_plugin.steps.options import (
     TuningContext,
     check_forward,
 )
-from warmup_plugin.steps.plan import Work, make_work
-from warmup_plugin.steps.prepare import prepare
-from warmup_plugin.steps.publish import publish
 from warmup_plugin.steps.read import Held, read
-from warmup_plugin.steps.share import Shared, share
 from warmup_plugin.steps.survey import run_survey, surveying
-from warmup_plugin.steps.tune import tune
-from warmup_plugin.steps.verify_entries import try_stored
+from warmup_plugin.steps.work import Shared, Work
 from warmup_plugin.steps.write_report import make_report, off_report
 
 if TYPE_CHECKING:
@@ -271,6 +266,14 @@ def _finish(
     """Take steps 4 to 9; on a warm start the plan is empty and nothing is written."""
     if (certified := surveyed.certified) is not None:  # with step 3: nothing is left to do
         return make_report(job, survey, Work(), Shared(agreed.table, ""), certified)
+    # A warm start imports nothing of what follows: that would cost it some milliseconds.
+    from warmup_plugin.steps.plan import make_work
+    from warmup_plugin.steps.prepare import prepare
+    from warmup_plugin.steps.publish import publish
+    from warmup_plugin.steps.share import share
+    from warmup_plugin.steps.tune import tune
+    from warmup_plugin.steps.verify_entries import try_stored
+
     fit = try_stored(job, agreed, survey) if surveyed.go == "plan" else {}
     work = make_work(job, agreed, survey, surveyed)
     work.fit = fit

@@ -11,11 +11,11 @@ tunes it again.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from warmup_plugin.cache.files import Mark, is_marked, move_aside, write_files
 from warmup_plugin.cache.locks import locked

@@ -17,9 +17,8 @@ from warmup_plugin.runtime.safe_json import digest
 from warmup_plugin.steps.agree import Agreed
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.decisions import Votes, decide_certify
-from warmup_plugin.steps.plan import Work
 from warmup_plugin.steps.rank_stats import collect, row_of
-from warmup_plugin.steps.share import Shared
+from warmup_plugin.steps.work import Shared, Work
 from warmup_plugin.tuner import build
 from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task_summary import Tally, answer_key

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,14 +34,13 @@ from warmup_plugin.tuner.known_ops import KnownOps
 from warmup_plugin.tuner.tuner_state import Installed
 
 if TYPE_CHECKING:
-    from warmup_plugin.runtime.sigterm import Shutdown
-    from warmup_plugin.steps.fleet import Fleet
+    from warmup_plugin.runtime.sigterm import Shutdown  # noqa: TC004  # of a struct that is never decoded
+    from warmup_plugin.steps.fleet import Fleet  # noqa: TC004  # of a struct that is never decoded
 
 logger = logging.getLogger("warmup_plugin")
 
 
-@dataclass
-class Job:
+class Job(msgspec.Struct):
     """What the steps of one rank have in common. ``opened``: the decision of the first round."""
 
     options: Options
@@ -59,11 +57,11 @@ class Job:
     #: Its directory, where it may be used.
     directory: Path | None = None
     store: Store | None = None
-    journal: Journal = field(default_factory=lambda: Journal(None, "", driver="", stamp={}))
-    seconds: dict[str, float] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    logged: set[str] = field(default_factory=set)
-    timeline: list[tuple[str, float, float]] = field(default_factory=list)
+    journal: Journal = msgspec.field(default_factory=lambda: Journal(None, "", driver="", stamp={}))
+    seconds: dict[str, float] = msgspec.field(default_factory=dict)
+    warnings: list[str] = msgspec.field(default_factory=list)
+    logged: set[str] = msgspec.field(default_factory=set)
+    timeline: list[tuple[str, float, float]] = msgspec.field(default_factory=list)
     failure: str = ""
     forward_error: BaseException | None = None
     #: Whether the last record is there, after which nobody waits for anybody any more.
@@ -74,13 +72,13 @@ class Job:
     #: of the steps count from there. ``read``: what became of each file. ``lenders``: borrowed
     #: keys, by whom. ``waited``: for other engines. ``rows``, ``winners``: of all ranks, on rank 0.
     zero: float = 0.0
-    spans: list[tuple[str, float, float]] = field(default_factory=list)
-    read: list[dict[str, Any]] = field(default_factory=list)
-    lenders: Mapping[str, str] = field(default_factory=dict)
-    waited: list[dict[str, Any]] = field(default_factory=list)
-    progress: ProgressLine = field(default_factory=lambda: ProgressLine(1))
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    winners: list[dict[str, Any]] = field(default_factory=list)
+    spans: list[tuple[str, float, float]] = msgspec.field(default_factory=list)
+    read: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    lenders: Mapping[str, str] = msgspec.field(default_factory=dict)
+    waited: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    progress: ProgressLine = msgspec.field(default_factory=lambda: ProgressLine(1))
+    rows: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    winners: list[dict[str, Any]] = msgspec.field(default_factory=list)
     #: On rank 0, where a fleet is set.
     fleet: Fleet | None = None
 

@@ -10,15 +10,14 @@ nor ``group`` is refused (`SessionError`): alone it would certify what the other
 from __future__ import annotations
 
 import contextlib
-import difflib
-import inspect
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+
+import msgspec
 
 from warmup_plugin.errors import RuleError, SessionError
 from warmup_plugin.identity import Identity
@@ -28,9 +27,9 @@ from warmup_plugin.tuner import compat
 from warmup_plugin.tuner.known_ops import KnownOps
 
 if TYPE_CHECKING:
-    import torch.distributed as dist
+    import torch.distributed as dist  # noqa: TC004  # of a struct that is never decoded
 
-    from warmup_plugin.coordination.kv_client import StoreLink
+    from warmup_plugin.coordination.kv_client import StoreLink  # noqa: TC004  # of a struct that is never decoded
 
 #: Called as progress(step, task, tasks done, tasks in all) on the rank that works.
 Progress = Callable[[str, str, int, int], None]
@@ -87,20 +86,19 @@ class FormerArguments(TypedDict, total=False):
     must_share: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(msgspec.Struct, frozen=True, kw_only=True):
     """The arguments of `kernel_warmup.warm_up`, which explains each of them."""
 
     identity: Identity
     ranks: RankInfo = _NOT_GIVEN
     group: dist.ProcessGroup | None = None
-    settings: Settings = field(default_factory=Settings.from_env)
+    settings: Settings = msgspec.field(default_factory=Settings.from_env)
     root: Path | None = None
     engine_root: Path | None = None
     others: Iterable[Path] = ()
     ops: KnownOps | None = None
     tuning_context: TuningContext = plain_context
-    engine: tuple[str, str] = EngineInfo("custom", "0")
+    engine: tuple[str, str] = ("custom", "0")
     progress: Progress | None = None
     keep_loaded: bool = False
     must_share: bool = False
@@ -115,7 +113,7 @@ class Options:
                 raise RuleError(name, value, rule)
         for name in ("root", "engine_root"):
             if (path := getattr(self, name)) is not None:
-                object.__setattr__(self, name, Path(path))
+                msgspec.structs.force_setattr(self, name, Path(path))
         if self.root is not None and not self.root.is_absolute():
             rule = "an absolute path: ranks of one job may start in different directories"
             raise RuleError("cache_root", str(self.root), rule)
@@ -173,6 +171,8 @@ def check_forward(forward: object) -> None:
     if not callable(forward):
         is_short = isinstance(forward, (str, int, float, type(None)))
         raise RuleError("forward", forward if is_short else type(forward).__name__, rule)
+    import inspect  # torch has it by now; to read the arguments takes it only here
+
     name = getattr(forward, "__qualname__", type(forward).__name__)
     for is_lazy in (
         inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction,
@@ -199,6 +199,8 @@ def _renamed(
     for name, value in former.items():
         new = FORMER.get(name)
         if new is None:
+            import difflib  # a start that has no such argument does without
+
             near = difflib.get_close_matches(name, sorted({*given, *FORMER.values()}), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}{hint}")

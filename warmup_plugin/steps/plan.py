@@ -13,14 +13,14 @@ from collections.abc import Mapping
 import msgspec
 
 from warmup_plugin.cache.journal import Death
-from warmup_plugin.cache.table import Entry
 from warmup_plugin.coordination.decisions import PLAN, PlanDecision, SurveyDecision
 from warmup_plugin.coordination.votes import PlanVote
 from warmup_plugin.errors import SessionError
+from warmup_plugin.planning.assignment import Plan
 from warmup_plugin.planning.codec import pack_items, packed, unpack_items, unpacked
 from warmup_plugin.planning.cost_model import Costs
 from warmup_plugin.planning.inventory import Item, Lot, Lots, find_refused
-from warmup_plugin.planning.plan import Plan, make_plan
+from warmup_plugin.planning.plan import make_plan
 from warmup_plugin.planning.timing_history import seconds_by_label
 from warmup_plugin.settings import REPLAYS, Strategy
 from warmup_plugin.steps import require_complete
@@ -28,43 +28,11 @@ from warmup_plugin.steps.agree import Agreed
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.decisions import Votes
 from warmup_plugin.steps.single_flight import answered, take_turn
-from warmup_plugin.tuner import replay
+from warmup_plugin.steps.work import Work
 from warmup_plugin.tuner.survey import Survey
-
-FOR_EVER = float("inf")
-
 
 #: Most refusals that a log is told of; the report counts them all.
 _MOST_SAID = 8
-
-
-class Work(msgspec.Struct):
-    """What is to be done in this session and what this rank has done of it.
-
-    ``is_new`` is false on a warm start: every task is answered and the plan is empty. Rank 0 keeps
-    the ``lots``, every rank's inventory. ``until``: when the budget is used up, on this process's
-    monotonic clock. ``left``: the tasks that nobody has tuned for that. ``failed``: those that were
-    tuned without a result, with the reason. ``fit``: tasks whose stored entry has been tried on
-    this rank. ``refused``: those of the ``dropped`` ones of which a runner says that it does not
-    offer the tactic.
-    """
-
-    is_new: bool = False
-    plan: Plan = msgspec.field(default_factory=Plan)
-    lots: Lots = ()
-    outcomes: dict[str, replay.Outcome] = msgspec.field(default_factory=dict)
-    dropped: Mapping[str, str] = msgspec.field(default_factory=dict)
-    until: float = FOR_EVER
-    left: frozenset[str] = frozenset()
-    failed: Mapping[str, str] = msgspec.field(default_factory=dict)
-    refused: frozenset[str] = frozenset()
-    fit: Mapping[str, Entry] = msgspec.field(default_factory=dict)
-    costs: dict[str, float] = msgspec.field(default_factory=dict)
-
-    @property
-    def is_over(self) -> bool:
-        """Return whether the budget is used up."""
-        return time.monotonic() >= self.until
 
 
 def make_work(job: Job, agreed: Agreed, survey: Survey, surveyed: SurveyDecision) -> Work:

@@ -15,9 +15,9 @@ from warmup_plugin.runtime.sigterm import Shutdown
 from warmup_plugin.runtime.task_timeout import TaskLimit
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.decisions import Votes, decide_ready
-from warmup_plugin.steps.plan import Work
-from warmup_plugin.steps.share import Shared, install_shared, label_of
+from warmup_plugin.steps.share import install_shared, label_of
 from warmup_plugin.steps.tune import give_up_on, tune_own
+from warmup_plugin.steps.work import Shared, Work
 from warmup_plugin.tuner import build
 from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task import Task

@@ -13,10 +13,9 @@ from warmup_plugin.cache.table import Entry
 from warmup_plugin.planning.merge_results import without
 from warmup_plugin.steps.agree import Agreed, fetch_manifest
 from warmup_plugin.steps.context import Job
-from warmup_plugin.steps.plan import Work
 from warmup_plugin.steps.read import Held
 from warmup_plugin.steps.resume import tidy
-from warmup_plugin.steps.share import Shared
+from warmup_plugin.steps.work import Shared, Work
 
 
 def publish(job: Job, held: Held, agreed: Agreed, shared: Shared, work: Work) -> list[str]:

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from warmup_plugin.coordination.votes import CertifyVote, RankRow, Span, Winner
 from warmup_plugin.steps.context import Job
-from warmup_plugin.steps.plan import Work
+from warmup_plugin.steps.work import Work
 from warmup_plugin.tuner.default_tactic import DEFAULT
-from warmup_plugin.tuner.race.rules import Verdict
-from warmup_plugin.tuner.replay import Outcome
 from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task import Task
+
+if TYPE_CHECKING:
+    from warmup_plugin.tuner.race.rules import Verdict
+    from warmup_plugin.tuner.replay import Outcome
 
 #: Shorter waits are not told: every meeting has its last.
 WAIT_S = 0.01

@@ -28,7 +28,6 @@ from warmup_plugin.cache.stamps import stamp_conflicts
 from warmup_plugin.cache.store import Store
 from warmup_plugin.cache.table import Entry, Table
 from warmup_plugin.cache.task_result import LASTING
-from warmup_plugin.planning.merge_results import record_of
 from warmup_plugin.steps.context import Job
 from warmup_plugin.tuner import environment
 
@@ -72,6 +71,8 @@ def part_of(
 
     No manifest vouches for the entries: so far they have run on one rank only.
     """
+    from warmup_plugin.planning.merge_results import record_of  # not where there is no journal
+
     entries: dict[str, Entry] = {}
     tasks: dict[str, TaskRecord] = {}
     for row in rows:

@@ -14,41 +14,24 @@ from collections.abc import Collection, Iterable, Sequence
 import msgspec
 
 from warmup_plugin.cache.manifest import Manifest, render_manifest
-from warmup_plugin.cache.table import Entry, Table, parse_table, render_table
+from warmup_plugin.cache.table import Table, parse_table, render_table
 from warmup_plugin.cache.task_result import Result
 from warmup_plugin.coordination.decisions import SHARE, ShareDecision
 from warmup_plugin.coordination.votes import ShareVote
 from warmup_plugin.errors import InstallError
+from warmup_plugin.planning.assignment import Plan
 from warmup_plugin.planning.codec import pack_results, unpack_results
 from warmup_plugin.planning.merge_results import Settled, settle
-from warmup_plugin.planning.plan import Plan
 from warmup_plugin.runtime.safe_json import digest
 from warmup_plugin.steps.agree import Agreed
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.decisions import Votes
-from warmup_plugin.steps.plan import Work
 from warmup_plugin.steps.tune import result_of
+from warmup_plugin.steps.work import Shared, Work
 from warmup_plugin.tuner import environment
 from warmup_plugin.tuner.survey import Survey
-from warmup_plugin.tuner.task import Task
 
 _NO_LIMIT = 1 << 40
-
-
-class Shared(msgspec.Struct):
-    """The table in force and the sha256 of its manifest (empty where nothing is stored)."""
-
-    table: Table
-    manifest: str
-
-    def key_of(self, task: Task) -> str | None:
-        """Return the key under which the task's winner stands."""
-        return next((key for key in task.keys if key in self.table.entries), None)
-
-    def entry_of(self, task: Task) -> Entry | None:
-        """Return the task's winner."""
-        key = self.key_of(task)
-        return None if key is None else self.table.entries[key]
 
 
 def share(job: Job, agreed: Agreed, survey: Survey, work: Work) -> Shared:

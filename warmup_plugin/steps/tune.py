@@ -18,7 +18,7 @@ from warmup_plugin.planning import work_queue
 from warmup_plugin.runtime.sigterm import Shutdown
 from warmup_plugin.runtime.task_timeout import TaskLimit
 from warmup_plugin.steps.context import Job
-from warmup_plugin.steps.plan import FOR_EVER, Work
+from warmup_plugin.steps.work import FOR_EVER, Work
 from warmup_plugin.topology import host_name
 from warmup_plugin.tuner import compat, environment, replay
 from warmup_plugin.tuner.counters import Time

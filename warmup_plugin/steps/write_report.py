@@ -23,9 +23,8 @@ from warmup_plugin.observability.report import Agreement, WarmupReport
 from warmup_plugin.runtime.process_info import own_card
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.options import Options
-from warmup_plugin.steps.plan import Work
 from warmup_plugin.steps.rank_stats import by_op, count, raced, waited, what_became
-from warmup_plugin.steps.share import Shared
+from warmup_plugin.steps.work import Shared, Work
 from warmup_plugin.tuner import compat
 from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task import Task
