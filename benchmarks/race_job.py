@@ -102,7 +102,7 @@ def job(kind: Kind, seed: int, *, way: str) -> tuple[list[float], float]:
                 forward,
                 identity=Identity.of(model="benchmark", dtype="bfloat16"),
                 settings=Settings.from_env({}, race=way == "race"),
-                root=Path(root),
+                cache_root=Path(root),
                 progress=lambda step, *_rest: began.append(Clock.ms) if step == "tune" else None,
             )
     finally:

@@ -95,7 +95,7 @@ def start(
         identity=Identity.of(model="benchmark", dtype="bfloat16"),
         ranks=engine.ranks,
         settings=Settings.from_env({}, strategy=strategy),
-        root=Path(root),
+        cache_root=Path(root),
         engine=("benchmark", "1"),
     )
     return {

@@ -151,7 +151,7 @@ def start(
         identity=identity,
         ranks=engine.ranks,
         settings=settings,
-        root=Path(root),
+        cache_root=Path(root),
         engine=("benchmark", "1"),
     )
     marks["ended"] = now()

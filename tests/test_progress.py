@@ -326,7 +326,7 @@ def test_without_a_thread_it_goes_on(
     ticking.begin()
     ticking.end()
     assert caplog.messages == [
-        "warmup-plugin: progress is told at steps and tasks only: can't start new thread"
+        "warmup-plugin: progress is reported at steps and tasks only: can't start new thread"
     ]
 
 

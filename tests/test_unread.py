@@ -103,7 +103,7 @@ def test_what_turns_out_to_be_no_table_has_no_entries(caplog: pytest.LogCaptureF
         assert dict(found.entries) == {}
         assert len(found.entries) == 0
     assert len(caplog.records) == 1
-    assert "vouches for what is no table" in caplog.text
+    assert "verifies a file that is no table" in caplog.text
 
 
 def test_another_stamp_takes_the_place_of_the_first_line(parsed: list[bytes]) -> None:

@@ -53,6 +53,16 @@ MUTANTS = (
         "tests/test_decide.py::test_how_far_ranks_share",
     ),
     Mutant(
+        "a forward takes no arguments", "steps/options.py",
+        "        signature.bind()\n", "        pass\n",
+        "tests/test_options.py::test_a_forward_is_called_without_arguments",
+    ),
+    Mutant(
+        "several ranks have a group", "steps/options.py",
+        "self.link is None and not size:", "self.link is None and size < 0:",
+        "tests/test_options.py::test_ranks_of_a_job_that_has_not_begun",
+    ),
+    Mutant(
         "an offer counts when all can use it", "coordination/opening.py",
         "usable[:1] == [True]", "usable[:1]",
         "tests/ranks/test_opening.py::test_whatever_is_blocked_all_ranks_end_alike",

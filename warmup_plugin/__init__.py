@@ -13,6 +13,7 @@ TYPE_CHECKING = False  # to type checkers it is true, as typing's is, whose impo
 if TYPE_CHECKING:
     from typing import Any
 
+    from warmup_plugin.coordination.kv_client import StoreLink
     from warmup_plugin.errors import (
         ForwardError,
         IdentityError,
@@ -20,46 +21,86 @@ if TYPE_CHECKING:
         LateError,
         PlacementError,
         RankLostError,
+        RefusedError,
         RuleError,
         SessionError,
         SettingError,
         WarmupError,
     )
     from warmup_plugin.identity import Identity
-    from warmup_plugin.kernel_warmup import session, warm_up
-    from warmup_plugin.observability.report import WarmupReport
+    from warmup_plugin.kernel_warmup import Session, session, warm_up
+    from warmup_plugin.observability.report import Agreement, WarmupReport
     from warmup_plugin.observability.serving import serving_fallbacks
-    from warmup_plugin.settings import Settings
+    from warmup_plugin.settings import (
+        FleetCredentials,
+        FleetRole,
+        ForwardFailure,
+        Mode,
+        OnHit,
+        Settings,
+        Strategy,
+    )
+    from warmup_plugin.steps.options import AnyPath, EngineInfo, Progress, TuningContext
     from warmup_plugin.topology import RankInfo
-    from warmup_plugin.tuner.known_ops import KnownOps
+    from warmup_plugin.tuner.known_ops import KnownOps, known_ops
 
 __all__ = [
+    "Agreement",
+    "AnyPath",
+    "EngineInfo",
+    "FleetCredentials",
+    "FleetRole",
     "ForwardError",
+    "ForwardFailure",
     "Identity",
     "IdentityError",
     "InstallError",
     "KnownOps",
     "LateError",
+    "Mode",
+    "OnHit",
     "PlacementError",
+    "Progress",
     "RankInfo",
     "RankLostError",
+    "RefusedError",
     "RuleError",
+    "Session",
     "SessionError",
     "SettingError",
     "Settings",
+    "StoreLink",
+    "Strategy",
+    "TuningContext",
     "WarmupError",
     "WarmupReport",
+    "known_ops",
     "serving_fallbacks",
     "session",
     "warm_up",
 ]
 
+#: By public name: the module that has it, where that is not `errors`.
 _HOMES = {
+    "Agreement": "observability.report",
+    "AnyPath": "steps.options",
+    "EngineInfo": "steps.options",
+    "FleetCredentials": "settings",
+    "FleetRole": "settings",
+    "ForwardFailure": "settings",
     "Identity": "identity",
     "KnownOps": "tuner.known_ops",
+    "Mode": "settings",
+    "OnHit": "settings",
+    "Progress": "steps.options",
     "RankInfo": "topology",
+    "Session": "kernel_warmup",
     "Settings": "settings",
+    "StoreLink": "coordination.kv_client",
+    "Strategy": "settings",
+    "TuningContext": "steps.options",
     "WarmupReport": "observability.report",
+    "known_ops": "tuner.known_ops",
     "serving_fallbacks": "observability.serving",
     "session": "kernel_warmup",
     "warm_up": "kernel_warmup",

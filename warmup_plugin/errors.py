@@ -1,42 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
 """The errors this package raises at its users.
 
-Owns their words: an error names a thing, the value it had and the rule it broke, and carries the
-three as attributes. Refuses to stand for bad bytes on disk: those are a `table.Miss`, never an
-exception. Every error survives pickling, since processes hand their failures to each other.
+Owns their words: an error names a thing, its value and the rule that it breaks, and has the three
+as attributes. Bad bytes on disk raise none of them: they are a `Miss`, a value with a reason. Every
+error survives pickling, since processes hand their failures to each other.
 """
 
 from __future__ import annotations
 
 
 class WarmupError(RuntimeError):
-    """A warm-up that could not go on; the base of this package's run-time errors."""
+    """The warm-up cannot go on. This is the base of the package's run-time errors."""
 
 
 class SessionError(WarmupError):
-    """The session cannot open or go on, and every rank lives; raised on every rank alike."""
+    """The session cannot open or go on, and every rank lives; every rank raises it.
+
+    After it the ranks may warm up in another way.
+    """
 
 
 class RefusedError(SessionError):
-    """The ranks do not fit together, as their first meeting finds: nothing has been done yet."""
+    """The ranks do not fit together, as their first round shows; no file has been touched."""
 
 
 class ForwardError(SessionError):
-    """Another rank's forward has failed; that rank raises what its forward raised."""
+    """The forward of another rank failed; that rank raises what its forward raised."""
 
 
 class LateError(WarmupError):
-    """One rank's failure after the last record: the others serve already what all agreed on."""
+    """This rank failed after the last decision: the others serve the agreed table already."""
 
 
 class InstallError(WarmupError):
-    """FlashInfer does not take the table; the session goes on without it, on all ranks alike."""
+    """FlashInfer refuses the table; the session goes on without it, on all ranks."""
 
 
 class RankLostError(WarmupError):
-    """A rank that is dead, silent or stuck; raised on every rank that is left.
+    """A rank is dead, silent or stuck; every rank that is left raises this error.
 
-    ``host``: the name of its machine, empty where that is not known.
+    A collective with that rank does not end, so the process must not enter one.
+
+    Args:
+        rank: the lost rank's number in the session.
+        reason: what the other ranks saw of it, and the limit that it broke.
+        host: the name of its machine, empty where that is not known.
     """
 
     def __init__(self, rank: int, reason: str, host: str = "") -> None:
@@ -50,13 +58,23 @@ class RankLostError(WarmupError):
         return f"rank {self.rank} is lost{where}: {self.reason}"
 
     def name_host(self, host: str) -> None:
-        """Say on which machine the rank was, unless that is said already."""
+        """Add the machine on which the rank was, where the error does not have it yet.
+
+        Args:
+            host: the name of the machine.
+        """
         self.host = self.host or host
         self.args = (self.rank, self.reason, self.host)
 
 
 class RuleError(ValueError):
-    """A value that breaks a rule: the base of the three errors below."""
+    """A value breaks a rule. This is the base of the package's errors of values.
+
+    Args:
+        name: the argument, the environment variable or the factor.
+        value: its value, as it was given.
+        rule: what it must be.
+    """
 
     def __init__(self, name: str, value: object, rule: str) -> None:
         # Exactly these three become `args`, since unpickling calls the class with `args`.
@@ -70,7 +88,7 @@ class RuleError(ValueError):
 
 
 class SettingError(RuleError):
-    """A malformed setting; `variable` is the environment variable that sets it."""
+    """A setting is malformed; `variable` is the environment variable that sets it."""
 
     @property
     def variable(self) -> str:
@@ -79,8 +97,8 @@ class SettingError(RuleError):
 
 
 class IdentityError(RuleError):
-    """A config factor that has no canonical form; `name` is the dotted path of the factor."""
+    """A config factor has no canonical form; `name` is the dotted path of the factor."""
 
 
 class PlacementError(RuleError):
-    """A part from which no path can be made; callers go on with memory only."""
+    """No path can be made of a part; the session goes on in memory only."""

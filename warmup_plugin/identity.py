@@ -2,8 +2,8 @@
 """What a table belongs to: named config factors, their canonical JSON, its sha256.
 
 Owns the list of factors and the one byte form that is hashed: sorted keys, no spaces, ASCII.
-Refuses whatever could differ between ranks, starts or machines without saying so: unknown factors,
-other types, numbers that are not finite, keys that are not strings. All raise `IdentityError`.
+Refuses a value that could differ between ranks, starts or machines unseen: unknown factors, other
+types, numbers that are not finite, keys that are not strings. All raise `IdentityError`.
 """
 
 from __future__ import annotations
@@ -50,16 +50,21 @@ _NOT_THE_MODEL: Final = frozenset({"_name_or_path", "name_or_path", "transformer
 
 @dataclass(frozen=True, eq=False)
 class Identity:
-    """Config factors in canonical form; equal factors give equal digests on every machine."""
+    """Config factors in canonical form; equal factors give equal digests on every machine.
+
+    Make one with `Identity.of`, which names the factors.
+
+    Args:
+        factors: the factors by name. Values are texts, numbers, booleans, None, lists and mappings.
+
+    Raises:
+        IdentityError: a factor is unknown or has no canonical form.
+    """
 
     factors: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        """Normalise a private copy, so that the digest cannot drift from the factors.
-
-        Raises:
-            IdentityError: a factor is unknown or has no canonical form.
-        """
+        """Normalise a private copy, so that the digest cannot drift from the factors."""
         normal = {name: _normalised(name, value) for name, value in self.factors.items()}
         object.__setattr__(self, "factors", normal)
 
@@ -88,7 +93,34 @@ class Identity:
         switches: Mapping[str, Any] | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> Identity:
-        """Build a whole identity; `model` is its config, of which the digest is kept, or a label.
+        """Return an identity with every factor; what is not given has the engine-neutral default.
+
+        Args:
+            model: the model's config as a mapping, of which the sha256 is kept, or a label. Keys
+                that say where the model lies do not count.
+            dtype: the type of the activations, such as ``"bfloat16"``.
+            role: ``"target"``, or ``"draft"`` for a draft model of speculative decoding.
+            quantization: the quantization of the weights, as the engine names it.
+            kv_cache_dtype: the type of the KV cache's entries.
+            backends: the kernel back end by kind of layer, such as ``{"moe": "trtllm"}``.
+            tp: the number of tensor-parallel ranks.
+            pp: the number of pipeline stages.
+            dp: the number of data-parallel ranks.
+            ep: the number of expert-parallel ranks.
+            cp: the number of context-parallel ranks.
+            buckets: the batch sizes for which FlashInfer tunes, in tokens.
+            round_up: whether a batch size between two buckets takes the larger one.
+            skip_ops: names of custom ops that are not tuned.
+            measurement: how FlashInfer measures, as far as the engine sets that.
+            race_default: whether the engine lets FlashInfer's default compete.
+            stamp: versions of the software; `warm_up` adds those that it looks up.
+            gpu: facts of the GPU; `warm_up` adds them.
+            switches: environment variables that change which kernels run; `warm_up` adds them.
+            extra: further factors of the engine. No path, port, time or rank belongs here: they
+                would make each start, or each rank, another identity.
+
+        Returns:
+            The identity in canonical form.
 
         Raises:
             IdentityError: a factor has no canonical form.
@@ -105,7 +137,11 @@ class Identity:
         return hash(self.canonical())
 
     def canonical(self) -> bytes:
-        """Return the bytes that are hashed; they are also what `identity.json` holds."""
+        """Return the bytes that are hashed.
+
+        Returns:
+            JSON with sorted keys, without spaces, in ASCII; `identity.json` holds the same bytes.
+        """
         return _encode(self.factors)
 
     @cached_property
@@ -115,6 +151,12 @@ class Identity:
 
     def with_factors(self, **more: object) -> Identity:
         """Return a copy with some factors replaced.
+
+        Args:
+            **more: factors by name; the names are those of `Identity.of`.
+
+        Returns:
+            The new identity; this one does not change.
 
         Raises:
             IdentityError: a factor is unknown or has no canonical form.

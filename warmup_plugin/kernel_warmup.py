@@ -6,7 +6,7 @@
     2 agree     identity, settings, environment, tables      words; a body once per distinct digest
     3 survey    the forward runs, choose_one intercepted     only the model's own collectives
     4 plan      who tunes what                               inventories to rank 0, the plan back
-    5 tune      replays its own tasks                        NOTHING
+    5 tune      replays its own tasks (per_rank: in step 7)  NOTHING
     6 share     results merged, installed                    one table's bytes, sha256 checked
     7 prepare   builds winners it did not tune               nothing, then a bounded meeting
     8 publish   the first rank of a node writes the file     nothing
@@ -38,13 +38,20 @@ from typing import TYPE_CHECKING, Unpack
 
 from warmup_plugin.coordination.decisions import UNGUARDED, GoOn
 from warmup_plugin.coordination.votes import EmptyVote
-from warmup_plugin.errors import RuleError
 from warmup_plugin.observability.report import WarmupReport
 from warmup_plugin.steps.agree import Agreed, agree
 from warmup_plugin.steps.certify import certify
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.open_session import open_job
-from warmup_plugin.steps.options import AnyPath, Arguments, Options, Progress, TuningContext
+from warmup_plugin.steps.options import (
+    AnyPath,
+    EngineInfo,
+    FormerArguments,
+    Options,
+    Progress,
+    TuningContext,
+    check_forward,
+)
 from warmup_plugin.steps.read import Held, read
 from warmup_plugin.steps.survey import run_survey, surveying
 from warmup_plugin.steps.work import Shared, Work
@@ -71,62 +78,79 @@ def warm_up(
     ranks: RankInfo | None = None,
     group: dist.ProcessGroup | None = None,
     settings: Settings | None = None,
-    root: AnyPath | None = None,
-    engine_root: AnyPath | None = None,
-    others: Iterable[Path] | None = None,
+    cache_root: AnyPath | None = None,
+    engine_cache_root: AnyPath | None = None,
+    extra_tables: Iterable[Path] | None = None,
     ops: KnownOps | None = None,
     tuning_context: TuningContext | None = None,
-    engine: tuple[str, str] = ("custom", "0"),
+    engine: EngineInfo | tuple[str, str] = ("custom", "0"),
     progress: Progress | None = None,
-    keep_loaded: bool = False,
-    must_share: bool = False,
+    keep_existing: bool = False,
+    require_sharing: bool = False,
     may_keep_step: bool = False,
     link: StoreLink | None = None,
+    **former: Unpack[FormerArguments],
 ) -> WarmupReport:
-    """Tune once, start warm everywhere: run ``forward`` as the survey and do the rest around it.
+    """Tune FlashInfer's kernels once for all ranks, or serve the table of an earlier start.
+
+    Every rank calls this function at the same point: weights loaded, CUDA graphs not yet captured.
 
     Args:
-        forward: the runner's own warm-up pass. Every rank of ``group`` calls it once, with the same
-            collectives as in serving; again where an op cannot take a default tactic.
-        identity: the config factors of model and engine; the environment's are added here.
-        ranks: this rank's coordinates; without it and without ``group`` a process alone, which is
-            refused where torch.distributed has more ranks.
-        group: the ranks that warm up together, the default group without it. Used for one
-            broadcast.
-        settings: the settings; from the environment without it.
-        root: CACHE_ROOT, before every other source; an absolute path.
-        engine_root: the engine's own CACHE_ROOT; `paths.resolve` has the order.
-        others: tables that an engine keeps itself: files FlashInfer can load, folders of its
-            managed store. Iterated where there is no complete table yet, and read for the same
-            environment; never written.
-        ops: what is known about single ops; `known_ops` of the installed release without it.
-        tuning_context: makes the context the forward runs in, ``autotune(True)`` without it;
-            `contextlib.nullcontext` for a forward that opens its own.
-        engine: name and version, for manifest and report.
-        progress: called with step, task, tasks done and tasks in all while this rank tunes.
-        keep_loaded: what the tuner of rank 0 holds already wins: for a second session in a process
-            whose first one's winners are in captured graphs. All ranks must hold the same.
-        must_share: open no session where the ranks cannot exchange tactics, whatever the reason.
-        may_keep_step: open none there as long as all ranks have the same tactics, as far as their
-            environments tell: for a runner that has the ranks time in lock step then, which agrees.
-            Where they have not, that ends or hangs, and each rank tunes for itself here.
-        link: the session's store, where the ranks have met on it already; ``group`` is not used.
+        forward: the runner's own warm-up pass, a function without arguments. Every rank calls it
+            once, with the shapes and the collectives of serving; again where an op cannot take a
+            default tactic.
+        identity: the config factors of model and engine, from `Identity.of`; the same on all ranks.
+            The factors of the environment are added here. Where ranks differ, rank 0's are used and
+            a warning names the factors.
+        ranks: this rank's coordinates among the ranks that warm up together, from the launcher.
+            Without it and without ``group`` this process warms up alone, which is refused where
+            torch.distributed has more ranks.
+        group: the process group of the ranks that warm up together; the default group by default.
+            One broadcast and a roll call use it, so its time-out may be shorter than the tuning.
+        settings: the settings; `Settings.from_env` reads them from the environment by default.
+        cache_root: the directory that holds the tables, an absolute path. It comes before the
+            settings and before ``engine_cache_root``.
+        engine_cache_root: the directory in which the engine keeps its own caches. The user's
+            settings come before it; a relative one costs the files, with a warning, not the start.
+        extra_tables: tables that the engine keeps itself: files that FlashInfer can load, and
+            folders of its managed store. They are read where there is no complete table yet, for
+            the same environment only, and never written.
+        ops: what is known about single ops; `known_ops` of the installed release by default.
+        tuning_context: a function that makes the context in which the forward runs;
+            ``autotune(True)`` by default, `contextlib.nullcontext` for a forward with its own.
+        engine: the engine's name and version, for manifest, receipt and figures.
+        progress: called as ``progress(step, task, tasks_done, tasks_in_all)`` on the rank that
+            tunes. It replaces this package's own line on the terminal.
+        keep_existing: True keeps what rank 0's tuner holds already in place of a table's entries:
+            for a second session of a process that has captured the first one's winners in graphs.
+            All ranks must hold the same.
+        require_sharing: True opens no session where the ranks cannot exchange tactics.
+        may_keep_step: True opens no session where the ranks cannot exchange tactics and all have
+            the same ones, as far as their environments show: for a runner whose own tuning has the
+            ranks measure in lock step then. Where they differ, each rank tunes for itself here.
+        link: a connection to the session's store, where the engine's adapter has opened one;
+            ``group`` is not used then.
+        **former: former names of these arguments, each with a `DeprecationWarning`.
+
+    Returns:
+        The receipt of this rank's session, with tasks, seconds by step, agreement and files.
 
     Raises:
-        SettingError: a malformed setting, with variable, value and rule.
-        RuleError: an argument that is not what it must be, with its name, value and rule.
-        SessionError: the ranks cannot open a session or go on, and all of them live: on every rank
-            alike, and each may warm up in another way.
-        ForwardError: another rank's forward has failed; a `SessionError`.
-        RankLostError: a rank is dead, stopped or cut off; on every rank that is left, naming it and
-            its host. A collective with that rank does not end.
+        SettingError: a setting is malformed; the error has variable, value and rule.
+        RuleError: an argument breaks its rule; the error has name, value and rule.
+        TypeError: an argument has a name that this function does not know.
+        SessionError: the ranks cannot open a session or go on, and all of them live. Every rank
+            raises it with the same reason, and may warm up in another way.
+        ForwardError: the forward of another rank failed. It is a `SessionError`.
+        LateError: this rank failed when the other ranks served the agreed table already.
+        RankLostError: a rank is dead, stopped or cut off. Every rank that is left raises it; it
+            names the rank and its host. A collective with that rank does not end.
         Exception: what ``forward`` raised, on the rank where it did.
     """
     given = dict(locals())
-    del given["forward"], given["identity"]
-    options = Options.of(given, identity)  # type: ignore[arg-type]  # the arguments of this function
-    if not callable(forward):
-        raise RuleError("forward", forward, "a function without arguments")
+    del given["forward"]
+    options = Options.of(given)
+    check_forward(forward)
     if options.settings.mode == "off":
         forward()
         return off_report(options)
@@ -144,14 +168,57 @@ def warm_up(
 
 
 @contextlib.contextmanager
-def session(*, identity: Identity, **arguments: Unpack[Arguments]) -> Iterator[Session]:
+def session(
+    *,
+    identity: Identity,
+    ranks: RankInfo | None = None,
+    group: dist.ProcessGroup | None = None,
+    settings: Settings | None = None,
+    cache_root: AnyPath | None = None,
+    engine_cache_root: AnyPath | None = None,
+    extra_tables: Iterable[Path] | None = None,
+    ops: KnownOps | None = None,
+    tuning_context: TuningContext | None = None,
+    engine: EngineInfo | tuple[str, str] = ("custom", "0"),
+    progress: Progress | None = None,
+    keep_existing: bool = False,
+    require_sharing: bool = False,
+    may_keep_step: bool = False,
+    link: StoreLink | None = None,
+    **former: Unpack[FormerArguments],
+) -> Iterator[Session]:
     """Do what `warm_up` does around the body of a ``with`` statement: the body is the forward.
 
-    Takes the keyword arguments of `warm_up`. Yields a `Session`, which holds the report once the
-    body has ended. The body always runs, once: an op that cannot take a default tactic fails it,
-    and `Session.retry` names it.
+    The body runs once, always. Where an op cannot take a default tactic, the body fails, and
+    `Session.retry` names the op: the body may run in another session that passes it through.
+
+    Args:
+        identity: the config factors of model and engine. `warm_up` says more about each argument.
+        ranks: this rank's coordinates among the ranks that warm up together.
+        group: the process group of these ranks; the default group by default.
+        settings: the settings; from the environment by default.
+        cache_root: the directory that holds the tables, an absolute path.
+        engine_cache_root: the directory in which the engine keeps its own caches.
+        extra_tables: tables that the engine keeps itself; they are read and never written.
+        ops: what is known about single ops; `known_ops` of the installed release by default.
+        tuning_context: a function that makes the body's context; ``autotune(True)`` by default.
+        engine: the engine's name and version.
+        progress: called as ``progress(step, task, tasks_done, tasks_in_all)``.
+        keep_existing: True keeps what rank 0's tuner holds already.
+        require_sharing: True opens no session where the ranks cannot exchange tactics.
+        may_keep_step: True opens none there as long as all ranks have the same tactics.
+        link: a connection to the session's store, where the engine's adapter has opened one.
+        **former: former names of these arguments, each with a `DeprecationWarning`.
+
+    Yields:
+        A `Session`, which holds the report once the body has ended.
+
+    Raises:
+        SettingError, RuleError, TypeError: as in `warm_up`, before the body runs.
+        SessionError, ForwardError, LateError, RankLostError: as in `warm_up`.
+        Exception: what the body raised, on the rank where it did.
     """
-    options = Options.of(arguments, identity)
+    options = Options.of(dict(locals()), function="session")
     outcome = Session()
     if options.settings.mode == "off":
         yield outcome
@@ -173,16 +240,21 @@ def session(*, identity: Identity, **arguments: Unpack[Arguments]) -> Iterator[S
 
 @dataclass
 class Session:
-    """What `session` yields. ``report`` is None until the body has ended."""
+    """What `session` yields.
+
+    Attributes:
+        report: the receipt of this rank's session, None until the body has ended.
+    """
 
     report: WarmupReport | None = None
     surveyed: SurveyDecision | None = field(default=None, repr=False)
 
     @property
     def retry(self) -> dict[str, str]:
-        """Return the op at which the body has failed on every rank alike, and why; else nothing.
+        """The op that cannot take a default tactic, with the reason; empty where there is none.
 
-        It cannot take a default tactic: the body may run in another session that passes it through.
+        The body has failed in that op on every rank alike. It may run in another session that
+        passes the op through: ``ops=known_ops(...).plus(pass_through=warming.retry)``.
         """
         found = self.surveyed
         return {found.op: found.reason} if found is not None and found.go == "retry" else {}

@@ -47,7 +47,7 @@ _FLEET: Final = kinds.Kind(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The table. Raises `SettingError` for a value that breaks its row's rule."""
+    """One value for each row of the table; one that breaks its row's rule is a `SettingError`."""
 
     mode: Mode = setting(
         "WARMUP_PLUGIN_MODE",
@@ -258,7 +258,14 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: object) -> Self:
-        """Read the environment; `overrides` are values of fields and win over it.
+        """Read the settings from the environment.
+
+        Args:
+            environ: the environment variables; those of this process by default.
+            **overrides: values of fields, which win over the environment.
+
+        Returns:
+            The settings; a variable that is empty or not set leaves the field's default.
 
         Raises:
             SettingError: a value, from either side, breaks its rule.

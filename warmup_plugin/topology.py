@@ -2,8 +2,8 @@
 """Where a rank stands in the job.
 
 Owns the facts an engine reports about one rank and the machine it runs on. Refuses coordinates
-that contradict each other (`ValueError`). Talks to nobody: ranks compare these facts when they
-meet (`kernel_warmup.py`, step 2).
+that contradict each other (`ValueError`). Sends nothing: ranks compare these facts when they meet
+(`kernel_warmup.py`, step 2).
 """
 
 from __future__ import annotations
@@ -81,9 +81,29 @@ def host_name() -> str:
 class RankInfo:
     """One rank's coordinates among the ranks that warm up together.
 
-    ``rank`` and ``world_size`` count the ranks that meet; they must be those of the process group
-    handed to `warm_up`. ``node`` is None for the machine this process runs on (`node_id`); tests
-    and simulations may name another. Raises `ValueError` naming field, value and rule.
+    A launcher such as torchrun gives the first three (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``),
+    the engine's parallel layout the others.
+
+    Args:
+        rank: the rank in the group of the ranks that warm up together, from 0.
+        world_size: the number of these ranks, that of the group handed to `warm_up`.
+        local_rank: the rank on its node, from 0. Local rank 0 reads and writes the node's files.
+        tp_rank: the tensor-parallel rank, from 0.
+        tp_size: the number of tensor-parallel ranks.
+        pp_rank: the pipeline stage, from 0.
+        pp_size: the number of pipeline stages.
+        dp_rank: the data-parallel rank, from 0.
+        dp_size: the number of data-parallel ranks.
+        ep_rank: the expert-parallel rank, from 0.
+        ep_size: the number of expert-parallel ranks.
+        device_index: the index of the rank's GPU, as in ``cuda:3``.
+        expert_offset: the number of the first expert that this rank holds.
+        node: what the ranks of one node have in common. None takes the machine on which this
+            process runs; tests and simulations name another.
+
+    Raises:
+        ValueError: a coordinate is no whole number, or not within its size; the error names field,
+            value and rule.
     """
 
     rank: int = 0
@@ -124,9 +144,13 @@ class RankInfo:
 
     @property
     def coordinates(self) -> tuple[int, int, int]:
-        """Return (tp, pp, dp), the numbers in a table's file name."""
+        """The ranks (tp, pp, dp), which stand in a table's file name."""
         return (self.tp_rank, self.pp_rank, self.dp_rank)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values, the machine's id filled in."""
+        """Return the fields as JSON values.
+
+        Returns:
+            Every field by name; ``node`` is this machine's where it is None.
+        """
         return {**asdict(self), "node": self.node or node_id()}

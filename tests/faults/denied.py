@@ -192,7 +192,7 @@ def _ours(here: _Here, engine: Any) -> dict[str, Any]:
     try:
         report = warm_up(
             forward, identity=engine.identity(), ranks=engine.ranks, group=dist.group.WORLD,
-            settings=Settings.from_env(), root=here.root,
+            settings=Settings.from_env(), cache_root=here.root,
             ops=KNOWN_OPS.plus(pass_through={ALL_REDUCE: "its tactics are collective"}),
             engine=("embedded", VERSION),
         )  # fmt: skip

@@ -137,7 +137,7 @@ def _warm_up(here: Here) -> dict[str, Any]:
                 ranks=engine.ranks,
                 group=here.group,
                 settings=Settings.from_env(),
-                root=engine.root,
+                cache_root=engine.root,
                 ops=ops,
                 engine=("embedded", VERSION),
                 progress=progress,
@@ -751,7 +751,7 @@ def sessions(engine: Engine, number: int, root: str) -> list[dict[str, int]]:
             ranks=engine.ranks,
             group=dist.group.WORLD,
             settings=Settings.from_env(),
-            root=engine.root,
+            cache_root=engine.root,
         )
         # A heartbeat's connection may be in the making, and is let go of as soon as it is there.
         for thread in threading.enumerate():

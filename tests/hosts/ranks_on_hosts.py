@@ -121,7 +121,9 @@ def start(rank: int, word: Word) -> dict[str, Any]:
             def forward_or_not() -> Any:
                 return lose(lost, root) if lost else forward()
 
-            report = warm_up(forward_or_not, identity=identity, root=root, ranks=place, link=link)
+            report = warm_up(
+                forward_or_not, identity=identity, cache_root=root, ranks=place, link=link
+            )
             return {
                 "seconds": time.monotonic() - began, "error": "", "met_on": report.met_on,
                 "agreement": report.agreement, "timed": report.tactics_timed,

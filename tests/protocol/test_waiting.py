@@ -18,7 +18,7 @@ from warmup_plugin.runtime.polling import wait_until, within
 PACKAGE = Path(warmup_plugin.__file__).parent
 
 #: The engine that comes along is an engine: its forward has collectives, its launcher has children.
-ENGINES = "engines/"
+ENGINES = "engines/embedded/"
 
 #: Calls that wait, by their last name; `join` with a list of texts, `get` with a key do not.
 WAITING = {

@@ -92,5 +92,5 @@ def test_a_connection_that_was_given_up_is_given_back_at_once() -> None:
         [sys.executable, "-P", "-c", LEAVING.format(then=told, status=0), STORE],
         capture_output=True, text=True, timeout=BOUND_S, check=False,
     )  # fmt: skip
-    assert "its store lets nobody in for 0.5 s" in done.stdout
+    assert "its store accepts no connection for 0.5 s" in done.stdout
     assert "1 thread" in done.stdout, done.stdout

@@ -229,7 +229,7 @@ def test_a_store_whose_process_is_stopped_is_not_waited_for(make_job: Callable[.
         (seen,) = make_job(2, own).meet(None, "")
         assert time.monotonic() - began < SILENCE_S + 5.0
         process.kill()
-    assert seen == "rank 0 is lost (host 127.0.0.1): its store lets nobody in for 0.5 s"
+    assert seen == "rank 0 is lost (host 127.0.0.1): its store accepts no connection for 0.5 s"
 
 
 def test_meetings_of_one_process_are_apart(make_job: Callable[..., Job]) -> None:

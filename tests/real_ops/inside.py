@@ -48,7 +48,7 @@ def ours(
     return warm_up(
         forward,
         identity=Identity.of(model="real ops", dtype="bfloat16"),
-        root=Path(root),
+        cache_root=Path(root),
         settings=Settings.from_env(margin=margin, race=race),
         **given,
     )

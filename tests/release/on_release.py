@@ -110,7 +110,7 @@ def slow_second_rank(engine: Engine) -> dict[str, Any]:
 
     report = warm_up(
         forward, identity=engine.identity(), ranks=engine.ranks, group=dist.group.WORLD,
-        root=engine.root, progress=progress,
+        cache_root=engine.root, progress=progress,
     )  # fmt: skip
     done = time.monotonic()
     gc.collect()

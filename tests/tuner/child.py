@@ -37,7 +37,7 @@ def arguments(engine: Engine, **options: Any) -> dict[str, Any]:
         "group": dist.group.WORLD if engine.ranks.world_size > 1 else None,
         # FlashInfer's own choice, which is what these tests compare with.
         "settings": Settings.from_env(margin=0.0),
-        "root": engine.root,
+        "cache_root": engine.root,
         "engine": ("toys", "1"),
         **options,
     }

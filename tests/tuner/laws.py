@@ -106,7 +106,7 @@ def _alone(example: Example, forward: Callable[[], None]) -> None:
 
 
 def _ours(engine: Engine, example: Example, root: Path, forward: Callable[[], None]) -> Any:
-    given = child.arguments(engine, root=root, tuning_context=CONTEXTS[example.context])
+    given = child.arguments(engine, cache_root=root, tuning_context=CONTEXTS[example.context])
     return warm_up(forward, **{**given, "settings": Settings.from_env(margin=example.margin)})
 
 

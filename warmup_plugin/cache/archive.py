@@ -5,7 +5,7 @@
     flashinfer_autotune/<version>/<arch>/<identity>/<file>        tables, manifests, identity.json
 
 An uncompressed tar, members in order, no times, no owners: equal tables give equal bytes on every
-machine. Owns the format. Refuses, when reading, whatever it would not have written: other names or
+machine. Owns the format. Refuses, when reading, what it would not have written: other names or
 types, another order, more or fewer bytes, another sha256. Raises `ArchiveError`. Pure.
 """
 

@@ -114,8 +114,8 @@ def borrow(
     """Return what others have found out in this environment.
 
     Not where they may have had other candidates: ``switches`` are this job's factors of that name,
-    and a sibling's must be the same. Which ones a table without an identity was tuned under nobody
-    knows, so it is taken where none is set that takes candidates away. A blocklist alone is no
+    and a sibling's must be the same. Which ones a table without an identity was tuned under is
+    not known, so it is taken where none is set that takes candidates away. A blocklist alone is no
     hindrance: every rank asks it about each borrowed tactic before it serves (`replay.prepare`).
 
     In order: what is ``kept`` from an earlier session of the process, the engine's own tables

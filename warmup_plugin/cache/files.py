@@ -2,8 +2,8 @@
 """How files are read, put in place and moved away: the mechanics under `store.py`.
 
 Owns the promises of single files: one appears whole or not at all, what is in the way is moved and
-never deleted, a pipe or a huge file blocks nobody. Knows nothing of tables. Raises `OSError` where
-it says so; reading never does.
+never deleted, a pipe or a huge file blocks no process. Parses no file. Raises `OSError`
+where it says so; reading never does.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 """`flock` as far as it can be trusted: never waited for, never believed alone.
 
 Owns what is known of locks on a file system. A call may not come back (a server that is gone), so
-it runs on a thread that nobody waits for; a lock may be granted to everybody (Lustre, GPFS, many
+it runs on a thread that is not waited for; a lock may be granted to everybody (Lustre, GPFS, many
 NFS mounts), so one that is granted says nothing until another has been refused beside it. Raises
 nothing: a lock that cannot be had is an answer.
 """
@@ -68,9 +68,9 @@ def _ask(descriptor: int, shared: bool, answers: list[Answer]) -> None:  # noqa:
 
 
 def is_let_go(path: Path) -> bool:
-    """Return whether nobody holds a lock of this file that was locked by its writer.
+    """Return whether no process holds a lock of this file that was locked by its writer.
 
-    False wherever that cannot be told: also where the system would grant the lock to anybody.
+    False wherever that cannot be told: also where the system would grant the lock to any process.
     """
     with contextlib.ExitStack() as stack:
         try:

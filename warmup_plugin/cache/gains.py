@@ -13,7 +13,7 @@ from typing import Any
 
 
 def plausible(value: object) -> float | None:
-    """Return what can be a time that something took, None for anything else."""
+    """Return what can be a time that a measurement took, else None."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return None
     return float(value) if math.isfinite(value) and value > 0 else None

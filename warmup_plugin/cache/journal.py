@@ -73,7 +73,7 @@ class Journal:
         self._append(Begun(task, label), synced=synced)
 
     def found(self, op: str, keys: tuple[str, ...], result: Result, *, synced: bool = True) -> None:
-        """Keep what the task in hand has come to.
+        """Keep the outcome of the current task.
 
         Unless ``synced`` it outlives the process from now on, and the machine from the next record
         on: to wait for the disk once is enough where another task begins at once.
@@ -82,13 +82,13 @@ class Journal:
         self._append(Found(op, keys, result), synced=synced)
 
     def leaves(self) -> None:
-        """Take the mark back: whatever ends this process now, it is not the task."""
+        """Take the mark back: if this process ends now, it is not by the task."""
         if self._is_in_hand or self._is_unsynced:
             self._is_in_hand = False
             self._append(Left(), synced=True)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is None:
             return
@@ -152,7 +152,7 @@ class Journal:
 
 
 class Past(msgspec.Struct, frozen=True):
-    """One process's records. ``in_hand``: the mark that stands; ``is_dead``: nobody writes here."""
+    """One process's records. ``in_hand``: the open mark; ``is_dead``: no process writes here."""
 
     path: Path
     opened: Opened
@@ -197,11 +197,11 @@ def _lines(path: Path, limit: int) -> list[Record]:
 
 
 def _is_dead(path: Path, card: ProcessCard) -> bool:
-    """Return whether nobody writes here any more.
+    """Return whether no process writes here any more.
 
-    A process that is seen to live does, whatever a lock says; but for this one, which knows. One
-    that cannot be seen from here is dead once it has let go of a lock that is known to work, or has
-    not written for a day: no task takes as long.
+    A process that is seen to live does, against what a lock says; but for this one, which knows.
+    One that cannot be seen from here is dead once it has released a lock that is known to work, or
+    has not written for a day: no task takes as long.
     """
     if card == own_card():
         return path not in _own
@@ -260,7 +260,7 @@ def remove_session(directory: Path, session: str) -> None:
 
 
 def remove(journals: Iterable[Past]) -> None:
-    """Remove journals that nobody needs any more."""
+    """Remove journals that no start needs any more."""
     for past in journals:
         with contextlib.suppress(OSError):
             past.path.unlink()

@@ -37,7 +37,7 @@ class Begun(msgspec.Struct, frozen=True, tag="begun"):
 
 
 class Found(msgspec.Struct, frozen=True, tag="found"):
-    """What became of the task in hand; ``keys`` are this rank's, in the order of the runners."""
+    """What became of the current task; ``keys`` are this rank's, in the order of the runners."""
 
     op: str
     keys: tuple[str, ...]
@@ -45,7 +45,7 @@ class Found(msgspec.Struct, frozen=True, tag="found"):
 
 
 class Left(msgspec.Struct, frozen=True, tag="left"):
-    """No task is in hand any more, and none was the reason."""
+    """No task is marked any more, and none was the reason."""
 
 
 Record: TypeAlias = Opened | Begun | Found | Left

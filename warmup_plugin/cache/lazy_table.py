@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A table whose bytes are vouched for, parsed when somebody looks at an entry.
+"""A table that a manifest verifies, parsed when an entry of it is read.
 
-Owns what makes that safe: whoever wrote a manifest has parsed the table first (`Store.publish`), so
+Owns what makes that safe: the writer of a manifest has parsed the table first (`Store.publish`), so
 bytes of the sha256 that stands in it are a table. A warm start asks FlashInfer, which loads the
 same bytes, for the answers; to parse ten thousand entries once more takes as long as to send them.
 """
@@ -38,7 +38,9 @@ class UnreadEntries(Mapping[str, Entry]):
     def _decoded(self) -> Mapping[str, Entry]:
         table = parse_table(self._data, limit=_NO_LIMIT)
         if isinstance(table, Miss):
-            logger.error("warmup-plugin: a manifest vouches for what is no table: %s", table.reason)
+            logger.error(
+                "warmup-plugin: a manifest verifies a file that is no table: %s", table.reason
+            )
             return {}
         return table.entries
 
@@ -71,7 +73,7 @@ class UnreadEntries(Mapping[str, Entry]):
 
 
 def unread_table(data: bytes) -> Table | Miss:
-    """Return the table in these bytes, for which a manifest vouches; its entries are not read yet.
+    """Return the table in these bytes, which a manifest verifies; its entries are not read yet.
 
     A document that `render_table` has not written, or one with records, is parsed at once.
     """

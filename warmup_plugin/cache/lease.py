@@ -72,7 +72,7 @@ def hold(directory: Path) -> Iterator[str]:
 
 
 def holder(directory: Path) -> str:
-    """Return who tunes for this directory now, an empty string where nobody does."""
+    """Return who tunes for this directory now, an empty string where no engine does."""
     path = directory / JOURNAL / _NAME
     found = _read(path)
     return _said(found) if _is_alive(path, found) else ""
@@ -122,7 +122,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _is_alive(path: Path, found: dict[str, Any]) -> bool:
-    """Return whether somebody holds the lease; nobody does where there is no file."""
+    """Return whether an engine holds the lease; none does where there is no file."""
     try:
         status = path.lstat()
     except OSError:

@@ -4,7 +4,7 @@
 Owns the lock: `flock` on the directory, which ends with its process, or, on a file system that
 knows no locks, a file that only one process can create. Neither is held for ever: the file of a
 holder that has not moved for a while, counted here and by no file's date, is taken away. Refuses
-nothing: whoever waits too long goes on without, since locks only spare work (`store.py`).
+nothing: a process that waits too long goes on without, since locks only spare work (`store.py`).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class _Claim:
                 self._path.unlink()
 
     def give_back(self) -> None:
-        """Take the file away again, unless somebody has given this process up meanwhile."""
+        """Take the file away again, unless another process has given this one up meanwhile."""
         if self._own is not None and is_marked(self._path, self._own):
             with contextlib.suppress(OSError):
                 self._path.unlink()

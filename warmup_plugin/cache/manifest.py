@@ -2,7 +2,7 @@
 """The manifest beside a table: whose table it is, and how each of its tasks came out.
 
 Owns the schema of this package's own file. A header says all that a warm start asks; the tasks are
-decoded when somebody looks at one, since ten thousand of them take longer than all the rest. Fields
+decoded when one of them is read, since ten thousand of them take longer than all the rest. Fields
 of a later version are kept and written back. Bad bytes are a `Miss`; bad tasks under a good header
 are no tasks, with the reason in `tasks_miss`.
 """
@@ -125,7 +125,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """A table's manifest.
 
     `inventory` is the digest of the task ids of the last survey, and `complete` says that the table
-    answers them all. `loose` are the keys of the table that no task vouches for: somebody else's
+    answers them all. `loose` are the keys of the table that belong to no task: other programs'
     entries, found in the file and kept. `extra` holds a later version's fields.
     """
 

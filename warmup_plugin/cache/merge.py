@@ -4,7 +4,7 @@
 Owns who wins: task by task, the table of the higher generation, then of the lowest (tp, pp, dp). A
 task has one winner, so with it go the keys under which other parts have another runner's; a union
 by key would keep both, and FlashInfer serves the first listed, not the faster. Entries that no
-manifest vouches for fill gaps and displace nothing. Pure; raises nothing.
+manifest verifies fill gaps and displace nothing. Pure; raises nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Part(msgspec.Struct, frozen=True):
 class Merged(msgspec.Struct, frozen=True):
     """The union. `conflicts` counts tasks on which parts disagreed, and keys outside any task.
 
-    `loose` are the keys whose entries no manifest vouches for. The manifest has the table's sha256
+    `loose` are the keys whose entries no manifest verifies. The manifest has the table's sha256
     only where one part was taken whole.
     """
 
@@ -51,7 +51,7 @@ class Merged(msgspec.Struct, frozen=True):
 
 
 def merge(parts: Sequence[Part]) -> Merged:
-    """Return the union of parts whose stamps do not conflict, whatever their order."""
+    """Return the union of parts whose stamps do not conflict, in any order."""
     ordered = sorted(parts, key=_precedence)
     if ordered and ordered[0].manifest and all(_alike(ordered[0], part) for part in ordered[1:]):
         first = ordered[0].manifest
@@ -150,7 +150,7 @@ class _Union(msgspec.Struct):
             self.loose |= found.keys() & _loose_keys(part)
 
     def add_rest(self, part: Part, *, vouched: bool) -> None:
-        """Take entries under keys that are no task's: the vouched ones first, then the loose."""
+        """Take entries under keys that are no task's: the verified ones first, then the others."""
         loose = _loose_keys(part)
         keys = part.table.entries.keys() - loose if vouched else loose & part.table.entries.keys()
         for key in keys - self.claimed if vouched else keys:

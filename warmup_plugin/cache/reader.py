@@ -2,7 +2,7 @@
 """One directory's tables as they stand: found, read, judged.
 
 Owns what makes a file of use here: its form, its stamp, its identity, and the sha256 by which a
-manifest vouches for a table. Reads only; what is to become of a file is `store.py`'s.
+manifest verifies a table. Reads only; what is to become of a file is `store.py`'s.
 """
 
 from __future__ import annotations

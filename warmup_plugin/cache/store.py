@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One identity's directory: the only place where this package touches the disk.
+"""One identity's directory: a start reads, writes and moves its tables and manifests through it.
 
     rank_tp0_pp0_dp0.json            a table, readable by FlashInfer alone
     rank_tp0_pp0_dp0.manifest.json   its manifest, written after it
@@ -55,7 +55,7 @@ class Reading(msgspec.Struct):
     """What the directory holds for this environment; `misses` says why not the rest of it.
 
     ``parts`` of the layers come after the directory's own; what is amiss in a layer is a warning,
-    since nobody here can heal it.
+    since this engine cannot heal it.
     """
 
     parts: list[Part] = msgspec.field(default_factory=list)
@@ -229,7 +229,7 @@ class Store:
             move_aside(self.directory, found)
 
     def disown(self, reason: str) -> None:
-        """Move all manifests away: nobody vouches for these tables any more, whoever wrote them.
+        """Move all manifests away: no table is verified any more, those of other writers included.
 
         Never raises `OSError`; what cannot be moved stays.
         """

@@ -50,7 +50,8 @@ class Entry(NamedTuple):
     """One winner: runner class, tactic, and how it was measured, where that is known.
 
     ``more``: the JSON of what follows these in FlashInfer's list (0.7.4: how the winner was
-    chosen), which serves nobody and goes wherever the entry goes; only where there is a policy.
+    chosen), which no lookup reads and which goes wherever the entry goes; only where there is a
+    policy.
     """
 
     runner: str

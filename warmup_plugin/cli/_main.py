@@ -2,7 +2,7 @@
 """The command line: its verbs, and what becomes of an error.
 
 Owns the exit codes: 0 done, 1 the answer is no or the command failed, 2 wrong usage or a malformed
-setting, 3 an error nobody expected, 130 interrupted, 141 the reader of the output went away. Errors
+setting, 3 an unexpected error, 130 interrupted, 141 the reader of the output went away. Errors
 are lines on standard error; a traceback is shown with --debug only.
 """
 

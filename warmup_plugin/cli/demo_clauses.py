@@ -7,7 +7,7 @@
     sharded   what it saves beside leader
 
 Owns these three cold starts and their verdict; `judge_design` is pure. They run below a temporary
-root with the default settings and a strategy each, whatever the environment says.
+root with the default settings and a strategy each, not the environment's.
 """
 
 from __future__ import annotations

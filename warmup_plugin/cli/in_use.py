@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether somebody uses an identity's tables now, as far as its directory tells.
+"""Whether a process uses an identity's tables now, as far as its directory tells.
 
-Owns the rule. In use is what somebody tunes for (the lease in `journal/`), and what the process of
+Owns the rule. In use is what an engine tunes for (the lease in `journal/`), and what the process of
 one of the kept receipts was started with, as long as that process runs. A process that cannot be
 seen from here (another machine, another container) counts as running for a week after its start.
 Not seen: engines that write no receipts (mode read-only, replay), and those whose receipt has made
@@ -36,7 +36,7 @@ def last_used(kept: Kept) -> float:
 
 
 def user_of(kept: Kept, limit: int) -> str:
-    """Return who uses these tables, an empty string where nobody does."""
+    """Return who uses these tables, an empty string where no process does."""
     directory = Path(kept.directory)
     if JOURNAL in kept.folders and (tuner := holder(directory)):
         return f"{tuner}, which tunes"

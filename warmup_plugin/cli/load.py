@@ -34,7 +34,7 @@ _FACTORS = msgspec.json.Decoder(dict[str, Any])
 
 @dataclass(frozen=True)
 class TableFile:
-    """A table and what lies beside it. ``vouched``: the manifest's sha256 is the table's."""
+    """A table and its files. ``vouched``: the manifest's sha256 is the table's."""
 
     path: Path
     bytes: int

@@ -61,7 +61,7 @@ def is_of_identity(path: Path) -> bool:
 
 
 def tables(name: str, roots: Sequence[Root]) -> list[Path]:
-    """Return the tables that somebody names: one, those of a directory, those of an identity."""
+    """Return the tables that the user names: one, those of a directory, those of an identity."""
     path = Path(name).expanduser()
     if path.is_dir():
         names = sorted(each.name for each in path.iterdir() if parse_table_name(each.name))

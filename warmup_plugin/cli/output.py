@@ -2,8 +2,8 @@
 """What the verbs print with: a console, a JSON document, rows of words, a note, an error.
 
 Owns how things look, once: results go to standard output; progress, notes and errors to standard
-error; nothing is coloured, wrapped or cut where nobody watches. Refuses markup: the names of ops
-hold brackets.
+error; nothing is coloured, wrapped or cut where the output is no terminal. Refuses markup: the
+names of ops hold brackets.
 """
 
 from __future__ import annotations

@@ -59,7 +59,10 @@ class Root:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare where to look: the same options for every verb that asks."""
     parser.add_argument(
-        "--root", metavar="DIR", type=Path, help="this cache root only, as in warm_up(root=...)"
+        "--root",
+        metavar="DIR",
+        type=Path,
+        help="this cache root only, as in warm_up(cache_root=...)",
     )
     parser.add_argument(
         "--engine-root", metavar="DIR", type=Path, help="this engine's cache root only"
@@ -122,7 +125,7 @@ def of_engine(name: str, settings: Settings, environ: Mapping[str, str]) -> Root
 
 
 def default_of(name: str, environ: Mapping[str, str]) -> Path:
-    """Return the engine's own cache root, whatever this package's settings say."""
+    """Return the engine's own cache root, without this package's settings."""
     (engine,) = (each for each in ENGINES if each.package == name)
     said = environ.get(engine.root_variable)
     return absolute(Path(said)) if said else engine.default_root(environ)

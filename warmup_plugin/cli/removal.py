@@ -2,7 +2,7 @@
 """How an identity's directory is deleted, on every file system, and what of it stayed.
 
 Owns the deletion: away in one rename where directories can be renamed, so that no start sees half
-of it; else file by file, the manifests first, since a table without one is trusted by nobody. Never
+of it; else file by file, the manifests first, since a table without one is not trusted. Never
 raises `OSError`: what stays is named with its reason, in its own place, and is not counted as gone.
 """
 
@@ -110,7 +110,7 @@ def _at_home(path: Path, place: Path, home: Path) -> Path:
 def _delete_below(folder: Path) -> tuple[int, list[tuple[Path, str]]]:
     """Delete a directory and all in it; return the bytes that went and what did not go, and why.
 
-    A directory that stays only since something in it does is not named.
+    A directory that stays only since a part of it does is not named.
     """
     gone, faults = 0, list[tuple[Path, str]]()
     try:

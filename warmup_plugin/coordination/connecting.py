@@ -2,7 +2,7 @@
 """How a process connects to a store: how long each try lasts, and who still waits for it.
 
 Owns these bounds. Torch bounds no handshake with a store whose process is stopped, tries for all
-the time that it is given where nobody listens, and has a name looked up for each connection.
+the time that it is given where no process listens, and has a name looked up for each connection.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LEAST_TRY_S = 0.05
 
 
 class Patience:
-    """How long somebody waits for a connection that a thread makes, and whether they still do.
+    """How long a caller waits for a connection that a thread makes, and whether it still does.
 
     A try that torch is given must not outlast it: torch tries again, and so connects again, when it
     is hung up on before the end of its time.
@@ -79,7 +79,7 @@ def in_time(
     if not is_done.wait(silence_s):
         patience.is_over.set()
         part(maker)
-        raise RankLostError(0, f"its store lets nobody in for {silence_s:.1f} s")
+        raise RankLostError(0, f"its store accepts no connection for {silence_s:.1f} s")
     (found,) = made
     if isinstance(found, Exception):
         raise found
@@ -98,16 +98,16 @@ def client(host: str, port: int, try_s: float) -> TCPStore:
 
 
 def check_listens(host: str, port: int) -> None:
-    """Raise `OSError` at once where nobody listens; torch would try for as long as it may."""
+    """Raise `OSError` at once where no process listens; torch would try for as long as it may."""
     socket.create_connection((host, port), timeout=CONNECT_S).close()
 
 
 def patient_client(host: str, port: int, patience: Patience) -> TCPStore:
     """Return a connection to a store that may be slow to answer, after a short try.
 
-    Raises `OSError` where nobody listens any more, `RuntimeError` where no store answers. The short
-    try leaves `check_listens` out: each connection has the store look up a name while all ranks
-    wait.
+    Raises `OSError` where no process listens any more, `RuntimeError` where no store answers. The
+    short try leaves `check_listens` out: each connection has the store look up a name while all
+    ranks wait.
     """
     try:
         return client(host, port, patience.bound(TRY_S))

@@ -2,7 +2,7 @@
 """Heartbeats: what each rank says of itself, and what the others make of its silence.
 
 Owns the thread that beats and the rule by which a rank is given up. A rank whose process is stopped
-or gone is given up after ``silence_s``; one that nobody can see from its own machine after five
+or gone is given up after ``silence_s``; one that no rank can see from its own machine after five
 silences; one that is silent while its process runs (a compile that holds the interpreter lock), or
 beats and does not get on, after ``task_limit_s``; one that has left, at once. A rank that itself
 waits need not get on, nor one in the engine's forward, unless the watcher is back from its own.

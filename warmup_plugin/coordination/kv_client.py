@@ -73,10 +73,20 @@ class Link(BeatLink, Protocol):
 class StoreLink:
     """A connection to the session's store, used by one thread at a time.
 
-    ``silence_s``: how long the store may leave a question unanswered; for ever without it.
-    ``greeting``: what rank 0 has told all with the store's address. ``way``: how the ranks have
-    found the store, for the receipt. ``prefix``: before each key, where the store is the job's.
-    ``sweeps``: whether the keys with that prefix are deleted when this connection is closed.
+    An engine's adapter opens one where its ranks meet before the session begins; a runner does not
+    need it.
+
+    Args:
+        store: torch's client of the store, None once the connection is closed.
+        rank: this rank's number in the session.
+        size: the number of ranks in the session.
+        silence_s: the seconds that the store may leave a question unanswered; 0 means for ever.
+        greeting: what rank 0 sent to all ranks with the store's address.
+        leader: the name of rank 0's machine, empty where it is not known.
+        way: how the ranks found the store, for the receipt.
+        end: this process's end of the connection, where it leads to another host.
+        prefix: the text before each key, where the store is the job's.
+        sweeps: whether closing this connection deletes the keys with that prefix.
     """
 
     store: TCPStore | None
@@ -100,15 +110,15 @@ class StoreLink:
 
     @property
     def port(self) -> int:
-        """The port of the store, 0 once it is let go of."""
+        """The port of the store, 0 once it is closed."""
         return 0 if self.store is None else self.store.port
 
     def clone(self, *, is_slow: bool = False, patience: Patience | None = None) -> StoreLink:
         """Return another connection to the same store, for another thread, which may make it.
 
         ``is_slow``: an earlier try has failed, so torch may take longer, within ``patience``.
-        Raises `RankLostError` where nobody listens any more, at once. Where the store's process is
-        stopped this takes as long as it is.
+        Raises `RankLostError` where no process listens any more, at once. Where the store's process
+        is stopped this takes as long as it is.
         """
         if self.store is None:
             raise RankLostError(0, self._gone)
@@ -155,7 +165,7 @@ class StoreLink:
         return bool(self._ask("check", [self.prefix + key for key in keys]))
 
     def close(self) -> None:
-        """Let go of the store; its sockets and, on rank 0, its thread end with the object."""
+        """Close the store; its sockets and, on rank 0, its thread end with the object."""
         if self.sweeps:
             self.sweeps = False
             with contextlib.suppress(RankLostError):  # it is gone, and they with it
@@ -210,10 +220,10 @@ def innermost(store: Any) -> TCPStore | None:
 
 
 def link_beside(store: TCPStore, rank: int, size: int, silence_s: float) -> StoreLink:
-    """Return a connection of our own to somebody else's store, whose own keeps having no bound.
+    """Return a connection of our own to another program's store, whose own keeps having no bound.
 
-    Raises `RankLostError` where nobody listens there any more, or lets anybody in for that long,
-    `OSError` where this process lacks what it takes.
+    Raises `RankLostError` where no process listens there any more, or its store accepts no
+    connection for that long, `OSError` where this process lacks what it takes.
     """
     others = frozenset(connected(store.port))
 

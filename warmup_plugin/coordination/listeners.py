@@ -2,8 +2,8 @@
 """Which of a host's addresses another host can reach: asked by a connection, all at the same time.
 
 Owns the sockets on which rank 0 listens while that is found out, one at each address, and the other
-ranks' side. Rank 0 says a nonce to whoever connects, so that a stranger who listens at the same
-number elsewhere is told apart. A connection is answered and closed at once, whoever makes it.
+ranks' side. Rank 0 sends a nonce to each connection, so that a stranger who listens at the same
+number elsewhere is told apart. A connection is answered and closed at once, a stranger's too.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def _dialled(choice: Choice, stack: contextlib.ExitStack) -> socket.socket:
 
 
 def _heard(connection: object, nonce: str) -> str:
-    """Return what is wrong with a connection on which something has come."""
+    """Return what is wrong with a connection on which bytes have come."""
     assert isinstance(connection, socket.socket)
     try:
         said = connection.recv(_NONCE_BYTES)

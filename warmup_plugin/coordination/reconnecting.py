@@ -2,10 +2,10 @@
 """A connection to the session's store that outlives a slow answer.
 
 Owns the making of another one. Once an answer has not come in time, the connection is of no use: it
-may still come, and would be taken for the next one's. Whoever must go on for as long as the session
-does (the heartbeat) gets another then. Each is made on a thread of its own, since torch bounds no
-handshake with a store whose process is stopped; until it is there every call raises `RankLostError`
-at once.
+may still come, and would be taken for the next one's. A caller that must go on for as long as the
+session does (the heartbeat) gets another then. Each is made on a thread of its own, since torch
+bounds no handshake with a store whose process is stopped; until it is there every call raises
+`RankLostError` at once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class RenewedLink:
         self.rank, self.size = origin.rank, origin.size
         self._origin = origin
         self._link: Link | None = None
-        self._cut_off: RankLostError | None = RankLostError(0, "its store lets nobody in")
+        self._cut_off: RankLostError | None = RankLostError(0, "its store accepts no connection")
         self._maker: threading.Thread | None = None
         self._made: Link | None = None
         self._lock = threading.Lock()
@@ -40,7 +40,7 @@ class RenewedLink:
 
     @property
     def port(self) -> int:
-        """The port of the store, 0 once it is let go of."""
+        """The port of the store, 0 once it is closed."""
         return self._origin.port
 
     @property
@@ -71,7 +71,7 @@ class RenewedLink:
         return self._ask(lambda link: link.has(keys))
 
     def close(self) -> None:
-        """Let go of the store, and of a connection that is made too late."""
+        """Close the store, and a connection that is made too late."""
         with self._lock:
             self._is_closed = True
             links, self._made = (self._link, self._made), None

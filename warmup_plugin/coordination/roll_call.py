@@ -3,7 +3,7 @@
 
 Owns the two collectives of a session, both at its beginning and of a fixed size: rank 0's card, by
 which the others find its store, and the roll call, whether each has joined, or which of the choices
-on the card it could use. They are repeated until all have joined. Whatever a rank lacks
+on the card it could use. They are repeated until all have joined. What a rank lacks
 by then (a descriptor, a thread, a route to rank 0) it takes part in both, and so every rank hears
 of it at once; a rank that left instead would have the others wait for it. Imports nothing but what
 is loaded already. Fails as torch.distributed does: each is bounded by the group's time-out.
@@ -35,7 +35,13 @@ def tell(card: Mapping[str, Any] | None, group: ProcessGroup | None, *, source: 
     raw = b"" if card is None else json.dumps(card).encode()
     tensor = torch.frombuffer(bytearray(raw.ljust(_CARD_BYTES, b"\0")), dtype=torch.uint8)
     tensor = tensor.to(_device(group))
-    dist.broadcast(tensor, src=_global(group, source), group=group)
+    try:
+        dist.broadcast(tensor, src=_global(group, source), group=group)
+    except RuntimeError as error:  # the group's own: its time-out, a connection that was closed
+        raise SessionError(
+            "not every rank of the group has begun this session within the group's time-out, or "
+            f"one of them has ended: {error}"
+        ) from error
     return json.loads(tensor.cpu().numpy().tobytes().rstrip(b"\0"))
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a session ends before its last round, or after it: by one record of which all ranks hear.
 
-Owns that record, `messages.Lost`, and the order in which ranks let go of the store. A rank that is
+Owns that record, `messages.Lost`, and the order in which ranks leave the store. A rank that is
 lost ends the session for all that are left; so does one that lives and cannot go on, and then all
 of them may go on without this package.
 """
@@ -104,7 +104,7 @@ class SessionEnd:
             raise _as_error(body)
 
     def close(self) -> None:
-        """Stop the heartbeat and let go of the store.
+        """Stop the heartbeat and close the store.
 
         Rank 0 holds the store, so it leaves last: see `_see_off`.
         """
@@ -145,7 +145,7 @@ class SessionEnd:
 def turn_away(link: Link, reason: str, limit_s: float) -> None:
     """Tell the others that this rank lives and cannot take part, before it has a `Coordinator`.
 
-    Lets go of the store, on rank 0 when the others have, ``limit_s`` later at the latest.
+    Closes the store, on rank 0 when the others have, ``limit_s`` later at the latest.
     """
     try:
         link.compare_set(LOST, said(LOST, unable(link.rank, reason)))

@@ -117,7 +117,7 @@ def bound_answers(port: int, limit_s: float, *, but: Collection[int] = ()) -> No
 
 
 def hang_up(port: int, *, but: Collection[int] = ()) -> None:
-    """Let whoever in this process waits for the store at a port hear at once that it is gone."""
+    """End the wait of this process's threads for the store at a port, which is gone."""
     _for_each(port, but, lambda s: s.shutdown(socket.SHUT_RDWR))
 
 
@@ -161,8 +161,8 @@ def _for_each(port: int, but: Collection[int], act: Callable[[socket.socket], No
 def _held(descriptor: int) -> Iterator[socket.socket | None]:
     """Hold a descriptor as a socket, None where it is none; it stays open.
 
-    Not a copy of it: by now it may be the end of somebody's pipe, for whose closing a process is
-    waited for.
+    Not a copy of it: by now it may be the end of another module's pipe, for whose closing a process
+    waits.
     """
     found = None
     with contextlib.suppress(OSError):  # closed meanwhile

@@ -139,7 +139,7 @@ def _begun(scope: Scope, given: dict[str, Any]) -> str:
             from warmup_plugin.tuner import environment_stamp
 
             folder = environment_stamp.folder_of(
-                given["settings"], given.get("root"), given.get("engine_root")
+                given["settings"], given.get("cache_root"), given.get("engine_cache_root")
             )
             environment_stamp.recall(folder)
             return environment_stamp.begin(tells=scope.size > 1)

@@ -4,7 +4,7 @@
 Owns the finder that patches a module the moment its engine imports it, the check whether this
 package may act at all, the way of our log lines into the engine's own log, and how an engine's
 settings become factors. Refuses to import torch, FlashInfer or an engine when it is itself
-imported: engines load their plugins in every process. Whatever goes wrong here leaves the engine
+imported: engines load their plugins in every process. A fault here leaves the engine
 alone, with one line in its log that says why.
 """
 
@@ -126,7 +126,8 @@ def usable_settings(
 def engine_root(variable: str, found: Callable[[], Path], settings: Settings) -> Path | None:
     """Return the engine's cache root, None where WARMUP_PLUGIN_CACHE_ROOT is to be used.
 
-    It wins over the engine's default, which nobody has chosen, and not over the engine's variable.
+    It wins over the engine's default, which the user has not chosen, and not over the engine's
+    variable.
     """
     if settings.cache_root is not None and not os.environ.get(variable):
         return None

@@ -144,7 +144,7 @@ class Readiness:
         return dict(json.loads(body))
 
     def _of_round(self, kind: str, rank: int | str = "") -> str:
-        """Return the key of something that each offer has anew."""
+        """Return the key of a value that each offer has anew."""
         return self._key(f"{kind}{self._round or ''}", rank)
 
     def _decided(self) -> dict[str, Any]:
@@ -219,7 +219,7 @@ class Readiness:
     def _absent(self, missing: list[int]) -> dict[str, Any]:
         """Return the record of a meeting to which not all have come in time.
 
-        A rank that has been here and that nobody can see any more may be dead: it is lost.
+        A rank that has been here and that no rank can see any more may be dead: it is lost.
         """
         for rank in missing:
             if self._presence.card(rank) and self._presence.view(rank) != "runs":

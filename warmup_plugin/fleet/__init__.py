@@ -5,10 +5,10 @@
     v1/ptr/<FlashInfer>/<arch>/<identity>       the pointer: which bundle is the latest
     v1/ptr/.../<identity>/<number>              the same in a folder, where nothing can be swapped
 
-`location.py` reads the setting, `objects.py` talks to the store, `pointer.py` and `bundle.py` are
-what lies there, `signing.py` says by whom it is, `pull.py` and `push.py` are what a start does with
-it, `worker.py` the process in which that runs, `client.py` the engine's side of that process. An
-engine imports `client.py` and `location.py` alone, and these only where a fleet is set: the client
-library lives in a process of its own, since its threads do not survive a fork, and since a process
-is what can be ended whatever it waits for.
+`location.py` reads the setting and `objects.py` talks to the store. `pointer.py` and `bundle.py`
+are what lies there, `signing.py` says by whom it is. `pull.py` and `push.py` are what a start does
+with it, in the process of `worker.py`; `client.py` is the engine's side of that process. An engine
+imports `client.py` and `location.py` alone, and these only where a fleet is set: the client library
+lives in a process of its own, since its threads do not survive a fork, and since a process is what
+can be ended while it waits.
 """

@@ -89,8 +89,8 @@ def is_location(value: object) -> bool:
 def lacking(place: Location, credentials: FleetCredentials, environ: Mapping[str, str]) -> str:
     """Return why the store is not asked at all, or an empty string.
 
-    Without keys a client would ask the instance's metadata service, which nobody has agreed to, and
-    which outside of a cloud costs the whole time that there is.
+    Without keys a client would ask the instance's metadata service, which the user has not agreed
+    to, and which outside of a cloud costs the whole time that there is.
     """
     sets = _GIVEN.get(place.scheme, ())
     if not sets or credentials != "given":

@@ -90,7 +90,7 @@ class Objects:
             return True
 
     def overwrite(self, key: str, data: bytes) -> None:
-        """Write an object, whatever is there: only for one that is not what its name says."""
+        """Write an object, also over another one: only for one that is not what its name says."""
         with _in_words(_named(key)):
             obstore.put(self._store, key, data, mode="overwrite", use_multipart=False)
 

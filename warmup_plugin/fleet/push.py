@@ -3,8 +3,8 @@
 
 Owns the order that loses nothing: the bundle first, created under its own sha256, then the pointer,
 swapped only if it is still the one that the union was made from; else all over again with what is
-there now. A bundle of that name with other bytes (a write that was cut off, or somebody's) is
-written anew. Whoever dies in between leaves a bundle that nothing points to.
+there now. A bundle of that name with other bytes (a write that was cut off, or a stranger's) is
+written anew. A process that dies in between leaves a bundle that nothing points to.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 
 Owns what is signed (a bundle's sha256 together with whose it is, so that no signature fits another
 identity) and the only use of `cryptography`. A key that cannot be read is a `FleetError`: nothing
-is used then, since nobody can say by whom it is. An older bundle that was signed stays signed.
+is used then, since its signer is not known. An older bundle that was signed stays signed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process in which the fleet is asked: one request on standard input, one answer on output.
 
-Owns its own end: an alarm ends it where its parent is not there to do so, whatever the client
-library waits for, and so does a parent that goes away before there is a request. Imports what an
+Owns its own end: an alarm ends it where its parent is not there to do so, also while the
+client library waits, and so does a parent that goes away before there is a request. Imports what an
 action needs when it is asked for, since a start waits for this process. Nothing else is written to
 standard output. Never imported by an engine.
 """
@@ -111,7 +111,7 @@ def _push(objects: Objects, whose: Whose, place: Path, request: Request, refuse:
 
 
 def _sign(objects: Objects, whose: Whose, request: Request) -> Any:
-    """Add a signature to the latest bundle of an identity, whoever has published it."""
+    """Add a signature to the latest bundle of an identity, whichever host has published it."""
     from warmup_plugin.fleet.pointer import render_pointer
     from warmup_plugin.fleet.pull import latest
     from warmup_plugin.fleet.signing import signed

@@ -105,7 +105,7 @@ class _Start:
         report = warm_up(
             lambda: self._forward(prepare),
             identity=Identity.of(model={"op": self._op.name}, dtype="bfloat16"),
-            root=self._folder / "root",
+            cache_root=self._folder / "root",
             engine=("gpu_evidence", warmup_plugin.__version__),
         )
         return {

@@ -4,7 +4,7 @@
 Owns which state a start is in and who tells it: the first rank of each node, as begun, then as
 certified, failed, or left to the engine. Where: as gauges on the engine's own ``/metrics``, if it
 shows a worker's (`gauges.py`), and in the file that WARMUP_PLUGIN_METRICS_FILE names
-(`textfile.py`). Never raises and is waited for by nobody: what cannot be shown is logged once. A
+(`textfile.py`). Never raises, and no caller waits for it: what cannot be shown is logged once. A
 start that ends without a word stays "warming" in the file, since when it says.
 """
 

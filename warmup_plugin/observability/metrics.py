@@ -79,7 +79,7 @@ class Sample(NamedTuple):
 def samples(state: State, report: WarmupReport, started: float) -> Iterator[Sample]:
     """Return the figures of a start, family by family. ``report``: what of it is known.
 
-    Every label set is there whatever the state, so that a series goes on from start to start.
+    Every label set is there in every state, so that a series goes on from start to start.
     """
     yield Sample("info", _info(report), 1)
     for name in STATES:

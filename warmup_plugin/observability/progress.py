@@ -6,8 +6,8 @@
 Owns both. The line is rank 0's: it moves on a terminal, else it is logged every 30 s. The file is
 written by the first rank of each node where a setting names it. Both have a clock of their own, so
 that one long task of one rank is told of as well. Counts are the job's: what other ranks are at is
-heard from their heartbeats. Never raises: a file that cannot be written is logged once, and nobody
-waits for any of this.
+heard from their heartbeats. Never raises: a file that cannot be written is logged once, and no
+caller waits for any of this.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def counted(label: str, done: int) -> str:
 
 
 class Glance(msgspec.Struct, frozen=True):
-    """One look at the task in hand: its tactic ``number`` of ``of``, and the fastest so far.
+    """One look at the current task: its tactic ``number`` of ``of``, and the fastest so far.
 
     Both are 0 before there are candidates; ``of`` grows where an op asks one runner after another.
     """
@@ -103,7 +103,7 @@ class Progress:
         self._waits_for: tuple[int, ...] = ()
 
     def begin(self) -> None:
-        """Tell from now on by the clock, too, where there is somebody to be told."""
+        """Tell from now on by the clock, too, where there is a reader."""
         if self.listens:
             self._ticking.begin()
 
@@ -112,7 +112,7 @@ class Progress:
         self._ticking.end()
 
     def tick(self) -> None:
-        """Look at the task in hand, and tell what is due."""
+        """Look at the current task, and tell what is due."""
         with self._lock:
             found = self._look()
             if found != self._glance:
@@ -120,7 +120,7 @@ class Progress:
         self._tell()
 
     def waits(self, ranks: Iterable[int]) -> None:
-        """This rank waits for these, or for nobody any more."""
+        """This rank waits for these, or for none any more."""
         with self._lock:
             self._waits_for = tuple(ranks)
 
@@ -256,7 +256,7 @@ class Progress:
         return round(self._clock() - self._task_began, 1) if self._task else None
 
     def _left_s(self) -> float | None:
-        """Return how long the rest will take; a task in hand counts by its tactics behind it."""
+        """Return how long the rest will take; the current task counts by its tactics behind it."""
         if self._state != "warming":
             return None
         seen = self._glance

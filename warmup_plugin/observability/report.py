@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a warm-up did: the receipt, as JSON and as one log line.
+"""The receipt of a warm-up, as JSON and as one log line.
 
-Owns the words in which a session's outcome is told. Pure; `store` keeps the files.
+Owns the words for the outcome of a session. Pure; `store` keeps the files.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ Agreement = Literal["certified", "partial", "none", "defaults", "unguarded", "of
 _TUPLES = (
     "published", "skipped_ops", "differing", "warnings", "read", "ranks", "winners", "waited",
 )  # fmt: skip
-#: What may become of a task, in the order of the log line.
+#: The outcomes of a task, in the order of the log line.
 OUTCOMES = (
     "from_cache", "tuned", "received", "adopted", "default", "unshared", "failed", "left",
 )  # fmt: skip
-#: Those of which a warm start has none: they were not there before it.
+#: The outcomes that a warm start does not have.
 _NEW = ("tuned", "received", "default", "failed", "left")
 
 
@@ -29,24 +29,60 @@ _NEW = ("tuned", "received", "default", "failed", "left")
 class WarmupReport:
     """One rank's receipt of one session.
 
-    ``tasks`` counts this rank's tasks by what became of them: seen, from_cache, tuned (here),
-    received (from the rank that tuned it), adopted (another's entry answers), default, unshared
-    (each rank tunes for itself), failed (no winner this time), left (to the next start).
-    ``passed_through_tactics``: those of the tactics timed that ops left to themselves have timed.
-    ``seconds`` is by step, ``ops`` by custom op. ``timeline`` has a row for each task tuned here:
-    [label, began, seconds] on the machine's monotonic clock. ``costs``, on rank 0: seconds by label
-    of every task the job has tuned. ``race``: of the tasks that this rank has raced their number,
-    launches, seconds on the device, and what FlashInfer's sweep of them would have taken, reckoned
-    from the times measured. ``at`` is the time of day, unix seconds. ``read``: what became
-    of each file of this node; ``adopted_from``: tasks that another table answers, by that table;
-    ``differing``: labels of the tasks of which ranks serve different tactics; ``process``: what
-    tells this process from others on its machine; ``met_on``: the store on which the ranks have met
-    (loopback, address A, job store), empty for a single rank.
+    A task is a custom op at one bucket. Times are seconds. A begin is in seconds since the rank's
+    first round was over, on its own clock.
 
-    On rank 0 alone, about all ranks: ``ranks`` has a row for each (steps, waits, counts; times in
-    seconds since the first meeting was over), ``winners`` one for each task that was tuned, and
-    ``waited`` says who waited for whom, at which meeting. ``fleet``: what the fleet gave, or why
-    not, and whether this start's table is given to it; empty where no fleet is asked.
+    Attributes:
+        engine: the engine's name, as the runner gave it.
+        engine_version: the engine's version, as the runner gave it.
+        plugin_version: the version of this package.
+        flashinfer_version: the version of the installed FlashInfer.
+        rank: the rank whose receipt this is.
+        world_size: the number of ranks in the session.
+        mode: rank 0's setting, which counts for all ranks.
+        strategy: rank 0's setting, which counts for all ranks.
+        agreement: what the ranks serve; `Agreement` explains the words.
+        reason: why there is no certificate; empty where there is one.
+        certificate: the sha256 over what the tuners of all ranks serve, 64 hex digits.
+        identity: the sha256 of the config factors, 64 hex digits.
+        path: the table of this node; empty where the session worked in memory only.
+        published: paths of the tables that this start wrote.
+        tasks: this rank's tasks by outcome: ``seen``, and of these ``from_cache``, ``tuned`` (on
+            this rank), ``received`` (from the rank that tuned it), ``adopted`` (an entry of another
+            table answers), ``default``, ``unshared`` (each rank tunes it for itself), ``failed``
+            (no winner this time), ``left`` (for the next start).
+        ops: the same counts by custom op.
+        passed_through: op -> reason, of ops that are called as they are.
+        skipped_ops: ops on the skip list.
+        unshared: task -> reason, of tasks whose winners cannot be shared.
+        differing: tasks of which ranks serve different tactics.
+        tactics_timed: the number of tactics that FlashInfer timed on this rank.
+        passed_through_tactics: how many of these were timed by ops that are passed through.
+        inputs_synthesised: the number of inputs that FlashInfer made on this rank.
+        seconds: seconds by step, on this rank.
+        timeline: [task, begin on the machine's monotonic clock, seconds] of each task tuned here.
+        costs: seconds by task, of every task that the job tuned; on rank 0.
+        race: of the tasks raced on this rank: ``tasks``, ``launches``, ``device_s``, and
+            ``sweep_s``, the seconds that FlashInfer's sweep would have taken.
+        bytes_sent: bytes that this rank sent to other ranks.
+        bytes_received: bytes that this rank received from other ranks.
+        met_on: the store on which the ranks met: ``loopback``, ``address A`` or ``job store``;
+            empty for a single rank.
+        warnings: the warnings that were logged.
+        at: the end of the session in unix seconds.
+        read: one row for each file of this node: ``path``, ``entries``, ``generation``,
+            ``complete``, and the ``reason`` why it was not used.
+        adopted_from: table -> number of the job's tasks that it answers.
+        ranks: one row for each rank, on rank 0: ``rank``, ``steps`` and ``waits`` (name, begin,
+            seconds), ``ops``, and the counts of this class.
+        winners: one row for each task that was tuned, on rank 0: ``task``, ``op``, ``bucket``,
+            ``rank``, ``began`` and ``seconds``, ``runner``, ``ms`` and ``default_ms``
+            (milliseconds of one call).
+        waited: one row for each wait, on rank 0: ``at`` (the round), ``ranks`` that waited, ``for``
+            whom, ``seconds`` of the longest wait.
+        process: ``pid``, ``started`` and ``place`` of this process.
+        factors: the config factors, on rank 0.
+        fleet: what the fleet gave or why not, on rank 0; empty where no fleet is asked.
     """
 
     engine: str
@@ -91,15 +127,26 @@ class WarmupReport:
     fleet: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the receipt as JSON values, its schema's number first."""
-        import msgspec  # whoever only imports this package has no receipt to write
+        """Return the receipt as JSON values.
+
+        Returns:
+            Every field by name, and ``schema``, the number of the form.
+        """
+        import msgspec  # an import of this package writes no receipt
 
         values: dict[str, Any] = msgspec.to_builtins(self, str_keys=True, enc_hook=dict)
         return {"schema": 1, **values}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> WarmupReport:
-        """Return the receipt of JSON values; fields of a newer schema are left out."""
+        """Return the receipt of JSON values; fields of a newer schema are left out.
+
+        Args:
+            data: a document that `to_json` made, of this or of another version of this package.
+
+        Returns:
+            The receipt; a field that the document does not have has its default.
+        """
         known = {row.name for row in fields(cls)}
         values = {name: value for name, value in data.items() if name in known}
         for name in _TUPLES:
@@ -109,18 +156,22 @@ class WarmupReport:
 
     @property
     def total_seconds(self) -> float:
-        """Return the whole session's time."""
+        """The time of the whole session in seconds."""
         return sum(self.seconds.values())
 
     @property
     def is_warm(self) -> bool:
-        """Return whether all that this rank serves was there before: no task was tuned for it."""
+        """Whether every winner that this rank serves was there before: no task was tuned for it."""
         timed = self.tactics_timed - self.passed_through_tactics
         new = sum(self.tasks.get(name, 0) for name in _NEW)
         return self.agreement in ("certified", "partial") and not timed and not new
 
     def line(self) -> str:
-        """Return the one line for the log."""
+        """Return the line for the log.
+
+        Returns:
+            Tasks by outcome, tactics timed, seconds, agreement and path, without a line break.
+        """
         counts = self.tasks
         parts = [
             f"{counts.get('from_cache', 0)} of {counts.get('seen', 0)} tasks from cache",

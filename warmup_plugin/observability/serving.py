@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What serving asks of the tuner after the warm-up: how often it had no winner to give.
+"""The lookups of serving, after the warm-up, for which the tuner had no winner.
 
-Owns that question. It costs serving nothing and leaves nothing in FlashInfer: the tuner keeps a
-note of these lookups by itself, and it is read when somebody asks.
+Owns `serving_fallbacks`. Serving pays nothing for it and FlashInfer is not changed: the tuner
+itself keeps a note of these lookups, which a call of the function reads.
 """
 
 from __future__ import annotations
@@ -13,13 +13,18 @@ from warmup_plugin.tuner import compat
 
 
 def serving_fallbacks() -> dict[str, int]:
-    """Return op -> shapes that were served FlashInfer's default since this process's warm-up.
+    """Count the shapes that serving has run with FlashInfer's default since the warm-up.
 
-    Counts each shape once, of ops that have winners for other shapes: a bucket that the warm-up's
-    forward did not reach. Ops that were left on their default on purpose have none and are not
-    counted. For a gauge or a health page; empty where all is well.
+    Such a shape belongs to a bucket that the warm-up's forward did not reach. The figures suit a
+    gauge or a health page.
 
-    Raises `LookupError` where the installed FlashInfer keeps no such note.
+    Returns:
+        Op name -> number of shapes, each counted once, of ops that have winners for other shapes.
+        Empty where every lookup found a winner. Ops that stay on their default on purpose have no
+        winners and are not counted.
+
+    Raises:
+        LookupError: the installed FlashInfer keeps no note of such lookups.
     """
     found = compat.fallbacks(compat.tuner())
     if found is None:

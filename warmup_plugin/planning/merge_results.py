@@ -222,7 +222,7 @@ def without(
 ) -> tuple[Table, Manifest]:
     """Return table and manifest with these tasks on their defaults. ``dropped``: id -> reason.
 
-    Those of ``again`` were not tuned here: somebody else's entry was no good, and the next start
+    Those of ``again`` were not tuned here: another table's entry was no good, and the next start
     tunes them.
     """
     records = dict(manifest.tasks)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def collector_paused() -> Iterator[None]:
-    """Collect nothing during the body: for work that is short and waits for nobody."""
+    """Collect nothing during the body: for work that is short and does not wait."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -3,8 +3,8 @@
 
 Owns that list: descriptors, threads, address space. torch, and what it is made of, do not fail
 cleanly in the middle: where the store cannot open one more socket a connection of the engine's own
-may go with it. So all is asked for at once and given back, and a rank that lacks something says so
-while all ranks can still do without. Raises nothing.
+may go with it. So all is asked for at once and given back, and a rank that lacks one of them says
+so while all ranks can still do without. Raises nothing.
 """
 
 from __future__ import annotations

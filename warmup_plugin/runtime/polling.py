@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one wait of this package: until something is there, never without somebody looking.
+"""The one wait of this package: until a condition holds, never without a look at the ranks.
 
-Owns how often is asked. Whoever waits says what to look at meanwhile and how that ends the wait, by
+Owns how often is asked. The caller says what to look at meanwhile and how that ends the wait, by
 raising; so no wait is longer than the bound its caller looks after.
 """
 
@@ -26,7 +26,7 @@ def wait_until(
     """Ask until ``is_there``; call ``look`` with the seconds waited, a few times a second.
 
     ``brief_pause_s``: the longest pause while the wait is brief, which most are.
-    Raises whatever ``look`` raises: that is how a wait ends that has nothing to wait for any more.
+    Raises what ``look`` raises: that is how a wait ends that has nothing to wait for any more.
     """
     began = looked = time.monotonic()
     now = began

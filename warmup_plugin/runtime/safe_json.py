@@ -45,7 +45,7 @@ def digest(data: bytes) -> str:
 
 
 def decode(decoder: msgspec.json.Decoder[Any], data: bytes) -> Any:
-    """Decode JSON that somebody else wrote; what is wrong with it is a `Miss`."""
+    """Decode JSON that another program wrote; what is wrong with it is a `Miss`."""
     # The decoder recurses in C as far as Python's own limit says. Where a host has raised that, a
     # file full of brackets would overrun the stack, which no `except` catches.
     if sys.getrecursionlimit() > _SAFE_RECURSION and _has_deep_brackets(data):

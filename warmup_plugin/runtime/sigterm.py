@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What ends a process in the middle of tuning: a shutdown signal, a task that does not return.
 
-Owns SIGTERM for the length of a ``with`` block: the task in hand may end, what is known is kept,
+Owns SIGTERM for the length of a ``with`` block: the current task may end, what is known is kept,
 and the signal then goes where it would have gone. The process leaves within `LEAVE_S` even when the
 task does not end. Only the main thread can own a signal; on another one nothing is changed. And
 owns the limit of a task: past it nothing but the end of the process ends it.
@@ -109,17 +109,19 @@ class Shutdown:
         if self._asked.acquire(blocking=False):
             with contextlib.suppress(RuntimeError):  # no thread: the task in hand has its time
                 self._timer.start()
-            logger.warning("warmup-plugin: SIGTERM: the task in hand may end, then this process")
+            logger.warning(
+                "warmup-plugin: received SIGTERM: this rank ends its current task, then its process"
+            )
 
     def _leave_now(self) -> None:
-        """End the process from another thread: the task in hand did not end in time."""
+        """End the process from another thread: the current task did not end in time."""
         threading.Thread(target=self._keep, name="warmup-rescue", daemon=True).start()
         with contextlib.suppress(TimeoutError):
             wait_until(self._kept.is_set, within(_KEEP_S))
         os._exit(128 + signal.SIGTERM)
 
     def _keep(self) -> None:
-        """Keep what is known; whoever comes second waits until it is kept."""
+        """Keep what is known; the second caller waits until it is kept."""
         with self._once:
             if self._kept.is_set():
                 return

@@ -2,8 +2,8 @@
 """One line that moves on a terminal.
 
 Owns the control sequences, and that the line stays one: it is cut to the terminal's width, since
-what wraps cannot be wiped. Refuses streams that nobody watches and terminals that are ``dumb``.
-Never raises: a stream may have been closed by anybody.
+what wraps cannot be wiped. Refuses streams that are no terminal and terminals that are ``dumb``.
+Never raises: a stream may have been closed by other code.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A clock of its own: a thread that calls a function every few seconds.
 
-Owns the thread. It ends with the process at the latest, and nobody waits for it longer than a
+Owns the thread. It ends with the process at the latest, and no caller waits for it longer than a
 second. Where no thread can be started, nothing ticks, and that is said once.
 """
 
@@ -30,7 +30,7 @@ class Ticking:
         try:
             thread.start()
         except RuntimeError as error:  # no thread is to be had: progress is told less often
-            logger.warning("warmup-plugin: progress is told at steps and tasks only: %s", error)
+            logger.warning("warmup-plugin: progress is reported at steps and tasks only: %s", error)
             return
         self._thread = thread
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a runner gives to a session: the arguments of `kernel_warmup.warm_up`, held to their rules.
+"""The arguments of `kernel_warmup.warm_up` and `kernel_warmup.session`, and the rule of each.
 
-Owns their types, and that a slip is told where it is made, on the rank that makes it, before any
-rank waits for it: `RuleError` names argument, value and rule. Refuses a rank of a job that says
-neither where it stands nor with whom (`SessionError`): alone it would certify what no other has.
+Owns their types. A wrong argument is refused on the rank that passes it, before that rank waits for
+another one: `RuleError` names argument, value and rule, and an unknown name is a `TypeError` with
+the nearest known one. A rank of an initialised torch.distributed job that passes neither ``ranks``
+nor ``group`` is refused (`SessionError`): alone it would certify what the other ranks do not serve.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import msgspec
 
@@ -31,11 +33,41 @@ if TYPE_CHECKING:
 
 #: Called as progress(step, task, tasks done, tasks in all) on the rank that works.
 Progress = Callable[[str, str, int, int], None]
+#: Makes the context in which the forward runs.
 TuningContext = Callable[[], contextlib.AbstractContextManager[object]]
+#: A path as text or as any object with ``__fspath__``.
 AnyPath = str | os.PathLike[str]
+
+#: The release that drops the former names of arguments.
+DROPPED_IN = "0.2.0"
+#: By former name of an argument: the name that it has now.
+FORMER = {
+    "root": "cache_root",
+    "engine_root": "engine_cache_root",
+    "others": "extra_tables",
+    "keep_loaded": "keep_existing",
+    "must_share": "require_sharing",
+}
+#: By name of an argument: the field of `Options` that holds it, where that has another name.
+_FIELDS = {name: former for former, name in FORMER.items()}
+
+#: By function: the number of frames from `_renamed` to its caller. `contextlib` adds one.
+_LEVELS = {"warm_up": 4, "session": 5}
 
 _NOT_GIVEN = RankInfo()
 _PAIR = 2
+
+
+class EngineInfo(NamedTuple):
+    """The name and the version under which an engine appears in manifests, receipts and figures.
+
+    Attributes:
+        name: the engine's name, not empty, such as ``"my-runner"``.
+        version: the engine's version; two versions of one engine may use the same table.
+    """
+
+    name: str
+    version: str
 
 
 def plain_context() -> contextlib.AbstractContextManager[object]:
@@ -44,27 +76,18 @@ def plain_context() -> contextlib.AbstractContextManager[object]:
     return context
 
 
-class Arguments(TypedDict, total=False):
-    """What `session` takes besides the identity; `warm_up` explains it."""
+class FormerArguments(TypedDict, total=False):
+    """Former names of arguments, which `DROPPED_IN` drops; `FORMER` has the names of today."""
 
-    ranks: RankInfo | None
-    group: dist.ProcessGroup | None
-    settings: Settings | None
     root: AnyPath | None
     engine_root: AnyPath | None
     others: Iterable[Path] | None
-    ops: KnownOps | None
-    tuning_context: TuningContext | None
-    engine: tuple[str, str]
-    progress: Progress | None
     keep_loaded: bool
     must_share: bool
-    may_keep_step: bool
-    link: StoreLink | None
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """The arguments of `kernel_warmup.warm_up`, where they are explained."""
+    """The arguments of `kernel_warmup.warm_up`, which explains each of them."""
 
     identity: Identity
     ranks: RankInfo = _NOT_GIVEN
@@ -85,7 +108,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """Hold every argument to its rule."""
         for name, (is_right, rule) in _RULES.items():
-            value = getattr(self, name)
+            value = getattr(self, _FIELDS.get(name, name))
             if not is_right(value):
                 raise RuleError(name, value, rule)
         for name in ("root", "engine_root"):
@@ -93,13 +116,24 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
                 msgspec.structs.force_setattr(self, name, Path(path))
         if self.root is not None and not self.root.is_absolute():
             rule = "an absolute path: ranks of one job may start in different directories"
-            raise RuleError("root", str(self.root), rule)
+            raise RuleError("cache_root", str(self.root), rule)
 
     @classmethod
-    def of(cls, given: Arguments, identity: Identity) -> Options:
-        """Take what was given; None is as good as nothing."""
-        known: dict[str, Any] = {k: each for k, each in given.items() if each is not None}
-        return cls(identity=identity, **known)
+    def of(cls, given: Mapping[str, object], *, function: str = "warm_up") -> Options:
+        """Return the options that a call of ``function`` gives; None is as good as nothing.
+
+        ``given``: the arguments by name. Its entry ``former``, where there is one, holds those that
+        came under a former or an unknown name. Raises `TypeError` for an unknown or a doubled name.
+        """
+        found = dict(given)
+        former = found.pop("former", None)
+        if isinstance(former, Mapping):
+            found |= _renamed(former, found, function)
+        known: dict[str, Any] = {
+            _FIELDS.get(name, name): value for name, value in found.items() if value is not None
+        }
+        known.setdefault("identity", None)  # refused with the rule of an identity
+        return cls(**known)
 
     @property
     def is_alone(self) -> bool:
@@ -107,23 +141,87 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         return self.ranks.world_size == 1 and self.group is None
 
     def refuse_company(self) -> None:
-        """Raise where this process is one of several and has been told nothing about that."""
-        if self.ranks is not _NOT_GIVEN or self.group is not None:
-            return
+        """Raise where ``ranks`` and ``group`` do not fit this process's part of torch.distributed.
+
+        It is one of several ranks and got neither of them, or it is to meet others and has no
+        group to meet them in.
+        """
         size = _ranks_of_torch()
-        if size > 1:
+        if self.ranks is _NOT_GIVEN and self.group is None and size > 1:
             raise SessionError(
                 f"torch.distributed has {size} ranks here, and warm_up got neither ranks= nor "
                 f"group=: pass ranks=RankInfo(rank=..., world_size={size}, ...); RankInfo() says "
                 "that this process warms up alone"
             )
+        if self.ranks is _NOT_GIVEN and self.group is not None and self.group.size() > 1:
+            raise SessionError(
+                f"group= has {self.group.size()} ranks, and warm_up got no ranks=: pass "
+                f"ranks=RankInfo(rank=..., world_size={self.group.size()}, ...)"
+            )
+        if self.ranks.world_size > 1 and self.group is None and self.link is None and not size:
+            raise SessionError(
+                f"ranks= says that there are {self.ranks.world_size} ranks, and torch.distributed "
+                "is not initialised here: call torch.distributed.init_process_group first"
+            )
+
+
+def check_forward(forward: object) -> None:
+    """Raise where ``forward`` is not a function that runs when it is called without arguments."""
+    rule = "a function without arguments"
+    if not callable(forward):
+        is_short = isinstance(forward, (str, int, float, type(None)))
+        raise RuleError("forward", forward if is_short else type(forward).__name__, rule)
+    import inspect  # torch has it by now; to read the arguments takes it only here
+
+    name = getattr(forward, "__qualname__", type(forward).__name__)
+    for is_lazy in (
+        inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction,
+    ):  # fmt: skip
+        if is_lazy(forward):
+            raise RuleError(
+                "forward", name, f"{rule} that runs when called, not a coroutine or a generator"
+            )
+    try:
+        signature = inspect.signature(forward)
+    except ValueError:  # some functions in C have none to read
+        return
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise RuleError("forward", name, f"{rule} ({error})") from None
+
+
+def _renamed(
+    former: Mapping[str, object], given: Mapping[str, object], function: str
+) -> dict[str, object]:
+    """Return arguments under the names of today, with a `DeprecationWarning` for each."""
+    found: dict[str, object] = {}
+    for name, value in former.items():
+        new = FORMER.get(name)
+        if new is None:
+            import difflib  # a start that has no such argument does without
+
+            near = difflib.get_close_matches(name, sorted({*given, *FORMER.values()}), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}{hint}")
+        # An argument that is not given has its default, None or False.
+        if given.get(new) is not None and given[new] is not False:
+            raise TypeError(f"{function}() got both {new!r} and its former name {name!r}")
+        warnings.warn(
+            f"the argument {name!r} of {function}() is now called {new!r}; warmup-plugin "
+            f"{DROPPED_IN} drops the former name",
+            DeprecationWarning,
+            stacklevel=_LEVELS[function],
+        )
+        found[new] = value
+    return found
 
 
 def _ranks_of_torch() -> int:
-    """Return how many ranks this process's default group has; 1 where there is none."""
+    """Return the number of ranks in this process's default group; 0 where there is none."""
     dist: Any = sys.modules.get("torch.distributed")
     if dist is None or not dist.is_available() or not dist.is_initialized():
-        return 1
+        return 0
     return int(dist.get_world_size())
 
 
@@ -150,20 +248,20 @@ def _is_pair(value: object) -> bool:
 
 
 _NONE = type(None)
-#: By argument: what is right, and how that is said.
+#: By name of an argument: the test that it must pass, and the rule in words.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "identity": (_is(Identity), "an Identity, as Identity.of(...) makes one"),
     "ranks": (_is(RankInfo), "a RankInfo"),
     "group": (_is_group, "a process group of which this rank is a member"),
     "settings": (_is(Settings), "a Settings, as Settings.from_env() makes one"),
-    "root": (_is_path, "a path"),
-    "engine_root": (_is_path, "a path"),
-    "others": (_are_paths, "paths of tables, an iterable"),
+    "cache_root": (_is_path, "a path"),
+    "engine_cache_root": (_is_path, "a path"),
+    "extra_tables": (_are_paths, "paths of tables, an iterable"),
     "ops": (_is(KnownOps, _NONE), "a KnownOps, as known_ops(...).plus(...) makes one"),
     "tuning_context": (callable, "a function that returns a context manager"),
-    "engine": (_is_pair, "a pair of texts, name and version"),
+    "engine": (_is_pair, "an EngineInfo, or a pair of texts: name and version"),
     "progress": (lambda value: value is None or callable(value), "a function"),
-    "keep_loaded": (_is(bool), "True or False"),
-    "must_share": (_is(bool), "True or False"),
+    "keep_existing": (_is(bool), "True or False"),
+    "require_sharing": (_is(bool), "True or False"),
     "may_keep_step": (_is(bool), "True or False"),
 }

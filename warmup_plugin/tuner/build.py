@@ -25,7 +25,7 @@ def prepare(task: Task, entry: Entry, key: str = "", *, at_bucket: bool = True) 
     ``key``: the file key under which it stands, which tells two runners of one class apart. At its
     bucket, and at the size of the recorded call if that is served by this task, too: a tactic need
     not take every size between two buckets. Raises `RefusedError` where its runner is not there or
-    refuses the tactic, and whatever it raises: that winner cannot be served here.
+    refuses the tactic, and what it raises: that winner cannot be served here.
     """
     tuner, call = compat.tuner(), task.recorded()
     places = (call.places[i] for i, own in enumerate(task.keys) if key in ("", own))

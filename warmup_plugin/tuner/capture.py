@@ -67,7 +67,7 @@ class Budget:
 class Copies:
     """The copies made for one call: what it holds in two places is copied once.
 
-    The originals must outlive this object, as they do while the call is in hand.
+    The originals must outlive this object, as they do during the call.
     """
 
     def __init__(self, budget: Budget) -> None:

@@ -52,7 +52,7 @@ _process: kept_environment.Process | None = None
 def surroundings(maps: bytes | None = None) -> str:
     """Return a digest of all that the slow fields depend on.
 
-    Empty where that cannot be told, or where FlashInfer makes its stamp of something else. Machine,
+    Empty where that cannot be told, or where FlashInfer makes its stamp of other facts. Machine,
     mount namespace, root and working directory, user, the variables that direct the linker, as they
     are and as the process began with them, the libraries of interest that are loaded already,
     interpreter, where packages are imported from, torch and FlashInfer. ``maps``: the process's

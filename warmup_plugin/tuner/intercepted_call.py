@@ -85,7 +85,7 @@ class Asked(msgspec.Struct, frozen=True, dict=True):
     def mark(self, known: dict[Any, Any]) -> tuple[Any, ...]:
         """Return what two calls have in common when recording both would add nothing.
 
-        ``known``: the parts of earlier marks. Most are alike, and a thousand marks are let go of.
+        ``known``: the parts of earlier marks. Most are alike, and a thousand marks are dropped.
         """
         parts = (
             tuple((name, extras.neutral) for name, extras in self.named),

@@ -17,15 +17,20 @@ from warmup_plugin.topology import RankInfo
 
 
 class KnownOps(msgspec.Struct, frozen=True):
-    """The tables. Keys are custom op names; an engine adds its own ops with `plus`.
+    """Custom ops that are treated otherwise than recorded, replayed and shared.
 
-    ``pass_through``: called as they are on every rank, never recorded. ``key_unstable``: the key
-    under which a winner is stored is not the key under which it is looked up; never shared, never
-    missing. ``one_rank``: tuning them leaves something behind on the rank that does it, so strategy
-    `sharded` leaves all tasks of such an op to the lowest rank that has them. ``self_tuning``: tune
-    without ``choose_one``, so no session sees them. ``twin_fields``: op -> index in the runner's
-    cache key extras -> name of the `RankInfo` field that stands there; keys that differ in nothing
-    else are twins.
+    `known_ops` has the tables of a FlashInfer release; an engine adds its own ops with `plus`. Each
+    of the first four tables is op name -> reason.
+
+    Attributes:
+        pass_through: ops that every rank calls as they are and that are never recorded.
+        key_unstable: ops whose winners are stored under another key than they are looked up by.
+            Their winners are never shared and never count as missing.
+        one_rank: ops whose tuning changes the state of the rank that tunes. Strategy `sharded`
+            leaves all tasks of such an op to the lowest rank that has them.
+        self_tuning: ops that tune without ``choose_one``, so that no session sees them.
+        twin_fields: op name -> index in the runner's cache key extras -> name of the `RankInfo`
+            field at that index. Keys that differ in nothing else share a winner.
     """
 
     pass_through: Mapping[str, str] = msgspec.field(default_factory=dict)
@@ -43,7 +48,18 @@ class KnownOps(msgspec.Struct, frozen=True):
         self_tuning: Mapping[str, str] | None = None,
         twin_fields: Mapping[str, Mapping[int, str]] | None = None,
     ) -> KnownOps:
-        """Return these tables with more rows; a row given here replaces one of the same op."""
+        """Return these tables with more rows; a row given here replaces one of the same op.
+
+        Args:
+            pass_through: further rows of that table.
+            key_unstable: further rows of that table.
+            one_rank: further rows of that table.
+            self_tuning: further rows of that table.
+            twin_fields: further rows of that table.
+
+        Returns:
+            The new tables; these do not change.
+        """
         return msgspec.structs.replace(
             self,
             pass_through={**self.pass_through, **(pass_through or {})},
@@ -103,7 +119,14 @@ _MOE_RANKS = {5: "tp_rank", 7: "ep_rank"}
 
 
 def known_ops(version: str) -> KnownOps:
-    """Return the tables for one FlashInfer release."""
+    """Return the tables for one FlashInfer release.
+
+    Args:
+        version: the release, as ``flashinfer.__version__`` has it.
+
+    Returns:
+        The tables; a release that is not listed here has those of 0.7.2.post1.
+    """
     if version not in _MOE_KEYS_WITH_RANKS:
         return KNOWN_OPS
     ops = ("trtllm::fused_moe::gemm1", "trtllm::fused_moe::gemm2")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """FlashInfer releases whose tuner has been tried: what it does need not be found out at a start.
 
-Owns the list, by the digest of the tuner's source (`probe.sources_digest`), so that a release which
-somebody has patched is not on it. A test tries each release and holds this list against it.
+Owns the list, by the digest of the tuner's source (`probe.sources_digest`), so that a patched
+release is not on it. A test tries each release and holds this list against it.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class Task(msgspec.Struct, eq=False, weakref=True):
     """One recorded call at one bucket. ``keys`` are its file keys, in the order of `canonical`.
 
     Where the agreed table answers it: ``served``, what the tuner served in the survey, as (runner
-    class, tactic), and whether the table says so too. Of a task that a vouched table answers no
+    class, tactic), and whether the table says so too. Of a task that a verified table answers no
     call is kept: the copies of a thousand calls are a third of a warm survey. ``switches``:
     `options_of` its runners. ``firsts``: the places in ``keys`` of the runners that stood first in
     some call, whose defaults serve where nothing is tuned. ``bucket_id``: what tasks at several

@@ -23,7 +23,7 @@ class Tally(msgspec.Struct):
     """Tasks by op and state; the known ones by what the tuner serves for them.
 
     ``served``: answer -> ids of the tasks it answers. ``deviating``: labels of those for which the
-    tuner serves something else than the table says. ``others``: the tasks that are not known.
+    tuner serves another tactic than the table says. ``others``: the tasks that are not known.
     """
 
     states: Counter[tuple[str, State]] = msgspec.field(default_factory=Counter)

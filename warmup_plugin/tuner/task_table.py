@@ -2,8 +2,8 @@
 """The tasks of a survey by id, in the order met.
 
 Owns how they are kept. On a warm start there are ten thousand that the agreed table answers, of
-which nobody asks for one: those stand in columns, added up as they come, and become tasks when
-somebody looks at any.
+which no caller asks for one: those stand in columns, added up as they come, and become tasks when
+a caller reads any.
 """
 
 from __future__ import annotations

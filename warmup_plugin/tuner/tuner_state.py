@@ -125,7 +125,7 @@ class Installed:
         self._load(render_table(Table(stamp, {**others, **entries})))
 
     def _load(self, document: bytes) -> None:
-        """Load one document into the emptied tuner; records that stand in it are nobody's here."""
+        """Load one document into the emptied tuner; its records belong to no op here."""
         tuner = compat.tuner()
         with compat.sparing_others(tuner), compat.as_file(document) as path:
             tuner.clear_cache()
@@ -149,7 +149,7 @@ class Installed:
         return compat.is_loaded(compat.tuner(), self._loaded)
 
     def restore(self) -> bool:
-        """Load again what somebody else has replaced; return whether that was needed.
+        """Load again what other code has replaced; return whether that was needed.
 
         Looks at one entry and at their number, as it runs at every call of the survey.
         """
@@ -165,7 +165,7 @@ class Installed:
         return True
 
     def absorb(self, ops: Collection[str]) -> None:
-        """Count the winners of these ops, tuned by somebody else meanwhile, among the others'."""
+        """Count the winners of these ops, tuned by other code meanwhile, among the others'."""
         found = {k: e for k, e in held_entries().items() if _of_op(k, ops)}
         self.others = {**self.others, **found}
 

@@ -89,7 +89,7 @@ def run(
 
 
 def rows_of(name: str, roots: list[places.Root], limit: int) -> Rows:
-    """Return the table that somebody names; no entries where it cannot be used."""
+    """Return the table that the user names; no entries where it cannot be used."""
     path = named.file(name, roots)
     file = read_table(path, limit)
     entries = {} if isinstance(file.table, Miss) else file.table.entries

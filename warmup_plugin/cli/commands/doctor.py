@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(*, quick: bool, root: Path | None, engine_root: Path | None, json: bool) -> int:
-    """Check and print; return 1 where something is bad."""
+    """Check and print; return 1 where a check fails."""
     found = examine(quick=quick, root=root, engine_root=engine_root)
     is_well = all(each.state != "bad" for each in found)
     if json:

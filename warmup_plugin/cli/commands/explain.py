@@ -120,7 +120,7 @@ def print_reasons(out: Console, found: list[Reason] | tuple[Reason, ...]) -> Non
 
 
 def identity_named(name: str, roots: list[places.Root], limit: int) -> Identity:
-    """Return the identity that somebody names by a path or by its first digits.
+    """Return the identity that the user names by a path or by its first digits.
 
     Raises:
         CommandError: there is none, or it cannot be read.

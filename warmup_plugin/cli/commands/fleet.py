@@ -3,7 +3,7 @@
 
 Owns the three actions. Each asks in a process of its own, as a start does, and passes all the
 checks that a start makes; what is taken is put in place as `unpack` does. Exit code 1 where the
-fleet cannot be asked or one of the identities comes to nothing.
+fleet cannot be asked or one of the identities has no table.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def _print(roots: list[Root], found: list[Glance]) -> None:
 
 
 def _print_roots(out: Console, roots: list[Root], found: list[Glance]) -> None:
-    """Say where was looked; of places that nobody has chosen only if there is something."""
+    """Print the places that were searched; a default place only if it has tables."""
     holding = {each.kept.root.path for each in found}
     told = [r for r in roots if r.path in holding or r.chosen or not found or output.is_verbose()]
     for root in told:

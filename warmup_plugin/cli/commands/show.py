@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(*, file: str, tasks: bool, root: Path | None, engine_root: Path | None, json: bool) -> int:
-    """Read and print; return 1 where something cannot be used."""
+    """Read and print; return 1 where a table cannot be used."""
     settings = Settings.from_env()
     path = named.file(file, places.offered(root, engine_root, settings, os.environ))
     kind, found = look_into(path, settings.table_bytes)

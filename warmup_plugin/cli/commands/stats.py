@@ -48,7 +48,7 @@ _WHY = {
 
 @dataclass
 class Sums:
-    """What the receipts come to. ``unknown``: warm starts whose saving nobody knows any more."""
+    """What the receipts come to. ``unknown``: warm starts whose saving is not known any more."""
 
     starts: int = 0
     warm: int = 0

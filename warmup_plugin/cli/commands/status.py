@@ -41,7 +41,7 @@ _MOST_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Rank:
-    """One rank that tunes: its process, what it has done, what it has in hand, and since when."""
+    """One rank that tunes: its process, what it has done, its current task, and since when."""
 
     rank: str
     process: int

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(*, what: list[str], root: Path | None, engine_root: Path | None, json: bool) -> int:
-    """Check and print; return 1 where something fails, or there is nothing to check."""
+    """Check and print; return 1 where a check fails, or there is nothing to check."""
     settings = Settings.from_env()
     roots = places.offered(root, engine_root, settings, os.environ)
     paths = [path for name in what for path in named.tables(name, roots)] if what else _all(roots)

@@ -4,7 +4,7 @@
 Owns the interpreter's profiling hook while it does: `sys.monitoring` from Python 3.12 on, at no
 cost to any other function; `sys.setprofile` in this thread and in threads started meanwhile before
 that, which slows every call. A count is taken where the code starts to run, so it cannot be missed
-by whoever holds a reference, nor be influenced by the package under test.
+by code that holds a reference, nor be influenced by the package under test.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts one process per rank and brings each rank's result home.
 
-Owns the processes: every wait is bounded, and no process outlives the call, whatever happens to
-either side. Imports no torch: the ranks do. A rank that fails, dies or does not finish in time is
+Owns the processes: every wait is bounded, and no process outlives the call, also where either
+side fails. Imports no torch: the ranks do. A rank that fails, dies or does not finish in time is
 a `LaunchError` that names it and carries its traceback.
 
 Ranks start from a fork server that has torch and FlashInfer loaded (0.05 s instead of 2 s each),

@@ -80,7 +80,7 @@ LM_HEAD_CONFIG = TuningConfig(dynamic_tensor_specs=(_HYBRID,), use_cold_l2_cache
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """One kind of call the model makes: an op with its weights, whatever the batch."""
+    """One kind of call the model makes: an op with its weights, for any batch."""
 
     op: str
     runners: list[Any]

@@ -3,7 +3,7 @@
 
 Owns the groups of one rank, what is sent over them, and the collective op that sums over tensor-
 parallel ranks. Experts are exchanged by gathering the group's tokens and summing the group's
-outputs: every rank then sees the same batch sizes at every start, whatever the routing. (With an
+outputs: every rank then sees the same batch sizes at every start, for any routing. (With an
 all-to-all they would follow the data, and so would the calls that are tuned.)
 Fails as torch.distributed does: every wait is bounded by the group's timeout.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a rank tells whoever launched it what it is at: one line of text, now and then.
+"""How a rank tells its launcher what it is at: one line of text, now and then.
 
 Owns that line, both ways: `telling` makes the callable that `warm_up(progress=...)` takes, `parse`
 reads what arrives. Refuses to flood the pipe: a step is told when it begins, its tasks at most ten
@@ -16,7 +16,7 @@ _INTERVAL_S = 0.1
 
 
 class Progress(NamedTuple):
-    """A step and, where it works through tasks, the one in hand: number ``done`` of ``total``."""
+    """A step and, where it works through tasks, the current one: number ``done`` of ``total``."""
 
     step: str
     task: str = ""
@@ -25,7 +25,7 @@ class Progress(NamedTuple):
 
 
 def telling(say: Callable[[str], None]) -> Callable[[str, str, int, int], None]:
-    """Return a progress callable that says a line where there is something new to say."""
+    """Return a progress callable that says a line where there is news."""
     last_step, last_at = "", 0.0
 
     def progress(step: str, task: str, done: int, total: int) -> None:

@@ -111,7 +111,7 @@ def warm_up_rank(engine: Engine) -> RankResult:
             ranks=engine.ranks,
             group=dist.group.WORLD,
             settings=Settings.from_env(),
-            root=engine.root,
+            cache_root=engine.root,
             ops=ops,
             engine=("embedded", VERSION),
             progress=progress,

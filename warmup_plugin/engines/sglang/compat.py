@@ -50,7 +50,7 @@ def missing(module: ModuleType) -> list[str]:
 
 
 def _generator(own: Any) -> FunctionType | None:
-    """Return the generator function behind SGLang's own context, None for anybody else's."""
+    """Return the generator function behind SGLang's own context, None for another context."""
     found = getattr(own, "__wrapped__", None)
     if not isinstance(found, FunctionType) or not inspect.isgeneratorfunction(found):
         return None
@@ -167,7 +167,7 @@ def cache_root() -> Path:
 
 
 def default_root(environ: Mapping[str, str]) -> Path:
-    """Return what the cache root is without its variable, for whoever may not import SGLang."""
+    """Return the cache root without its variable, for callers that may not import SGLang."""
     return Path(environ.get("HOME") or Path.home(), ".cache", "sglang")
 
 

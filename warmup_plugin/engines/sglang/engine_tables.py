@@ -19,7 +19,7 @@ logger = logging.getLogger("warmup_plugin")
 def own_tables(model_runner: Any) -> Iterator[Path]:
     """Yield SGLang's files that exist, of this rank first and of its pipeline stage next.
 
-    Looks when it is iterated, which is where something is missing.
+    Looks when it is iterated, which is where a table is missing.
     """
     try:
         mine = compat.rank_file(model_runner)

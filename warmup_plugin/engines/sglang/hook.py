@@ -195,7 +195,7 @@ class Context:
             is_last = self.attempt.is_last
             try:
                 self.outcome = stack.enter_context(
-                    session(**given, must_share=not is_last, may_keep_step=is_last)
+                    session(**given, require_sharing=not is_last, may_keep_step=is_last)
                 )
             except RefusedError as error:  # on every rank alike, before anything has been done
                 if not self.attempt.narrow(error):
@@ -228,7 +228,7 @@ class Context:
         if _passed_through:
             given["ops"] = known_ops(flashinfer.version()).plus(pass_through=_passed_through)
         if not reuses:  # nothing to read there, and nothing written
-            given["root"] = flashinfer.NOWHERE
+            given["cache_root"] = flashinfer.NOWHERE
             mode = "read-only" if settings.mode == "on" else settings.mode
             settings = replace(settings, mode=mode, layers=())
         elif compat.uses_megamoe(self._runner):
@@ -240,10 +240,12 @@ class Context:
             "identity": identity_of(self._runner, phase=self._phase),
             "ranks": stages.ranks(self._runner.gpu_id or 0),
             "settings": settings,
-            "engine_root": gate.engine_root(compat.ROOT_VARIABLE, compat.cache_root, settings),
+            "engine_cache_root": gate.engine_root(
+                compat.ROOT_VARIABLE, compat.cache_root, settings
+            ),
             "engine": ("sglang", compat.version()),
-            "others": own_tables(self._runner) if reuses else (),
-            "keep_loaded": True,  # of an earlier context, in whose graphs it is captured
+            "extra_tables": own_tables(self._runner) if reuses else (),
+            "keep_existing": True,  # of an earlier context, in whose graphs it is captured
             "tuning_context": lambda: survey(self._runner, run_lm_head=self._run_lm_head),
             **given,
         }

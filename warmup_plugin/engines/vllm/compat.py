@@ -78,7 +78,7 @@ def cache_root() -> Path:
 
 
 def default_root(environ: Mapping[str, str]) -> Path:
-    """Return what the cache root is without its variable, for whoever may not import vLLM."""
+    """Return the cache root without its variable, for callers that may not import vLLM."""
     home = environ.get("HOME") or str(Path.home())
     return Path(environ.get("XDG_CACHE_HOME") or f"{home}/.cache", "vllm")
 

@@ -19,7 +19,7 @@ logger = logging.getLogger("warmup_plugin")
 def own_tables(runner: Any) -> Iterator[Path]:
     """Yield files that FlashInfer can load and folders of its managed store, those that exist.
 
-    Looks when it is iterated, which is where something is missing: vLLM's hash of its config takes
+    Looks when it is iterated, which is where a table is missing: vLLM's hash of its config takes
     longer than all the rest of a warm start's reading.
     """
     try:

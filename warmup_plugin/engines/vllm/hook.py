@@ -110,9 +110,9 @@ def _given(settings: Settings, runner: Any, world: Any) -> dict[str, Any]:
         "identity": identity_of(runner.vllm_config),
         "ranks": _ranks(runner, world),
         "settings": settings,
-        "engine_root": gate.engine_root(compat.ROOT_VARIABLE, compat.cache_root, settings),
+        "engine_cache_root": gate.engine_root(compat.ROOT_VARIABLE, compat.cache_root, settings),
         "engine": ("vllm", compat.version()),
-        "others": own_tables(runner),
+        "extra_tables": own_tables(runner),
     }
 
 
