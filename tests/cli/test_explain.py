@@ -98,7 +98,7 @@ def test_the_same_identity(cli: Cli, tmp_path: Path) -> None:
         (
             {"tasks": {"seen": 3, "from_cache": 2, "tuned": 1},
              "winners": [{"op": "op::new"}], "read": [{"path": "/t", "entries": 2, "reason": ""}]},
-            "incomplete", "1 task were new: op::new",
+            "incomplete", "1 task was new: op::new",
         ),
         (
             {"adopted_from": {"/other.json": 3}, "read": [{"path": "/t", "entries": 2,

@@ -32,7 +32,8 @@ class WarmupReport:
     ``tasks`` counts this rank's tasks by what became of them: seen, from_cache, tuned (here),
     received (from the rank that tuned it), adopted (another's entry answers), default, unshared
     (each rank tunes for itself), failed (no winner this time), left (to the next start).
-    ``passed_through_tactics``: those of the tactics timed that ops left to themselves have timed.
+    ``passed_through_tactics``, ``passed_through_inputs``: those of the tactics timed, and of the
+    inputs synthesised, that are of ops left to themselves.
     ``seconds`` is by step, ``ops`` by custom op. ``timeline`` has a row for each task tuned here:
     [label, began, seconds] on the machine's monotonic clock. ``costs``, on rank 0: seconds by label
     of every task the job has tuned. ``race``: of the tasks that this rank has raced their number,
@@ -72,6 +73,7 @@ class WarmupReport:
     tactics_timed: int = 0
     passed_through_tactics: int = 0
     inputs_synthesised: int = 0
+    passed_through_inputs: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     timeline: tuple[tuple[str, float, float], ...] = ()
     costs: Mapping[str, float] = field(default_factory=dict)
@@ -113,11 +115,21 @@ class WarmupReport:
         return sum(self.seconds.values())
 
     @property
+    def tactics_of_tasks(self) -> int:
+        """Return how many tactics were timed of tasks, those of ops left to themselves aside."""
+        return self.tactics_timed - self.passed_through_tactics
+
+    @property
+    def inputs_of_tasks(self) -> int:
+        """Return how many inputs were synthesised for tasks."""
+        return self.inputs_synthesised - self.passed_through_inputs
+
+    @property
     def is_warm(self) -> bool:
         """Return whether all that this rank serves was there before: no task was tuned for it."""
-        timed = self.tactics_timed - self.passed_through_tactics
         new = sum(self.tasks.get(name, 0) for name in _NEW)
-        return self.agreement in ("certified", "partial") and not timed and not new
+        is_shared = self.agreement in ("certified", "partial")
+        return is_shared and not self.tactics_of_tasks and not new
 
     def line(self) -> str:
         """Return the one line for the log."""
@@ -125,7 +137,7 @@ class WarmupReport:
         parts = [
             f"{counts.get('from_cache', 0)} of {counts.get('seen', 0)} tasks from cache",
             *(f"{counts[name]} {name}" for name in OUTCOMES[1:] if counts.get(name)),
-            f"{self.tactics_timed - self.passed_through_tactics} tactics timed",
+            f"{self.tactics_of_tasks} tactics timed",
         ]
         if self.passed_through_tactics:
             parts.append(f"{self.passed_through_tactics} more by ops left to themselves")

@@ -38,6 +38,7 @@ def row_of(job: Job, survey: Survey | None, work: Work, entry_of: EntryOf) -> Wo
         "tactics_timed": job.seen.tactics_timed,
         "passed_through_tactics": job.seen.passed_through,
         "inputs_synthesised": job.seen.inputs_synthesised,
+        "passed_through_inputs": job.seen.passed_through_inputs,
         "bytes_sent": job.coordinator.bytes_sent,
         "bytes_received": job.coordinator.bytes_received,
         "ops": by_op(what_became(survey, work, entry_of)),
