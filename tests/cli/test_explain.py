@@ -129,6 +129,16 @@ def test_what_cannot_be_explained(cli: Cli, tmp_path: Path) -> None:
     assert (ran.code, "colour" in ran.err) == (1, True)
 
 
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [("fp8", "bfloat16, fp8,"), ([None, None], "bfloat16, TP"), (["fp8", "fp8"], "bfloat16, fp8,")],
+)
+def test_an_identity_in_words(cli: Cli, tmp_path: Path, value: Any, words: str) -> None:
+    """A quantization that is none, or stands there twice as SGLang's does, is told once."""
+    put(tmp_path, identity(quantization=value))
+    assert words in cli("ls", "--root", tmp_path, width=300).out
+
+
 def test_words_go_by_the_longest_path() -> None:
     """A field of the stamp has words of its own, an unknown one those of the stamp."""
     known = reasons(identity(), identity(stamp={**STAMP, "cuda_version": "13.1"}))
