@@ -39,7 +39,7 @@ WHEEL   := $(S)/wheel-$(call hash,pyproject.toml README.md LICENSE tools/wheel $
 PACKAGE := $(call stamp,torch-cpu) $(call stamp,flashinfer-cpu) $(call stamp,runtime) \
            $(call stamp,build) $(WHEEL)
 # The page as it should be: its own words down to the marker, then the table from the package.
-SETTINGS_PAGE = { sed '/^<!-- From here on/q' docs/settings.md; echo; $(PY) -m warmup_plugin.settings; }
+SETTINGS_PAGE = { sed '/^<!-- From here on/q' docs/settings.md; echo; $(PY) tools/settings_page.py; }
 
 TEST_RELEASES   := $(patsubst %,$(S)/release-%-once,$(call releases,test))
 MATRIX_RELEASES := $(patsubst %,$(S)/release-%-once,$(call releases,matrix))

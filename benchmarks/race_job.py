@@ -32,7 +32,7 @@ from flashinfer.autotuner import (
 from benchmarks.race_tasks import LAUNCH_MS, OWN, Kind
 from warmup_plugin import Identity, Settings, warm_up
 from warmup_plugin.engines.embedded import host_clock
-from warmup_plugin.planning.plan import Queue
+from warmup_plugin.planning.assignment import Queue
 from warmup_plugin.planning.work_queue import draw
 
 TASKS = 22

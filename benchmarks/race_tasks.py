@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from warmup_plugin.tuner.race.rules import Counts, Verdict, first_counts, race
+from warmup_plugin.tuner.race.counts import Counts, first_counts
+from warmup_plugin.tuner.race.rules import Verdict, race
 
 #: FlashInfer's own counts, and what one launch of the best candidate takes, in milliseconds.
 OWN, LAUNCH_MS = Counts(3, 10, 5.0), 0.1

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import heapq
-import json
 import random
 import sys
 import time
@@ -26,15 +25,20 @@ from warmup_plugin.cache.external import Borrowed
 from warmup_plugin.cache.manifest import Manifest, render_manifest
 from warmup_plugin.cache.table import Entry, Table, parse_table, render_table
 from warmup_plugin.cache.task_result import Result
+from warmup_plugin.coordination.messages import said
+from warmup_plugin.coordination.rounds import Vote
+from warmup_plugin.coordination.votes import PlanVote, ShareVote
+from warmup_plugin.planning.assignment import Plan
 from warmup_plugin.planning.codec import pack_items, pack_results, packed, unpack_results, unpacked
 from warmup_plugin.planning.cost_model import Costs
 from warmup_plugin.planning.inventory import Item
-from warmup_plugin.planning.plan import Plan, make_plan
+from warmup_plugin.planning.plan import make_plan
 from warmup_plugin.planning.work_queue import draw
 from warmup_plugin.runtime.safe_json import digest
 from warmup_plugin.steps import plan as plan_step
 from warmup_plugin.steps import share
 from warmup_plugin.steps.agree import Agreed
+from warmup_plugin.steps.work import Work
 
 STAMP = {"flashinfer_version": "0.7.2.post1", "gpu": "NVIDIA H200", "cuda_version": "13.0"}
 STAGES, OPS, BUCKETS = 8, 20, 25
@@ -61,9 +65,9 @@ class Coordinator:
         self.received[self.rank] += len(self.bodies[sha256])
         return self.bodies[sha256]
 
-    def word(self, word: Any) -> None:
-        """Count a word on its way to rank 0."""
-        self.received[0] += len(json.dumps(word))
+    def vote(self, step: str, vote: Vote) -> None:
+        """Count a vote on its way to rank 0."""
+        self.received[0] += len(said(step, vote))
 
 
 def items_of(rank: int, num_ranks: int, num_tasks: int) -> list[Item]:
@@ -116,10 +120,10 @@ def simulate(num_ranks: int, num_tasks: int) -> dict[str, Any]:
     coordinator = Coordinator()
     job: Any = SimpleNamespace(
         coordinator=coordinator, ops=SimpleNamespace(twin_fields={}, one_rank={}), shares=True,
-        word={"strategy": "sharded", "mode": "on", "go": "share"}, placement=None,
+        placement=None,
     )  # fmt: skip
-    agreed = Agreed(Table(STAMP, {}), None, {"go": "none"}, borrowed=Borrowed())
-    words, items = {}, {}
+    agreed = Agreed(Table(STAMP, {}), None, borrowed=Borrowed())
+    votes, items = {}, {}
     for rank in range(num_ranks):
         kind = (rank * min(STAGES, num_ranks) // num_ranks, rank % DEVICES)
         if kind not in items:
@@ -127,10 +131,10 @@ def simulate(num_ranks: int, num_tasks: int) -> dict[str, Any]:
             alike = [item for item in own if not item.op.startswith("twin::")]
             twins = [item for item in own if item.op.startswith("twin::")]
             items[kind] = [coordinator.put(pack_items(part)) for part in (alike, twins) if part]
-        words[rank] = {"inventory": items[kind]}
-        coordinator.word(words[rank])
+        votes[rank] = PlanVote(inventory=items[kind])
+        coordinator.vote("plan", votes[rank])
     began = time.perf_counter()
-    lots = plan_step._lots(job, agreed, words)  # noqa: SLF001  # what rank 0 does, nothing else
+    lots = plan_step._lots(job, agreed, votes)  # noqa: SLF001  # what rank 0 does, nothing else
     plan = make_plan(lots, "sharded", cost=Costs())
     body = coordinator.put(packed(plan.to_json()))
     plan_s = time.perf_counter() - began
@@ -152,11 +156,11 @@ def simulate(num_ranks: int, num_tasks: int) -> dict[str, Any]:
         rows = [result(name, rank, seconds[name]) for name in names]
         body = coordinator.put(pack_results(rows, places))
         bodies[body] = None
-        coordinator.word({"results": body, "error": ""})
+        coordinator.vote("share", ShareVote(results=body, error=""))
     began = time.perf_counter()
     order = list(plan.tasks)
     results = [row for b in bodies for row in unpack_results(coordinator.get(b), order)]
-    work = plan_step.Work(is_new=True, plan=plan, lots=lots)
+    work = Work(is_new=True, plan=plan, lots=lots)
     settled = share._settle(agreed, work, results)  # noqa: SLF001
     table = render_table(settled.table)
     manifest = render_manifest(Manifest(identity="0" * 64, tasks=settled.tasks))

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from warmup_plugin.cache.external import BLOCKLIST, Borrowed, borrow
 from warmup_plugin.cache.manifest import Manifest, TaskRecord, render_manifest

@@ -4,13 +4,26 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 from warmup_plugin import __version__
 from warmup_plugin.cache.stamps import FINGERPRINT, PACKAGES
+from warmup_plugin.coordination.decisions import LoadDecision, OpenDecision, ReadyDecision
+from warmup_plugin.coordination.rounds import Vote
+from warmup_plugin.coordination.votes import (
+    AgreeVote,
+    CertifyVote,
+    Heading,
+    LoadVote,
+    OpenVote,
+    RankRow,
+    ReadyVote,
+    SurveyVote,
+)
 from warmup_plugin.identity import Identity
 from warmup_plugin.steps.decisions import (
     decide_agree,
@@ -22,11 +35,12 @@ from warmup_plugin.steps.decisions import (
 )
 from warmup_plugin.steps.open_decision import decide_open, taken_from
 
-Word = dict[str, Any]
+Fields = dict[str, Any]
+V = TypeVar("V", bound=Vote)
 
 
-def ranks(*words: Word) -> dict[int, Word]:
-    return dict(enumerate(words))
+def ranks(*votes: V) -> dict[int, V]:
+    return dict(enumerate(votes))
 
 
 # -- opening -------------------------------------------------------------------------------------
@@ -37,8 +51,8 @@ def factors(**more: Any) -> dict[str, Any]:
     return dict(Identity.of(model="m", dtype="bf16", stamp=stamp, **more).factors)
 
 
-def hello(rank: int = 0, size: int = 1, node: str = "n0", **more: Any) -> Word:
-    return {
+def hello(rank: int = 0, size: int = 1, node: str = "n0", **more: Any) -> OpenVote:
+    fields = {
         "plugin": __version__,
         "host": f"host of {node}",
         "ranks": {"rank": rank, "world_size": size, "node": node},
@@ -61,12 +75,13 @@ def hello(rank: int = 0, size: int = 1, node: str = "n0", **more: Any) -> Word:
         "may_keep_step": False,
         **more,
     }
+    return msgspec.convert(fields, OpenVote)
 
 
-def opened(*changes: Word) -> Word:
+def opened(*changes: Fields) -> OpenDecision:
     size = len(changes)
     record = decide_open({rank: hello(rank, size, **more) for rank, more in enumerate(changes)})
-    json.dumps(record)  # it crosses ranks
+    assert msgspec.json.decode(msgspec.json.encode(record), type=OpenDecision) == record
     return record
 
 
@@ -79,7 +94,7 @@ STEP = {"may_keep_step": True}
 AGREE = {"require_agreement": True}
 TAKES = {"takes": ["cublas_version"]}
 
-OPENING: dict[str, tuple[tuple[Word, ...], str, str]] = {
+OPENING: dict[str, tuple[tuple[Fields, ...], str, str]] = {
     "alike": (({}, {}), "share", ""),
     "strategy per_rank": (
         ({"strategy": "per_rank"}, {"strategy": "per_rank"}), "per_rank", "strategy per_rank",
@@ -161,11 +176,11 @@ OPENING: dict[str, tuple[tuple[Word, ...], str, str]] = {
 
 
 @pytest.mark.parametrize(("changes", "go", "reason"), OPENING.values(), ids=OPENING)
-def test_how_far_ranks_share(changes: tuple[Word, ...], go: str, reason: str) -> None:
+def test_how_far_ranks_share(changes: tuple[Fields, ...], go: str, reason: str) -> None:
     """And why not further, for log and report."""
     record = opened(*changes)
-    assert record["go"] == go
-    assert reason in record["reason"] if reason else record["reason"] == ""
+    assert record.go == go
+    assert reason in record.reason if reason else record.reason == ""
 
 
 def test_what_a_rank_takes_of_the_stamp_is_rank_0s() -> None:
@@ -174,10 +189,10 @@ def test_what_a_rank_takes_of_the_stamp_is_rank_0s() -> None:
     takes = {"takes": ["cublas_version", "cutlass_dsl_version"]}
     told = {"factors": factors(stamp={"cublas_version": "13"})}
     record = opened({"factors": factors(stamp=stamp)}, takes, {}, {**told, "alike": False})
-    assert record["go"] == "share"
-    assert record["looked_up"] == stamp
-    assert record["factors"]["stamp"]["cutlass_dsl_version"] == "4.2"
-    assert record["factors"]["stamp"]["cublas_version"] == "13", "known to rank 3"
+    assert record.go == "share"
+    assert record.looked_up == stamp
+    assert record.factors["stamp"]["cutlass_dsl_version"] == "4.2"
+    assert record.factors["stamp"]["cublas_version"] == "13", "known to rank 3"
 
 
 def test_equal_packages_at_another_path_are_no_other_environment() -> None:
@@ -188,31 +203,29 @@ def test_equal_packages_at_another_path_are_no_other_environment() -> None:
     record = opened(
         {"factors": factors(stamp=here)}, takes, {"factors": factors(stamp=there), "alike": False}
     )
-    assert (record["go"], record["warnings"]) == ("share", [])
-    assert record["factors"]["stamp"] == {
+    assert (record.go, record.warnings) == ("share", [])
+    assert record.factors["stamp"] == {
         "flashinfer_version": "0.7.2", "cudnn_version": "9", FINGERPRINT: "same",
     }  # fmt: skip
-    assert record["looked_up"] == here
-    assert taken_from(record["looked_up"], takes["takes"]) == here
-    assert taken_from(record["looked_up"], []) == {}
+    assert record.looked_up == here
+    assert taken_from(record.looked_up, takes["takes"]) == here
+    assert taken_from(record.looked_up, []) == {}
     record = opened({"factors": factors(stamp=here)}, {"factors": factors(stamp=other)})
-    assert record["go"] == "per_rank"
-    assert f"stamp.{FINGERPRINT} is 'other', not 'same'" in record["reason"]
+    assert record.go == "per_rank"
+    assert f"stamp.{FINGERPRINT} is 'other', not 'same'" in record.reason
 
 
 def test_ranks_that_see_alike_divide_the_look() -> None:
     """Rank 0 may take what another has found; one that sees otherwise has nothing for them."""
-    words: tuple[Word, ...] = (
+    words: tuple[Fields, ...] = (
         {"factors": factors(stamp={"cublas_version": "13"}), "takes": ["cutlass_dsl_version"]},
         {"factors": factors(stamp={"cutlass_dsl_version": "4.1", "cublas_version": "13"}),
          "alike": False},
         {"factors": factors(stamp={"cutlass_dsl_version": "4.2"}), "takes": ["cublas_version"]},
     )  # fmt: skip
     record = opened(*words)
-    assert record["looked_up"] == {"cublas_version": "13", "cutlass_dsl_version": "4.2"}
-    assert record["reason"] == (
-        "rank 1: stamp.cutlass_dsl_version is '4.1', not '4.2' as on rank 0"
-    )
+    assert record.looked_up == {"cublas_version": "13", "cutlass_dsl_version": "4.2"}
+    assert record.reason == ("rank 1: stamp.cutlass_dsl_version is '4.1', not '4.2' as on rank 0")
 
 
 @pytest.mark.parametrize("unknown", ["unknown", "None", None])
@@ -221,12 +234,12 @@ def test_a_stamp_field_unknown_on_one_side_is_no_difference(unknown: str | None)
     here = factors()
     here["stamp"] = {**here["stamp"], "cudnn_version": unknown}
     for other in (0, 1):
-        changes: list[Word] = [{"factors": here}, {}]
+        changes: list[Fields] = [{"factors": here}, {}]
         record = opened(*(changes if other else reversed(changes)))
-        assert record["go"] == "share"
-        assert record["factors"]["stamp"]["cudnn_version"] == "9"
+        assert record.go == "share"
+        assert record.factors["stamp"]["cudnn_version"] == "9"
     alone = opened({"factors": here})
-    assert alone["factors"]["stamp"]["cudnn_version"] == "unknown"
+    assert alone.factors["stamp"]["cudnn_version"] == "unknown"
 
 
 def test_two_ranks_that_know_different_things_differ() -> None:
@@ -234,7 +247,7 @@ def test_two_ranks_that_know_different_things_differ() -> None:
     blank = factors()
     blank["stamp"] = {**blank["stamp"], "cudnn_version": "unknown"}
     record = opened({"factors": blank}, {}, ANOTHER_CUDNN)
-    assert (record["go"], "rank 2: stamp.cudnn_version" in record["reason"]) == ("per_rank", True)
+    assert (record.go, "rank 2: stamp.cudnn_version" in record.reason) == ("per_rank", True)
 
 
 def test_rank_0s_settings_are_used_and_the_others_told() -> None:
@@ -243,39 +256,39 @@ def test_rank_0s_settings_are_used_and_the_others_told() -> None:
         {"mode": "read-only", "on_hit": "skip"},
         {"mode": "on", "on_hit": "skip", "factors": factors(extra={"tokens": 5})},
     )
-    assert [record[name] for name in ("mode", "strategy", "on_hit")] == [
+    assert [record.mode, record.strategy, record.on_hit] == [
         "read-only",
         "leader",
         "skip",
     ]
-    assert record["go"] == "share"
-    assert len(record["warnings"]) == 2
-    assert "rank 1 has mode=on, rank 0's read-only is used" in record["warnings"]
-    assert "extra" in record["warnings"][1]
+    assert record.go == "share"
+    assert len(record.warnings) == 2
+    assert "rank 1 has mode=on, rank 0's read-only is used" in record.warnings
+    assert "extra" in record.warnings[1]
 
 
 def test_the_first_rank_of_each_node_writes() -> None:
     places = [{"ranks": {"rank": r, "world_size": 5, "node": n}} for r, n in enumerate("abbab")]
     record = opened(*places)
-    assert record["nodes"] == [[0, 3], [1, 2, 4]]
-    assert record["writers"] == [0, 1]
+    assert record.nodes == [[0, 3], [1, 2, 4]]
+    assert record.writers == [0, 1]
 
 
 # -- tables --------------------------------------------------------------------------------------
 
 
-def table(sha256: str = "", manifest: str = "", **more: Any) -> Word:
-    return {
+def table(sha256: str = "", manifest: str = "", **more: Any) -> AgreeVote:
+    fields = {
         "table": sha256, "manifest": manifest, "defaults": [], "complete": False, "trusted": False,
-        "vouched": False,
-        "warnings": [], "mark": "", **more,
+        "vouched": False, "warnings": [], "mark": "", "deaths": {}, **more,
     }  # fmt: skip
+    return msgspec.convert(fields, AgreeVote)
 
 
 def test_without_a_table_all_start_cold() -> None:
     record = decide_agree(ranks(table(warnings=["a: denied"]), table(warnings=["b: absent"])))
-    assert record["go"] == "none"
-    assert record["warnings"] == ["rank 0: a: denied", "rank 1: b: absent"]
+    assert record.go == "none"
+    assert record.warnings == ["rank 0: a: denied", "rank 1: b: absent"]
 
 
 def test_one_table_is_everybodys_whoever_has_it() -> None:
@@ -283,14 +296,9 @@ def test_one_table_is_everybodys_whoever_has_it() -> None:
     record = decide_agree(
         ranks(table(), table("T", "M", defaults=["d"], complete=True, trusted=True))
     )
-    assert record["go"] == "one"
-    assert (record["from"], record["held_by"]) == (1, [1])
-    heading = {
-        name: record[name] for name in ("table", "manifest", "defaults", "complete", "trusted")
-    }
-    assert heading == {
-        "table": "T", "manifest": "M", "defaults": ["d"], "complete": True, "trusted": True,
-    }  # fmt: skip
+    assert record.go == "one"
+    assert (record.source, record.held_by) == (1, [1])
+    assert record.heading == Heading("T", "M", ["d"], complete=True, trusted=True, vouched=False)
 
 
 @pytest.mark.parametrize(
@@ -303,44 +311,45 @@ def test_one_table_is_everybodys_whoever_has_it() -> None:
     ],
     ids=["two tables", "each digest once", "one manifest lost", "two manifests of one table"],
 )
-def test_different_tables_are_merged(words: list[Word], want: list[int]) -> None:
+def test_different_tables_are_merged(words: list[AgreeVote], want: list[int]) -> None:
     """Each distinct pair of table and manifest crosses once; a valid manifest is not lost."""
     record = decide_agree(ranks(*words))
-    assert (record["go"], record["want"]) == ("merge", want)
+    assert (record.go, record.want) == ("merge", want)
 
 
 def test_a_table_that_one_rank_cannot_load_is_nobodys() -> None:
-    fine, bad = {"error": "", "shares_disk": False}, {"error": "refused", "shares_disk": True}
-    assert decide_load(ranks(fine, fine)) == {"go": "loaded", "redundant": []}
-    assert decide_load(ranks(fine, bad)) == {
-        "go": "empty", "reason": "rank 1: refused", "redundant": [1],
-    }  # fmt: skip
+    fine, bad = LoadVote(error="", shares_disk=False), LoadVote(error="refused", shares_disk=True)
+    assert decide_load(ranks(fine, fine)) == LoadDecision(go="loaded", redundant=[])
+    assert decide_load(ranks(fine, bad)) == LoadDecision(
+        go="empty", reason="rank 1: refused", redundant=[1]
+    )
 
 
 # -- survey --------------------------------------------------------------------------------------
 
 
-def surveyed(**more: Any) -> Word:
-    return {
-        "error": "", "last_answered": "", "stage": 0, "missing": 0, "unshared": 0, "heal": False,
-        "skipped": [], "ops": [], "asked": 1, **more,
+def surveyed(**more: Any) -> SurveyVote:
+    fields = {
+        "error": "", "last_answered": "", "stage": 0, "unrecorded": {}, "missing": 0,
+        "stored": False, "unshared": 0, "skipped": [], "ops": [], "asked": 1, "heal": False,
+        "sealed": None, **more,
     }  # fmt: skip
+    return msgspec.convert(fields, SurveyVote)
 
 
 @pytest.mark.parametrize("asked", [(1, 1), (0, 1), (0, 0)])
 def test_a_forward_that_asks_nothing(asked: tuple[int, int]) -> None:
     """On no rank: a rank without a layer of its own, or without a token, has others to ask."""
     words = ranks(*(surveyed(asked=number) for number in asked))
-    assert decide_survey(words)["is_empty"] is (asked == (0, 0))
+    assert decide_survey(words).is_empty is (asked == (0, 0))
 
 
 def test_a_rank_without_a_task_adds_nothing_to_the_certificate() -> None:
     """And where no rank has one there is none."""
-    word = {"deviates": [], "published": [], "served": "ab"}
-    none = {**word, "served": ""}
+    word, none = certified("ab"), certified("")
     both, one = (decide_certify(ranks(word, other)) for other in (word, none))
-    assert both["certificate"] == one["certificate"] != ""
-    assert decide_certify(ranks(none, none))["certificate"] == ""
+    assert both.certificate == one.certificate != ""
+    assert decide_certify(ranks(none, none)).certificate == ""
 
 
 @pytest.mark.parametrize(
@@ -365,16 +374,16 @@ def test_a_rank_without_a_task_adds_nothing_to_the_certificate() -> None:
         "at another stage's too", "one rank of a stage fails at its own op",
     ],
 )  # fmt: skip
-def test_what_forwards_have_shown(words: list[Word], go: str) -> None:
+def test_what_forwards_have_shown(words: list[SurveyVote], go: str) -> None:
     """A failure at one op on every rank that may call it is the op's; any other is a rank's."""
     record = decide_survey(ranks(*words))
-    assert record["go"] == go
-    assert record.get("op") == ("op" if go == "rerun" else None)
+    assert record.go == go
+    assert record.op == ("op" if go == "rerun" else "")
 
 
 def test_a_forward_that_cannot_run_again_ends_the_session() -> None:
     words = ranks(*[surveyed(error="E", last_answered="op")] * 2)
-    assert decide_only_survey(words) == {**decide_survey(words), "go": "retry"}
+    assert decide_only_survey(words) == replace(decide_survey(words), go="retry")
     for same in (ranks(surveyed(), surveyed(missing=1)), ranks(surveyed(), surveyed(error="E"))):
         assert decide_only_survey(same) == decide_survey(same)
 
@@ -383,46 +392,55 @@ def test_the_failed_rank_is_named() -> None:
     record = decide_survey(
         ranks(surveyed(), surveyed(), surveyed(error="ValueError: 1"), surveyed())
     )
-    assert (record["go"], record["rank"], record["reason"]) == ("abort", 2, "ValueError: 1")
+    assert (record.go, record.rank, record.reason) == ("abort", 2, "ValueError: 1")
 
 
 def test_an_op_that_one_rank_skips_is_skipped_by_all() -> None:
     words = ranks(surveyed(skipped=["b"]), surveyed(skipped=["a", "b"]), surveyed(error="E"))
-    assert decide_survey(words)["skipped"] == ["a", "b"]
-    assert decide_survey(ranks(surveyed(skipped=["b"])))["skipped"] == ["b"]
+    assert decide_survey(words).skipped == ["a", "b"]
+    assert decide_survey(ranks(surveyed(skipped=["b"]))).skipped == ["b"]
 
 
 # -- sharing -------------------------------------------------------------------------------------
 
 
-def ready(**more: Any) -> Word:
-    return {"failed": {}, "refused": [], "error": "", **more}
+def ready(**more: Any) -> ReadyVote:
+    return ReadyVote(**{"failed": {}, "refused": [], "error": "", **more})
 
 
-SEALED = {"served": "digest", "deviates": [], "published": []}
+ROW = RankRow(0, [], [], 0, 0, 0, 0, 0, {}, [])
+
+
+def certified(served: str = "s", **more: Any) -> CertifyVote:
+    fields = {"deviates": [], "published": [], "row": ROW, "apart": {}, "leaves": "", **more}
+    return msgspec.convert({"served": served, **fields}, CertifyVote)
+
+
+SEALED = certified("digest")
 
 
 def test_a_warm_start_is_certified_with_the_survey() -> None:
     """Where each rank has its word ready: the record is that of step 9."""
     words = ranks(surveyed(sealed=SEALED), surveyed(sealed=SEALED))
-    assert decide_survey(words)["certified"] == decide_certify(ranks(SEALED, SEALED))
-    assert decide_survey(words)["certified"]["certificate"]
+    found = decide_survey(words).certified
+    assert found == decide_certify(ranks(SEALED, SEALED))
+    assert found is not None
+    assert found.certificate
 
 
 @pytest.mark.parametrize(
     "other",
     [
         surveyed(),
-        surveyed(sealed=None),
-        surveyed(sealed={**SEALED, "deviates": ["gemm @ 8"]}),
+        surveyed(sealed=certified("digest", deviates=["gemm @ 8"])),
         surveyed(sealed=SEALED, missing=1),
         surveyed(sealed=SEALED, error="E", last_answered="op"),
     ],
-    ids=["an older word", "not ready", "another tactic", "one missing", "a forward that failed"],
+    ids=["not ready", "another tactic", "one missing", "a forward that failed"],
 )
-def test_one_rank_that_is_not_ready_leaves_it_to_step_9(other: Word) -> None:
+def test_one_rank_that_is_not_ready_leaves_it_to_step_9(other: SurveyVote) -> None:
     """All ranks go on then, and certify when they have done what there is to do."""
-    assert "certified" not in decide_survey(ranks(surveyed(sealed=SEALED), other))
+    assert decide_survey(ranks(surveyed(sealed=SEALED), other)).certified is None
 
 
 def test_winners_that_some_rank_cannot_build_are_dropped_by_all() -> None:
@@ -434,20 +452,15 @@ def test_winners_that_some_rank_cannot_build_are_dropped_by_all() -> None:
             ready(failed={"t": "nay", "u": "x"}, refused=["u"]),
         )
     )
-    assert record == {
-        "go": "serve", "reason": "",
-        "drop": {"t": "rank 1: no", "u": "rank 2: x"}, "refused": ["u"],
-    }  # fmt: skip
+    assert record == ReadyDecision(
+        go="serve", drop={"t": "rank 1: no", "u": "rank 2: x"}, refused=["u"]
+    )
 
 
 def test_a_table_that_is_not_in_force_on_one_rank_is_in_force_on_none() -> None:
     record = decide_ready(ranks(ready(failed={"t": "no"}), ready(error="refused")))
-    assert record["drop"] == {}
-    assert (record["go"], record["reason"]) == ("defaults", "rank 1: refused")
-
-
-def certified(served: str = "s", **more: Any) -> Word:
-    return {"served": served, "deviates": [], "published": [], **more}
+    assert record.drop == {}
+    assert (record.go, record.reason) == ("defaults", "rank 1: refused")
 
 
 def test_tasks_that_ranks_serve_differently_are_named() -> None:
@@ -458,18 +471,18 @@ def test_tasks_that_ranks_serve_differently_are_named() -> None:
         certified(apart={"v": ["op @ 16", "('A', 1)"]}),
     )
     record = decide_certify(words)
-    assert (record["go"], record["differ"]) == ("serve", ["op @ 4"])
-    assert record["certificate"] == certificate("s")
+    assert (record.go, record.differ) == ("serve", ["op @ 4"])
+    assert record.certificate == certificate("s")
 
 
 def test_an_op_that_one_rank_cannot_record_is_passed_through_by_all() -> None:
     """In another run of the forward, where there can be one; else it stays on its default."""
     words = ranks(surveyed(), surveyed(unrecorded={"gemm": "KeyError: 'a'"}))
     record = decide_survey(words)
-    assert (record["go"], record["op"], record["distrust"]) == ("rerun", "gemm", False)
-    assert "KeyError: 'a'" in record["reason"]
-    assert decide_survey(words, last=True)["go"] == "warm"
-    assert decide_only_survey(words)["go"] == "warm"
+    assert (record.go, record.op, record.distrust) == ("rerun", "gemm", False)
+    assert "KeyError: 'a'" in record.reason
+    assert decide_survey(words, last=True).go == "warm"
+    assert decide_only_survey(words).go == "warm"
 
 
 def certificate(*served: str) -> str:
@@ -489,7 +502,7 @@ def certificate(*served: str) -> str:
 def test_the_certificate_is_over_the_distinct_answers(served: list[str], expected: str) -> None:
     """Equal on every rank and at every start; stages answer for different tasks."""
     record = decide_certify(ranks(*(certified(one) for one in served)))
-    assert (record["go"], record["certificate"]) == ("serve", expected)
+    assert (record.go, record.certificate) == ("serve", expected)
 
 
 def test_ranks_that_deviate_are_named_and_all_serve_defaults() -> None:
@@ -498,15 +511,15 @@ def test_ranks_that_deviate_are_named_and_all_serve_defaults() -> None:
             certified(published=["/a"]), certified(deviates=["op @ 1", "op @ 2"], published=["/b"])
         )
     )
-    assert record["go"] == "defaults"
-    assert record["reason"] == "other tactics are served than agreed (rank 1: op @ 1, op @ 2)"
-    assert record["published"] == ["/a", "/b"]
+    assert record.go == "defaults"
+    assert record.reason == "other tactics are served than agreed (rank 1: op @ 1, op @ 2)"
+    assert record.published == ["/a", "/b"]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_has_been_told_to_end_ends_the_job(rank: int) -> None:
     """Nobody is certified with one that is about to go, whatever it serves."""
     words = ranks(certified("a"), certified("a"))
-    words[rank]["leaves"] = "SIGTERM"
+    words[rank] = certified("a", leaves="SIGTERM")
     record = decide_certify(words)
-    assert (record["go"], record["rank"], record["reason"]) == ("end", rank, "SIGTERM")
+    assert (record.go, record.rank, record.reason) == ("end", rank, "SIGTERM")

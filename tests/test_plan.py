@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from warmup_plugin.planning.assignment import Plan, Queue
 from warmup_plugin.planning.inventory import (  # fmt: skip
     Inventory,
     Item,
@@ -16,7 +17,7 @@ from warmup_plugin.planning.inventory import (  # fmt: skip
     find_refused,
     find_unshared,
 )
-from warmup_plugin.planning.plan import Plan, Queue, make_plan  # fmt: skip
+from warmup_plugin.planning.plan import make_plan  # fmt: skip
 
 Inventories = Mapping[int, Inventory]
 

@@ -50,8 +50,8 @@ def tuning(progress: Progress, clock: Clock) -> None:
     progress.tuned(1.0, 2.0)
     progress.tuned(1.0, 8.0)
     progress.tuned(None, 3.0)
-    progress.heard(3, {"step": "tune", "task": counted("op::b @ 8", 1)})
-    progress.heard(2, {"step": "share", "task": ""})
+    progress.heard(3, "tune", counted("op::b @ 8", 1))
+    progress.heard(2, "share", "")
     progress.task("op::a @ 64", 1)
 
 

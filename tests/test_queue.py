@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 import pytest
 
+from warmup_plugin.planning.assignment import Plan, Queue
 from warmup_plugin.planning.cost_model import Costs
 from warmup_plugin.planning.inventory import Item, Lot
-from warmup_plugin.planning.plan import Plan, Queue, make_plan
+from warmup_plugin.planning.plan import make_plan
 from warmup_plugin.planning.work_queue import draw, reach
 
 

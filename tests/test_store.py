@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from warmup_plugin.cache import files as disk_files
-from warmup_plugin.cache import locks, reader
-from warmup_plugin.cache import store as store_module
+from warmup_plugin.cache import locks, publishing, reader
 from warmup_plugin.cache.lease import hold
 from warmup_plugin.cache.manifest import Manifest, TaskRecord
-from warmup_plugin.cache.store import NotPublished, Published, Reading, Store
+from warmup_plugin.cache.publishing import NotPublished, Published
+from warmup_plugin.cache.store import Reading, Store
 from warmup_plugin.cache.table import Entry, Table, render_table
 from warmup_plugin.identity import Identity
 from warmup_plugin.runtime.safe_json import Miss, digest
@@ -134,7 +135,9 @@ def test_a_warm_start_reads_table_and_manifest(store: Store, directory: Path) ->
     assert (reading.misses, reading.warnings) == ([], [])
     (part,) = reading.parts
     assert part.table == a_table(a=1, b=2)
-    assert part.manifest == replace(a_manifest("a", "b"), generation=1, table_sha256=done.sha256)
+    assert part.manifest == structs.replace(
+        a_manifest("a", "b"), generation=1, table_sha256=done.sha256
+    )
 
 
 def test_a_warm_start_writes_nothing(store: Store, directory: Path) -> None:
@@ -145,7 +148,7 @@ def test_a_warm_start_writes_nothing(store: Store, directory: Path) -> None:
     assert part.manifest is not None
     again = store.publish(RANK, part.table, part.manifest, IDENTITY)
     elsewhere = TaskRecord(op="op", keys=(("a",),), outcome="tuned", ms=3.0, rank=5, at=9.0)
-    manifest = replace(part.manifest, tasks={"task-a": elsewhere}, generation=1)
+    manifest = structs.replace(part.manifest, tasks={"task-a": elsewhere}, generation=1)
     later = store.publish(RANK, part.table, manifest, IDENTITY)
     for done in (again, later):
         assert isinstance(done, Published)
@@ -862,7 +865,8 @@ import json, os, sys
 from pathlib import Path
 from warmup_plugin.cache.manifest import Manifest, TaskRecord
 from warmup_plugin.settings import Settings
-from warmup_plugin.cache.store import Published, Store
+from warmup_plugin.cache.publishing import Published
+from warmup_plugin.cache.store import Store
 from warmup_plugin.cache.table import Entry, Table
 directory, stamp, name = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
 store = Store(directory, Settings())
@@ -1191,11 +1195,11 @@ def test_a_file_that_changed_since_it_was_read_is_merged_again(
     write = disk_files.write_files
 
     def write_late(*arguments: Any) -> Any:
-        monkeypatch.setattr(store_module, "write_files", write)
+        monkeypatch.setattr(publishing, "write_files", write)
         publish(Store(directory, SETTINGS), b=2)
         return write(*arguments)
 
-    monkeypatch.setattr(store_module, "write_files", write_late)
+    monkeypatch.setattr(publishing, "write_files", write_late)
     monkeypatch.setattr("fcntl.flock", lambda *_: None)
     publish(store, c=3)
     (part,) = store.read(STAMP).parts

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 
 import pytest
+from msgspec import structs
 
 from warmup_plugin.cache import lazy_table
 from warmup_plugin.cache.lazy_table import UnreadEntries, restamped, unread_table
@@ -64,7 +64,7 @@ def test_whoever_looks_sees_what_a_parse_would_have_found(parsed: list[bytes]) -
     assert len(entries) == len(TABLE.entries)
     assert entries == TABLE.entries
     assert found == TABLE
-    assert found != dataclasses.replace(TABLE, entries={})
+    assert found != structs.replace(TABLE, entries={})
     assert render_table(found) == DATA
     assert parsed.count(DATA) == 1
 
@@ -72,8 +72,8 @@ def test_whoever_looks_sees_what_a_parse_would_have_found(parsed: list[bytes]) -
 @pytest.mark.parametrize(
     "data",
     [
-        render_table(dataclasses.replace(TABLE, records={"a": 1})),
-        render_table(dataclasses.replace(TABLE, entries={})),
+        render_table(structs.replace(TABLE, records={"a": 1})),
+        render_table(structs.replace(TABLE, entries={})),
         render_table(Table({"gpu": "x" * (1 << 17)}, TABLE.entries)),
         DATA.replace(b"\n", b" "),
         b'{"_metadata": {"gpu": "A"}, "(1,)": ["Runner", 1]}',
@@ -110,7 +110,7 @@ def test_another_stamp_takes_the_place_of_the_first_line(parsed: list[bytes]) ->
     """In the form in which a table is written, without a look at its entries."""
     stamp = {"gpu": "GPU B, größer"}
     found = restamped(DATA, stamp)
-    assert found == render_table(dataclasses.replace(TABLE, stamp=stamp))
+    assert found == render_table(structs.replace(TABLE, stamp=stamp))
     assert parsed == []
 
 

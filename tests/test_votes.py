@@ -1,85 +1,184 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Words that are none of their step are refused: with rank, field and rule, or both versions."""
+"""Votes that are none of their round are refused: with rank, field and rule, or both versions."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.test_decide import hello, opened
+from tests.test_decide import certified, hello, opened, ready, surveyed, table
 from tests.test_fuzz import anything, fuzzed
 from warmup_plugin import __version__
-from warmup_plugin.coordination import votes
-from warmup_plugin.coordination.votes import FIRST, VERSION, VoteError, checked, fault_of
+from warmup_plugin.coordination import messages
+from warmup_plugin.coordination.decisions import (
+    AGREE,
+    BUILT,
+    CERTIFY,
+    OPEN,
+    READY,
+    ROUNDS,
+    SURVEY,
+    ReadyDecision,
+)
+from warmup_plugin.coordination.messages import Head, read_decision, read_vote, said
+from warmup_plugin.coordination.rounds import Round, Vote, VoteError
+from warmup_plugin.coordination.votes import EmptyVote
+from warmup_plugin.errors import RankLostError
 
-Word = dict[str, Any]
+Fields = dict[str, Any]
+SOUND: dict[str, tuple[Round[Any, Any], Vote]] = {
+    "open": (OPEN, hello()), "agree": (AGREE, table("T", deaths={"t": ("op @ 1", ["a"])})),
+    "survey0": (SURVEY.again(0), surveyed(sealed=certified())), "ready": (READY, ready()),
+    "built": (BUILT, EmptyVote()), "certify": (CERTIFY, certified()),
+}  # fmt: skip
 
-READY = {"failed": {}, "refused": [], "error": ""}
-FAULTS: dict[str, tuple[str, Word, str]] = {
+
+def fields_of(vote: Vote, **changes: Any) -> Fields:
+    return {**json.loads(said("", vote)), **changes}
+
+
+def body(fields: Fields, step: str) -> bytes:
+    return json.dumps({**fields, "step": step}).encode()
+
+
+@pytest.mark.parametrize("step", SOUND)
+def test_a_vote_arrives_as_it_was_handed_in(step: str) -> None:
+    held, vote = SOUND[step]
+    assert held.name == step
+    found = read_vote(held, said(step, vote).encode(), 1)
+    assert found == msgspec.structs.replace(vote, step=step)
+
+
+def without(name: str) -> Fields:
+    return {n: v for n, v in fields_of(hello()).items() if n != name}
+
+
+FAULTS: dict[str, tuple[Round[Any, Any], Fields, str]] = {
     "no margin": (
-        "open", {n: v for n, v in hello().items() if n != "margin"},
-        "its vote at step open has no 'margin': every vote there has",
+        OPEN, without("margin"),
+        f"its vote at step open has no 'margin': each of version {__version__} has",
     ),
     "an older version": (
-        "open", {**hello(), VERSION: "0.0.9"},
+        OPEN, {**without("margin"), "plugin": "0.0.9"},
         f"its warmup-plugin is 0.0.9, another rank's {__version__}: must be the same",
     ),
     "a version that did not say so": (
-        "open", {n: v for n, v in hello().items() if n != VERSION},
+        OPEN, without("plugin"),
         f"does not say which it is, another rank's {__version__}: must be the same",
     ),
+    "factors without a stamp": (
+        OPEN, fields_of(hello(), factors={}), "its vote at step open cannot be read: factors: must",
+    ),
+    "a place without a node": (
+        OPEN, fields_of(hello(), ranks={"rank": 0, "world_size": 1}),
+        "{'rank': 0, 'world_size': 1}: object missing required field `node`",
+    ),
     "a field too many": (
-        "ready", {**READY, "mood": 1},
+        READY, fields_of(ready(), mood=1),
         "its vote at step ready has a field 'mood': must be one of error, failed, refused",
     ),
     "another type": (
-        "ready", {**READY, "failed": ["a"]},
-        "its vote at step ready has 'failed' = ['a']: must be dict",
+        READY, fields_of(ready(), failed=["a"]),
+        "its vote at step ready has 'failed' = ['a']: expected `object`, got `array`",
+    ),
+    "another type, further down": (
+        READY, fields_of(ready(), failed={"a": 1}),
+        "its vote at step ready has 'failed' = {'a': 1}: expected `str`, got `int` at $[...]",
     ),
     "a truth for a number": (
-        "open", {**hello(), "margin": True},
-        "its vote at step open has 'margin' = True: must be int or float",
+        OPEN, fields_of(hello(), margin=True),
+        "its vote at step open has 'margin' = True: expected `float`, got `bool`",
     ),
-    "a second survey": ("survey1", {}, "its vote at step survey1 has no 'asked'"),
+    "a mode that there is not": (
+        OPEN, fields_of(hello(), mode="fast"),
+        "its vote at step open has 'mode' = 'fast': invalid enum value 'fast'",
+    ),
+    "a second survey": (SURVEY.again(1), {}, "its vote at step survey1 has no 'asked'"),
+    "a field too many for none": (
+        BUILT, {"go": 1}, "its vote at step built has a field 'go': must be one of none",
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_word_that_is_none_of_its_step(name: str) -> None:
-    step, word, reason = FAULTS[name]
-    sound = hello() if step == FIRST else READY
+def test_a_vote_that_is_none_of_its_round(name: str) -> None:
+    held, fields, reason = FAULTS[name]
     with pytest.raises(VoteError) as caught:
-        checked(step, lambda _words: {"go": "on"})({0: sound, 1: word})
+        read_vote(held, body(fields, held.name), 3)
     assert reason in caught.value.reason
-    assert caught.value.rank == (1 if step in (FIRST, "ready") else 0)
+    assert caught.value.rank == 3
 
 
-def test_sound_words_decide() -> None:
-    assert checked("ready", lambda words: {"go": len(words)})({0: READY, 1: READY}) == {"go": 2}
-    assert fault_of(FIRST, hello()) == ""
+@pytest.mark.parametrize("step", SOUND)
+def test_each_field_that_is_missing_is_named(step: str) -> None:
+    """No field of a vote has a value that is taken where it is not there."""
+    held, vote = SOUND[step]
+    fields = fields_of(vote)
+    for name in fields.keys() - {"step", "plugin"}:
+        fewer = {n: v for n, v in fields.items() if n != name}
+        with pytest.raises(VoteError) as caught:
+            read_vote(held, body(fewer, step), 2)
+        assert f"its vote at step {step} has no '{name}'" in caught.value.reason
 
 
-def test_the_first_record_says_of_which_version_it_is() -> None:
-    """By it the other ranks know rank 0."""
-    assert votes.other_version(FIRST, opened({}, {})) == ""
-    assert "must be the same" in votes.other_version(FIRST, {"go": "share"})
-    assert votes.other_version("agree", {"go": "one"}) == ""
+def test_what_is_no_object_is_the_fault_of_a_rank_that_is_lost() -> None:
+    for said_ in (b"", b"[1]", b"{", b'{"step": "ready", "fa'):
+        with pytest.raises(RankLostError, match="vote at step ready cannot be read") as caught:
+            read_vote(READY, said_, 2)
+        assert caught.value.rank == 2
+
+
+def test_the_first_decision_says_of_which_version_it_is() -> None:
+    """By it the other ranks know rank 0, before they read more of it."""
+    record = said("open", opened({}, {})).encode()
+    head = messages.read(Head, record, 0, "record")
+    assert read_decision(OPEN, record, head).go == "share"
+    other = json.dumps({"go": "share", "step": "open"}).encode()
+    with pytest.raises(VoteError, match="must be the same"):
+        read_decision(OPEN, other, messages.read(Head, other, 0, "record"))
+
+
+def test_a_decision_of_other_fields_is_told() -> None:
+    decision = ReadyDecision(go="serve", drop={}, refused=[])
+    fields = {**json.loads(said("ready", decision))}
+    del fields["drop"]
+    record = json.dumps(fields).encode()
+    with pytest.raises(VoteError) as caught:
+        read_decision(READY, record, messages.read(Head, record, 0, "record"))
+    assert "its record of step ready has no 'drop'" in caught.value.reason
+
+
+def told(held: Round[Any, Any], fields: Fields) -> Vote | VoteError | RankLostError:
+    """Return the vote in some JSON, or what is raised about it: the latter where it is none."""
+    try:
+        found: Vote = read_vote(held, messages.text({**fields, "step": held.name}).encode(), 1)
+    except (VoteError, RankLostError) as error:
+        return error
+    return found
 
 
 @fuzzed
-@given(step=st.sampled_from(sorted(votes._FIELDS)), word=st.dictionaries(st.text(), anything))
-def test_whatever_comes_is_an_answer(step: str, word: Word) -> None:
-    """No word of whatever form raises, or is told of at length."""
-    reason = fault_of(step, word)
-    assert len(reason) < 500
-    assert bool(reason) == (step not in ("built", "unguarded") or bool(word))
+@given(held=st.sampled_from(ROUNDS), fields=st.dictionaries(st.text(), anything))
+def test_whatever_comes_is_an_answer(held: Round[Any, Any], fields: Fields) -> None:
+    """No vote of whatever form raises another error, or is told of at length."""
+    found = told(held, fields)
+    if isinstance(found, Vote):
+        assert isinstance(found, EmptyVote)
+        assert fields.keys() <= {"step"}
+    else:
+        assert len(found.reason) < 500
 
 
 @fuzzed
-@given(name=st.sampled_from(sorted(votes._FIELDS[FIRST])), value=anything)
+@given(name=st.sampled_from(sorted(fields_of(hello()).keys() - {"step"})), value=anything)
 def test_a_field_of_another_type_is_named(name: str, value: Any) -> None:
-    reason = fault_of(FIRST, {**hello(), name: value})
-    assert reason == "" or name in reason or name == VERSION
+    found = told(OPEN, {**fields_of(hello()), name: value})
+    if isinstance(found, VoteError):
+        assert name in found.reason or name == "plugin"
+    elif isinstance(found, RankLostError):
+        assert "JSON" in found.reason

@@ -8,6 +8,7 @@ import os
 import pytest
 
 from warmup_plugin.coordination import messages
+from warmup_plugin.coordination.messages import Failed
 
 
 @pytest.mark.parametrize(
@@ -22,5 +23,5 @@ from warmup_plugin.coordination import messages
     ],
 )
 def test_what_is_no_text_is_replaced(said: str, heard: str) -> None:
-    body = messages.text({"path": [said]}).encode()
-    assert messages.word(body, 1, "word") == {"path": [heard]}
+    found = messages.read(Failed, messages.said("x", Failed(1, said)).encode(), 1, "word")
+    assert found == Failed(1, heard)

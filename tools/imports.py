@@ -69,6 +69,14 @@ def circle(modules: dict[str, set[str]]) -> list[str]:
     return []
 
 
+def lengths_of(package: Path) -> dict[str, int]:
+    """Return how many lines each file of a package has."""
+    return {
+        path.relative_to(package).as_posix(): len(path.read_text(encoding="utf-8").splitlines())
+        for path in package.rglob("*.py")
+    }
+
+
 def main() -> int:
     here = Path(__file__).resolve().parent.parent / "warmup_plugin"
     package = Path(sys.argv[1]) if sys.argv[1:] else here
@@ -78,10 +86,7 @@ def main() -> int:
         (room(name), room(other)) for name, wanted in modules.items() for other in wanted
         if room(name) != room(other) and package.name not in (room(name), room(other))
     )  # fmt: skip
-    lengths = {
-        path.relative_to(package).as_posix(): len(path.read_text(encoding="utf-8").splitlines())
-        for path in package.rglob("*.py")
-    }
+    lengths = lengths_of(package)
     for name in sorted(rooms):
         wanted = sorted(other for one, other in arrows if one == name)
         print(f"{name:15} -> {' '.join(wanted) or '-'}")

@@ -41,7 +41,7 @@ MUTANTS = (
         "tests/ranks/test_rendezvous.py::test_the_first_record_of_a_step_is_the_only_one",
     ),
     Mutant(
-        "a try to join ends with the wait for it", "coordination/kv_client.py",
+        "a try to join ends with the wait for it", "coordination/connecting.py",
         "min(try_s, self._ends - time.monotonic())", "try_s",
         "tests/ranks/test_rendezvous.py"
         "::test_a_store_that_is_stopped_during_the_second_try_is_lost_within_a_silence",
@@ -99,8 +99,8 @@ MUTANTS = (
         "tests/test_store.py::test_no_link_is_followed_out_of_the_root",
     ),
     Mutant(
-        "batch in a key", "tuner/survey.py",
-        "self._extras(op, real, fields.batch)", "self._extras(op, real)",
+        "batch in a key", "tuner/recorder.py",
+        "name_fields(real, own, fields.batch)", "name_fields(real, own)",
         "tests/tuner/test_survey.py"
         "::test_a_key_with_the_raw_batch_is_stored_as_flashinfer_stores_it",
     ),
@@ -132,7 +132,7 @@ MUTANTS = (
     ),
     Mutant(
         "ranks that differ", "steps/decisions.py",
-        "    differ = _differ(words)\n", "    differ: list[str] = []\n",
+        "differ=_differ(votes)", "differ=[]",
         "tests/test_decide.py::test_tasks_that_ranks_serve_differently_are_named",
     ),
     Mutant(
@@ -152,9 +152,9 @@ MUTANTS = (
         "tests/tuner/test_profiles.py::test_a_flashinfer_that_counts_otherwise_is_believed",
     ),
     Mutant(
-        "twin allow-list", "tuner/survey.py",
-        "        fields = self._ops.twin_fields.get(op, {})\n",
-        "        fields = dict(enumerate(['ep_rank'] * 9))\n",
+        "twin allow-list", "tuner/known_ops.py",
+        "    fields = ops.twin_fields.get(op, {})\n",
+        "    fields = dict(enumerate(['ep_rank'] * 9))\n",
         "tests/tuner/test_known_ops.py::test_only_listed_fields_make_twins",
     ),
     Mutant(
@@ -174,7 +174,7 @@ MUTANTS = (
     ),
     Mutant(
         "archive's sha256", "cache/archive.py",
-        "        if len(data) != row.bytes or sha256_of(data) != row.sha256:\n",
+        "        if len(data) != row.bytes or digest(data) != row.sha256:\n",
         "        if False:\n",
         "tests/cli/test_carrying.py::test_another_listing_another_digest_another_size",
     ),
@@ -205,21 +205,32 @@ MUTANTS = (
         "::test_a_process_that_has_lost_a_rank_ends_whatever_becomes_of_the_exception",
     ),
     Mutant(
-        "votes' fields", "coordination/votes.py",
-        "            if reason := fault_of(step, words[rank]):\n",
-        '            if reason := "" * rank:\n',
-        "tests/test_votes.py::test_a_word_that_is_none_of_its_step",
+        "votes' fields", "coordination/rounds.py",
+        "class Vote(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):",
+        "class Vote(msgspec.Struct, frozen=True, kw_only=True):",
+        "tests/test_votes.py::test_a_vote_that_is_none_of_its_round",
     ),
     Mutant(
-        "a vote's step", "coordination/coordinator.py",
-        "if (its_step := word.pop(_STEP, step)) != step:",
-        "if (its_step := word.pop(_STEP, step)) is None:",
+        "a field of a vote", "coordination/votes.py",
+        "    trusted: bool\n    vouched: bool\n", "    trusted: bool\n    vouched: bool = False\n",
+        "tests/test_votes.py::test_each_field_that_is_missing_is_named",
+    ),
+    Mutant(
+        "the version of a vote", "coordination/messages.py",
+        "(reason := other_version(head.plugin)):\n        raise VoteError(rank",
+        "not (reason := other_version(head.plugin)):\n        raise VoteError(rank",
+        "tests/test_votes.py::test_a_vote_arrives_as_it_was_handed_in",
+    ),
+    Mutant(
+        "a vote's step", "coordination/messages.py",
+        "    if head.step not in (None, held.name):\n        raise VoteError(rank",
+        "    if head.step == 0:\n        raise VoteError(rank",
         "tests/ranks/test_rendezvous.py"
         "::test_the_word_or_record_of_another_step_is_told_on_every_rank",
     ),
     Mutant(
-        "who lives and leaves", "coordination/coordinator.py",
-        '    if found["lives"]:\n', "    if False:\n",
+        "who lives and leaves", "coordination/session_end.py",
+        "    if found.lives:\n", "    if False:\n",
         "tests/ranks/test_rendezvous.py::test_a_rank_that_lives_and_leaves_is_not_lost",
     ),
     Mutant(
@@ -377,7 +388,7 @@ MUTANTS = (
         "tests/tuner/test_rounds.py::test_an_interrupt_leaves_the_counts",
     ),
     Mutant(
-        "round 1 is no choice", "tuner/replay.py",
+        "round 1 is no choice", "tuner/measurement.py",
         "            compat.forget_since(tuner, stored)\n", "",
         "tests/tuner/test_rounds.py::test_the_winners_are_the_sweeps",
     ),

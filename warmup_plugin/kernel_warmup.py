@@ -33,8 +33,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Unpack
 
+from warmup_plugin.coordination.decisions import UNGUARDED, GoOn
+from warmup_plugin.coordination.votes import EmptyVote
 from warmup_plugin.errors import RuleError
 from warmup_plugin.observability.report import WarmupReport
 from warmup_plugin.steps.agree import Agreed, agree
@@ -42,14 +45,9 @@ from warmup_plugin.steps.certify import certify
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.open_session import open_job
 from warmup_plugin.steps.options import AnyPath, Arguments, Options, Progress, TuningContext
-from warmup_plugin.steps.plan import Work, make_work
-from warmup_plugin.steps.prepare import prepare
-from warmup_plugin.steps.publish import publish
 from warmup_plugin.steps.read import Held, read
-from warmup_plugin.steps.share import Shared, share
 from warmup_plugin.steps.survey import run_survey, surveying
-from warmup_plugin.steps.tune import tune
-from warmup_plugin.steps.verify_entries import try_stored
+from warmup_plugin.steps.work import Shared, Work
 from warmup_plugin.steps.write_report import make_report, off_report
 
 if TYPE_CHECKING:
@@ -57,7 +55,7 @@ if TYPE_CHECKING:
 
     import torch.distributed as dist
 
-    from warmup_plugin.coordination.base import Word
+    from warmup_plugin.coordination.decisions import SurveyDecision
     from warmup_plugin.coordination.kv_client import StoreLink
     from warmup_plugin.identity import Identity
     from warmup_plugin.settings import Settings
@@ -139,7 +137,7 @@ def warm_up(
             return make_report(job)
         held = read(job)
         agreed = agree(job, held)
-        if job.word["on_hit"] == "skip" and agreed.may_skip:
+        if job.opened.on_hit == "skip" and agreed.may_skip:
             return _certify_skipped(job, agreed)
         survey, surveyed = run_survey(job, agreed, forward)
         return _finish(job, held, agreed, survey, surveyed)
@@ -167,10 +165,10 @@ def session(*, identity: Identity, **arguments: Unpack[Arguments]) -> Iterator[S
             return
         held = read(job)
         agreed = agree(job, held)
-        with surveying(job, agreed) as (survey, surveyed):
-            outcome.surveyed = surveyed
+        with surveying(job, agreed, partial(setattr, outcome, "surveyed")) as survey:
             yield outcome
-        outcome.report = _finish(job, held, agreed, survey, surveyed)
+        assert outcome.surveyed is not None
+        outcome.report = _finish(job, held, agreed, survey, outcome.surveyed)
 
 
 @dataclass
@@ -178,7 +176,7 @@ class Session:
     """What `session` yields. ``report`` is None until the body has ended."""
 
     report: WarmupReport | None = None
-    surveyed: Word = field(default_factory=dict, repr=False)
+    surveyed: SurveyDecision | None = field(default=None, repr=False)
 
     @property
     def retry(self) -> dict[str, str]:
@@ -187,14 +185,24 @@ class Session:
         It cannot take a default tactic: the body may run in another session that passes it through.
         """
         found = self.surveyed
-        return {found["op"]: found["reason"]} if found.get("go") == "retry" else {}
+        return {found.op: found.reason} if found is not None and found.go == "retry" else {}
 
 
-def _finish(job: Job, held: Held, agreed: Agreed, survey: Survey, surveyed: Word) -> WarmupReport:
+def _finish(
+    job: Job, held: Held, agreed: Agreed, survey: Survey, surveyed: SurveyDecision
+) -> WarmupReport:
     """Take steps 4 to 9; on a warm start the plan is empty and nothing is written."""
-    if certified := surveyed.get("certified"):  # with step 3's meeting: there is nothing to do
+    if (certified := surveyed.certified) is not None:  # with step 3: nothing is left to do
         return make_report(job, survey, Work(), Shared(agreed.table, ""), certified)
-    fit = try_stored(job, agreed, survey) if surveyed["go"] == "plan" else {}
+    # A warm start imports nothing of what follows: that would cost it some milliseconds.
+    from warmup_plugin.steps.plan import make_work
+    from warmup_plugin.steps.prepare import prepare
+    from warmup_plugin.steps.publish import publish
+    from warmup_plugin.steps.share import share
+    from warmup_plugin.steps.tune import tune
+    from warmup_plugin.steps.verify_entries import try_stored
+
+    fit = try_stored(job, agreed, survey) if surveyed.go == "plan" else {}
     work = make_work(job, agreed, survey, surveyed)
     work.fit = fit
     tune(job, survey, work)
@@ -208,7 +216,7 @@ def _finish(job: Job, held: Held, agreed: Agreed, survey: Survey, surveyed: Word
 def _certify_skipped(job: Job, agreed: Agreed) -> WarmupReport:
     """Take step 9 alone: the table is complete and all ranks skip the forward."""
     work, shared = Work(), Shared(agreed.table, "")
-    certified = certify(job, None, work, shared, [], table_sha256=agreed.word["table"])
+    certified = certify(job, None, work, shared, [], table_sha256=agreed.heading.table)
     return make_report(job, None, work, shared, certified)
 
 
@@ -217,4 +225,4 @@ def _unguarded(job: Job) -> Iterator[None]:
     """Let FlashInfer tune inside the body, as without this package, and meet afterwards."""
     with job.timed("unguarded"), job.in_forward(), job.options.tuning_context():
         yield
-    job.meet("unguarded", {}, lambda _words: {"go": "on"})
+    job.coordinator.meet(UNGUARDED, EmptyVote(), lambda _votes: GoOn(go="on"))

@@ -186,7 +186,7 @@ def test_it_changes_nothing(two_starts: TwoStarts, cli: Cli) -> None:
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
-    monkeypatch.setattr(environment, "_version_of", versions.get)
+    monkeypatch.setattr(environment, "installed_version", versions.get)
 
 
 def test_without_flashinfer_the_version_must_be_given(

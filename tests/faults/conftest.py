@@ -19,10 +19,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from warmup_plugin.cache.manifest import Manifest, parse_manifest, render_manifest
@@ -171,8 +172,8 @@ class Job:
             }
             keys = {key for record in tasks.values() for row in record.keys for key in row}
             entries = {key: entry for key, entry in table.entries.items() if key in keys}
-            body = render_table(replace(table, entries=entries))
-            manifest = replace(
+            body = render_table(msgspec.structs.replace(table, entries=entries))
+            manifest = msgspec.structs.replace(
                 manifest, tasks=tasks, table_sha256=digest(body), complete=False,
                 generation=manifest.generation if generation is None else generation,
             )  # fmt: skip

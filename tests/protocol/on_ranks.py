@@ -30,7 +30,8 @@ def _watched(
         # What `meet` itself calls is the meeting's own; bodies are asked for by the decision in it.
         decides = coordinator.rank == 0 and under_way == ["meet"]
         if not under_way or (decides and name in ("put", "get")):
-            seen.append(f"{name} {args[0]}" if name in ("meet", "note") else name)
+            what = {"meet": lambda: args[0].name, "note": lambda: args[0]}.get(name)
+            seen.append(f"{name} {what()}" if what is not None else name)
         under_way.append(name)
         try:
             return method(coordinator, *args, **options)

@@ -12,11 +12,12 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
 from warmup_plugin.coordination.coordinator import Coordinator
+from warmup_plugin.coordination.messages import Lost
 from warmup_plugin.engines.embedded import EngineConfig, launch
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.runtime.polling import within
@@ -401,8 +402,8 @@ class TellsNobody(Coordinator):
     def abandon(self, reason: str, *, of: int | None = None, lives: bool = False) -> None:
         """Tell nobody."""
 
-    def _end(self, record: dict[str, Any]) -> Any:
-        raise RankLostError(record["lost"], record["reason"])
+    def _end(self, record: Lost) -> NoReturn:
+        raise RankLostError(record.lost, record.reason)
 
 
 class FallsBackByItself(Coordinator):

@@ -7,11 +7,11 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from warmup_plugin.runtime import process_info
 from warmup_plugin.runtime.polling import wait_until, within

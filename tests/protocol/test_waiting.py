@@ -67,9 +67,9 @@ _BY_FILE = {
         ("Ticking._run", "self._is_over.wait"): "the pause between two ticks",
         ("Ticking.end", "self._thread.join"): "a second; the thread is a daemon",
     },
-    "coordination/kv_client.py": {
-        ("_check_listens", "socket.create_connection"): "a time-out is given",
-        ("_client", "TCPStore"): "a time-out is given, which torch does not honour where the "
+    "coordination/connecting.py": {
+        ("check_listens", "socket.create_connection"): "a time-out is given",
+        ("client", "TCPStore"): "a time-out is given, which torch does not honour where the "
         "store's process is stopped: `clone` is only called on a thread of its own",
         ("in_time", "is_done.wait"): "a silence",
     },

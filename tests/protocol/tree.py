@@ -11,14 +11,19 @@ happened are forgotten, since they leave the code where it was.
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
 
+import msgspec
+
+from warmup_plugin.coordination import coordinator as coordinator_module
+from warmup_plugin.coordination import session_end
 from warmup_plugin.coordination.coordinator import Coordinator
 from warmup_plugin.coordination.kv_client import StoreLink
+from warmup_plugin.coordination.messages import said
+from warmup_plugin.coordination.rounds import Decision, Round, Vote
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.settings import Settings
 
@@ -36,6 +41,18 @@ A_WHILE, TOO_LONG = 1.0, 1e9
 WRITES = ("set", "add", "compare_set")
 #: What a round of a wait hears when nothing has happened.
 _NOTHING = {("check", False), ("look", None), ("waited", A_WHILE)}
+
+
+class Said(Vote, frozen=True):
+    """What a program hands in at any of its rounds."""
+
+    word: str | None = None
+
+
+class Decided(Decision, frozen=True):
+    """What is decided at any of them: names of bodies."""
+
+    what: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class _Paused(BaseException):
@@ -179,12 +196,17 @@ class Seat:
 
     def meet(self, step: str, word: Any = None, decide: Callable[[Any], Any] | None = None) -> Any:
         """Meet, and remember which record this rank has acted on."""
-        record = self.coordinator.meet(
-            step, {"word": word}, decide or (lambda _words: {"go": step})
-        )
-        self._player.records.append((step, json.dumps(record, sort_keys=True)))
+
+        def lead(votes: Mapping[int, Said]) -> Decided:
+            if decide is None:
+                return Decided(go=step)
+            words = {rank: {"word": vote.word} for rank, vote in votes.items()}
+            return Decided(go="on", what=decide(words))
+
+        found = self.coordinator.meet(Round(step, Said, Decided), Said(word=word), lead)
+        self._player.records.append((step, said(step, found)))
         self._player.is_fresh = True
-        return record
+        return found.what
 
     def act(self, what: str) -> None:
         """Install or write."""
@@ -249,7 +271,9 @@ class Tree:
         link = StoreLink(_Store(player), self._rank, SIZE)  # type: ignore[arg-type]  # a model of it
         link.sweeps = self._sweeps
         outcome = ""
-        with mock.patch("warmup_plugin.coordination.coordinator.wait_until", player.wait_until):
+        with contextlib.ExitStack() as stack:
+            for module in (coordinator_module, session_end):
+                stack.enter_context(mock.patch.object(module, "wait_until", player.wait_until))
             heartbeat = _Heartbeat(link, player, may_stop=self._may_stop)
             coordinator = self._make(link, SETTINGS, detector=_Detector(link), heartbeat=heartbeat)
             try:

@@ -34,14 +34,17 @@ from tests.logs import logged
 from warmup_plugin.cache.store import Store
 from warmup_plugin.coordination import kv_client, opening
 from warmup_plugin.coordination.coordinator import Coordinator
+from warmup_plugin.coordination.decisions import GoOn
 from warmup_plugin.coordination.kv_client import StoreLink
 from warmup_plugin.coordination.opening import connect
+from warmup_plugin.coordination.rounds import Round
+from warmup_plugin.coordination.votes import EmptyVote
 from warmup_plugin.engines.embedded import host_clock, parallel, worker
 from warmup_plugin.engines.embedded.runners import BlockedGemmRunner
 from warmup_plugin.engines.embedded.worker import Engine, warm_up_rank
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.settings import Settings
-from warmup_plugin.steps import open_session
+from warmup_plugin.steps import open_begin
 from warmup_plugin.tuner import compat, environment_stamp
 
 
@@ -374,10 +377,10 @@ def meeting_until_one_dies(engine: Engine, rank: int) -> tuple[int, str]:
     settings = Settings.from_env({}, silence_s=1.0)
     coordinator = Coordinator(connect(dist.group.WORLD, settings), settings)
     try:
-        coordinator.meet("first", {}, lambda _words: {})
+        coordinator.meet(Round("first", EmptyVote, GoOn), EmptyVote(), lambda _votes: GoOn(go=""))
         if engine.ranks.rank == rank:
             os.kill(os.getpid(), signal.SIGKILL)
-        coordinator.meet("second", {}, lambda _words: {})
+        coordinator.meet(Round("second", EmptyVote, GoOn), EmptyVote(), lambda _votes: GoOn(go=""))
     except RankLostError as error:
         return error.rank, error.reason
     finally:
@@ -389,9 +392,9 @@ def lacking_something(engine: Engine, rank: int, what: str) -> str:
     """Warm up where one rank lacks something before it has a meeting; say how that ended."""
     own_and_jobs, ways = ("TCPStore", "link_beside"), ("patient_client", "link_beside")
     lack: dict[str, Any] = {
-        "an import": (open_session, {"lacking": failing(ImportError("injected"))}),
+        "an import": (open_begin, {"lacking": failing(ImportError("injected"))}),
         "a look": (environment_stamp, {"begin": failing(RuntimeError("injected"))}),
-        "descriptors": (open_session, {"lacking": lambda *_: "2 files more can open: injected"}),
+        "descriptors": (open_begin, {"lacking": lambda *_: "2 files more can open: injected"}),
         "a store": (opening, {name: failing(OSError(24, "injected")) for name in own_and_jobs}),
         "a way to it": (opening, {name: failing(RuntimeError("injected")) for name in ways}),
         "an answer": (kv_client, {"bound_answers": failing(RuntimeError("injected"))}),

@@ -23,21 +23,22 @@ from unittest import mock
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
+from warmup_plugin.coordination import connecting, opening, sockets
 from warmup_plugin.coordination import coordinator as meeting_module
-from warmup_plugin.coordination import kv_client, opening, sockets
 from warmup_plugin.coordination.base import Alone
-from warmup_plugin.coordination.coordinator import Coordinator, turn_away
+from warmup_plugin.coordination.coordinator import Coordinator
 from warmup_plugin.coordination.kv_client import StoreLink
 from warmup_plugin.coordination.opening import ADDRESS, LOOPBACK, NONE, Opening
 from warmup_plugin.coordination.reconnecting import RenewedLink
-from warmup_plugin.coordination.votes import VoteError
+from warmup_plugin.coordination.rounds import Decision, Round, Vote, VoteError
+from warmup_plugin.coordination.session_end import turn_away
 from warmup_plugin.engines.embedded import LaunchError
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.identity import Identity
 from warmup_plugin.runtime.polling import wait_until, within
 from warmup_plugin.runtime.safe_json import digest
 from warmup_plugin.settings import Settings
-from warmup_plugin.steps import open_session
+from warmup_plugin.steps import open_begin, open_session
 from warmup_plugin.steps.options import Options
 from warmup_plugin.topology import RankInfo
 from warmup_plugin.tuner import environment_stamp
@@ -47,7 +48,26 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.multiprocess
 
-Word = dict[str, Any]
+
+class Said(Vote, frozen=True):
+    """A vote with a number, and as much text as a test wants."""
+
+    number: int = 0
+    text: str = ""
+
+
+class Sum(Decision, frozen=True):
+    """A decision with a number."""
+
+    sum: int = 0
+
+
+def of(name: str) -> Round[Said, Sum]:
+    """Return a round of that name."""
+    return Round(name, Said, Sum)
+
+
+STEP, PLAN = of("step"), of("plan")
 
 #: No test waits for longer; what takes this long hangs.
 BOUND_S = 10.0
@@ -129,8 +149,8 @@ def unable(function: Callable[[], Any]) -> str:
     return str(caught.value)
 
 
-def on(_words: Mapping[int, Word]) -> Word:
-    return {"go": "on"}
+def on(_votes: Mapping[int, Said]) -> Sum:
+    return Sum(go="on")
 
 
 # -- meeting ---------------------------------------------------------------------------------------
@@ -140,25 +160,24 @@ def test_every_rank_gets_the_one_record() -> None:
     """Rank 0 alone decides, once, from every rank's word; steps follow each other."""
     decided = []
 
-    def decide(words: Mapping[int, Word]) -> Word:
-        decided.append(dict(words))
-        return {"sum": sum(word["number"] for word in words.values())}
+    def decide(votes: Mapping[int, Said]) -> Sum:
+        decided.append({rank: vote.number for rank, vote in votes.items()})
+        return Sum(go="on", sum=sum(vote.number for vote in votes.values()))
 
     with ranks_of(3) as ranks:
-        for step in ("first", "second"):
-            records = ranks.run(
-                lambda m, step=step: m.meet(step, {"number": 10**m.rank}, decide)  # type: ignore[misc]
+        for step in map(of, ("first", "second")):
+            found = ranks.run(
+                lambda m, step=step: m.meet(step, Said(number=10**m.rank), decide)  # type: ignore[misc]
             )
-            assert records == [{"sum": 111}] * 3
-    assert decided == [{rank: {"number": 10**rank} for rank in range(3)}] * 2
+            assert found == [Sum(go="on", sum=111, step=step.name)] * 3
+    assert decided == [{rank: 10**rank for rank in range(3)}] * 2
 
 
 def test_a_single_process_meets_itself() -> None:
     """The same calls without a store: it decides alone and gets the bodies it put."""
     alone = Alone()
-    assert alone.meet("step", {"a": 1}, lambda words: {"words": dict(words)}) == {
-        "words": {0: {"a": 1}}
-    }
+    found = alone.meet(STEP, Said(number=7), lambda votes: Sum(go="on", sum=votes[0].number))
+    assert (found.go, found.sum) == ("on", 7)
     assert alone.get(alone.put(b"body")) == b"body"
     alone.close()
 
@@ -166,38 +185,36 @@ def test_a_single_process_meets_itself() -> None:
 def test_a_decision_that_fails_reaches_every_rank() -> None:
     """Nobody waits for a record that will never come: all raise, with step and error."""
 
-    def decide(_words: Mapping[int, Word]) -> Word:
+    def decide(_votes: Mapping[int, Said]) -> Sum:
         raise KeyError("planted")
 
     with ranks_of(2) as ranks:
-        seen = ranks.run(lambda m: unable(lambda: m.meet("plan", {}, decide)))
+        seen = ranks.run(lambda m: unable(lambda: m.meet(PLAN, Said(), decide)))
     assert seen == ["rank 0 cannot go on: cannot decide step plan: KeyError('planted')"] * 2
 
 
 def test_a_word_that_is_refused_names_its_rank_on_every_rank() -> None:
     """It lives: nobody takes it for lost."""
 
-    def decide(_words: Mapping[int, Word]) -> Word:
+    def decide(_votes: Mapping[int, Said]) -> Sum:
         raise VoteError(1, "its vote at step plan has no 'inventory'")
 
     with ranks_of(2) as ranks:
-        seen = ranks.run(lambda m: unable(lambda: m.meet("plan", {}, decide)))
+        seen = ranks.run(lambda m: unable(lambda: m.meet(PLAN, Said(), decide)))
     assert seen == ["rank 1 cannot go on: its vote at step plan has no 'inventory'"] * 2
 
 
 @pytest.mark.parametrize("wrong", [0, 1])
 def test_the_word_or_record_of_another_step_is_told_on_every_rank(wrong: int) -> None:
     """A rank of another build may take its steps in another order."""
-    own = vars(meeting_module)["_said"]
-    who = "who" if wrong else "decided"
+    own = vars(meeting_module)["said"]
 
-    def said(step: str, word: Word) -> str:
-        return str(own("share" if word.get(who) == wrong else step, word))
+    def said(step: str, message: Any) -> str:
+        is_wrong = message == (Said(number=1) if wrong else Sum(go="on"))
+        return str(own("share" if is_wrong else step, message))
 
-    with ranks_of(2) as ranks, mock.patch.object(meeting_module, "_said", said):
-        seen = ranks.run(
-            lambda m: unable(lambda: m.meet("plan", {"who": m.rank}, lambda _words: {"decided": 0}))
-        )
+    with ranks_of(2) as ranks, mock.patch.object(meeting_module, "said", said):
+        seen = ranks.run(lambda m: unable(lambda: m.meet(PLAN, Said(number=m.rank), on)))
     what = "vote at" if wrong else "record of"
     assert all(f"rank {wrong} cannot go on: its {what} step plan" in text for text in seen)
     assert all("'share'" in text for text in seen)
@@ -212,7 +229,7 @@ def test_a_rank_that_lives_and_leaves_is_not_lost() -> None:
         coordinator.close()
 
     (left,) = ranks.start(leave, 1)
-    seen = ranks.run(lambda m: unable(lambda: m.meet("step", {}, on)), 0, 2)
+    seen = ranks.run(lambda m: unable(lambda: m.meet(STEP, Said(), on)), 0, 2)
     assert seen == ["rank 1 cannot go on: OSError: no space"] * 2
     ranks.run(lambda m: m.close(), 0, 2)
     left.result()
@@ -227,7 +244,7 @@ def test_a_rank_turned_away_before_it_has_a_meeting_says_so(rank: int) -> None:
         target=turn_away, args=(link, "RuntimeError: can't start new thread", BOUND_S)
     )
     gone.start()
-    (seen,) = ranks.run(lambda m: unable(lambda: m.meet("step", {}, on)), 1 - rank)
+    (seen,) = ranks.run(lambda m: unable(lambda: m.meet(STEP, Said(), on)), 1 - rank)
     assert seen == f"rank {rank} cannot go on: RuntimeError: can't start new thread"
     ranks.run(lambda m: m.close(), 1 - rank)
     gone.join(BOUND_S)
@@ -237,11 +254,11 @@ def test_a_rank_turned_away_before_it_has_a_meeting_says_so(rank: int) -> None:
 def test_a_rank_lost_while_deciding_is_named_itself() -> None:
     """Rank 0 waits for a body in its decision; it is not rank 0 that is lost then."""
 
-    def decide(_words: Mapping[int, Word]) -> Word:
+    def decide(_votes: Mapping[int, Said]) -> Sum:
         raise RankLostError(1, "planted")
 
     with ranks_of(2) as ranks:
-        seen = ranks.run(lambda m: lost(lambda: m.meet("plan", {}, decide)))
+        seen = ranks.run(lambda m: lost(lambda: m.meet(PLAN, Said(), decide)))
     assert seen == [(1, "planted")] * 2
 
 
@@ -252,12 +269,12 @@ def test_a_rank_that_never_arrives_is_named_on_all_others() -> None:
     """Within a few silences, by its number; it obeys the record itself when it comes too late."""
     ranks = Ranks(3, Settings.from_env({}, silence_s=0.2), late=[1])
     began = time.monotonic()
-    seen = ranks.run(lambda m: lost(lambda: m.meet("step", {}, on)))
+    seen = ranks.run(lambda m: lost(lambda: m.meet(STEP, Said(), on)))
     assert [rank for rank, _ in seen] == [1, 1]
     assert all("has not joined" in reason for _, reason in seen)
     assert time.monotonic() - began < BOUND_S
     ranks.arrive(1)
-    assert ranks.run(lambda m: lost(lambda: m.meet("step", {}, on))[0], 1) == [1]
+    assert ranks.run(lambda m: lost(lambda: m.meet(STEP, Said(), on))[0], 1) == [1]
     ranks.run(lambda m: m.close())
 
 
@@ -268,7 +285,7 @@ def test_a_rank_that_leaves_is_named_at_once(leaver: int) -> None:
     staying = [rank for rank in range(3) if rank != leaver]
     began = time.monotonic()
     (left,) = ranks.start(lambda m: m.close(), leaver)
-    seen = ranks.run(lambda m: lost(lambda: m.meet("step", {}, on)), *staying)
+    seen = ranks.run(lambda m: lost(lambda: m.meet(STEP, Said(), on)), *staying)
     assert [rank for rank, _ in seen] == [leaver] * 2
     assert all("left" in reason for _, reason in seen)
     ranks.run(lambda m: m.close(), *staying)
@@ -286,13 +303,13 @@ def test_a_rank_that_is_done_is_not_one_that_left() -> None:
         time.sleep(0.3)
         return check(keys)
 
-    def finish(coordinator: Coordinator) -> Word:
-        record = coordinator.meet("last", {}, on)
+    def finish(coordinator: Coordinator) -> str:
+        found = coordinator.meet(of("last"), Said(), on)
         coordinator.close()
-        return record
+        return found.go
 
     vars(slow).update(has=late)
-    assert ranks.run(finish) == [{"go": "on"}] * 3
+    assert ranks.run(finish) == ["on"] * 3
 
 
 # -- bodies ----------------------------------------------------------------------------------------
@@ -353,15 +370,15 @@ def test_a_word_that_cannot_be_read_names_its_rank(word: bytes) -> None:
         coordinator._link.set = lambda key, value: write(  # type: ignore[method-assign]
             key, word if key == "step/1" else value
         )
-        for call in ranks.start(lambda m: m.meet("step", {}, on)):
+        for call in ranks.start(lambda m: m.meet(STEP, Said(), on)):
             rank, reason = lost(call.result)
             assert rank == 1
-            assert "word at step step cannot be read" in reason
+            assert "vote at step step cannot be read" in reason
 
 
 def test_a_word_that_is_too_large_is_not_sent() -> None:
     with ranks_of(2) as ranks, pytest.raises(SessionError, match="too large"):
-        ranks.run(lambda m: m.meet("step", {"x": "y" * 2**22}, on), 1)
+        ranks.run(lambda m: m.meet(STEP, Said(text="y" * 2**22), on), 1)
 
 
 def test_bytes_that_do_not_match_their_sha256_are_refused() -> None:
@@ -410,7 +427,7 @@ def test_a_loopback_interface_that_is_not_rank_0s_is_not_tried() -> None:
 
 def test_a_rank_0_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names every address that was tried, and the setting that helps."""
-    monkeypatch.setattr(kv_client, "CONNECT_S", 0.5)
+    monkeypatch.setattr(connecting, "CONNECT_S", 0.5)
     gone = open_store()
     port = gone.port
     del gone
@@ -470,7 +487,7 @@ def test_a_store_that_is_stopped_during_the_second_try_is_lost_within_a_silence(
         threading.Thread(target=hang_up_until_it_is_stopped, daemon=True).start()
         began = time.monotonic()
         found = background(lambda: joining(silence_s=silence_s).answer(offer(port)))
-        time.sleep(kv_client._TRY_S + 0.5)
+        time.sleep(connecting.TRY_S + 0.5)
         is_stopped.set()
         with pytest.raises(RankLostError, match=r"lets nobody in for 2\.5 s"):
             found.result(BOUND_S)
@@ -511,13 +528,13 @@ def test_a_store_behind_a_slow_name_server_is_joined_and_joined_again(
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     store.set("nonce", "ours")
     rank_1 = joining()
-    monkeypatch.setattr(kv_client, "TCPStore", behind_it)
+    monkeypatch.setattr(connecting, "TCPStore", behind_it)
     assert rank_1.answer(offer(store.port)).usable == [True]
     assert rank_1.link is not None
     renewed = RenewedLink(rank_1.link)
     renewed.connect()
     wait_until(lambda: _is_up(renewed), within(30))
-    assert tries == [kv_client._TRY_S, kv_client.CONNECT_S] * 2
+    assert tries == [connecting.TRY_S, connecting.CONNECT_S] * 2
 
 
 def _is_up(link: RenewedLink) -> bool:
@@ -605,7 +622,7 @@ def test_what_a_session_takes_is_asked_for_before_anything_is_taken(
     def far_enough(*_: object) -> None:
         raise SessionError("far enough")
 
-    monkeypatch.setattr(open_session, "lacking", note("asked"))
+    monkeypatch.setattr(open_begin, "lacking", note("asked"))
     monkeypatch.setattr(environment_stamp, "begin", note("begun"))
     monkeypatch.setattr(opening, "connect", far_enough)
     identity = Identity.of(model="any", dtype="float32")

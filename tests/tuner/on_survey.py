@@ -497,14 +497,14 @@ def many_layers(engine: Engine) -> Any:
     seen = {}
 
     def forward() -> None:
-        survey = AutoTuner.get().choose_one.__self__
-        before = survey.budget.left
+        recorder = AutoTuner.get().choose_one.__self__._recorder
+        before = recorder.budget.left
         for _ in range(60):
             function = lambda shapes, dtype, device: table.new_zeros(shapes, dtype=dtype)  # noqa: ARG005, E731
             config = replace(FLOOR, tensor_initializers=((0, function),))
             call("layer", [Toy("layer")], config)
-        seen["used"] = before - survey.budget.left
-        seen["tasks"] = len(survey.tasks)
+        seen["used"] = before - recorder.budget.left
+        seen["tasks"] = len(recorder.tasks)
 
     child.warm(engine, forward)
     return seen["used"], seen["tasks"]

@@ -15,9 +15,14 @@ import flashinfer
 import pytest
 
 from warmup_plugin.topology import RankInfo
-from warmup_plugin.tuner import compat
-from warmup_plugin.tuner.known_ops import KNOWN_OPS, KnownOps, distribution_aware, known_ops
-from warmup_plugin.tuner.survey import Survey
+from warmup_plugin.tuner.known_ops import (
+    KNOWN_OPS,
+    KnownOps,
+    distribution_aware,
+    known_ops,
+    own_numbers,
+)
+from warmup_plugin.tuner.task import name_fields
 
 if TYPE_CHECKING:
     from tests.tuner.conftest import Children
@@ -174,26 +179,18 @@ def test_a_number_is_a_ranks_own_where_there_are_others(
 ) -> None:
     """Along an axis of one rank there are no twins, and 0 is many things' number."""
     ops = KnownOps(twin_fields={"op": {1: field}})
-    capabilities = compat.Capabilities("0", (), True, 4, 4)
-    survey = Survey(
-        compat.Keys(capabilities), ops, ranks, clone_bytes=0, is_default=lambda _name: False,
-        restore=lambda: False, entries={},
-    )  # fmt: skip
     extras = ("fp8", getattr(ranks, field))
-    assert survey._extras("op", extras).is_twin is is_twin
-    assert not survey._extras("another op", extras).is_twin
+    assert name_fields(extras, own_numbers(ops, "op", ranks)).is_twin is is_twin
+    assert not name_fields(extras, own_numbers(ops, "another op", ranks)).is_twin
 
 
 def test_only_listed_fields_make_twins() -> None:
     """A number that happens to be the rank's, in another place or op, is part of the key."""
     ranks = RankInfo(rank=1, world_size=2, ep_rank=1, ep_size=2, tp_rank=1, tp_size=2)
-    survey = Survey(
-        compat.Keys(compat.Capabilities("0", (), True, 4, 4)),
-        KnownOps(twin_fields={"op": {1: "ep_rank"}}), ranks,
-        clone_bytes=0, is_default=lambda _name: False, restore=lambda: False, entries={},
-    )  # fmt: skip
-    assert survey._extras("op", (1, 1, 1)).neutral == "(1, '<ep_rank>', 1)"
-    assert survey._extras("another op", (1, 1, 1)).neutral == "(1, 1, 1)"
+    ops = KnownOps(twin_fields={"op": {1: "ep_rank"}})
+    extras = (1, 1, 1)
+    assert name_fields(extras, own_numbers(ops, "op", ranks)).neutral == "(1, '<ep_rank>', 1)"
+    assert name_fields(extras, own_numbers(ops, "another op", ranks)).neutral == "(1, 1, 1)"
 
 
 @pytest.mark.multiprocess

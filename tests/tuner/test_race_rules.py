@@ -9,14 +9,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from warmup_plugin.tuner.race.rules import (
-    FEWEST,
-    Counts,
-    Verdict,
-    first_counts,
-    last_counts,
-    race,
-)
+from warmup_plugin.tuner.race.counts import Counts, first_counts, last_counts
+from warmup_plugin.tuner.race.rules import FEWEST, Verdict, race
 
 OWN = Counts(3, 10, 5.0)
 FAILS = float("inf")

@@ -11,7 +11,6 @@ types, another order, more or fewer bytes, another sha256. Raises `ArchiveError`
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 import tarfile
@@ -23,6 +22,7 @@ import msgspec
 
 from warmup_plugin.cache.paths import LAYOUT
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.runtime.safe_json import digest
 
 LISTING: Final = "warmup-tables.json"
 SCHEMA: Final = 1
@@ -63,7 +63,7 @@ class Packed:
 def render(files: Iterable[Packed]) -> bytes:
     """Return the archive of these files: the same bytes for the same files."""
     ordered = sorted({file.path: file for file in files}.values(), key=lambda file: file.path)
-    rows = [{"path": f.path, "bytes": len(f.data), "sha256": sha256_of(f.data)} for f in ordered]
+    rows = [{"path": f.path, "bytes": len(f.data), "sha256": digest(f.data)} for f in ordered]
     listing = msgspec.json.format(msgspec.json.encode({"schema": SCHEMA, "files": rows}), indent=1)
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
@@ -95,7 +95,7 @@ def _members(archive: tarfile.TarFile, limit: int) -> Iterator[Packed]:
         if match is None:
             raise ArchiveError(f"{row.path!r}: not a name that a table's file has")
         data = _next(archive, row.path, limit)
-        if len(data) != row.bytes or sha256_of(data) != row.sha256:
+        if len(data) != row.bytes or digest(data) != row.sha256:
             raise ArchiveError(f"{row.path}: other bytes than listed")
         yield Packed(row.path, data, match["version"], match["arch"], match["identity"],
                      match["name"])  # fmt: skip
@@ -131,8 +131,3 @@ def _next(archive: tarfile.TarFile, name: str, limit: int) -> bytes:
     if len(data) != member.size:
         raise ArchiveError(f"{name}: cut off")
     return data
-
-
-def sha256_of(data: bytes) -> str:
-    """Return the digest of bytes, 64 hex digits."""
-    return hashlib.sha256(data).hexdigest()

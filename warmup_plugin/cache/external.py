@@ -221,7 +221,7 @@ def _read_managed(folder: Path, limit: int) -> Table | Miss:
         entry = parse_entry(msgspec.json.encode([row.runner, row.tactic, *policy]))
         if isinstance(entry, Entry) and row.key[:1] != "_" and not row.key.startswith(_PROTOCOL):
             entries[row.key] = entry
-    return replace(table, entries=entries)
+    return msgspec.structs.replace(table, entries=entries)
 
 
 def _rows(folder: Path, limit: int, root: Path) -> Iterator[_Row]:

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a start has tuned and what it was at, on disk as soon as it is known.
 
-    journal/<session>.<rank>.log    one process's records, a line each: crc32 in hex, a space, JSON
+    journal/<session>.<rank>.log    one process's records (`journal_records.py`)
 
-Owns these files: appended to by one process, read by later starts. A **mark** says that a task is
-begun, before anything of it runs; what was found, or that the process has left it, takes it back. A
-process that is gone and whose last mark stands has died in that task. Records are checked one by
-one: a torn line is no line. Never raises `OSError`: without a disk nothing is resumed, that is all.
+Owns these files: appended to by one process, read by later starts. A process that is gone and whose
+last mark stands has died in that task. Never raises `OSError`: without a disk nothing is resumed,
+that is all.
 """
 
 from __future__ import annotations
@@ -16,19 +15,27 @@ import errno
 import logging
 import os
 import time
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 import msgspec
 
 from warmup_plugin.cache.files import make_directory, read_file, write_files
 from warmup_plugin.cache.flock import is_let_go, try_lock
+from warmup_plugin.cache.journal_records import (
+    Begun,
+    Found,
+    Left,
+    Opened,
+    Record,
+    decoded,
+    encoded,
+)
 from warmup_plugin.cache.lease import JOURNAL
 from warmup_plugin.cache.task_result import Result
 from warmup_plugin.runtime.process_info import ProcessCard, own_card, view
-from warmup_plugin.runtime.safe_json import Miss, decode
+from warmup_plugin.runtime.safe_json import Miss
 from warmup_plugin.topology import host_name
 
 logger = logging.getLogger("warmup_plugin")
@@ -40,39 +47,6 @@ _LONGEST_S: Final = 86_400.0
 _own: set[Path] = set()
 #: After so many deaths in a task it serves its default.
 MOST_DEATHS: Final = 2
-
-
-class Opened(msgspec.Struct, frozen=True, tag="opened"):
-    """The first line: whose records these are, and under which driver and environment."""
-
-    card: ProcessCard
-    host: str
-    driver: str
-    stamp: dict[str, str]
-
-
-class Begun(msgspec.Struct, frozen=True, tag="begun"):
-    """The mark: from now on this task runs here."""
-
-    task: str
-    label: str
-
-
-class Found(msgspec.Struct, frozen=True, tag="found"):
-    """What became of the task in hand; ``keys`` are this rank's, in the order of the runners."""
-
-    op: str
-    keys: tuple[str, ...]
-    result: Result
-
-
-class Left(msgspec.Struct, frozen=True, tag="left"):
-    """No task is in hand any more, and none was the reason."""
-
-
-Line: TypeAlias = Opened | Begun | Found | Left
-_LINE: Final = msgspec.json.Decoder(Line)
-_ENCODER: Final = msgspec.json.Encoder()
 
 
 class Journal:
@@ -120,27 +94,27 @@ class Journal:
             return
         if self._path is None:  # given up, and still there: its mark, at least, is taken back
             with contextlib.suppress(OSError):
-                os.write(descriptor, b"\n" + _encoded(Left()))
+                os.write(descriptor, b"\n" + encoded(Left()))
         _own.discard(self._name)
         self._path = None
         os.close(descriptor)
 
-    def _append(self, line: Line, *, synced: bool) -> None:
+    def _append(self, record: Record, *, synced: bool) -> None:
         if self._path is None:
             return
         try:
             if self._descriptor is None:
                 self._open(self._path)
-            self._write(line, synced=synced)
+            self._write(record, synced=synced)
         except OSError as error:
             # No warning: the store has one for the same directory.
             logger.info("warmup-plugin: %s: %s; no journal is kept", self._path, error.strerror)
             self._give_up(self._path)
 
-    def _write(self, line: Line, *, synced: bool) -> None:
-        """Write a line; a fault that has passed by the second time leaves no trace."""
+    def _write(self, record: Record, *, synced: bool) -> None:
+        """Write a record; a fault that has passed by the second time leaves no trace."""
         assert self._descriptor is not None
-        body = _encoded(line)
+        body = encoded(record)
         with contextlib.suppress(OSError):
             self._put(body, synced=synced)
             return
@@ -175,20 +149,6 @@ class Journal:
         try_lock(self._descriptor)  # where there are none the card in the first line has to do
         opened = Opened(own_card(), host_name(), self._driver, self._stamp)
         self._write(opened, synced=False)
-
-
-def _encoded(line: Line) -> bytes:
-    body = _ENCODER.encode(line)
-    return b"%08x %s\n" % (zlib.crc32(body), body)
-
-
-def _decoded(line: bytes) -> Line | None:
-    """Return a line's record; None for what was torn, changed, or is a later version's."""
-    checksum, _, body = line.partition(b" ")
-    if checksum != b"%08x" % zlib.crc32(body):
-        return None
-    found: Line | Miss = decode(_LINE, body)
-    return None if isinstance(found, Miss) else found
 
 
 class Past(msgspec.Struct, frozen=True):
@@ -230,10 +190,10 @@ def _read(path: Path, limit: int) -> Past | None:
     return Past(path, opened, found, in_hand, is_dead)
 
 
-def _lines(path: Path, limit: int) -> list[Line]:
+def _lines(path: Path, limit: int) -> list[Record]:
     content = read_file(path, limit, path.parent.parent).content
     raws = [] if isinstance(content, Miss) else content.splitlines()
-    return [line for raw in raws if (line := _decoded(raw)) is not None]
+    return [line for raw in raws if (line := decoded(raw)) is not None]
 
 
 def _is_dead(path: Path, card: ProcessCard) -> bool:
@@ -286,7 +246,7 @@ def lift(past: Past) -> None:
     flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(past.path, flags)
     try:
-        os.write(descriptor, b"\n" + _encoded(Left()))  # its last line may be torn
+        os.write(descriptor, b"\n" + encoded(Left()))  # its last line may be torn
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -309,6 +269,6 @@ def remove(journals: Iterable[Past]) -> None:
 def shorten(past: Past) -> None:
     """Leave of a dead process's journal the mark alone, which every start reads."""
     if past.in_hand is not None and past.found:
-        body = _encoded(past.opened) + _encoded(past.in_hand)
+        body = encoded(past.opened) + encoded(past.in_hand)
         with contextlib.suppress(OSError):
             write_files({past.path: body})

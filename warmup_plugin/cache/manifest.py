@@ -10,10 +10,10 @@ are no tasks, with the reason in `tasks_miss`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Final, Literal, TypeAlias, cast
 
 import msgspec
+from msgspec.structs import replace
 
 from warmup_plugin.runtime.safe_json import Miss, decode, json_document, json_line
 
@@ -121,8 +121,7 @@ class Tasks(Mapping[str, TaskRecord]):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """A table's manifest.
 
     `inventory` is the digest of the task ids of the last survey, and `complete` says that the table
@@ -139,12 +138,12 @@ class Manifest:
     engine_version: str = ""
     inventory: str = ""
     loose: tuple[str, ...] = ()
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = msgspec.field(default_factory=dict)
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
         if not isinstance(self.tasks, Tasks):
-            object.__setattr__(self, "tasks", Tasks(self.tasks))
+            msgspec.structs.force_setattr(self, "tasks", Tasks(self.tasks))
 
     @property
     def _tasks(self) -> Tasks:

@@ -10,10 +10,10 @@ manifest vouches for fill gaps and displace nothing. Pure; raises nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import msgspec
+from msgspec.structs import replace
 
 from warmup_plugin.cache.manifest import Manifest, TaskRecord, Tasks
 from warmup_plugin.cache.stamps import INDETERMINATE
@@ -22,8 +22,7 @@ from warmup_plugin.cache.table import Entry, Table
 Source = tuple[int, int, int]
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(msgspec.Struct, frozen=True):
     """One table, its manifest if a valid one is with it, and the (tp, pp, dp) of its name.
 
     The bytes are those both were read from, empty where they are not from a file; ``path`` is the
@@ -33,9 +32,9 @@ class Part:
     table: Table
     manifest: Manifest | None
     source: Source
-    table_bytes: bytes = field(default=b"", compare=False, repr=False)
-    manifest_bytes: bytes = field(default=b"", compare=False, repr=False)
-    path: str = field(default="", compare=False)
+    table_bytes: bytes = b""
+    manifest_bytes: bytes = b""
+    path: str = ""
 
 
 class Merged(msgspec.Struct, frozen=True):
@@ -128,14 +127,13 @@ def _alike(one: Part, other: Part) -> bool:
     )
 
 
-@dataclass
-class _Union:
+class _Union(msgspec.Struct):
     """What has been taken so far, from the parts in their order."""
 
-    entries: dict[str, Entry] = field(default_factory=dict)
-    tasks: dict[str, TaskRecord] = field(default_factory=dict)
-    claimed: set[str] = field(default_factory=set)
-    loose: set[str] = field(default_factory=set)
+    entries: dict[str, Entry] = msgspec.field(default_factory=dict)
+    tasks: dict[str, TaskRecord] = msgspec.field(default_factory=dict)
+    claimed: set[str] = msgspec.field(default_factory=set)
+    loose: set[str] = msgspec.field(default_factory=set)
     conflicts: int = 0
 
     def add_tasks(self, part: Part) -> None:

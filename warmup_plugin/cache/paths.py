@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from warmup_plugin.errors import PlacementError
 
@@ -62,8 +63,7 @@ def parse_table_name(name: str) -> tuple[int, int, int] | None:
     return tp, pp, dp
 
 
-@dataclass(frozen=True)
-class Component:
+class Component(msgspec.Struct, frozen=True):
     """One part of a path and where it came from, for `warmup-plugin where`."""
 
     name: str
@@ -71,8 +71,7 @@ class Component:
     source: str
 
 
-@dataclass(frozen=True)
-class Placement:
+class Placement(msgspec.Struct, frozen=True):
     """The directory of one identity, and the parts it is made of."""
 
     directory: Path

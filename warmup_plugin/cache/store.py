@@ -7,16 +7,10 @@
     foreign/                         files set aside: <name>.<8 hex digits>
     reports/                         the last reports
 
-Owns reading, publishing and setting aside. Every file appears whole: unique temporary file in the
-same directory, fsync (but for a report), `os.replace`, fsync of the directory. Refuses to overwrite
-a table unread: it publishes the union with what is there now, and a file that cannot be used is
-moved, never deleted.
+Owns the directory: what is read there, published (`publishing.py`), set aside. Every file appears
+whole: unique temporary file in the same directory, fsync (but for a report), `os.replace`, fsync of
+the directory. A file that cannot be used is moved, never deleted.
 What the disk cannot do is a value (`Miss`, `NotPublished`), never an `OSError`, and is logged once.
-
-Locks only spare work (`locks.py`). A file that has changed since it was read is not replaced, and
-who has written looks again whether that stands: what was lost without a lock is written once more.
-Not promised: what is lost to a process that is stopped for longer than others wait for it, between
-that question and the rename; the next start tunes it again.
 """
 
 from __future__ import annotations
@@ -24,17 +18,14 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from warmup_plugin.cache.files import (
-    Mark,
     exposed,
     is_inside,
-    is_marked,
     keep_newest,
     make_directory,
     mark_of,
@@ -43,13 +34,13 @@ from warmup_plugin.cache.files import (
     takes_files,
     write_files,
 )
-from warmup_plugin.cache.locks import locked
-from warmup_plugin.cache.manifest import Manifest, parse_manifest, render_manifest
-from warmup_plugin.cache.merge import Merged, Part, Source, less, merge
+from warmup_plugin.cache.manifest import Manifest
+from warmup_plugin.cache.merge import Part, Source
 from warmup_plugin.cache.paths import IDENTITY_NAME, manifest_name, parse_table_name, table_name
+from warmup_plugin.cache.publishing import NotPublished, Published, publish_union
 from warmup_plugin.cache.reader import Shelf
-from warmup_plugin.cache.table import Entry, Table, parse_table, render_table
-from warmup_plugin.runtime.safe_json import Miss, digest
+from warmup_plugin.cache.table import Entry, Table
+from warmup_plugin.runtime.safe_json import Miss
 
 if TYPE_CHECKING:
     from warmup_plugin.identity import Identity
@@ -58,9 +49,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("warmup_plugin")
 
 REPORTS: Final = "reports"
-
-#: More often than this nobody comes in between.
-_MOST_TRIES: Final = 16
 
 
 class Reading(msgspec.Struct):
@@ -92,22 +80,6 @@ def told(reading: Reading) -> list[dict[str, Any]]:
         )
     rows += [{"path": str(p), "entries": 0, "reason": miss.reason} for p, miss in reading.misses]
     return rows
-
-
-class Published(msgspec.Struct, frozen=True):
-    """The table as it now stands on disk; `written` is false where it stood there already."""
-
-    path: Path
-    sha256: str
-    bytes: int
-    generation: int
-    written: bool
-
-
-class NotPublished(msgspec.Struct, frozen=True):
-    """Why nothing was written."""
-
-    reason: str
 
 
 def unsafe(directory: Path, root: Path, settings: Settings) -> str:
@@ -233,11 +205,14 @@ class Store:
             return NotPublished(f"mode is {self._mode}")
         try:
             make_directory(self.directory, self._root)
-            published = self._publish_until_it_stands(Part(table, manifest, name), thrown_out or {})
+            mine = Part(table, manifest, name)
+            published = publish_union(self._shelf(self.directory), mine, thrown_out or {})
             if isinstance(published, Published):
                 _write_once(self.directory / IDENTITY_NAME, identity)
         except OSError as error:
             return NotPublished(self._warn(f"{said(error, self.directory)}; the table is not kept"))
+        if isinstance(published, NotPublished):
+            self._warn(published.reason)
         return published
 
     def set_aside(self, name: Source, reason: str) -> None:
@@ -306,71 +281,6 @@ class Store:
             return NotPublished(self._warn(f"{said(error, folder)}; the report is not kept"))
         return folder / name
 
-    def _publish_until_it_stands(
-        self, mine: Part, thrown_out: Mapping[str, Entry]
-    ) -> Published | NotPublished:
-        """Publish again where another writer that no lock has kept out came in between."""
-        assert self.directory is not None
-        for _ in range(_MOST_TRIES):
-            with locked(self.directory):
-                published, marks = self._publish(self.directory, mine, thrown_out)
-            if not (isinstance(published, Published) and published.written):
-                return published
-            if marks and self._stands(self.directory, mine, marks):
-                return published
-        return NotPublished(self._warn(f"{self.directory}: others write all the time; not kept"))
-
-    def _stands(self, directory: Path, mine: Part, marks: Mapping[Path, Mark]) -> bool:
-        """Return whether all tasks are in the file, as it is now."""
-        if all(is_marked(path, mark) for path, mark in marks.items()):
-            return True
-        assert mine.manifest is not None
-        found = (
-            self._shelf(directory).find(mine.source, mine.table.stamp, mine.manifest.identity).part
-        )
-        manifest = found.manifest if found else None
-        return manifest is not None and mine.manifest.tasks.keys() <= manifest.tasks.keys()
-
-    def _publish(
-        self, directory: Path, mine: Part, thrown_out: Mapping[str, Entry]
-    ) -> tuple[Published | NotPublished, Mapping[Path, Mark]]:
-        """Write the union once; no marks where the file has changed while that was done."""
-        assert mine.manifest is not None
-        found = self._shelf(directory).find(mine.source, mine.table.stamp, mine.manifest.identity)
-        for path, miss in found.misses:
-            if miss.kind in ("denied", "newer"):  # somebody's, and perhaps in use: leave it alone
-                reason = f"{path}: {miss.reason}; the table is not kept"
-                return NotPublished(self._warn(reason)), {}
-        move_aside(directory, found.obstacles)
-        path = directory / table_name(*mine.source)
-        theirs = found.part.manifest.generation if found.part and found.part.manifest else 0
-        generation = max(mine.manifest.generation, theirs) + 1
-        newest = replace(mine, manifest=replace(mine.manifest, generation=generation))
-        union = merge([newest, less(found.part, thrown_out)] if found.part else [newest])
-        assert union.manifest is not None
-        standing = _as_it_stands(path, found.part, union)
-        if standing is not None:
-            return standing, {}
-        mark = found.mark if found.part else None
-        return self._replace(path, mine.source, union.table, union.manifest, mark)
-
-    def _replace(
-        self, path: Path, source: Source, table: Table, manifest: Manifest, mark: Mark | None
-    ) -> tuple[Published | NotPublished, Mapping[Path, Mark]]:
-        body = render_table(table)
-        sha256 = digest(body)
-        words = render_manifest(replace(manifest, table_sha256=sha256))
-        # Never put in place what the next start would only set aside.
-        readable = parse_table(body, limit=self._limit), parse_manifest(words, limit=self._limit)
-        for miss in readable:
-            if isinstance(miss, Miss):
-                reason = f"{path}: {miss.reason}; the table is not kept"
-                return NotPublished(self._warn(reason)), {}
-        # The table first: to die in between leaves a stale manifest, which vouches for nothing.
-        both = {path: body, path.with_name(manifest_name(*source)): words}
-        marks = write_files(both, lambda: is_marked(path, mark))
-        return Published(path, sha256, len(body), manifest.generation, written=True), marks
-
     def _warn(self, message: str) -> str:
         """Log the first trouble as a warning: the next ones mostly have the same cause."""
         logger.log(
@@ -378,16 +288,6 @@ class Store:
         )
         self._has_warned = True
         return message
-
-
-def _as_it_stands(path: Path, there: Part | None, union: Merged) -> Published | None:
-    """Return the file that is there as published, if it says already what the union would."""
-    if there is None or there.manifest is None or union.manifest is None:
-        return None
-    if union.table != there.table or not union.manifest.answers_like(there.manifest):
-        return None
-    size, manifest = len(there.table_bytes), there.manifest
-    return Published(path, manifest.table_sha256, size, manifest.generation, written=False)
 
 
 def _write_once(path: Path, identity: Identity | bytes) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import msgspec
@@ -65,13 +64,12 @@ class Entry(NamedTuple):
         return self[:3]
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(msgspec.Struct, frozen=True):
     """A stamp and the winners found under it, by FlashInfer's file key."""
 
     stamp: Mapping[str, str]
     entries: Mapping[str, Entry]
-    records: Mapping[str, Any] = field(default_factory=dict)
+    records: Mapping[str, Any] = msgspec.field(default_factory=dict)
 
 
 class _Saved(NamedTuple):

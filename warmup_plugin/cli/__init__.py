@@ -8,7 +8,7 @@
     environment.py  this machine; identity_summary.py, what is kept on it for an identity
     load.py         reads a file; show_text.py prints it
     removal.py      deletes an identity; in_use.py says who uses it
-    diagnose.py     why the last start tuned
+    diagnose.py     why the last start tuned; receipts.py, which that was
     doctor_*.py     the checks of `doctor`; report_*.py, the sums, drawings and page of `report`
 
 A verb's work returns a dataclass and prints nothing; printing is another function. Imports no torch

@@ -17,11 +17,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from warmup_plugin.cache.archive import ArchiveError, Packed, sha256_of
+from warmup_plugin.cache.archive import ArchiveError, Packed
 from warmup_plugin.cache.archive import read as read_files
 from warmup_plugin.cache.paths import IDENTITY_NAME, LAYOUT, manifest_name, parse_table_name
 from warmup_plugin.cli import inventory
 from warmup_plugin.cli.output import CommandError
+from warmup_plugin.runtime.safe_json import digest
 
 
 def files_of(found: Iterable[inventory.Kept]) -> Iterator[Packed]:
@@ -107,7 +108,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 def digest_of(data: bytes) -> str:
     """Return the digest to pin an archive by."""
-    return f"sha256:{sha256_of(data)}"
+    return f"sha256:{digest(data)}"
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from warmup_plugin.cache.paths import IDENTITY_NAME
-from warmup_plugin.cache.store import REPORTS
 from warmup_plugin.cli import inventory, places
 from warmup_plugin.cli.factor_text import Reason, reasons
 from warmup_plugin.cli.load import read_identity, read_report
-from warmup_plugin.cli.output import SHORT, CommandError, note, plural
+from warmup_plugin.cli.output import SHORT, CommandError, plural
+from warmup_plugin.cli.receipts import tasks_tuned
 from warmup_plugin.errors import IdentityError
 from warmup_plugin.identity import Identity
 from warmup_plugin.observability.report import WarmupReport
@@ -35,53 +35,6 @@ class Verdict:
     words: tuple[str, ...]
     nearest: str = ""
     factors: tuple[Reason, ...] = ()
-
-
-def last_receipt(roots: list[places.Root], limit: int, *, cold: bool = False) -> Path:
-    """Return the newest receipt that can be read, rank 0's where several are as new.
-
-    ``cold``: the newest of a start that has tuned.
-
-    Raises:
-        CommandError: there is none.
-    """
-    where = ", ".join(str(root.path) for root in roots) or "any cache root"
-    found = [path for kept in inventory.walk(roots) for path in _receipts(kept)]
-    return newest(found, limit, of=f"below {where}", cold=cold)
-
-
-def newest(paths: Iterable[Path], limit: int, *, of: str, cold: bool = False) -> Path:
-    """Return the newest of these receipts that can be read; a note names those that cannot.
-
-    Raises:
-        CommandError: there is none.
-    """
-    ordered = sorted(paths, key=_recency, reverse=True)
-    unread = 0
-    for path in ordered:
-        report = read_report(path, limit)
-        if isinstance(report, Miss):
-            note(f"{path}: {report.reason}; an earlier receipt is looked for")
-            unread += 1
-        elif not cold or _new(report):
-            return path
-    if unread:
-        raise CommandError(f"no receipt {of} can be read")
-    if ordered:
-        raise CommandError(f"no start that tuned has left a receipt {of}: all were warm")
-    raise CommandError(f"no receipt {of}: no start has written one there yet")
-
-
-def _recency(path: Path) -> tuple[int, bool, float]:
-    try:
-        changed = path.stat().st_mtime
-    except OSError:
-        changed = 0.0
-    return int(changed), "_rank0." in path.name, changed
-
-
-def _receipts(kept: inventory.Kept) -> Iterable[Path]:
-    return Path(kept.directory, REPORTS).glob("*.json") if REPORTS in kept.folders else ()
 
 
 def explain_start(path: Path, roots: list[places.Root], limit: int) -> Verdict:
@@ -118,7 +71,7 @@ def _fleet_words(report: WarmupReport) -> str:
 
 
 def _verdict(path: Path, report: WarmupReport, roots: list[places.Root], limit: int) -> Verdict:
-    tuned = _new(report)
+    tuned = tasks_tuned(report)
     if report.agreement != "certified":
         why = f"The ranks could not share a table ({report.agreement}): {report.reason}."
         return Verdict(str(path), "not shared", (why,))
@@ -131,18 +84,6 @@ def _verdict(path: Path, report: WarmupReport, roots: list[places.Root], limit: 
     return _why_tuned(path, report, roots, limit, tuned)
 
 
-def is_cold(report: WarmupReport) -> bool:
-    """Return whether a start has tuned."""
-    return _new(report) > 0
-
-
-def receipts(roots: list[places.Root]) -> list[Path]:
-    """Return every receipt below these roots, the oldest first."""
-    return sorted(
-        (path for kept in inventory.walk(roots) for path in _receipts(kept)), key=_recency
-    )
-
-
 def _why_tuned(
     path: Path, report: WarmupReport, roots: list[places.Root], limit: int, tuned: int
 ) -> Verdict:
@@ -153,12 +94,6 @@ def _why_tuned(
     if any(row.get("entries") for row in report.read):
         return Verdict(str(path), "incomplete", _incomplete(report, tuned))
     return _by_factor(path, report, roots, limit)
-
-
-def _new(report: WarmupReport) -> int:
-    if report.winners:
-        return len(report.winners)
-    return sum(report.tasks.get(name, 0) for name in ("tuned", "received", "default"))
 
 
 def _incomplete(report: WarmupReport, tuned: int) -> tuple[str, ...]:
@@ -206,7 +141,7 @@ def _by_factor(path: Path, report: WarmupReport, roots: list[places.Root], limit
 
 def _without_table(report: WarmupReport) -> str:
     """Return what a start without a table of its own did."""
-    tuned = plural(_new(report), "task")
+    tuned = plural(tasks_tuned(report), "task")
     lent = sum(report.adopted_from.values())
     taken = f", {plural(lent, 'task')} taken over from others" if lent else ""
     return f"There was no table for this identity: {tuned} tuned{taken}."

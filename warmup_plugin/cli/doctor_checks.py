@@ -14,7 +14,8 @@ from typing import Final, Literal
 
 from warmup_plugin.cache.files import FOREIGN
 from warmup_plugin.cli import environment, inventory, places
-from warmup_plugin.cli.engines import ENGINES, Engine, installed_version
+from warmup_plugin.cli.engines import ENGINES, Engine
+from warmup_plugin.cli.environment import installed_version
 from warmup_plugin.cli.output import plural, size
 from warmup_plugin.settings import Settings, unknown_variables
 

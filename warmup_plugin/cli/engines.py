@@ -2,12 +2,11 @@
 """The engines that this package has an adapter for, as the command line asks about them.
 
 Owns one row for each: how it finds plugins and who chooses among them, by the engine's own rule;
-where its cache root lies. Imports no engine; what is installed is asked of the metadata.
+where its cache root lies. Imports no engine.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,11 +55,3 @@ ENGINES: Final = (
     Engine("SGLang", "sglang", sglang.TESTED, "sglang.srt.plugins", "SGLANG_PLUGINS", sglang_loads,
            sglang.ROOT_VARIABLE, sglang.default_root),
 )  # fmt: skip
-
-
-def installed_version(package: str) -> str | None:
-    """Return the version of an installed package, None where there is none."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

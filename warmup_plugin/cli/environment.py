@@ -21,13 +21,13 @@ _PATIENCE_S = 20.0  # a driver that is not loaded yet takes its time
 
 def flashinfer_version() -> Component | None:
     """Return the version of the installed FlashInfer, None where there is none."""
-    found = _version_of(_PACKAGE)
+    found = installed_version(_PACKAGE)
     return Component("version", found, f"{_PACKAGE} installed here") if found else None
 
 
 def architecture(environ: Mapping[str, str]) -> Component:
     """Return the architecture of the GPU that torch would use; ``cpu`` where it would use none."""
-    torch = _version_of("torch")
+    torch = installed_version("torch")
     if torch is not None and torch.endswith("+cpu"):
         return Component("arch", "cpu", f"torch {torch} is installed here")
     visible = environ.get("CUDA_VISIBLE_DEVICES")
@@ -43,7 +43,8 @@ def architecture(environ: Mapping[str, str]) -> Component:
     return Component("arch", f"sm{capabilities[index].replace('.', '')}", source)
 
 
-def _version_of(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed package, None where there is none."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

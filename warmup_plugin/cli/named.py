@@ -13,7 +13,7 @@ from pathlib import Path
 
 from warmup_plugin.cache.paths import IDENTITY_NAME, parse_table_name
 from warmup_plugin.cache.store import REPORTS
-from warmup_plugin.cli import diagnose, inventory
+from warmup_plugin.cli import inventory, receipts
 from warmup_plugin.cli.output import CommandError
 from warmup_plugin.cli.places import Root
 
@@ -93,7 +93,7 @@ def receipt(name: str, roots: Sequence[Root], limit: int) -> Path:
     if path.exists() and not path.is_dir():
         return path
     if path.is_dir():
-        return diagnose.newest(path.glob(f"{REPORTS}/*.json"), limit, of=f"in {path}")
+        return receipts.newest(path.glob(f"{REPORTS}/*.json"), limit, of=f"in {path}")
     found = kept_as(name, roots)
     paths = [each for kept in found for each in Path(kept.directory).glob(f"{REPORTS}/*.json")]
-    return diagnose.newest(paths, limit, of=f"of identity {name}")
+    return receipts.newest(paths, limit, of=f"of identity {name}")

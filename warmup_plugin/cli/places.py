@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 from warmup_plugin.cache.paths import LAYOUT, resolve
-from warmup_plugin.cli.engines import ENGINES, Engine, installed_version
+from warmup_plugin.cli.engines import ENGINES, Engine
+from warmup_plugin.cli.environment import installed_version
 from warmup_plugin.cli.output import CommandError
 from warmup_plugin.errors import PlacementError
 from warmup_plugin.settings import Settings

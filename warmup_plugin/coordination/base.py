@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the nine steps need from the other ranks, and how a single process does without them.
 
-Owns the interface: one primitive, `meet`, in which each rank hands in its word and all act on one
-record; bodies beside it, by their sha256; and what is said of a rank at work. `coordinator.py`
+Owns the interface: one primitive, `meet`, in which each rank hands in its vote and all act on one
+decision; bodies beside it, by their sha256; and what is said of a rank at work. `coordinator.py`
 does it for several ranks.
 """
 
@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from collections.abc import Callable
+from typing import Final, Protocol
 
+from warmup_plugin.coordination.rounds import D, Decide, Round, V
 from warmup_plugin.errors import RankLostError
 from warmup_plugin.runtime.safe_json import digest
 
 #: How ranks have met that found no other way, in `Rendezvous.way`.
 JOB_STORE: Final = "job store"
-Word = dict[str, Any]
-Words = Mapping[int, Word]
-#: From every rank's word to the record all ranks act on.
-Decide = Callable[[Words], Word]
+#: Told a rank, its step and its task.
+Listener = Callable[[int, str, str], None]
 
 
 class Rendezvous(Protocol):
@@ -44,8 +43,8 @@ class Rendezvous(Protocol):
         """How much it has taken from it."""
         ...
 
-    def meet(self, step: str, word: Word, decide: Decide) -> Word:
-        """Hand in this rank's word, return the one record all ranks act on."""
+    def meet(self, held: Round[V, D], vote: V, decide: Decide[V, D]) -> D:
+        """Hand in this rank's vote, return the one decision all ranks act on."""
         ...
 
     def put(self, body: bytes, sha256: str = "") -> str:
@@ -76,7 +75,7 @@ class Rendezvous(Protocol):
         """Make sure, before this rank writes or installs, that the others have not gone on."""
         ...
 
-    def follow(self, listener: Callable[[int, dict[str, Any]], None] | None) -> None:
+    def follow(self, listener: Listener | None) -> None:
         """Have the other ranks' heartbeats told from now on, on another thread; None ends it."""
         ...
 
@@ -120,10 +119,10 @@ class Alone:
         self._bodies: dict[str, bytes] = {}
         self._taken: Counter[str] = Counter()
 
-    def meet(self, step: str, word: Word, decide: Decide) -> Word:
-        """Decide from the only word there is."""
-        del step
-        return decide({0: word})
+    def meet(self, held: Round[V, D], vote: V, decide: Decide[V, D]) -> D:
+        """Decide from the only vote there is."""
+        del held
+        return decide({0: vote})
 
     def put(self, body: bytes, sha256: str = "") -> str:
         """Keep the body for `get`."""
@@ -152,7 +151,7 @@ class Alone:
     def confirm(self) -> None:
         """Nobody else decides."""
 
-    def follow(self, listener: Callable[[int, dict[str, Any]], None] | None) -> None:
+    def follow(self, listener: Listener | None) -> None:
         """There are no others."""
 
     def in_forward(self) -> contextlib.AbstractContextManager[None]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables and plans on their way between ranks: by their sha256, beside the words.
+"""Tables and plans on their way between ranks: by their sha256, beside the votes.
 
 Owns how a body is cut into parts that the store takes, put together again and checked. Raises
 `SessionError` for one that is not what its sha256 says.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from warmup_plugin.coordination import messages
 from warmup_plugin.coordination.messages import BYE, FORWARD
@@ -71,15 +71,15 @@ class FailureDetector:
             return "has not joined"
         if self._is_alone_in_forward(state):
             return "in its forward, from which this rank is back"
-        return f"in step {state['step']}" + (f", at {state['task']}" if state["task"] else "")
+        return f"in step {state.step}" + (f", at {state.task}" if state.task else "")
 
-    def _state(self, rank: int) -> dict[str, Any] | None:
+    def _state(self, rank: int) -> messages.Beat | None:
         body = self.link.get_now(f"beat/{rank}")
         return None if body is None else messages.read(messages.Beat, body, rank, "heartbeat")
 
     def _look(self, rank: int, now: float) -> None:
         state = self._state(rank)
-        beats, notes = (-1, -1) if state is None else (state["beats"], state["notes"])
+        beats, notes = (-1, -1) if state is None else (state.beats, state.notes)
         if self.link.has([f"{BYE}/{rank}"]):
             raise RankLostError(rank, f"{self.describe(rank)}, has left")
         if self._beats.get(rank, (-2, 0.0))[0] != beats:
@@ -94,7 +94,7 @@ class FailureDetector:
                     rank, f"{self.describe(rank)}, process {seen}, silent for {silence_s:.1f} s"
                 )
         is_alone = self._is_alone_in_forward(state)
-        stuck_s = silence_s if state is None or state["idle"] else at_task_s
+        stuck_s = silence_s if state is None or state.idle else at_task_s
         if is_alone and at_task_s > self._task_limit_s:
             raise RankLostError(
                 rank, f"still in its forward {at_task_s:.0f} s after another rank is back from its "
@@ -103,12 +103,12 @@ class FailureDetector:
         if stuck_s > self._task_limit_s:
             raise RankLostError(rank, f"{self.describe(rank)} for {stuck_s:.0f} s: task_limit_s")
 
-    def _is_alone_in_forward(self, state: dict[str, Any] | None) -> bool:
+    def _is_alone_in_forward(self, state: messages.Beat | None) -> bool:
         """Return whether a rank is in a forward from which this one is back.
 
         It may be compiling what the others had at hand, so it gets as long as a task.
         """
-        is_there = state is not None and state["idle"] and state["step"] == FORWARD
+        is_there = state is not None and state.idle and state.step == FORWARD
         return self.is_back and is_there and self._bounds_forward
 
     def view(self, rank: int) -> View:
@@ -123,8 +123,8 @@ class FailureDetector:
             other = self._card(mate)
             if mate != rank and other is not None and other.place == card.place:
                 state = self._state(mate)
-                if state is not None and self._is_fresh(mate, state["beats"]):
-                    found: View = state["mates"].get(str(rank), "unseen")
+                if state is not None and self._is_fresh(mate, state.beats):
+                    found: View = state.mates.get(str(rank), "unseen")
                     return found
         return self._view_of_connection(rank)
 
@@ -135,8 +135,8 @@ class FailureDetector:
             is_cut_off = self._connected.get(rank, math.inf) < self._looked_at
             return "cut off" if is_cut_off else "unseen"
         state = self._state(0)
-        is_told = rank != 0 and state is not None and self._is_fresh(0, state["beats"])
-        found: View = state["mates"].get(str(rank), "unseen") if is_told and state else "unseen"
+        is_told = rank != 0 and state is not None and self._is_fresh(0, state.beats)
+        found: View = state.mates.get(str(rank), "unseen") if is_told and state else "unseen"
         return found
 
     def look_at_connections(self) -> None:
@@ -179,6 +179,6 @@ class FailureDetector:
             if body is None:
                 return None
             card = messages.read(messages.Card, body, rank, "process card")
-            self._hosts[rank], self._ends[rank] = card.pop("host"), card.pop("end")
-            self._cards[rank] = ProcessCard(**card)
+            self._hosts[rank], self._ends[rank] = card.host, card.end
+            self._cards[rank] = ProcessCard(card.pid, card.started, card.place)
         return self._cards[rank]

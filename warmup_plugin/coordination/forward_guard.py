@@ -12,7 +12,6 @@ import math
 import os
 import time
 from collections.abc import Callable
-from typing import Any
 
 from warmup_plugin.coordination import messages
 from warmup_plugin.coordination.failure_detector import FailureDetector
@@ -74,12 +73,12 @@ class ForwardGuard:
         else:
             self.fail(*self._culprit(detector, found))
 
-    def _culprit(self, detector: FailureDetector, word: dict[str, Any]) -> tuple[int, str]:
+    def _culprit(self, detector: FailureDetector, failed: messages.Failed) -> tuple[int, str]:
         """Return the rank at fault: one that has died, rather than one whose collective noticed."""
-        for rank in sorted(self._others - {word["rank"]}):
+        for rank in sorted(self._others - {failed.rank}):
             if detector.view(rank) == "gone":
-                return rank, f"process gone, hence rank {word['rank']}: {word['reason']}"
-        return word["rank"], word["reason"]
+                return rank, f"process gone, hence rank {failed.rank}: {failed.reason}"
+        return failed.rank, failed.reason
 
     def give_up(self, error: RankLostError) -> None:
         """Take a rank for lost."""

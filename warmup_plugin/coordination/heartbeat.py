@@ -20,9 +20,12 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
+import msgspec
+
+from warmup_plugin.coordination import messages
 from warmup_plugin.coordination.failure_detector import CONNECTING_S, FailureDetector
 from warmup_plugin.coordination.forward_guard import ForwardGuard
 from warmup_plugin.coordination.reconnecting import RenewedLink
@@ -31,6 +34,7 @@ from warmup_plugin.runtime.process_info import View, own_card
 from warmup_plugin.topology import host_name
 
 if TYPE_CHECKING:
+    from warmup_plugin.coordination.base import Listener
     from warmup_plugin.coordination.kv_client import Link
     from warmup_plugin.settings import Settings
 
@@ -57,8 +61,8 @@ class Heartbeat:
         self._last = time.monotonic()
         self._overslept = False
         self._mates: dict[str, View] = {}
-        #: Told every rank's heartbeat, on this thread, after each of this rank's own.
-        self.listener: Callable[[int, dict[str, Any]], None] | None = None
+        #: Told what every rank is at, on this thread, after each of this rank's own beats.
+        self.listener: Listener | None = None
         self._stop, self._is_needed = threading.Event(), threading.Event()
         announce(link)
         self._thread = threading.Thread(target=self._run, name="warmup-pulse", daemon=True)
@@ -124,11 +128,8 @@ class Heartbeat:
         step, task, notes = self._state
         if beats % 4 == 0:
             self._mates = self._detector.mates()
-        body = {
-            "beats": beats, "step": step, "task": task, "notes": notes, "idle": self._idle,
-            "mates": self._mates,
-        }  # fmt: skip
-        self._link.set(f"beat/{self._link.rank}", json.dumps(body).encode())
+        beat = messages.Beat(beats, step, task, notes, self._idle, {**self._mates})
+        self._link.set(f"beat/{self._link.rank}", messages.text(msgspec.to_builtins(beat)).encode())
         now = time.monotonic()
         self._overslept |= now - self._last > self._settings.silence_s
         self._last = now
@@ -138,7 +139,8 @@ class Heartbeat:
         for rank in range(self._link.size) if listener is not None else ():
             if rank != self._link.rank and (body := self._link.get_now(f"beat/{rank}")) is not None:
                 assert listener is not None
-                listener(rank, json.loads(body))
+                beat = messages.read(messages.Beat, body, rank, "heartbeat")
+                listener(rank, beat.step, beat.task)
 
     def stop(self) -> None:
         """End the thread and its connection."""

@@ -1,22 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """What other ranks say, as values: parsed with limits and by a schema, never trusted.
 
-Owns the schemas of words, records, heartbeats and process cards. What cannot be read is the fault
-of the rank that wrote it: `RankLostError` naming it, which all ranks then raise alike. Nothing is
-ever unpickled. Bodies (tables, plans) are checked against their sha256, and parsed where used.
+Owns how votes and decisions are read, and the schemas of heartbeats, process cards and the end of a
+session. What is no JSON is the fault of the rank that wrote it: `RankLostError` naming it, which
+all ranks then raise alike. What is, and is no vote of the round in question, is a `VoteError` with
+rank, field and rule, or with both versions, as another version of this package is the likeliest
+cause: such a rank lives, and all ranks go on without this package (`fallback.py`). Nothing is ever
+unpickled. Bodies (tables, plans) are checked against their sha256, and parsed where used.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
+from warmup_plugin import __version__
+from warmup_plugin.coordination.rounds import D, Round, V, VoteError
 from warmup_plugin.errors import RankLostError
+from warmup_plugin.runtime.process_info import View
 from warmup_plugin.runtime.safe_json import Miss, decode
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 #: torch's store drops the connection at a value of 8 MiB. Words are far smaller; bodies that are
 #: not cross in parts, small enough for one to be read while the next is written.
@@ -33,7 +42,7 @@ class Beat(msgspec.Struct):
     task: str
     notes: int
     idle: bool
-    mates: dict[str, str]
+    mates: dict[str, View]
 
 
 class Card(msgspec.Struct):
@@ -61,10 +70,24 @@ class Failed(msgspec.Struct):
     reason: str
 
 
+class Head(msgspec.Struct):
+    """What is read first of a vote or a decision, of whatever version of this package it is.
+
+    ``step``: of which round; ``plugin``: the version, in the first round; ``lost``: a rank, where
+    the session is over.
+    """
+
+    step: Any = None
+    plugin: Any = None
+    lost: Any = None
+
+
 #: Half a character, by which Python stands for a byte that is none; JSON's readers refuse it.
 _HIGH, _LOW = r"\\ud[89ab][0-9a-f]{2}", r"\\ud[c-f][0-9a-f]{2}"
 _NO_TEXT: Final = re.compile(f"(?<!{_HIGH}){_LOW}|{_HIGH}(?!{_LOW})")
-_WORD: Final = msgspec.json.Decoder(dict[str, Any])
+_OBJECT: Final = msgspec.json.Decoder(dict[str, Any])
+#: The field of a message that names its round.
+_STEP: Final = "step"
 
 
 def text(message: Mapping[str, Any]) -> str:
@@ -72,25 +95,84 @@ def text(message: Mapping[str, Any]) -> str:
     return _NO_TEXT.sub(r"\\ufffd", json.dumps(message, sort_keys=True))
 
 
-def word(body: bytes, rank: int, what: str) -> dict[str, Any]:
-    """Return a word or a record that a rank wrote. Raises `RankLostError` of that rank."""
-    found: dict[str, Any] = _read(_WORD, body, rank, what)
+def said(step: str, message: msgspec.Struct) -> str:
+    """Return a vote, or what ends the session, as it crosses ranks at a round of that name."""
+    return text({**msgspec.to_builtins(message), _STEP: step})
+
+
+def read_vote(held: Round[V, D], body: bytes, rank: int) -> V:
+    """Return a rank's vote.
+
+    Raises `RankLostError` of that rank for what is no JSON object, `VoteError` for what is no vote
+    of this round or of another version of this package.
+    """
+    what = f"vote at step {held.name}"
+    head = read(Head, body, rank, what)
+    if head.step not in (None, held.name):
+        raise VoteError(rank, f"its {what} is one of step {head.step!r:.80}")
+    if held.opens and (reason := other_version(head.plugin)):
+        raise VoteError(rank, reason)
+    return _typed(held.vote, body, rank, what)
+
+
+def read_decision(held: Round[V, D], body: bytes, head: Head) -> D:
+    """Return the decision of a round. Raises `VoteError` of rank 0, as for votes."""
+    what = f"record of step {held.name}"
+    if head.step not in (None, held.name):
+        raise VoteError(0, f"its {what} is of step {head.step!r:.80}")
+    if held.opens and (reason := other_version(head.plugin)):
+        raise VoteError(0, reason)
+    return _typed(held.decision, body, 0, what)
+
+
+def other_version(version: object) -> str:
+    """Return that a message is of another version than this rank's, or an empty string."""
+    if version == __version__:
+        return ""
+    theirs = "of a version that does not say which it is" if version is None else version
+    return f"its warmup-plugin is {theirs!s:.60}, another rank's {__version__}: must be the same"
+
+
+@functools.cache
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
+
+
+def _typed(kind: type[T], body: bytes, rank: int, what: str) -> T:
+    found: T | Miss = decode(_decoder(kind), body)
+    if isinstance(found, Miss):
+        fields = decode(_OBJECT, body)
+        if isinstance(fields, Miss):
+            raise RankLostError(rank, f"its {what} cannot be read: {fields.reason}")
+        fault = _fault(kind, fields) or f"cannot be read: {found.reason}"
+        raise VoteError(rank, f"its {what} {fault}"[:400])
     return found
 
 
-def read(kind: type[Any], body: bytes, rank: int, what: str) -> dict[str, Any]:
-    """Return a message of one of the kinds above, as a dictionary of its fields.
+def _fault(kind: type[Any], found: Mapping[str, Any]) -> str:
+    """Return which field of a message is missing, strange or of another type."""
+    fields = {f.encode_name: f for f in msgspec.structs.fields(kind) if f.encode_name != _STEP}
+    absent = [name for name, f in fields.items() if f.required and name not in found]
+    if absent:
+        return f"has no {min(absent)!r}: each of version {__version__} has"
+    if strange := sorted(found.keys() - fields.keys() - {_STEP}):
+        known = ", ".join(sorted(fields)) or "none"
+        return f"has a field {strange[0]!r:.80}: must be one of {known}"
+    for name, value in found.items():
+        try:
+            msgspec.convert(value, fields[name].type if name != _STEP else str)
+        except msgspec.ValidationError as error:
+            rule = str(error).partition(" - at ")
+            at = f" at {rule[2][1:-1]}" if rule[1] else ""
+            return f"has {name!r} = {value!r:.80}: {rule[0][:1].lower()}{rule[0][1:]}{at}"
+    return ""
 
-    Raises `RankLostError` of the rank that wrote it.
-    """
-    found = _read(msgspec.json.Decoder(kind), body, rank, what)
-    return msgspec.structs.asdict(found)
 
-
-def _read(decoder: msgspec.json.Decoder[Any], body: bytes, rank: int, what: str) -> Any:
+def read(kind: type[T], body: bytes, rank: int, what: str) -> T:
+    """Return a message of one of the kinds above. Raises `RankLostError` of who wrote it."""
     if len(body) > MOST_WORD_BYTES:
         raise RankLostError(rank, f"its {what} has {len(body)} bytes, {MOST_WORD_BYTES} at most")
-    found = decode(decoder, body)
+    found: T | Miss = decode(_decoder(kind), body)
     if isinstance(found, Miss):
         raise RankLostError(rank, f"its {what} cannot be read: {found.reason}")
     return found

@@ -29,15 +29,8 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
 from warmup_plugin.coordination.base import JOB_STORE
-from warmup_plugin.coordination.kv_client import (
-    CONNECT_S,
-    StoreLink,
-    default_store,
-    in_time,
-    innermost,
-    link_beside,
-    patient_client,
-)
+from warmup_plugin.coordination.connecting import CONNECT_S, in_time, patient_client
+from warmup_plugin.coordination.kv_client import StoreLink, default_store, innermost, link_beside
 from warmup_plugin.coordination.listeners import Choice, Listeners, listen_at, probe
 from warmup_plugin.coordination.roll_call import call_the_roll, tell
 from warmup_plugin.coordination.sockets import OWN_LACK, connected, own_ends

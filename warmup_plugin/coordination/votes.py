@@ -1,104 +1,216 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether what a rank hands in at a step can be a word of that step: version and fields. Pure.
+"""What each rank hands in, one struct for each round. Sizes are bytes, times seconds.
 
-Owns the list of what each step's word must hold, and what is said of one that does not: rank, field
-and rule, or both versions, since another version of this package is the likeliest cause. Such a
-rank lives: all ranks go on without this package (`fallback.py`). That a word is of this step and of
-no other is the meeting's to see; whether its values make sense, of those who read them.
+Owns the fields and their types. Every field must be there: a rank of another build is found out by
+the first that is not (`messages.read_vote`). Whether values make sense is for `steps/decisions.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
-from warmup_plugin import __version__
-from warmup_plugin.coordination.base import Decide, Word, Words
+import msgspec
 
-#: The first step, and the field of its words and its record that says of which version they are.
-FIRST: Final = "open"
-VERSION: Final = "plugin"
-#: Of each step's word, its fields and their types. ``survey`` stands for ``survey0``, ``survey1``.
-_FIELDS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
-    FIRST: {
-        VERSION: (str,), "host": (str,), "ranks": (dict,), "tuning": (bool,),
-        "version": (str,), "lack": (str,),
-        "keys_tell_options_apart": (bool,), "factors": (dict,), "alike": (bool,), "takes": (list,),
-        "must_share": (bool,), "may_keep_step": (bool,), "require_agreement": (bool,),
-        "session": (str,), "mode": (str,), "strategy": (str,), "on_hit": (str,),
-        "budget_s": (int, float, type(None)), "margin": (int, float),
-        "race": (bool,),
-    },
-    "unguarded": {},
-    "agree": {
-        "table": (str,), "manifest": (str,), "defaults": (list,), "complete": (bool,),
-        "trusted": (bool,), "vouched": (bool,), "warnings": (list,), "mark": (str,),
-        "deaths": (dict,),
-    },
-    "merge": {
-        "table": (str,), "manifest": (str,), "defaults": (list,), "complete": (bool,),
-        "trusted": (bool,), "vouched": (bool,), "warnings": (list,),
-    },
-    "load": {"error": (str,), "shares_disk": (bool,)},
-    "survey": {
-        "error": (str,), "last_answered": (str,), "stage": (int,), "unrecorded": (dict,),
-        "missing": (int,), "stored": (bool,), "unshared": (int,),
-        "skipped": (list,), "ops": (list,), "asked": (int,), "heal": (bool,),
-        "sealed": (dict, type(None)),
-    },
-    "plan": {"inventory": (list,)},
-    "share": {"results": (str,), "error": (str,)},
-    "ready": {"failed": (dict,), "refused": (list,), "error": (str,)},
-    "built": {},
-    "certify": {
-        "served": (str,), "deviates": (list,), "published": (list,), "row": (dict,),
-        "apart": (dict,), "leaves": (str,),
-    },
-}  # fmt: skip
+from warmup_plugin.coordination.rounds import Vote
+from warmup_plugin.settings import Mode, OnHit, Strategy
 
 
-class VoteError(Exception):
-    """A rank that lives has handed in a word that is not one of this step."""
+class Place(msgspec.Struct, frozen=True):
+    """Where a rank stands, as it says itself: those fields of `RankInfo` that ranks compare."""
 
-    def __init__(self, rank: int, reason: str) -> None:
-        super().__init__(rank, reason)
-        self.rank = rank
-        self.reason = reason
-
-
-def checked(step: str, decide: Decide) -> Decide:
-    """Return a decision that looks at the words first; it raises `VoteError` for a bad one."""
-
-    def decide_checked(words: Words) -> Word:
-        for rank in sorted(words):
-            if reason := fault_of(step, words[rank]):
-                raise VoteError(rank, reason)
-        return decide(words)
-
-    return decide_checked
+    rank: int
+    world_size: int
+    node: str
+    tp_rank: int = 0
+    pp_rank: int = 0
+    dp_rank: int = 0
 
 
-def fault_of(step: str, word: Word) -> str:
-    """Return what is wrong with a word, or an empty string."""
-    if reason := other_version(step, word):
-        return reason
-    fields = _FIELDS[step.rstrip("0123456789")]
-    if absent := sorted(fields.keys() - word.keys()):
-        return f"its vote at step {step} has no {absent[0]!r}: every vote there has"
-    if strange := sorted(word.keys() - fields.keys()):
-        known = ", ".join(sorted(fields)) or "none"
-        return f"its vote at step {step} has a field {strange[0]!r:.80}: must be one of {known}"
-    for name, types in fields.items():
-        value = word[name]
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            rule = " or ".join("null" if t is type(None) else t.__name__ for t in types)
-            return f"its vote at step {step} has {name!r} = {value!r:.80}: must be {rule}"
-    return ""
+class OpenVote(Vote, frozen=True):
+    """Before step 1: who a rank is, what it was told, and in what environment it runs.
+
+    ``plugin``, ``version``: those of this package and of FlashInfer. ``lack``: what FlashInfer has
+    not. ``tuning``: a context is open already. ``alike``, ``takes``: whether this rank sees the
+    packages as rank 0 does, and the fields of the stamp that it takes from another rank.
+    """
+
+    plugin: str
+    host: str
+    ranks: Place
+    tuning: bool
+    version: str
+    lack: str
+    keys_tell_options_apart: bool
+    factors: dict[str, Any]
+    alike: bool
+    takes: list[str]
+    must_share: bool
+    may_keep_step: bool
+    require_agreement: bool
+    session: str
+    mode: Mode
+    strategy: Strategy
+    on_hit: OnHit
+    budget_s: float | None
+    margin: float
+    race: bool
+
+    def __post_init__(self) -> None:
+        """Refuse factors without the stamp, by which ranks are compared."""
+        if not isinstance(self.factors.get("stamp"), dict):
+            raise ValueError("factors: must have an object 'stamp'")  # noqa: TRY004  # of a message
 
 
-def other_version(step: str, word: Word) -> str:
-    """Return that a word or record of the first step is of another version than this rank's."""
-    if step != FIRST or word.get(VERSION) == __version__:
-        return ""
-    theirs = word.get(VERSION, "of a version that does not say which it is")
-    return f"its warmup-plugin is {theirs!s:.60}, another rank's {__version__}: must be the same"
+class Heading(Vote, frozen=True):
+    """What is said of a table.
+
+    ``table``, ``manifest``: the sha256 of each, empty without one. ``defaults``: ids of the tasks
+    that serve FlashInfer's default. ``complete``: it answers all that this engine asked for last.
+    ``vouched``: a manifest names every entry. ``trusted``: and its files are as they were written.
+    """
+
+    table: str
+    manifest: str
+    defaults: list[str]
+    complete: bool
+    trusted: bool
+    vouched: bool
+
+
+#: Of no table.
+NO_HEADING: Final = Heading("", "", [], complete=False, trusted=False, vouched=False)
+
+
+class MergeVote(Heading, frozen=True):
+    """Step 2, where nodes have different tables: this rank's own."""
+
+    warnings: list[str]
+
+
+class AgreeVote(MergeVote, frozen=True):
+    """Step 2: the table that this rank has read.
+
+    ``mark``: the file by which others see rank 0's directory. ``deaths``: by task id, its label and
+    the journals of the processes that have died in it.
+    """
+
+    mark: str
+    deaths: dict[str, tuple[str, list[str]]]
+
+
+class LoadVote(Vote, frozen=True):
+    """Step 2: whether FlashInfer has taken the agreed table here; ``error`` is empty if so."""
+
+    error: str
+    shares_disk: bool
+
+
+class Winner(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A task that one rank has tuned, for the receipt.
+
+    ``began``: seconds since the first meeting; ``ms``, ``default_ms``: milliseconds of the winner
+    and of FlashInfer's default, None where neither has run. From ``launches`` on: of its race.
+    """
+
+    task: str
+    op: str
+    bucket: str
+    rank: int
+    began: float
+    seconds: float
+    runner: str
+    ms: float | None
+    default_ms: float | None
+    reason: str
+    launches: int | None = None
+    device_ms: float | None = None
+    share: float | None = None
+    noise: float | None = None
+    confidence: float | None = None
+    tied: int | None = None
+
+
+#: Of a step or a wait: its name, when it began and how long it took, seconds.
+Span = tuple[str, float, float]
+
+
+class RankRow(msgspec.Struct, frozen=True):
+    """What a rank tells of itself for the receipt; ``ops``: tasks by op and by what became."""
+
+    rank: int
+    steps: list[Span]
+    waits: list[Span]
+    tactics_timed: int
+    passed_through_tactics: int
+    inputs_synthesised: int
+    bytes_sent: int
+    bytes_received: int
+    ops: dict[str, dict[str, int]]
+    winners: list[Winner]
+
+
+class CertifyVote(Vote, frozen=True):
+    """Step 9: what this rank serves.
+
+    ``served``: the digest of all its answers. ``deviates``: labels of the tasks that it serves
+    otherwise than agreed. ``published``: the paths that it has written. ``apart``: label and answer
+    of each task that it tuned for itself, by id. ``leaves``: why this process is about to end.
+    """
+
+    served: str
+    deviates: list[str]
+    published: list[str]
+    row: RankRow
+    apart: dict[str, tuple[str, str]]
+    leaves: str
+
+
+class SurveyVote(Vote, frozen=True):
+    """Step 3: what the forward has asked for.
+
+    ``error``: what it raised, and then ``last_answered``: the op at which, ``stored``: whether it
+    was served a stored tactic there. ``unrecorded``: ops of which a call cannot be recorded, with
+    the reason. ``missing``, ``unshared``, ``asked``: numbers of tasks. ``heal``: the files are to
+    be written anew. ``sealed``: the vote of step 9, where nothing is left to be done before it.
+    """
+
+    error: str
+    last_answered: str
+    stage: int
+    unrecorded: dict[str, str]
+    missing: int
+    stored: bool
+    unshared: int
+    skipped: list[str]
+    ops: list[str]
+    asked: int
+    heal: bool
+    sealed: CertifyVote | None
+
+
+class PlanVote(Vote, frozen=True):
+    """Step 4: the sha256 of each part of this rank's inventory."""
+
+    inventory: list[str]
+
+
+class ShareVote(Vote, frozen=True):
+    """Step 6: the sha256 of this rank's results, and why it has not tuned all that it should."""
+
+    results: str
+    error: str
+
+
+class ReadyVote(Vote, frozen=True):
+    """Step 7: the winners that cannot be built here, by task id, with the reason.
+
+    ``refused``: those of them of which a runner says that it does not offer the tactic.
+    """
+
+    failed: dict[str, str]
+    refused: list[str]
+    error: str
+
+
+class EmptyVote(Vote, frozen=True):
+    """A round that only waits for all ranks."""

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from warmup_plugin.cache import archive
 from warmup_plugin.cache.archive import ArchiveError, Packed

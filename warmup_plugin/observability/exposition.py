@@ -17,6 +17,8 @@ import os
 import time
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from warmup_plugin import __version__
 from warmup_plugin.observability.report import WarmupReport
 from warmup_plugin.topology import host_name
@@ -24,7 +26,7 @@ from warmup_plugin.topology import host_name
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from warmup_plugin.observability.metrics import Sample, State
+    from warmup_plugin.observability.metrics import Sample, State  # noqa: TC004  # of a struct that is never decoded
     from warmup_plugin.settings import Settings
     from warmup_plugin.topology import RankInfo
 
@@ -37,16 +39,15 @@ FILE: Final = "WARMUP_PLUGIN_METRICS_FILE"
 ENGINES_PAGE: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 
-@dataclasses.dataclass
-class _Process:
+class _Process(msgspec.Struct):
     """What this process has told: by session, what is to stand in the file."""
 
     pid: int = 0
     #: Numbers of sessions by what they warm up: one that comes again takes its own place, be it
     #: tried again after a failure, be it the next of an engine that grows and shrinks.
-    numbers: dict[str, int] = dataclasses.field(default_factory=dict)
-    sessions: dict[int, list[Sample]] = dataclasses.field(default_factory=dict)
-    told: set[str] = dataclasses.field(default_factory=set)
+    numbers: dict[str, int] = msgspec.field(default_factory=dict)
+    sessions: dict[int, list[Sample]] = msgspec.field(default_factory=dict)
+    told: set[str] = msgspec.field(default_factory=set)
     #: The session that began last.
     last: Figures | None = None
 

@@ -20,13 +20,14 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, Literal, TextIO
 
 import msgspec
 
 from warmup_plugin.cache.files import write_files
+from warmup_plugin.observability.pace import Pace
 from warmup_plugin.runtime.compiling import is_compiling
 from warmup_plugin.runtime.terminal import MovingLine
 from warmup_plugin.runtime.ticker import Ticking
@@ -92,10 +93,7 @@ class Progress:
         self._has_warned = False
         self._step, self._task, self._reason = "open", "", ""
         self._state: State = "warming"
-        self._total = 0
-        self._done: dict[int, int] = {}
-        self._gains: list[float] = []
-        self._tune_began: float | None = None
+        self._pace = Pace(clock)
         self._thread = threading.get_ident()
         self._ticking = Ticking(self.tick, TICK_S)
         self._look: Callable[[], Glance] = Glance
@@ -142,7 +140,7 @@ class Progress:
     def plan(self, total: int) -> None:
         """So many tasks are to be tuned by all ranks together."""
         with self._lock:
-            self._total, self._tune_began = total, self._clock()
+            self._pace.begin(total)
 
     def task(
         self,
@@ -157,23 +155,23 @@ class Progress:
         up.
         """
         with self._lock:
-            self._task, self._done[self._rank] = label, done
+            self._task = label
+            self._pace.note(self._rank, done)
             self._look, self._glance, self._limit_s = look, Glance(), limit_s
             self._task_began = self._changed = self._clock()
         self._tell()
 
     def tuned(self, ms: float | None, default_ms: float | None) -> None:
         """A task is tuned: its winner's time and FlashInfer's default's, where both are known."""
-        if ms and default_ms and ms > 0 and default_ms > 0:
-            with self._lock:
-                self._gains.append(default_ms / ms)
+        with self._lock:
+            self._pace.tuned(ms, default_ms)
 
-    def heard(self, rank: int, beat: Mapping[str, Any]) -> None:
+    def heard(self, rank: int, step: str, task: str) -> None:
         """Another rank's heartbeat has come."""
-        match = _COUNT.fullmatch(beat.get("task", ""))
-        if match and beat.get("step") == "tune":
+        match = _COUNT.fullmatch(task)
+        if match and step == "tune":
             with self._lock:
-                self._done[rank] = int(match[1])
+                self._pace.note(rank, int(match[1]))
             self._tell()
 
     def end(self, state: State, reason: str = "") -> None:
@@ -184,13 +182,13 @@ class Progress:
             self._look, self._glance, self._limit_s = Glance, Glance(), None
             self._waits_for = ()
             if state == "ready":
-                self._done = {self._rank: self._total}
+                self._pace.complete(self._rank)
             self._line.give_up()
         self._tell(at_once=True)
 
     def document(self) -> dict[str, Any]:
         """Return what the file says."""
-        done, total = self._counts()
+        done, total = self._pace.counts()
         return {
             "schema": 1,
             "state": self._state,
@@ -206,7 +204,7 @@ class Progress:
             "done": done,
             "total": total,
             "left_s": self._left_s(),
-            "over_default": self._over_default(),
+            "over_default": self._pace.over_default(),
             "seconds": round(self._clock() - self._began, 3),
             "reason": self._reason,
             "rank": self._rank,
@@ -216,14 +214,14 @@ class Progress:
 
     def line(self) -> str:
         """Return the line for people."""
-        done, total = self._counts()
+        done, total = self._pace.counts()
         doing = self._doing()
         if doing == "waiting":
             ranks = ", ".join(map(str, self._waits_for))
             return f"warmup-plugin: step {self._step}, waiting for rank {ranks}"
         if self._step != "tune" and not (total and done < total):
             return f"warmup-plugin: step {self._step}" + (", compiling" * (doing == "compiling"))
-        left, gain = self._left_s(), self._over_default()
+        left, gain = self._left_s(), self._pace.over_default()
         words = [f"{done} of {total} tasks"]
         words += [f"about {_duration(left)} left"] if left is not None and doing != "stuck" else []
         words += [f"{gain:.2f} x the default's speed so far"] if gain else []
@@ -257,26 +255,13 @@ class Progress:
     def _in_task_s(self) -> float | None:
         return round(self._clock() - self._task_began, 1) if self._task else None
 
-    def _counts(self) -> tuple[int, int]:
-        return min(sum(self._done.values()), self._total), self._total
-
     def _left_s(self) -> float | None:
-        """Return how long the rest will take at the job's pace so far; None before it has one.
-
-        A task in hand counts by the share of its tactics that are behind it.
-        """
-        whole, total = self._counts()
+        """Return how long the rest will take; a task in hand counts by its tactics behind it."""
+        if self._state != "warming":
+            return None
         seen = self._glance
-        done = whole + (max(seen.number - 1, 0) / seen.of if seen.of and self._task else 0.0)
-        if not done or self._tune_began is None or self._state != "warming":
-            return None
-        return round((self._clock() - self._tune_began) / done * max(total - done, 0.0), 1)
-
-    def _over_default(self) -> float | None:
-        """Return the geometric mean of default over winner, of this rank's tasks."""
-        if not self._gains:
-            return None
-        return round(math.exp(sum(map(math.log, self._gains)) / len(self._gains)), 3)
+        share = max(seen.number - 1, 0) / seen.of if seen.of and self._task else 0.0
+        return self._pace.left_s(share)
 
     def _tell(self, *, at_once: bool = False) -> None:
         with self._lock:
@@ -286,7 +271,7 @@ class Progress:
                 self._write(self._path)
             if self._rank or self._state != "warming":
                 return
-            if self._line.moves and self._total and now - self._moved >= MOVE_S:
+            if self._line.moves and self._pace.total and now - self._moved >= MOVE_S:
                 self._moved = now
                 self._line.say(self.line())
             elif not self._line.moves and now - self._told >= LOG_S:

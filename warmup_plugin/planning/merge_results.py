@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
 from itertools import chain
 from typing import cast
 
 import msgspec
+from msgspec.structs import replace
 
 from warmup_plugin.cache.manifest import DEFAULTS, Manifest, Outcome, TaskRecord
 from warmup_plugin.cache.table import Entry, Table

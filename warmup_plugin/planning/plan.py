@@ -8,62 +8,14 @@ stages, layer types and idle ranks make that order differ.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-import msgspec
-
+from warmup_plugin.planning.assignment import Plan, Queue
 from warmup_plugin.planning.inventory import Item, Lots, each_its_own, find_refused, find_unshared
 from warmup_plugin.settings import Strategy
 
 #: How long a task may take, in any unit: it orders, and never decides.
 Cost = Callable[[Item], float]
-
-
-class Queue(NamedTuple):
-    """Tasks that any of these ranks can tune, in the order in which they are taken."""
-
-    ranks: tuple[int, ...]
-    tasks: tuple[str, ...]
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """Who does what.
-
-    ``shared``: the tasks that one rank tunes for all, in queues; a rank takes from those it is in,
-    one after the other. ``local``: rank -> tasks it tunes for itself, not stored. ``held``: tasks
-    that need no tuning because an entry answers them: of a twin on another rank, of an old file, or
-    (``resumed``, among them) of a start that did not finish.
-    """
-
-    shared: tuple[Queue, ...] = ()
-    local: Mapping[int, tuple[str, ...]] = msgspec.field(default_factory=dict)
-    held: tuple[str, ...] = ()
-    resumed: tuple[str, ...] = ()
-
-    @property
-    def tasks(self) -> Iterator[str]:
-        """The tasks that one rank tunes for all."""
-        return (name for queue in self.shared for name in queue.tasks)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the plan as JSON values."""
-        return {
-            "shared": [[list(queue.ranks), list(queue.tasks)] for queue in self.shared],
-            "local": {str(rank): list(ids) for rank, ids in self.local.items()},
-            "held": list(self.held),
-            "resumed": list(self.resumed),
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """Return the plan of JSON values."""
-        return cls(
-            tuple(Queue(tuple(ranks), tuple(tasks)) for ranks, tasks in data["shared"]),
-            {int(rank): tuple(ids) for rank, ids in data["local"].items()},
-            tuple(data["held"]),
-            tuple(data["resumed"]),
-        )
 
 
 def make_plan(

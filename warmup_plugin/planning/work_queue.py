@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from warmup_plugin.planning.plan import Queue
+from warmup_plugin.planning.assignment import Queue
 
 
 class Drawn(NamedTuple):

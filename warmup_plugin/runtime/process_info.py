@@ -11,17 +11,17 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import msgspec
 
 from warmup_plugin.topology import machine_id
 
 View = Literal["runs", "stopped", "gone", "cut off", "unseen"]
 
 
-@dataclass(frozen=True)
-class ProcessCard:
+class ProcessCard(msgspec.Struct, frozen=True):
     """What tells one process from all others. ``place`` is its machine and PID namespace.
 
     ``started`` is the kernel's start time of the process, in clock ticks since boot: a process id
@@ -34,7 +34,7 @@ class ProcessCard:
 
     def to_json(self) -> dict[str, Any]:
         """Return the card as JSON values."""
-        return asdict(self)
+        return msgspec.structs.asdict(self)
 
 
 def own_card() -> ProcessCard:

@@ -12,7 +12,6 @@ import json
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import msgspec
@@ -25,8 +24,7 @@ MAX_DEPTH: Final = 32
 MissKind = Literal["absent", "denied", "foreign", "newer", "stale", "too_large", "unreadable"]
 
 
-@dataclass(frozen=True)
-class Miss:
+class Miss(msgspec.Struct, frozen=True):
     """Why there is nothing to use.
 
     `absent`: no such file; `denied`: the system refuses; `too_large`: above the limit, not read;

@@ -8,7 +8,7 @@ a body crosses once, and all ranks install the same bytes or all start without.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -18,15 +18,22 @@ from warmup_plugin.cache.lazy_table import unread_table
 from warmup_plugin.cache.manifest import Manifest, parse_manifest
 from warmup_plugin.cache.merge import Part
 from warmup_plugin.cache.table import Table, parse_table, render_table
-from warmup_plugin.coordination.base import Word, Words
+from warmup_plugin.coordination.decisions import AGREE, LOAD, MERGE, AgreeDecision
+from warmup_plugin.coordination.votes import (
+    NO_HEADING,
+    AgreeVote,
+    Heading,
+    LoadVote,
+    MergeVote,
+)
 from warmup_plugin.errors import InstallError
 from warmup_plugin.steps.context import Job
-from warmup_plugin.steps.decisions import decide_agree, decide_load
+from warmup_plugin.steps.decisions import Votes, decide_agree, decide_load, heading_of
 from warmup_plugin.steps.read import NO_LIMIT, Held
 
 
 class Agreed(msgspec.Struct):
-    """The table all ranks start from. ``word`` is the record of the meeting about it.
+    """The table all ranks start from. ``heading``: what all of them know of it.
 
     On rank 0 alone, ``borrowed``: which of its entries are others'; ``loose``: the keys for which
     no manifest vouches, borrowed ones included. ``deaths``, on all ranks: tasks in which processes
@@ -36,7 +43,7 @@ class Agreed(msgspec.Struct):
 
     table: Table
     manifest: Manifest | None
-    word: Word
+    heading: Heading = NO_HEADING
     deaths: Mapping[str, Death] = msgspec.field(default_factory=dict)
     borrowed: Borrowed = msgspec.field(default_factory=Borrowed)
     loose: frozenset[str] = frozenset()
@@ -45,52 +52,55 @@ class Agreed(msgspec.Struct):
     @property
     def may_skip(self) -> bool:
         """Return whether this table, complete and ours, may spare the forward."""
-        return bool(self.word["go"] == "one" and self.word["complete"] and self.word["trusted"])
+        return self.heading.complete and self.heading.trusted
 
     def distrust(self) -> None:
         """Take all entries for somebody else's: they are tried before they are used."""
-        self.word = {**self.word, "trusted": False, "vouched": False}
+        self.heading = msgspec.structs.replace(self.heading, trusted=False, vouched=False)
         self.loose = frozenset(self.table.entries)
 
     @property
     def needs_healing(self) -> bool:
         """Return whether its files should be written anew although nothing is tuned."""
-        return bool(self.word["go"] == "one" and not self.word["trusted"])
+        return bool(self.heading.table) and not self.heading.trusted
 
 
 def agree(job: Job, held: Held) -> Agreed:
     """Step 2: one table for all ranks, installed on all of them; without one, an empty one."""
     with job.timed("agree"):
-        deaths = {task: [death.label, death.journals] for task, death in held.deaths.items()}
-        own = {**held.word(job), "mark": _leave_mark(job), "deaths": deaths}
-        word = job.meet("agree", own, decide_agree)
-        mark, found = word["mark"], word.get("deaths", {})
-        job.warn(*word["warnings"])
-        if word["go"] == "merge":
-            held, word = _merge(job, held, word)
-        agreed = Agreed(Table(job.stamp, {}), None, {"go": "none"})
+        deaths = {t: (death.label, [*death.journals]) for t, death in held.deaths.items()}
+        own = AgreeVote(
+            **msgspec.structs.asdict(held.vote(job)), mark=_leave_mark(job), deaths=deaths
+        )
+        decision = job.coordinator.meet(AGREE, own, decide_agree)
+        mark, found = decision.mark, decision.deaths
+        job.warn(*decision.warnings)
+        if decision.go == "merge":
+            held, decision = _merge(job, held, decision)
+        agreed = Agreed(Table(job.stamp, {}), None)
         with job.failing_as_data():
-            agreed, body = _fetch(job, held, word)
+            agreed, body = _fetch(job, held, decision)
             job.installed.load(body, job.stamp, job.ops.pass_through, table=agreed.table)
         error, shared_disk = job.take_failure(), _has_leaders_disk(job, mark)
-        loaded = job.meet("load", {"error": error, "shares_disk": shared_disk}, decide_load)
+        own_load = LoadVote(error=error, shares_disk=shared_disk)
+        loaded = job.coordinator.meet(LOAD, own_load, decide_load)
         _remove_mark(job, mark)
-        if job.coordinator.rank in loaded["redundant"]:
+        if job.coordinator.rank in loaded.redundant:
             job.store = None  # rank 0 writes the directory of this node too
-        if loaded["go"] == "empty":
-            job.warn(f"starting without a table: {loaded['reason']}")
-            agreed = Agreed(Table(job.stamp, {}), None, {"go": "none"})
+        if loaded.go == "empty":
+            job.warn(f"starting without a table: {loaded.reason}")
+            agreed = Agreed(Table(job.stamp, {}), None)
             job.installed.load(render_table(agreed.table), job.stamp, job.ops.pass_through)
         elif job.leads:
             agreed.borrowed, agreed.loose = held.borrowed, held.loose
-        agreed.is_held = job.store is None or held.table_sha256 == agreed.word.get("table", "")
+        agreed.is_held = job.store is None or held.table_sha256 == agreed.heading.table
         agreed.deaths = {task: Death(label, tuple(names)) for task, (label, names) in found.items()}
         return agreed
 
 
 def _leave_mark(job: Job) -> str:
     """Show the other nodes this node's directory, on rank 0; they may have the same one."""
-    if not job.leads or job.store is None or len(job.word["writers"]) == 1:
+    if not job.leads or job.store is None or len(job.opened.writers) == 1:
         return ""
     name = secrets.token_hex(8)
     job.stack.callback(job.store.remove_mark, name)  # in case that the others are not met again
@@ -107,56 +117,59 @@ def _remove_mark(job: Job, name: str) -> None:
         job.store.remove_mark(name)
 
 
-def _merge(job: Job, held: Held, word: Word) -> tuple[Held, Word]:
+def _merge(job: Job, held: Held, decision: AgreeDecision) -> tuple[Held, AgreeDecision]:
     """Merge the different tables of several nodes on rank 0."""
-    if job.coordinator.rank in word["want"]:
+    if job.coordinator.rank in decision.want:
         job.coordinator.put(held.table_bytes)
         job.coordinator.put(held.manifest_bytes)
     union = held
 
-    def lead(words: Words) -> Word:
+    def lead(votes: Votes[MergeVote]) -> AgreeDecision:
         nonlocal union
-        found = [_part(job, words[rank], rank) for rank in word["want"]]
+        found = [_part(job, votes[rank], rank) for rank in decision.want]
         parts = [part for part in found if part is not None]
         union = Held.union(parts, [], is_whole=False)
-        return {"go": "one", "from": 0, **union.word(job)}
+        return AgreeDecision(go="one", heading=heading_of(union.vote(job)))
 
-    agreed = job.meet("merge", held.word(job), lead)
+    agreed = job.coordinator.meet(MERGE, held.vote(job), lead)
     union.borrowed = held.borrowed
     return union, agreed
 
 
-def _part(job: Job, word: Word, rank: int) -> Part | None:
-    table = parse_table(job.coordinator.get(word["table"]), limit=NO_LIMIT)
+def _part(job: Job, vote: Heading, rank: int) -> Part | None:
+    table = parse_table(job.coordinator.get(vote.table), limit=NO_LIMIT)
     if not isinstance(table, Table):
         return None
-    body = job.coordinator.get(word["manifest"]) if word["manifest"] else b""
+    body = job.coordinator.get(vote.manifest) if vote.manifest else b""
     manifest = parse_manifest(body, limit=NO_LIMIT)
     return Part(table, manifest if isinstance(manifest, Manifest) else None, (rank, 0, 0))
 
 
-def _fetch(job: Job, held: Held, word: Word) -> tuple[Agreed, bytes]:
-    """Return the agreed table and its bytes: rank ``from``'s, whoever else has read a file."""
-    if word["go"] == "none":
+def _fetch(job: Job, held: Held, decision: AgreeDecision) -> tuple[Agreed, bytes]:
+    """Return the agreed table and its bytes: rank ``source``'s, whoever else has read a file."""
+    heading = decision.heading
+    if heading is None:
         empty = Table(job.stamp, {})
-        return Agreed(empty, None, word), render_table(empty)
-    if job.coordinator.rank == word["from"]:
-        _offer(job, held, word)
-    if held.table is not None and held.table_sha256 == word["table"]:
-        return Agreed(held.table, held.manifest, word), held.table_bytes
-    body = job.coordinator.get(word["table"])
-    table = unread_table(body) if word["vouched"] else parse_table(body, limit=NO_LIMIT)
+        return Agreed(empty, None), render_table(empty)
+    if job.coordinator.rank == decision.source:
+        _offer(job, held, decision.held_by)
+    if held.table is not None and held.table_sha256 == heading.table:
+        return Agreed(held.table, held.manifest, heading), held.table_bytes
+    body = job.coordinator.get(heading.table)
+    table = unread_table(body) if heading.vouched else parse_table(body, limit=NO_LIMIT)
     if not isinstance(table, Table):
         raise InstallError(f"the agreed table cannot be read: {table.reason}")
-    return Agreed(table, fetch_manifest(job, word["manifest"]) if job.leads else None, word), body
+    return Agreed(
+        table, fetch_manifest(job, heading.manifest) if job.leads else None, heading
+    ), body
 
 
-def _offer(job: Job, held: Held, word: Word) -> None:
+def _offer(job: Job, held: Held, held_by: Collection[int]) -> None:
     """Send what others lack: a rank without the table, a writer without its manifest."""
-    lacking = {*range(job.coordinator.size)} - {*word.get("held_by", ())}
+    lacking = {*range(job.coordinator.size)} - {*held_by}
     if lacking:
         job.coordinator.put(held.table_bytes, held.table_sha256)
-    if not lacking.isdisjoint(job.word["writers"]):
+    if not lacking.isdisjoint(job.opened.writers):
         job.coordinator.put(held.manifest_bytes)
 
 

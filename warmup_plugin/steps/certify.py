@@ -10,22 +10,22 @@ from typing import NoReturn
 
 import msgspec
 
-from warmup_plugin.coordination.base import Word, Words
+from warmup_plugin.coordination.decisions import CERTIFY, CertifyDecision
+from warmup_plugin.coordination.votes import CertifyVote
 from warmup_plugin.errors import RankLostError
 from warmup_plugin.runtime.safe_json import digest
 from warmup_plugin.steps.agree import Agreed
 from warmup_plugin.steps.context import Job
-from warmup_plugin.steps.decisions import decide_certify
-from warmup_plugin.steps.plan import Work
+from warmup_plugin.steps.decisions import Votes, decide_certify
 from warmup_plugin.steps.rank_stats import collect, row_of
-from warmup_plugin.steps.share import Shared
+from warmup_plugin.steps.work import Shared, Work
 from warmup_plugin.tuner import build
 from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task_summary import Tally, answer_key
 
 
-def seal(job: Job, agreed: Agreed, survey: Survey) -> Word | None:
-    """Return this rank's word for step 9 where the forward has left nothing to do; else None.
+def seal(job: Job, agreed: Agreed, survey: Survey) -> CertifyVote | None:
+    """Return this rank's vote of step 9 where the forward has left nothing to do; else None.
 
     Nothing to tune, install, heal, write or tell: what the survey has asked is what is served.
     """
@@ -42,15 +42,16 @@ def seal(job: Job, agreed: Agreed, survey: Survey) -> Word | None:
         return None
     work, shared = Work(), Shared(agreed.table, "")
     served, deviates = _ask(job, survey, work, shared)
-    row = row_of(job, survey, work, shared.entry_of)
-    word = {"served": served, "deviates": deviates[:8], "published": [], "row": row}
-    return {**word, "leaves": job.leaves}
+    return CertifyVote(
+        served=served, deviates=deviates[:8], published=[],
+        row=row_of(job, survey, work, shared.entry_of), apart={}, leaves=job.leaves,
+    )  # fmt: skip
 
 
 def certify(
     job: Job, survey: Survey | None, work: Work, shared: Shared, published: list[str],
     *, table_sha256: str = "",
-) -> Word:  # fmt: skip
+) -> CertifyDecision:  # fmt: skip
     """Step 9: all ranks serve what was agreed, or all serve FlashInfer's defaults.
 
     Without a survey (``on_hit=skip``) the answers are the table itself, of that sha256.
@@ -66,47 +67,49 @@ def certify(
             elif job.shares:
                 served, deviates = _ask(job, survey, work, shared)
         deviates += [job.failure] if job.failure else []
-        word = {
-            "served": served, "deviates": deviates[:8], "published": published,
-            "row": row_of(job, survey, work, shared.entry_of), "apart": {}, "leaves": job.leaves,
-        }  # fmt: skip
+        apart: dict[str, tuple[str, str]] = {}
+        row = row_of(job, survey, work, shared.entry_of)
         if survey is not None and job.shares:
             with job.failing_as_data():  # what is served apart is told, no condition for serving
-                word["apart"] = _tell_apart(survey)
+                apart = _tell_apart(survey)
             job.warn(*filter(None, [job.take_failure()]))
+        vote = CertifyVote(
+            served=served, deviates=deviates[:8], published=published, row=row, apart=apart,
+            leaves=job.leaves,
+        )  # fmt: skip
 
-        def lead(words: Words) -> Word:
-            collect(job, words)
-            return decide_certify(words)
+        def lead(votes: Votes[CertifyVote]) -> CertifyDecision:
+            collect(job, votes)
+            return decide_certify(votes)
 
-        record = job.meet("certify", word, lead)
+        found = job.coordinator.meet(CERTIFY, vote, lead)
         job.is_settled = True
-        if record["go"] == "end":
-            _end(job, record)
-        if record["differ"]:
+        if found.go == "end":
+            _end(job, found)
+        if found.differ:
             job.warn(
-                f"ranks serve different tactics for {len(record['differ'])} tasks that are in no "
-                f"table: {', '.join(record['differ'][:8])}; WARMUP_PLUGIN_REQUIRE_AGREEMENT=1 has "
+                f"ranks serve different tactics for {len(found.differ)} tasks that are in no "
+                f"table: {', '.join(found.differ[:8])}; WARMUP_PLUGIN_REQUIRE_AGREEMENT=1 has "
                 "them on FlashInfer's default everywhere"
             )
-        if record["go"] == "defaults" and job.shares:
-            job.serve_defaults(record["reason"])
+        if found.go == "defaults" and job.shares:
+            job.serve_defaults(found.reason)
             if job.store is not None:
-                job.store.set_aside(job.options.ranks.coordinates, record["reason"])
-        return record
+                job.store.set_aside(job.options.ranks.coordinates, found.reason)
+        return found
 
 
-def _end(job: Job, record: Word) -> NoReturn:
+def _end(job: Job, found: CertifyDecision) -> NoReturn:
     """End the job on every rank, since one of them has been told to end."""
     if job.leaves:  # else the signal, given back, would end this process before the others are off
         job.coordinator.close()
-    raise RankLostError(record["rank"], record["reason"])
+    raise RankLostError(found.rank, found.reason)
 
 
-def _tell_apart(survey: Survey) -> dict[str, list[str]]:
+def _tell_apart(survey: Survey) -> dict[str, tuple[str, str]]:
     """Return label and answer of each task that this rank has tuned for itself, by id."""
     apart = (task for task in survey.tally().others if task.state == "unshared")
-    return {task.id: [task.label, str(build.served(task))] for task in apart}
+    return {task.id: (task.label, str(build.served(task))) for task in apart}
 
 
 def _ask(job: Job, survey: Survey, work: Work, shared: Shared) -> tuple[str, list[str]]:

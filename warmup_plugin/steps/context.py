@@ -11,15 +11,16 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from warmup_plugin.cache.journal import Journal
 from warmup_plugin.cache.paths import Placement
 from warmup_plugin.cache.store import Store
-from warmup_plugin.coordination.base import Rendezvous, Word
-from warmup_plugin.coordination.votes import checked
+from warmup_plugin.coordination.base import Rendezvous
+from warmup_plugin.coordination.decisions import OpenDecision
 from warmup_plugin.errors import (
     RankLostError,
     WarmupError,
@@ -33,20 +34,18 @@ from warmup_plugin.tuner.known_ops import KnownOps
 from warmup_plugin.tuner.tuner_state import Installed
 
 if TYPE_CHECKING:
-    from warmup_plugin.coordination.base import Decide
-    from warmup_plugin.runtime.sigterm import Shutdown
-    from warmup_plugin.steps.fleet import Fleet
+    from warmup_plugin.runtime.sigterm import Shutdown  # noqa: TC004  # of a struct that is never decoded
+    from warmup_plugin.steps.fleet import Fleet  # noqa: TC004  # of a struct that is never decoded
 
 logger = logging.getLogger("warmup_plugin")
 
 
-@dataclass
-class Job:
-    """What the steps of one rank have in common. ``word`` is the record of the first meeting."""
+class Job(msgspec.Struct):
+    """What the steps of one rank have in common. ``opened``: the decision of the first round."""
 
     options: Options
     coordinator: Rendezvous
-    word: Word
+    opened: OpenDecision
     identity: Identity
     ops: KnownOps
     stamp: Mapping[str, str]
@@ -58,11 +57,11 @@ class Job:
     #: Its directory, where it may be used.
     directory: Path | None = None
     store: Store | None = None
-    journal: Journal = field(default_factory=lambda: Journal(None, "", driver="", stamp={}))
-    seconds: dict[str, float] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    logged: set[str] = field(default_factory=set)
-    timeline: list[tuple[str, float, float]] = field(default_factory=list)
+    journal: Journal = msgspec.field(default_factory=lambda: Journal(None, "", driver="", stamp={}))
+    seconds: dict[str, float] = msgspec.field(default_factory=dict)
+    warnings: list[str] = msgspec.field(default_factory=list)
+    logged: set[str] = msgspec.field(default_factory=set)
+    timeline: list[tuple[str, float, float]] = msgspec.field(default_factory=list)
     failure: str = ""
     forward_error: BaseException | None = None
     #: Whether the last record is there, after which nobody waits for anybody any more.
@@ -73,13 +72,13 @@ class Job:
     #: of the steps count from there. ``read``: what became of each file. ``lenders``: borrowed
     #: keys, by whom. ``waited``: for other engines. ``rows``, ``winners``: of all ranks, on rank 0.
     zero: float = 0.0
-    spans: list[tuple[str, float, float]] = field(default_factory=list)
-    read: list[dict[str, Any]] = field(default_factory=list)
-    lenders: Mapping[str, str] = field(default_factory=dict)
-    waited: list[dict[str, Any]] = field(default_factory=list)
-    progress: ProgressLine = field(default_factory=lambda: ProgressLine(1))
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    winners: list[dict[str, Any]] = field(default_factory=list)
+    spans: list[tuple[str, float, float]] = msgspec.field(default_factory=list)
+    read: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    lenders: Mapping[str, str] = msgspec.field(default_factory=dict)
+    waited: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    progress: ProgressLine = msgspec.field(default_factory=lambda: ProgressLine(1))
+    rows: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    winners: list[dict[str, Any]] = msgspec.field(default_factory=list)
     #: On rank 0, where a fleet is set.
     fleet: Fleet | None = None
 
@@ -91,12 +90,12 @@ class Job:
     @property
     def shares(self) -> bool:
         """Return whether the ranks have one table in common."""
-        return bool(self.word["go"] == "share")
+        return self.opened.go == "share"
 
     @property
     def is_unguarded(self) -> bool:
         """Return whether FlashInfer must tune inside the forward, as without this package."""
-        return bool(self.word["go"] == "unguarded")
+        return self.opened.go == "unguarded"
 
     @property
     def leaves(self) -> str:
@@ -107,11 +106,7 @@ class Job:
     @property
     def may_write(self) -> bool:
         """Return whether this rank writes its node's files in this session."""
-        return self.store is not None and self.word["mode"] == "on"
-
-    def meet(self, step: str, word: Word, decide: Decide) -> Word:
-        """Hand in this rank's word; on rank 0 the words are looked at before they decide."""
-        return self.coordinator.meet(step, word, checked(step, decide))
+        return self.store is not None and self.opened.mode == "on"
 
     def warn(self, *texts: str) -> None:
         """Keep warnings for the report; rank 0 logs those that its store has not ``logged``."""
@@ -145,7 +140,7 @@ class Job:
 
     @contextlib.contextmanager
     def failing_as_data(self) -> Iterator[None]:
-        """Make what fails in the body a word for the next meeting, `failure`; no meeting in it."""
+        """Make what fails in the body a part of the next vote, `failure`; no meeting in it."""
         try:
             yield
         except RankLostError:
@@ -163,6 +158,6 @@ class Job:
 
     def serve_defaults(self, reason: str) -> None:
         """Take this session's entries out of the tuner, as all ranks do now."""
-        self.word = {**self.word, "go": "defaults", "reason": reason}
+        self.opened = msgspec.structs.replace(self.opened, go="defaults", reason=reason)
         self.installed.put_back()
         self.warn(f"all ranks serve FlashInfer's defaults: {reason}")

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import msgspec
+
 from warmup_plugin.cache.stamps import FINGERPRINT, INDETERMINATE, PACKAGES, by_content
-from warmup_plugin.coordination.votes import VERSION
+from warmup_plugin.coordination.decisions import OpenDecision
+from warmup_plugin.coordination.votes import OpenVote
 from warmup_plugin.identity import Difference, Identity, diff
-from warmup_plugin.steps.decisions import Word, Words
+from warmup_plugin.steps.decisions import Votes
 
 #: Settings of which rank 0's are used by all.
 RANK_0S_SETTINGS = ("mode", "strategy", "on_hit", "budget_s", "margin", "race")
@@ -31,57 +34,55 @@ _MAY_DIFFER = (
 )
 
 
-def decide_open(words: Words) -> Word:
-    """Who is here, on which nodes, and how far they can share.
+def decide_open(votes: Votes[OpenVote]) -> OpenDecision:
+    """Decide who is here, on which nodes, and how far they can share.
 
-    go: share | per_rank | defaults | unguarded | refuse. ``looked_up``: the fields of
-    the stamp that ranks take from one another, since they see all that these depend on alike.
+    Ranks that see all that some fields of the stamp depend on alike take these from one another.
     """
-    looked_up = _looked_up(words)
-    words = {rank: _by_content(_completed(word, looked_up)) for rank, word in words.items()}
+    looked_up = _looked_up(votes)
+    votes = {rank: _by_content(_completed(vote, looked_up)) for rank, vote in votes.items()}
     nodes: dict[str, list[int]] = {}
-    for rank in sorted(words):
-        nodes.setdefault(words[rank]["ranks"]["node"], []).append(rank)
-    record: Word = {
-        "nodes": list(nodes.values()),
-        "writers": [ranks[0] for ranks in nodes.values()],
-        "hosts": [words[ranks[0]]["host"] for ranks in nodes.values()],
-        VERSION: words[0][VERSION],
-        "coordinates": [_coordinates(words[ranks[0]]) for ranks in nodes.values()],
-        "require_agreement": any(word["require_agreement"] for word in words.values()),
-        "factors": _common_factors(words),
-        "looked_up": looked_up,
-        **{name: words[0][name] for name in ("session", *RANK_0S_SETTINGS)},
-        "warnings": _other_settings(words),
-    }
-    if refusal := _refusal(words):
-        return {**record, "go": "refuse", "reason": refusal}
-    found = _how_far(words, require_agreement=record["require_agreement"])
-    if found["go"] == "per_rank" and len(words) > 1:
-        record["warnings"].append(_MAY_DIFFER)
-    if record["mode"] == "require-complete" and found["go"] != "share":
-        # Nothing would be read from a table, and most of these time.
-        found = {"go": "refuse", "reason": f"mode require-complete: {found['reason']}"}
-    return {**record, **found}
+    for rank in sorted(votes):
+        nodes.setdefault(votes[rank].ranks.node, []).append(rank)
+    first = [votes[ranks[0]] for ranks in nodes.values()]
+    require_agreement = any(vote.require_agreement for vote in votes.values())
+    warnings = _other_settings(votes)
+    go, reason = "refuse", _refusal(votes)
+    if not reason:
+        go, reason = _how_far(votes, require_agreement=require_agreement)
+        if go == "per_rank" and len(votes) > 1:
+            warnings.append(_MAY_DIFFER)
+        if votes[0].mode == "require-complete" and go != "share":
+            # Nothing would be read from a table, and most of these time.
+            go, reason = "refuse", f"mode require-complete: {reason}"
+    rank_0 = votes[0]
+    return OpenDecision(
+        go=go, reason=reason, plugin=rank_0.plugin, nodes=list(nodes.values()),
+        writers=[ranks[0] for ranks in nodes.values()], hosts=[vote.host for vote in first],
+        coordinates=[(v.ranks.tp_rank, v.ranks.pp_rank, v.ranks.dp_rank) for v in first],
+        require_agreement=require_agreement, factors=_common_factors(votes), looked_up=looked_up,
+        session=rank_0.session, mode=rank_0.mode, strategy=rank_0.strategy, on_hit=rank_0.on_hit,
+        budget_s=rank_0.budget_s, margin=rank_0.margin, race=rank_0.race, warnings=warnings,
+    )  # fmt: skip
 
 
-def _looked_up(words: Words) -> dict[str, str]:
+def _looked_up(votes: Votes[OpenVote]) -> dict[str, str]:
     """Return what ranks that see alike have looked up for each other."""
-    alike = [word for word in words.values() if word["alike"]]
+    alike = [vote for vote in votes.values() if vote.alike]
     found: dict[str, str] = {}
-    for name in sorted({name for word in alike for name in word["takes"]}):
-        stamp = next(w["factors"]["stamp"] for w in alike if name not in w["takes"])
+    for name in sorted({name for vote in alike for name in vote.takes}):
+        stamp = next(vote.factors["stamp"] for vote in alike if name not in vote.takes)
         found[name] = stamp[name]
         if name == FINGERPRINT and PACKAGES in stamp:
             found[PACKAGES] = stamp[PACKAGES]
     return found
 
 
-def _completed(word: Word, looked_up: Mapping[str, str]) -> Word:
-    """Return a word with those fields of the stamp that its rank takes."""
-    if not (word["alike"] and word["takes"]):
-        return word
-    return _with_stamp(word, {**word["factors"]["stamp"], **taken_from(looked_up, word["takes"])})
+def _completed(vote: OpenVote, looked_up: Mapping[str, str]) -> OpenVote:
+    """Return a vote with those fields of the stamp that its rank takes."""
+    if not (vote.alike and vote.takes):
+        return vote
+    return _with_stamp(vote, {**vote.factors["stamp"], **taken_from(looked_up, vote.takes)})
 
 
 def taken_from(looked_up: Mapping[str, str], takes: Collection[str]) -> dict[str, str]:
@@ -90,82 +91,78 @@ def taken_from(looked_up: Mapping[str, str], takes: Collection[str]) -> dict[str
     return {name: looked_up[name] for name in names}
 
 
-def _by_content(word: Word) -> Word:
-    """Return a word with the stamp that is equal wherever equal packages are installed."""
-    stamp = word["factors"]["stamp"]
-    return _with_stamp(word, by_content(stamp)) if PACKAGES in stamp else word
+def _by_content(vote: OpenVote) -> OpenVote:
+    """Return a vote with the stamp that is equal wherever equal packages are installed."""
+    stamp = vote.factors["stamp"]
+    return _with_stamp(vote, by_content(stamp)) if PACKAGES in stamp else vote
 
 
-def _with_stamp(word: Word, stamp: Mapping[str, str]) -> Word:
-    return {**word, "factors": {**word["factors"], "stamp": stamp}}
+def _with_stamp(vote: OpenVote, stamp: Mapping[str, str]) -> OpenVote:
+    return msgspec.structs.replace(vote, factors={**vote.factors, "stamp": stamp})
 
 
-def _how_far(words: Words, *, require_agreement: bool) -> Word:
-    if reason := next((word["lack"] for word in words.values() if word["lack"]), ""):
-        return {"go": "unguarded", "reason": reason}
-    if reason := _cannot_share(words):
-        if any(word["must_share"] for word in words.values()) or (
-            any(word["may_keep_step"] for word in words.values()) and _can_keep_step(words)
+def _how_far(votes: Votes[OpenVote], *, require_agreement: bool) -> tuple[str, str]:
+    """Return how far the ranks share, and why not further."""
+    if reason := next((vote.lack for vote in votes.values() if vote.lack), ""):
+        return "unguarded", reason
+    if reason := _cannot_share(votes):
+        if any(vote.must_share for vote in votes.values()) or (
+            any(vote.may_keep_step for vote in votes.values()) and _can_keep_step(votes)
         ):
-            return {"go": "refuse", "reason": reason}
-        return {"go": "defaults" if require_agreement else "per_rank", "reason": reason}
-    if words[0]["strategy"] == "per_rank":
-        return {"go": "per_rank", "reason": "strategy per_rank"}
-    return {"go": "share", "reason": ""}
+            return "refuse", reason
+        return "defaults" if require_agreement else "per_rank", reason
+    if votes[0].strategy == "per_rank":
+        return "per_rank", "strategy per_rank"
+    return "share", ""
 
 
-def _coordinates(word: Word) -> list[int]:
-    """Return (tp, pp, dp) of a rank: the name of the table it writes."""
-    return [word["ranks"].get(f"{axis}_rank", 0) for axis in ("tp", "pp", "dp")]
-
-
-def _refusal(words: Words) -> str:
-    for rank, word in words.items():
-        if word["tuning"]:
+def _refusal(votes: Votes[OpenVote]) -> str:
+    for rank, vote in votes.items():
+        if vote.tuning:
             return f"rank {rank}: a FlashInfer tuning context is open already; close it first"
-        said = (word["ranks"]["rank"], word["ranks"]["world_size"])
-        if said != (rank, len(words)):
-            return f"rank {rank} of {len(words)} says that it is rank {said[0]} of {said[1]}"
+        said = (vote.ranks.rank, vote.ranks.world_size)
+        if said != (rank, len(votes)):
+            return f"rank {rank} of {len(votes)} says that it is rank {said[0]} of {said[1]}"
     return ""
 
 
-def _cannot_share(words: Words) -> str:
+def _cannot_share(votes: Votes[OpenVote]) -> str:
     """Return why the ranks' tactics cannot be exchanged, or an empty string."""
-    for rank, word in words.items():
-        if not word["keys_tell_options_apart"]:
+    for rank, vote in votes.items():
+        if not vote.keys_tell_options_apart:
             return (
-                f"rank {rank}: the file keys of FlashInfer {word['version']} "
+                f"rank {rank}: the file keys of FlashInfer {vote.version} "
                 "cannot tell runner options apart"
             )
-    for rank, found in _differences(words).items():
+    for rank, found in _differences(votes).items():
         if environment := [d for d in found if d.path.split(".")[0] in _ENVIRONMENT]:
             return _say(rank, environment)
     return ""
 
 
-def _can_keep_step(words: Words) -> bool:
+def _can_keep_step(votes: Votes[OpenVote]) -> bool:
     """Return whether all ranks have the same tactics, as far as their environments tell."""
-    differences = [d.path for found in _differences(words).values() for d in found]
+    differences = [d.path for found in _differences(votes).values() for d in found]
     return not any(p.startswith(_LIMITS) and p not in _TIMES_ONLY for p in differences)
 
 
-def _differences(words: Words) -> dict[int, list[Difference]]:
+def _differences(votes: Votes[OpenVote]) -> dict[int, list[Difference]]:
     """Return by rank the factors in which it differs from what all have in common."""
-    factors = _common_factors(words)
+    factors = _common_factors(votes)
     common, found = Identity(factors), {}
-    for rank, word in words.items():
-        if word["factors"] == factors:  # as good as always, and a thousand ranks are compared here
+    for rank, vote in votes.items():
+        if vote.factors == factors:  # as good as always, and a thousand ranks are compared here
             continue
-        stamp = _known_first(word["factors"], factors)
-        found[rank] = diff(common, Identity({**word["factors"], "stamp": stamp}))
+        stamp = _known_first(vote.factors, factors)
+        found[rank] = diff(common, Identity({**vote.factors, "stamp": stamp}))
     return {rank: differences for rank, differences in found.items() if differences}
 
 
-def _common_factors(words: Words) -> dict[str, Any]:
+def _common_factors(votes: Votes[OpenVote]) -> dict[str, Any]:
     """Return rank 0's factors; a stamp field it does not know is taken from the first that does."""
-    common = dict(words[0]["factors"])
-    for word in words.values():
-        common["stamp"] = _known_first(common, word["factors"])
+    common = dict(votes[0].factors)
+    for vote in votes.values():
+        common["stamp"] = _known_first(common, vote.factors)
     return common
 
 
@@ -177,15 +174,15 @@ def _known_first(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, 
     return {name: "unknown" if value in INDETERMINATE else value for name, value in known.items()}
 
 
-def _other_settings(words: Words) -> list[str]:
+def _other_settings(votes: Votes[OpenVote]) -> list[str]:
     """Return what ranks were told differently; file keys are exact, so they share all the same."""
     said = [
-        f"rank {rank} has {name}={word[name]}, rank 0's {words[0][name]} is used"
-        for rank, word in words.items()
+        f"rank {rank} has {name}={getattr(vote, name)}, rank 0's {getattr(votes[0], name)} is used"
+        for rank, vote in votes.items()
         for name in RANK_0S_SETTINGS
-        if word[name] != words[0][name]
+        if getattr(vote, name) != getattr(votes[0], name)
     ]
-    return said + [_say(rank, found) for rank, found in _differences(words).items()]
+    return said + [_say(rank, found) for rank, found in _differences(votes).items()]
 
 
 def _say(rank: int, differences: list[Difference]) -> str:

@@ -13,19 +13,14 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from warmup_plugin import __version__
-from warmup_plugin.cache.journal import Journal
-from warmup_plugin.cache.paths import resolve
-from warmup_plugin.cache.store import Store, unsafe
-from warmup_plugin.coordination.base import JOB_STORE, Alone, Rendezvous, Word
+from warmup_plugin.coordination.base import JOB_STORE, Alone, Rendezvous
+from warmup_plugin.coordination.decisions import OPEN
 from warmup_plugin.coordination.roll_call import stay_away
-from warmup_plugin.coordination.votes import FIRST, VERSION, checked, other_version
+from warmup_plugin.coordination.votes import OpenVote, Place
 from warmup_plugin.errors import (
     LateError,
-    PlacementError,
     RankLostError,
     RefusedError,
     SessionError,
@@ -34,23 +29,21 @@ from warmup_plugin.errors import (
 from warmup_plugin.identity import Identity
 from warmup_plugin.observability.exposition import Figures, of_rank
 from warmup_plugin.observability.progress import Progress as ProgressLine
-from warmup_plugin.runtime.needs import lacking
 from warmup_plugin.runtime.standard_streams import hold_standard_streams
 from warmup_plugin.settings import unknown_variables
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.fallback import loss_in
-from warmup_plugin.steps.open_decision import RANK_0S_SETTINGS, decide_open, taken_from
+from warmup_plugin.steps.open_begin import begin_fleet, begin_look, begin_progress, lack_of
+from warmup_plugin.steps.open_decision import decide_open, taken_from
+from warmup_plugin.steps.open_place import keep_look, open_journal, place
 from warmup_plugin.steps.options import Options
 from warmup_plugin.steps.turn import own_turn
-from warmup_plugin.topology import host_name
+from warmup_plugin.topology import host_name, node_id
 from warmup_plugin.tuner import compat, environment, environment_stamp
 from warmup_plugin.tuner.counters import observe
 from warmup_plugin.tuner.environment_stamp import Lookup
 from warmup_plugin.tuner.known_ops import known_ops
 from warmup_plugin.tuner.tuner_state import Installed
-
-if TYPE_CHECKING:
-    from warmup_plugin.steps.fleet import Fleet
 
 logger = logging.getLogger("warmup_plugin")
 #: Warnings about the environment that this process has logged.
@@ -71,12 +64,12 @@ def open_job(options: Options) -> Iterator[Job]:
         other, waited_s = stack.enter_context(own_turn(options))
         began = time.monotonic()
         hold_standard_streams()
-        lack = _lack(options)  # while nothing has been taken
+        lack = lack_of(options)  # while nothing has been taken
         # Near a limit nothing is begun that can be done without: `Thread.start` itself waits for
         # ever for a thread that has no memory to say that it runs.
-        greeting = "" if lack else _begin(options)  # early: every rank will wait for it
-        fleet = None if lack else _fleet(options, stack)
-        progress = _progress(options, begins=not lack)
+        greeting = "" if lack else begin_look(options)  # early: every rank will wait for it
+        fleet = None if lack else begin_fleet(options, stack)
+        progress = begin_progress(options, begins=not lack)
         stack.callback(progress.hush)
         figures = of_rank(options.ranks, options.engine, options.settings, options.identity.digest)
         figures.begin()
@@ -93,7 +86,7 @@ def open_job(options: Options) -> Iterator[Job]:
                 job.waited.append(waited)
             yield job
             with contextlib.suppress(Exception):  # the session is over, whatever the disk says
-                _keep_look(job)
+                keep_look(job)
         except BaseException as error:
             told = _told_as(error, coordinator, job, progress, figures)
             if told is None:
@@ -125,8 +118,8 @@ def _told_as(
         return LateError(reason)
     if lost is not None and lost is not error:
         return lost  # in which the others have ended already
-    # A word that parses and makes no sense, no memory, or a bug: the engine hears of a session
-    # that failed, on every rank, and of no error that it did not make.
+    # No memory, or a bug: the engine hears of a session that failed, on every rank, and of no error
+    # that it did not make.
     return None if isinstance(error, WarmupError) else SessionError(reason)
 
 
@@ -149,20 +142,6 @@ def _take_leave(
     return lost
 
 
-def _progress(options: Options, *, begins: bool) -> ProgressLine:
-    """Return what tells of this job's progress; an old file stops saying that it is ready.
-
-    ``begins``: by the clock, too, which takes a thread.
-    """
-    ranks, settings = options.ranks, options.settings
-    path = None if ranks.local_rank else settings.progress_file
-    progress = ProgressLine(ranks.rank, path=path, draws=options.progress is None)
-    progress.step("open")
-    if begins:
-        progress.begin()
-    return progress
-
-
 def _join(
     options: Options,
     coordinator: Rendezvous,
@@ -174,36 +153,34 @@ def _join(
 ) -> Job:
     lookup = Lookup(options.settings.task_limit_s)
     lookup.divide(coordinator, rank_0s)
-    hello = _hello(options, lookup)
-    word = coordinator.meet(FIRST, hello, checked(FIRST, decide_open))
+    vote = _vote(options, lookup)
+    opened = coordinator.meet(OPEN, vote, decide_open)
     zero = time.monotonic()
-    if reason := other_version(FIRST, word):
-        raise SessionError(f"rank 0 cannot go on: {reason}")
-    coordinator.name_hosts(word["nodes"], word["hosts"])
-    if word["go"] == "refuse":
-        raise RefusedError(word["reason"])
-    taken = taken_from(word["looked_up"], lookup.taken)
+    coordinator.name_hosts(opened.nodes, opened.hosts)
+    if opened.go == "refuse":
+        raise RefusedError(opened.reason)
+    taken = taken_from(opened.looked_up, lookup.taken)
     known = {**environment_stamp.kept(), **{name: taken[name] for name in lookup.taken}}
     stack.enter_context(compat.answering(known))  # FlashInfer asks again where it loads or saves
     job = Job(
-        options=options, coordinator=coordinator, word=word, identity=Identity(word["factors"]),
-        ops=options.ops or known_ops(compat.version()),
-        stamp={**hello["factors"]["stamp"], **taken},
+        options=options, coordinator=coordinator, opened=opened,
+        identity=Identity(opened.factors), ops=options.ops or known_ops(compat.version()),
+        stamp={**vote.factors["stamp"], **taken},
         installed=Installed.take_down(), seen=stack.enter_context(observe()), stack=stack,
         zero=zero, progress=progress, figures=figures,
     )  # fmt: skip
-    figures.tells(is_first=coordinator.rank in word["writers"])
-    job.warn(*word["warnings"])
-    if word["reason"]:
-        job.warn(f"{word['go']}: {word['reason']}")
+    figures.tells(is_first=coordinator.rank in opened.writers)
+    job.warn(*opened.warnings)
+    if opened.reason:
+        job.warn(f"{opened.go}: {opened.reason}")
     _warn_of_variables(job)
     if job.coordinator.way == JOB_STORE:
         job.warn(
             "the ranks meet on a part of the job's store, since not all reach another port of rank "
             "0: each start waits some seconds for that (WARMUP_PLUGIN_ADDRESS on rank 0)"
         )
-    _place(job)
-    _open_journal(job)
+    place(job)
+    open_journal(job)
     return job
 
 
@@ -236,11 +213,10 @@ def _meet(
     if options.is_alone:
         return Alone(), ""
     try:
-        from warmup_plugin.coordination.coordinator import (  # a single process needs no store
-            Coordinator,
-            turn_away,
-        )
+        # A single process needs no store.
+        from warmup_plugin.coordination.coordinator import Coordinator
         from warmup_plugin.coordination.opening import connect
+        from warmup_plugin.coordination.session_end import turn_away
     except Exception as error:  # no memory, a package half there: the others wait to hear of it
         if options.link is not None:
             raise
@@ -258,104 +234,19 @@ def _meet(
     return coordinator, link.greeting
 
 
-def _lack(options: Options) -> str:
-    """Return what this rank lacks for a session; no exception, since the others wait for it."""
-    if options.is_alone or options.link:
-        return ""
-    try:
-        return lacking(options.ranks.rank, options.ranks.world_size)
-    except Exception as error:  # noqa: BLE001  # whatever it is, all hear of it
-        return f"{type(error).__name__}: {error}"
-
-
-def _begin(options: Options) -> str:
-    """Recall what is kept of the environment, or begin on rank 0 to look; it need not succeed.
-
-    Returns the surroundings in which it looks, for the other ranks.
-    """
-    with contextlib.suppress(Exception):  # who needs it looks again, and is told then
-        folder = environment_stamp.folder_of(options.settings, options.root, options.engine_root)
-        environment_stamp.recall(folder)
-        if options.ranks.rank == 0:
-            return environment_stamp.begin(tells=not options.is_alone)
-    return ""
-
-
-def _fleet(options: Options, stack: contextlib.ExitStack) -> Fleet | None:
-    """Begin on rank 0 the process that will ask the fleet; None where there is none to ask."""
-    settings = options.settings
-    if settings.fleet is None or settings.fleet_role == "off" or options.ranks.rank:
-        return None
-    try:
-        from warmup_plugin.steps.fleet import Fleet
-
-        fleet = Fleet(settings)
-    except Exception:
-        logger.exception("warmup-plugin: the fleet is not asked:")
-        return None
-    stack.callback(fleet.close)
-    return fleet
-
-
-def _hello(options: Options, lookup: Lookup) -> Word:
-    capabilities, settings = compat.probe(), options.settings
-    return {
-        VERSION: __version__,
-        "host": host_name()[:64],
-        "ranks": options.ranks.to_json(),
-        "tuning": compat.is_tuning(compat.tuner()),
-        "version": capabilities.version,
-        "lack": capabilities.lack,
-        "keys_tell_options_apart": capabilities.keys_tell_options_apart,
-        "factors": options.identity.with_factors(**environment.factors(lookup.stamp())).factors,
-        "alike": lookup.is_alike,
-        "takes": list(lookup.taken),
-        "must_share": options.must_share,
-        "may_keep_step": options.may_keep_step,
-        "require_agreement": settings.require_agreement,
-        "session": secrets.token_hex(4),
-        **{name: getattr(settings, name) for name in RANK_0S_SETTINGS},
-    }
-
-
-def _keep_look(job: Job) -> None:
-    """Keep this node's look for its next start: its first rank does, after all else."""
-    options = job.options
-    folder = environment_stamp.folder_of(options.settings, options.root, options.engine_root)
-    if (
-        job.word["mode"] == "on" and job.store is not None and job.directory is not None
-        and folder is not None and folder.is_dir() and not environment_stamp.kept()
-    ):  # fmt: skip
-        environment_stamp.keep_later(folder)
-
-
-def _place(job: Job) -> None:
-    """Find the directory, and hand it to the first rank of each node; without one, memory only."""
-    options, directory, root, layers = job.options, None, None, list[Path]()
-    roots: dict[str, Any] = {"argument": options.root, "engine_root": options.engine_root}
-    parts: dict[str, Any] = {
-        "version": compat.version(), "arch": environment.architecture(), "environ": os.environ,
-    }  # fmt: skip
-    try:
-        job.placement = resolve(options.settings, job.identity.digest, **roots, **parts)
-        directory, root = job.placement.directory, job.placement.root
-        layers = [
-            resolve(options.settings, job.identity.digest, argument=layer, **parts).directory
-            for layer in options.settings.layers
-        ]
-    except PlacementError as error:
-        job.warn(f"memory only: {error}")
-    if directory is not None and not unsafe(directory, root or directory, options.settings):
-        job.directory = directory
-    if job.shares and job.coordinator.rank in job.word["writers"]:
-        job.store = Store(directory, options.settings, root=root, layers=layers)
-
-
-def _open_journal(job: Job) -> None:
-    """Let this rank keep what it finds out, whichever rank writes the table in the end."""
-    if job.shares and job.word["mode"] == "on" and job.directory is not None:
-        job.journal = Journal(
-            job.directory, f"{job.word['session']}.{job.coordinator.rank}",
-            driver=environment.driver(), stamp=job.stamp,
-        )  # fmt: skip
-        job.stack.callback(job.journal.close)
+def _vote(options: Options, lookup: Lookup) -> OpenVote:
+    capabilities, settings, ranks = compat.probe(), options.settings, options.ranks
+    factors = options.identity.with_factors(**environment.factors(lookup.stamp())).factors
+    return OpenVote(
+        plugin=__version__, host=host_name()[:64],
+        ranks=Place(
+            ranks.rank, ranks.world_size, ranks.node or node_id(), *ranks.coordinates
+        ),
+        tuning=compat.is_tuning(compat.tuner()), version=capabilities.version,
+        lack=capabilities.lack, keys_tell_options_apart=capabilities.keys_tell_options_apart,
+        factors={**factors}, alike=lookup.is_alike, takes=list(lookup.taken),
+        must_share=options.must_share, may_keep_step=options.may_keep_step,
+        require_agreement=settings.require_agreement, session=secrets.token_hex(4),
+        mode=settings.mode, strategy=settings.strategy, on_hit=settings.on_hit,
+        budget_s=settings.budget_s, margin=settings.margin, race=settings.race,
+    )  # fmt: skip

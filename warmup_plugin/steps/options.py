@@ -12,9 +12,10 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
+
+import msgspec
 
 from warmup_plugin.errors import RuleError, SessionError
 from warmup_plugin.identity import Identity
@@ -24,9 +25,9 @@ from warmup_plugin.tuner import compat
 from warmup_plugin.tuner.known_ops import KnownOps
 
 if TYPE_CHECKING:
-    import torch.distributed as dist
+    import torch.distributed as dist  # noqa: TC004  # of a struct that is never decoded
 
-    from warmup_plugin.coordination.kv_client import StoreLink
+    from warmup_plugin.coordination.kv_client import StoreLink  # noqa: TC004  # of a struct that is never decoded
 
 #: Called as progress(step, task, tasks done, tasks in all) on the rank that works.
 Progress = Callable[[str, str, int, int], None]
@@ -62,14 +63,13 @@ class Arguments(TypedDict, total=False):
     link: StoreLink | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(msgspec.Struct, frozen=True, kw_only=True):
     """The arguments of `kernel_warmup.warm_up`, where they are explained."""
 
     identity: Identity
     ranks: RankInfo = _NOT_GIVEN
     group: dist.ProcessGroup | None = None
-    settings: Settings = field(default_factory=Settings.from_env)
+    settings: Settings = msgspec.field(default_factory=Settings.from_env)
     root: Path | None = None
     engine_root: Path | None = None
     others: Iterable[Path] = ()
@@ -90,7 +90,7 @@ class Options:
                 raise RuleError(name, value, rule)
         for name in ("root", "engine_root"):
             if (path := getattr(self, name)) is not None:
-                object.__setattr__(self, name, Path(path))
+                msgspec.structs.force_setattr(self, name, Path(path))
         if self.root is not None and not self.root.is_absolute():
             rule = "an absolute path: ranks of one job may start in different directories"
             raise RuleError("root", str(self.root), rule)

@@ -13,84 +13,59 @@ from collections.abc import Mapping
 import msgspec
 
 from warmup_plugin.cache.journal import Death
-from warmup_plugin.cache.table import Entry
-from warmup_plugin.coordination.base import Word, Words
+from warmup_plugin.coordination.decisions import PLAN, PlanDecision, SurveyDecision
+from warmup_plugin.coordination.votes import PlanVote
+from warmup_plugin.errors import SessionError
+from warmup_plugin.planning.assignment import Plan
 from warmup_plugin.planning.codec import pack_items, packed, unpack_items, unpacked
 from warmup_plugin.planning.cost_model import Costs
 from warmup_plugin.planning.inventory import Item, Lot, Lots, find_refused
-from warmup_plugin.planning.plan import Plan, make_plan
+from warmup_plugin.planning.plan import make_plan
 from warmup_plugin.planning.timing_history import seconds_by_label
 from warmup_plugin.settings import REPLAYS, Strategy
 from warmup_plugin.steps import require_complete
 from warmup_plugin.steps.agree import Agreed
 from warmup_plugin.steps.context import Job
+from warmup_plugin.steps.decisions import Votes
 from warmup_plugin.steps.single_flight import answered, take_turn
-from warmup_plugin.tuner import replay
+from warmup_plugin.steps.work import Work
 from warmup_plugin.tuner.survey import Survey
-
-FOR_EVER = float("inf")
-
 
 #: Most refusals that a log is told of; the report counts them all.
 _MOST_SAID = 8
 
 
-class Work(msgspec.Struct):
-    """What is to be done in this session and what this rank has done of it.
-
-    ``is_new`` is false on a warm start: every task is answered and the plan is empty. Rank 0 keeps
-    the ``lots``, every rank's inventory. ``until``: when the budget is used up, on this process's
-    monotonic clock. ``left``: the tasks that nobody has tuned for that. ``failed``: those that were
-    tuned without a result, with the reason. ``fit``: tasks whose stored entry has been tried on
-    this rank. ``refused``: those of the ``dropped`` ones of which a runner says that it does not
-    offer the tactic.
-    """
-
-    is_new: bool = False
-    plan: Plan = msgspec.field(default_factory=Plan)
-    lots: Lots = ()
-    outcomes: dict[str, replay.Outcome] = msgspec.field(default_factory=dict)
-    dropped: Mapping[str, str] = msgspec.field(default_factory=dict)
-    until: float = FOR_EVER
-    left: frozenset[str] = frozenset()
-    failed: Mapping[str, str] = msgspec.field(default_factory=dict)
-    refused: frozenset[str] = frozenset()
-    fit: Mapping[str, Entry] = msgspec.field(default_factory=dict)
-    costs: dict[str, float] = msgspec.field(default_factory=dict)
-
-    @property
-    def is_over(self) -> bool:
-        """Return whether the budget is used up."""
-        return time.monotonic() >= self.until
-
-
-def make_work(job: Job, agreed: Agreed, survey: Survey, surveyed: Word) -> Work:
+def make_work(job: Job, agreed: Agreed, survey: Survey, surveyed: SurveyDecision) -> Work:
     """Step 4: rank 0 assigns what no entry answers; every rank gets the whole plan.
 
     Where another engine tunes the same on this directory, rank 0 waits for it and adopts.
     """
     _tell_deaths(job, agreed.deaths)
-    if surveyed["go"] == "warm":
+    if surveyed.go == "warm":
         return Work()
     with job.timed("plan"):
         work = Work(is_new=True)
-        own = [job.coordinator.put(body) for body in _inventories(job, survey)]
+        own = PlanVote(inventory=[job.coordinator.put(b) for b in _inventories(job, survey)])
 
-        def lead(words: Words) -> Word:
-            work.lots = _lots(job, agreed, words)
+        def lead(votes: Votes[PlanVote]) -> PlanDecision:
+            work.lots = _lots(job, agreed, votes)
             work.plan = _assign(job, agreed, work.lots)
             body = packed(work.plan.to_json())
             refused = list(find_refused(work.lots).values())
-            refusal = require_complete.judge(job, work.lots)
-            return {"plan": job.coordinator.put(body), "refused": refused[:_MOST_SAID], **refusal}
+            reason = require_complete.judge(job, work.lots)
+            return PlanDecision(
+                go="refuse" if reason else "tune", reason=reason,
+                plan=job.coordinator.put(body), refused=refused[:_MOST_SAID],
+            )  # fmt: skip
 
-        record = job.meet("plan", {"inventory": own}, lead)
-        require_complete.obey(record)
-        if budget_s := job.word["budget_s"]:
-            work.until = time.monotonic() + budget_s
+        found = job.coordinator.meet(PLAN, own, lead)
+        if found.go == "refuse":
+            raise SessionError(found.reason)
+        if job.opened.budget_s:
+            work.until = time.monotonic() + job.opened.budget_s
         if not job.leads:
-            work.plan = Plan.from_json(unpacked(job.coordinator.get(record["plan"])))
-        job.warn(*(f"a stored tactic is refused: {why}" for why in record["refused"]))
+            work.plan = Plan.from_json(unpacked(job.coordinator.get(found.plan)))
+        job.warn(*(f"a stored tactic is refused: {why}" for why in found.refused))
         if job.shares:
             apart = work.plan.local.get(job.coordinator.rank, ())
             survey.unshare(dict.fromkeys(apart, "another rank's task has one of its file keys"))
@@ -146,10 +121,10 @@ def inventory(survey: Survey) -> list[Item]:
     ]  # fmt: skip
 
 
-def _lots(job: Job, agreed: Agreed, words: Words) -> list[Lot]:
+def _lots(job: Job, agreed: Agreed, votes: Votes[PlanVote]) -> list[Lot]:
     ranks: dict[str, list[int]] = {}
-    for rank, word in words.items():
-        for body in word["inventory"]:
+    for rank, vote in votes.items():
+        for body in vote.inventory:
             ranks.setdefault(body, []).append(rank)
     return [
         Lot(
@@ -179,10 +154,10 @@ def _judged(item: Item, agreed: Agreed) -> Item:
 
 
 def _assign(job: Job, agreed: Agreed, lots: Lots) -> Plan:
-    strategy: Strategy = job.word["strategy"] if job.shares else "per_rank"
+    strategy: Strategy = job.opened.strategy if job.shares else "per_rank"
     plan = make_plan(
         lots, strategy, cost=_costs(job, agreed), last=agreed.deaths, one_rank=job.ops.one_rank,
-        time_nothing=job.word["mode"] in REPLAYS or job.word["go"] == "defaults",
+        time_nothing=job.opened.mode in REPLAYS or job.opened.go == "defaults",
     )  # fmt: skip
     if plan.shared and take_turn(job, agreed):
         plan = make_plan(

@@ -6,15 +6,18 @@ Nothing is timed. A bounded barrier follows. A winner that one rank cannot build
 
 from __future__ import annotations
 
-from warmup_plugin.coordination.base import Word, Words
+import msgspec
+
+from warmup_plugin.coordination.decisions import BUILT, READY, GoOn, ReadyDecision
+from warmup_plugin.coordination.votes import EmptyVote, ReadyVote
 from warmup_plugin.planning.merge_results import fallen_with
 from warmup_plugin.runtime.sigterm import Shutdown
 from warmup_plugin.runtime.task_timeout import TaskLimit
 from warmup_plugin.steps.context import Job
-from warmup_plugin.steps.decisions import decide_ready
-from warmup_plugin.steps.plan import Work
-from warmup_plugin.steps.share import Shared, install_shared, label_of
+from warmup_plugin.steps.decisions import Votes, decide_ready
+from warmup_plugin.steps.share import install_shared, label_of
 from warmup_plugin.steps.tune import give_up_on, tune_own
+from warmup_plugin.steps.work import Shared, Work
 from warmup_plugin.tuner import build
 from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task import Task
@@ -28,28 +31,28 @@ def prepare(job: Job, survey: Survey, work: Work, shared: Shared) -> None:
         failed = _build(job, survey, work, shared) if job.shares and not job.failure else {}
         told = {name: f"{type(error).__name__}: {error}"[:400] for name, error in failed.items()}
         refused = [name for name, error in failed.items() if type(error) is build.RefusedError]
-        word = {"failed": told, "refused": refused, "error": job.failure}
+        vote = ReadyVote(failed=told, refused=refused, error=job.failure)
 
-        def lead(words: Words) -> Word:
-            record = decide_ready(words)
-            fallen = fallen_with(record["drop"], work.lots, shared.table.entries)
+        def lead(votes: Votes[ReadyVote]) -> ReadyDecision:
+            found = decide_ready(votes)
+            fallen = fallen_with(found.drop, work.lots, shared.table.entries)
             drop = {name: reason for name, (_, reason) in fallen.items()}
-            refused = [name for name, (first, _) in fallen.items() if first in record["refused"]]
-            return {
-                **record, "drop": record["drop"] | drop, "refused": record["refused"] + refused
-            }  # fmt: skip
+            refused = [name for name, (first, _) in fallen.items() if first in found.refused]
+            return msgspec.structs.replace(
+                found, drop=found.drop | drop, refused=found.refused + refused
+            )
 
-        record = job.meet("ready", word, lead)
-        if record["go"] == "defaults":
-            job.serve_defaults(record["reason"])
+        found = job.coordinator.meet(READY, vote, lead)
+        if found.go == "defaults":
+            job.serve_defaults(found.reason)
             return
-        work.dropped, work.refused = record["drop"], frozenset(record["refused"])
+        work.dropped, work.refused = found.drop, frozenset(found.refused)
         if work.dropped:
             job.warn(*(f"{label_of(survey, n)}: default: {why}" for n, why in work.dropped.items()))
             with job.failing_as_data():
                 install_shared(job, survey, work, shared, work.dropped)
         tune_own(job, survey, work)
-        job.meet("built", {}, lambda _words: {"go": "on"})
+        job.coordinator.meet(BUILT, EmptyVote(), lambda _votes: GoOn(go="on"))
 
 
 def _build(job: Job, survey: Survey, work: Work, shared: Shared) -> dict[str, Exception]:

@@ -8,23 +8,22 @@ table that cannot be stored is a warning, never an error: the next start tunes a
 from __future__ import annotations
 
 from warmup_plugin.cache.manifest import Manifest
-from warmup_plugin.cache.store import NotPublished, Published
+from warmup_plugin.cache.publishing import NotPublished, Published
 from warmup_plugin.cache.table import Entry
 from warmup_plugin.planning.merge_results import without
 from warmup_plugin.steps.agree import Agreed, fetch_manifest
 from warmup_plugin.steps.context import Job
-from warmup_plugin.steps.plan import Work
 from warmup_plugin.steps.read import Held
 from warmup_plugin.steps.resume import tidy
-from warmup_plugin.steps.share import Shared
+from warmup_plugin.steps.work import Shared, Work
 
 
 def publish(job: Job, held: Held, agreed: Agreed, shared: Shared, work: Work) -> list[str]:
     """Write the agreed table on the first rank of a node; return the paths written."""
     store = job.store
-    if store is None or not job.shares or job.word["mode"] != "on":
+    if store is None or not job.shares or job.opened.mode != "on":
         return []
-    node_has_it = held.table is not None and held.table_sha256 == agreed.word.get("table")
+    node_has_it = held.table is not None and held.table_sha256 == agreed.heading.table
     if not work.is_new and (node_has_it or not shared.manifest):
         return []
     with job.timed("publish"):

@@ -10,64 +10,68 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from warmup_plugin.coordination.base import Word
+import msgspec
+
+from warmup_plugin.coordination.votes import CertifyVote, RankRow, Span, Winner
 from warmup_plugin.steps.context import Job
-from warmup_plugin.steps.plan import Work
+from warmup_plugin.steps.work import Work
 from warmup_plugin.tuner.default_tactic import DEFAULT
-from warmup_plugin.tuner.race.rules import Verdict
-from warmup_plugin.tuner.replay import Outcome
 from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task import Task
 
+if TYPE_CHECKING:
+    from warmup_plugin.tuner.race.rules import Verdict
+    from warmup_plugin.tuner.replay import Outcome
+
 #: Shorter waits are not told: every meeting has its last.
 WAIT_S = 0.01
+#: Times are told to this many decimal places of a second.
+_PLACES = 5
 
 
 #: From a task to its winner in the table in force, None where it has none.
 EntryOf = Callable[[Task], object]
 
 
-def row_of(job: Job, survey: Survey | None, work: Work, entry_of: EntryOf) -> Word:
+def row_of(job: Job, survey: Survey | None, work: Work, entry_of: EntryOf) -> RankRow:
     """Return this rank's row, with the winners that it has tuned."""
-    return {
-        "rank": job.coordinator.rank,
-        "steps": [[step, *_rounded(began, seconds)] for step, began, seconds in job.spans],
-        "waits": _since(job, job.coordinator.waits),
-        "tactics_timed": job.seen.tactics_timed,
-        "passed_through_tactics": job.seen.passed_through,
-        "inputs_synthesised": job.seen.inputs_synthesised,
-        "passed_through_inputs": job.seen.passed_through_inputs,
-        "bytes_sent": job.coordinator.bytes_sent,
-        "bytes_received": job.coordinator.bytes_received,
-        "ops": by_op(what_became(survey, work, entry_of)),
-        "winners": winners_of(job, survey, work),
-    }
+    return RankRow(
+        rank=job.coordinator.rank,
+        steps=[(step, round(began, _PLACES), round(s, _PLACES)) for step, began, s in job.spans],
+        waits=_since(job, job.coordinator.waits),
+        tactics_timed=job.seen.tactics_timed,
+        passed_through_tactics=job.seen.passed_through,
+        inputs_synthesised=job.seen.inputs_synthesised,
+        bytes_sent=job.coordinator.bytes_sent,
+        bytes_received=job.coordinator.bytes_received,
+        ops=by_op(what_became(survey, work, entry_of)),
+        winners=winners_of(job, survey, work),
+    )
 
 
-def winners_of(job: Job, survey: Survey | None, work: Work) -> list[dict[str, Any]]:
+def winners_of(job: Job, survey: Survey | None, work: Work) -> list[Winner]:
     """Return a row for each task that this rank has tuned, in the order it did."""
     tasks = survey.tasks if survey else {}
     found = []
     for outcome in work.outcomes.values():
         task = tasks[outcome.task]
         serves_default = outcome.entry is None or outcome.entry.tactic == DEFAULT
-        began, seconds = _rounded(outcome.began - job.zero, outcome.seconds)
         found.append(
-            {
-                "task": outcome.task,
-                "op": task.op,
-                "bucket": "x".join(map(str, task.buckets)),
-                "rank": job.coordinator.rank,
-                "began": began,
-                "seconds": seconds,
-                "runner": outcome.entry.runner if outcome.entry else "",
-                "ms": outcome.default_ms if serves_default else outcome.ms,
-                "default_ms": outcome.default_ms,
-                "reason": outcome.reason,
-                **(_of_race(race) if (race := outcome.race) is not None else {}),
-            }
+            Winner(
+                task=outcome.task,
+                op=task.op,
+                bucket="x".join(map(str, task.buckets)),
+                rank=job.coordinator.rank,
+                began=round(outcome.began - job.zero, _PLACES),
+                seconds=round(outcome.seconds, _PLACES),
+                runner=outcome.entry.runner if outcome.entry else "",
+                ms=outcome.default_ms if serves_default else outcome.ms,
+                default_ms=outcome.default_ms,
+                reason=outcome.reason,
+                **(_of_race(outcome.race) if outcome.race is not None else {}),
+            )
         )
     return found
 
@@ -97,11 +101,11 @@ def raced(outcomes: Iterable[Outcome]) -> dict[str, float]:
     }
 
 
-def collect(job: Job, words: Mapping[int, Word]) -> None:
-    """Keep every rank's row on rank 0, which decides about ``words``."""
-    for rank in sorted(words):
-        row = dict(words[rank].get("row", {}))
-        job.winners += row.pop("winners", [])
+def collect(job: Job, votes: Mapping[int, CertifyVote]) -> None:
+    """Keep every rank's row on rank 0, which decides about ``votes``."""
+    for rank in sorted(votes):
+        row = msgspec.to_builtins(votes[rank].row)
+        job.winners += row.pop("winners")
         job.rows.append(row)
 
 
@@ -171,9 +175,5 @@ def waited(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _since(job: Job, spans: Sequence[tuple[str, float, float]]) -> list[list[Any]]:
-    return [[name, *_rounded(began - job.zero, seconds)] for name, began, seconds in spans]
-
-
-def _rounded(*seconds: float) -> list[float]:
-    return [round(each, 5) for each in seconds]
+def _since(job: Job, spans: Sequence[Span]) -> list[Span]:
+    return [(name, round(at - job.zero, _PLACES), round(s, _PLACES)) for name, at, s in spans]

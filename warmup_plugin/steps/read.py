@@ -17,7 +17,7 @@ from warmup_plugin.cache.manifest import Manifest, render_manifest
 from warmup_plugin.cache.merge import Part, give_way, merge
 from warmup_plugin.cache.store import Store, told
 from warmup_plugin.cache.table import Entry, Table, render_table
-from warmup_plugin.coordination.base import Word
+from warmup_plugin.coordination.votes import MergeVote
 from warmup_plugin.runtime.safe_json import digest
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.resume import known_defaults, resume
@@ -64,23 +64,23 @@ class Held(msgspec.Struct):
         found = self.manifest
         return bool(found and found.complete and (found.engine, found.engine_version) == engine)
 
-    def word(self, job: Job) -> Word:
+    def vote(self, job: Job) -> MergeVote:
         """Return what the other ranks need to know of it.
 
         A manifest that no other node can lack needs no name: to hash one of ten thousand tasks
         takes as long as a good part of the rest.
         """
-        engine, is_named = job.options.engine, len(job.word["writers"]) > 1
+        engine, is_named = job.options.engine, len(job.opened.writers) > 1
         manifest = self.manifest
-        return {
-            "table": self.table_sha256,
-            "manifest": digest(self.manifest_bytes) if manifest and is_named else "",
-            "defaults": known_defaults(manifest) if manifest else [],
-            "complete": self.is_complete(engine),
-            "trusted": manifest is not None and not self.loose and self.is_whole,
-            "vouched": manifest is not None and not self.loose,
-            "warnings": self.warnings,
-        }
+        return MergeVote(
+            table=self.table_sha256,
+            manifest=digest(self.manifest_bytes) if manifest and is_named else "",
+            defaults=known_defaults(manifest) if manifest else [],
+            complete=self.is_complete(engine),
+            trusted=manifest is not None and not self.loose and self.is_whole,
+            vouched=manifest is not None and not self.loose,
+            warnings=self.warnings,
+        )
 
 
 def read(job: Job) -> Held:
@@ -124,7 +124,7 @@ def _read(job: Job, store: Store) -> Held:
 
 def _early_offer(job: Job) -> Callable[[bytes, str], None]:
     """Return what sends the first table that is read to ranks that read none, on rank 0."""
-    is_lacking = job.leads and len(job.word["writers"]) < job.coordinator.size
+    is_lacking = job.leads and len(job.opened.writers) < job.coordinator.size
 
     def offer(table: bytes, sha256: str) -> None:
         nonlocal is_lacking

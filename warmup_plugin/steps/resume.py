@@ -14,7 +14,6 @@ import msgspec
 
 from warmup_plugin.cache.journal import (
     Death,
-    Found,
     Past,
     deaths_in,
     read_journals,
@@ -22,13 +21,13 @@ from warmup_plugin.cache.journal import (
     remove_session,
     shorten,
 )
+from warmup_plugin.cache.journal_records import Found
 from warmup_plugin.cache.manifest import Manifest, TaskRecord
 from warmup_plugin.cache.merge import Part
 from warmup_plugin.cache.stamps import stamp_conflicts
 from warmup_plugin.cache.store import Store
 from warmup_plugin.cache.table import Entry, Table
 from warmup_plugin.cache.task_result import LASTING
-from warmup_plugin.planning.merge_results import record_of
 from warmup_plugin.steps.context import Job
 from warmup_plugin.tuner import environment
 
@@ -72,6 +71,8 @@ def part_of(
 
     No manifest vouches for the entries: so far they have run on one rank only.
     """
+    from warmup_plugin.planning.merge_results import record_of  # not where there is no journal
+
     entries: dict[str, Entry] = {}
     tasks: dict[str, TaskRecord] = {}
     for row in rows:
@@ -104,7 +105,7 @@ def tidy(job: Job, store: Store, manifest: Manifest) -> None:
     """
     if store.directory is None:
         return
-    remove_session(store.directory, job.word["session"])
+    remove_session(store.directory, job.opened.session)
     journals = read_journals(store.directory, job.options.settings.table_bytes)
     stay = [past for past in journals if _is_needed(past, manifest)]
     remove(past for past in journals if past not in stay)

@@ -2,7 +2,7 @@
 """Steps 6, 7 and 9: one table in every tuner, built, and certified.
 
 Owns the way of results to rank 0, of the merged table's bytes to all ranks and into their tuners,
-and the question to every tuner what it serves now. Whatever fails on one rank is a word to the
+and the question to every tuner what it serves now. Whatever fails on one rank is in its vote to the
 others: a winner that cannot be built is dropped by all, a table that cannot be installed by one is
 taken out by all.
 """
@@ -14,45 +14,30 @@ from collections.abc import Collection, Iterable, Sequence
 import msgspec
 
 from warmup_plugin.cache.manifest import Manifest, render_manifest
-from warmup_plugin.cache.table import Entry, Table, parse_table, render_table
+from warmup_plugin.cache.table import Table, parse_table, render_table
 from warmup_plugin.cache.task_result import Result
-from warmup_plugin.coordination.base import Word, Words
+from warmup_plugin.coordination.decisions import SHARE, ShareDecision
+from warmup_plugin.coordination.votes import ShareVote
 from warmup_plugin.errors import InstallError
+from warmup_plugin.planning.assignment import Plan
 from warmup_plugin.planning.codec import pack_results, unpack_results
 from warmup_plugin.planning.merge_results import Settled, settle
-from warmup_plugin.planning.plan import Plan
 from warmup_plugin.runtime.safe_json import digest
 from warmup_plugin.steps.agree import Agreed
 from warmup_plugin.steps.context import Job
-from warmup_plugin.steps.plan import Work
+from warmup_plugin.steps.decisions import Votes
 from warmup_plugin.steps.tune import result_of
+from warmup_plugin.steps.work import Shared, Work
 from warmup_plugin.tuner import environment
 from warmup_plugin.tuner.survey import Survey
-from warmup_plugin.tuner.task import Task
 
 _NO_LIMIT = 1 << 40
-
-
-class Shared(msgspec.Struct):
-    """The table in force and the sha256 of its manifest (empty where nothing is stored)."""
-
-    table: Table
-    manifest: str
-
-    def key_of(self, task: Task) -> str | None:
-        """Return the key under which the task's winner stands."""
-        return next((key for key in task.keys if key in self.table.entries), None)
-
-    def entry_of(self, task: Task) -> Entry | None:
-        """Return the task's winner."""
-        key = self.key_of(task)
-        return None if key is None else self.table.entries[key]
 
 
 def share(job: Job, agreed: Agreed, survey: Survey, work: Work) -> Shared:
     """Step 6: rank 0's merged table reaches every rank as bytes, and those are installed."""
     with job.timed("share"):
-        shared = Shared(agreed.table, agreed.word.get("manifest", ""))
+        shared = Shared(agreed.table, agreed.heading.manifest)
         if work.is_new and job.shares:
             shared = _exchange(job, agreed, survey, work)
         with job.failing_as_data():
@@ -63,10 +48,10 @@ def share(job: Job, agreed: Agreed, survey: Survey, work: Work) -> Shared:
 def _exchange(job: Job, agreed: Agreed, survey: Survey, work: Work) -> Shared:
     results = [result_of(outcome, job.coordinator.rank) for outcome in work.outcomes.values()]
     body = pack_results(results, {task: place for place, task in enumerate(work.plan.tasks)})
-    word = {"results": job.coordinator.put(body), "error": job.failure}
+    vote = ShareVote(results=job.coordinator.put(body), error=job.failure)
 
-    def lead(words: Words) -> Word:
-        bodies = dict.fromkeys(word["results"] for word in words.values())
+    def lead(votes: Votes[ShareVote]) -> ShareDecision:
+        bodies = dict.fromkeys(vote.results for vote in votes.values())
         tasks = list(work.plan.tasks)
         found = [unpack_results(job.coordinator.get(body), tasks) for body in bodies]
         results = [result for some in found for result in some]
@@ -77,31 +62,32 @@ def _exchange(job: Job, agreed: Agreed, survey: Survey, work: Work) -> Shared:
             engine=job.options.engine[0], engine_version=job.options.engine[1],
             inventory=digest("\n".join(sorted(settled.tasks)).encode()),
         )  # fmt: skip
-        return {
-            "table": job.coordinator.put(render_table(settled.table)),
-            "manifest": job.coordinator.put(render_manifest(manifest)),
-            "left": _spans(work.plan.tasks, settled.tasks),
-            "failed": {r.task: r.reason for r in results if r.kind == "failed"},
-            "apart": {r.task: r.reason for r in results if r.kind == "unshared"},
-            "errors": {str(rank): word["error"] for rank, word in words.items() if word["error"]},
-        }
+        return ShareDecision(
+            go="install",
+            table=job.coordinator.put(render_table(settled.table)),
+            manifest=job.coordinator.put(render_manifest(manifest)),
+            left=_spans(work.plan.tasks, settled.tasks),
+            failed={r.task: r.reason for r in results if r.kind == "failed"},
+            apart={r.task: r.reason for r in results if r.kind == "unshared"},
+            errors={rank: vote.error for rank, vote in votes.items() if vote.error},
+        )
 
-    record = job.meet("share", word, lead)
-    job.warn(*(f"rank {rank} did not tune: {error}" for rank, error in record["errors"].items()))
+    found = job.coordinator.meet(SHARE, vote, lead)
+    job.warn(*(f"rank {rank} did not tune: {error}" for rank, error in found.errors.items()))
     job.failure = ""
-    work.failed, apart = record["failed"], record["apart"]
+    work.failed, apart = found.failed, found.apart
     survey.unshare(apart)
     _tune_apart(job, survey, work, apart)
     if work.failed:
         job.warn(_tell_failed(survey, work))
-    work.left = _left(work.plan, record["left"]) - work.failed.keys() - apart.keys()
+    work.left = _left(work.plan, found.left) - work.failed.keys() - apart.keys()
     if work.left:
         done = f"{len(work.left)} of {len(list(work.plan.tasks))} tasks are left to the next start"
-        job.warn(done + (f": budget of {job.word['budget_s']:g} s" if work.is_over else ""))
-    table = parse_table(job.coordinator.get(record["table"]), limit=_NO_LIMIT)
+        job.warn(done + (f": budget of {job.opened.budget_s:g} s" if work.is_over else ""))
+    table = parse_table(job.coordinator.get(found.table), limit=_NO_LIMIT)
     if not isinstance(table, Table):
         raise InstallError(f"the shared table cannot be read: {table.reason}")
-    return Shared(table, record["manifest"])
+    return Shared(table, found.manifest)
 
 
 def _tune_apart(job: Job, survey: Survey, work: Work, apart: Collection[str]) -> None:
@@ -134,19 +120,17 @@ def _settle(agreed: Agreed, work: Work, results: list[Result]) -> Settled:
     )
 
 
-def _spans(tasks: Iterable[str], settled: Collection[str]) -> list[list[int]]:
+def _spans(tasks: Iterable[str], settled: Collection[str]) -> list[tuple[int, int]]:
     """Return the tasks that are not settled as few spans of places: they lie at queues' ends."""
-    spans: list[list[int]] = []
+    spans: list[tuple[int, int]] = []
     for place, task in enumerate(tasks):
         if task not in settled:
-            if spans and spans[-1][1] == place:
-                spans[-1][1] += 1
-            else:
-                spans.append([place, place + 1])
+            begins = spans.pop()[0] if spans and spans[-1][1] == place else place
+            spans.append((begins, place + 1))
     return spans
 
 
-def _left(plan: Plan, spans: Sequence[Sequence[int]]) -> frozenset[str]:
+def _left(plan: Plan, spans: Sequence[tuple[int, int]]) -> frozenset[str]:
     tasks = list(plan.tasks) if spans else []
     return frozenset(task for begin, end in spans for task in tasks[begin:end])
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from warmup_plugin.cache.lease import hold
 from warmup_plugin.cache.merge import Part, merge

@@ -13,13 +13,17 @@ import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import msgspec
+
 from warmup_plugin.cache.store import Store
-from warmup_plugin.coordination.base import Decide, Word, Words
+from warmup_plugin.coordination.decisions import SURVEY, SurveyDecision
+from warmup_plugin.coordination.rounds import Decide
+from warmup_plugin.coordination.votes import SurveyVote
 from warmup_plugin.errors import ForwardError, RankLostError
 from warmup_plugin.steps.agree import Agreed
 from warmup_plugin.steps.certify import seal
 from warmup_plugin.steps.context import Job
-from warmup_plugin.steps.decisions import decide_only_survey, decide_survey
+from warmup_plugin.steps.decisions import Votes, decide_only_survey, decide_survey
 from warmup_plugin.steps.rank_stats import collect
 from warmup_plugin.tuner import compat
 from warmup_plugin.tuner.survey import Survey
@@ -30,7 +34,9 @@ _EMPTY = "the forward called nothing that FlashInfer tunes, on any rank"
 _MOST_RERUNS = 8
 
 
-def run_survey(job: Job, agreed: Agreed, forward: Callable[[], object]) -> tuple[Survey, Word]:
+def run_survey(
+    job: Job, agreed: Agreed, forward: Callable[[], object]
+) -> tuple[Survey, SurveyDecision]:
     """Run the forward as the survey; return what it asked for and what all ranks made of it.
 
     Raises what the forward raised, on its rank, and `ForwardError` on the others.
@@ -44,45 +50,46 @@ def run_survey(job: Job, agreed: Agreed, forward: Callable[[], object]) -> tuple
         except Exception as raised:  # noqa: BLE001  # travels as data, and is raised again below
             error = raised
         decide = partial(decide_survey, last=attempt == _MOST_RERUNS)
-        record = _compare(job, agreed, survey, error, attempt=attempt, decide=decide)
-        if record["go"] != "rerun" or attempt == _MOST_RERUNS:
+        found = _compare(job, agreed, survey, error, attempt=attempt, decide=decide)
+        if found.go != "rerun" or attempt == _MOST_RERUNS:
             break
-        if record["distrust"]:
+        if found.distrust:
             agreed.distrust()
             survey.distrust()
             job.warn(
-                f"{record['op']} failed in the forward ({record['reason']}): stored tactics are "
+                f"{found.op} failed in the forward ({found.reason}): stored tactics are "
                 "tried apart before they are used"
             )
             continue
-        why = "" if record.get("unrecorded") else "cannot take a default tactic: "
-        survey.pass_through(record["op"], why + record["reason"])
-        job.warn(f"{record['op']} is passed through: {record['reason']}")
-    return survey, _settled(job, survey, record, error)
+        why = "" if found.unrecorded else "cannot take a default tactic: "
+        survey.pass_through(found.op, why + found.reason)
+        job.warn(f"{found.op} is passed through: {found.reason}")
+    _settle(job, survey, found, error)
+    return survey, found
 
 
 @contextlib.contextmanager
-def surveying(job: Job, agreed: Agreed) -> Iterator[tuple[Survey, Word]]:
-    """Survey the body of a ``with`` statement, which cannot run again; fills the record in."""
+def surveying(job: Job, agreed: Agreed, tell: Callable[[SurveyDecision], None]) -> Iterator[Survey]:
+    """Survey the body of a ``with`` statement, which cannot run again; ``tell`` the decision."""
     survey, error = _new_survey(job, agreed), None
-    record: Word = {}
     try:
         with _recording(job, survey):
-            yield survey, record
+            yield survey
     except Exception as raised:  # noqa: BLE001  # as above
         error = raised
-    record.update(_compare(job, agreed, survey, error, decide=decide_only_survey))
-    _settled(job, survey, record, error)
+    found = _compare(job, agreed, survey, error, decide=decide_only_survey)
+    tell(found)
+    _settle(job, survey, found, error)
 
 
 def _new_survey(job: Job, agreed: Agreed) -> Survey:
     return Survey(
         compat.Keys(compat.probe()), job.ops, job.options.ranks,
         clone_bytes=job.options.settings.record_bytes,
-        is_default=frozenset(agreed.word.get("defaults", ())).__contains__,
+        is_default=frozenset(agreed.heading.defaults).__contains__,
         restore=job.installed.restore,
         entries=job.installed.entries(agreed.table),
-        is_vouched=agreed.word["go"] == "none" or bool(agreed.word["vouched"]),
+        is_vouched=not agreed.heading.table or agreed.heading.vouched,
         passing=job.seen.passing_through,
     )  # fmt: skip
 
@@ -105,35 +112,28 @@ def _compare(
     error: Exception | None,
     *,
     attempt: int = 0,
-    decide: Decide = decide_survey,
-) -> Word:
+    decide: Decide[SurveyVote, SurveyDecision] = decide_survey,
+) -> SurveyDecision:
     tally = survey.tally()
-    word = {
-        "error": f"{type(error).__name__}: {error}"[:1000] if error else "",
-        "last_answered": survey.last_answered,
-        "stage": job.options.ranks.pp_rank,
-        "unrecorded": survey.unrecorded,
-        "missing": tally.number("missing", "refused"),
-        "stored": survey.last_was_stored,
-        "unshared": tally.number("unshared"),
-        "skipped": sorted(survey.skipped),
-        "ops": tally.ops,
-        "asked": len(survey.tasks)
-        + len(survey.passed)
-        + len(survey.skipped)
-        + len(survey.unrecorded),
-        "heal": job.shares and agreed.needs_healing,
-        "sealed": None if error else seal(job, agreed, survey),
-    }
+    groups = (survey.tasks, survey.passed, survey.skipped, survey.unrecorded)
+    vote = SurveyVote(
+        error=f"{type(error).__name__}: {error}"[:1000] if error else "",
+        last_answered=survey.last_answered, stage=job.options.ranks.pp_rank,
+        unrecorded={**survey.unrecorded}, missing=tally.number("missing", "refused"),
+        stored=survey.last_was_stored, unshared=tally.number("unshared"),
+        skipped=sorted(survey.skipped), ops=[*tally.ops], asked=sum(map(len, groups)),
+        heal=job.shares and agreed.needs_healing,
+        sealed=None if error else seal(job, agreed, survey),
+    )  # fmt: skip
 
-    def lead(words: Words) -> Word:
-        record = decide(words)
-        if "certified" in record:
-            collect(job, {rank: word["sealed"] for rank, word in words.items()})
-        return record
+    def lead(votes: Votes[SurveyVote]) -> SurveyDecision:
+        found = decide(votes)
+        if found.certified is not None:
+            collect(job, {r: vote.sealed for r, vote in votes.items() if vote.sealed is not None})
+        return found
 
     try:
-        return job.meet(f"survey{attempt}", word, lead)
+        return job.coordinator.meet(SURVEY.again(attempt), vote, lead)
     except RankLostError as lost:
         _distrust_files(job, survey, str(lost))
         if error is not None:
@@ -143,32 +143,32 @@ def _compare(
 
 def _distrust_files(job: Job, survey: Survey, reason: str) -> None:
     """Have the next start try stored tactics apart: one of them may have ended this forward."""
-    if survey.has_used_stored and job.word["mode"] == "on" and job.placement is not None:
+    if survey.has_used_stored and job.opened.mode == "on" and job.placement is not None:
         place = job.placement
         store = job.store or Store(place.directory, job.options.settings, root=place.root)
         store.disown(f"the forward it was used in failed: {reason}")
 
 
-def _settled(job: Job, survey: Survey, record: Word, error: Exception | None) -> Word:
-    has_failed = record["go"] in ("abort", "rerun", "retry")
+def _settle(job: Job, survey: Survey, found: SurveyDecision, error: Exception | None) -> None:
+    """Do what the forwards have led to; raise where they have failed."""
+    has_failed = found.go in ("abort", "rerun", "retry")
     if has_failed:
-        _distrust_files(job, survey, record["reason"])
+        _distrust_files(job, survey, found.reason)
     if error is not None:
         raise error
     if has_failed:
-        raise ForwardError(f"rank {record['rank']}: the forward failed: {record['reason']}")
-    job.is_settled = "certified" in record
-    if record.get("is_empty"):
-        job.word = {**job.word, "reason": _EMPTY}
+        raise ForwardError(f"rank {found.rank}: the forward failed: {found.reason}")
+    job.is_settled = found.certified is not None
+    if found.is_empty:
+        job.opened = msgspec.structs.replace(job.opened, reason=_EMPTY)
         job.warn(f"{_EMPTY}: is it the right one, and has it run to its end?")
-    for op in record["skipped"]:
+    for op in found.skipped:
         survey.skip(op)
     for op, reason in survey.unrecorded.items():
         job.warn(f"{op} is not tuned: a call of it cannot be recorded: {reason}")
-    if ops := record["overruled"]:
+    if ops := found.overruled:
         job.warn(f"{', '.join(ops)}: default on all ranks, as one rank's skip list has it")
     if not job.installed.is_intact():
         job.installed.restore()
     if survey.passed:
         job.installed.absorb(survey.passed)
-    return record

@@ -18,7 +18,7 @@ from warmup_plugin.planning import work_queue
 from warmup_plugin.runtime.sigterm import Shutdown
 from warmup_plugin.runtime.task_timeout import TaskLimit
 from warmup_plugin.steps.context import Job
-from warmup_plugin.steps.plan import FOR_EVER, Work
+from warmup_plugin.steps.work import FOR_EVER, Work
 from warmup_plugin.topology import host_name
 from warmup_plugin.tuner import compat, environment, replay
 from warmup_plugin.tuner.counters import Time
@@ -43,7 +43,7 @@ def tune(job: Job, survey: Survey, work: Work) -> None:
     tasks = ((survey.tasks[task], place) for task, place in drawn)
     try:
         with job.timed("tune"), job.failing_as_data():
-            for task, outcome in _tune(job, tasks, work, reach, margin=job.word["margin"]):
+            for task, outcome in _tune(job, tasks, work, reach, margin=job.opened.margin):
                 if outcome.kind in LASTING:
                     result = result_of(outcome, job.coordinator.rank)
                     job.journal.found(task.op, task.keys, result, synced=False)
@@ -58,7 +58,7 @@ def tune(job: Job, survey: Survey, work: Work) -> None:
 def tune_own(job: Job, survey: Survey, work: Work) -> None:
     """Time the tasks this rank tunes for itself, and keep their winners in the tuner's memory."""
     names = work.plan.local.get(job.coordinator.rank, ())
-    if not names or job.word["require_agreement"]:
+    if not names or job.opened.require_agreement:
         return
     own = [survey.tasks[name] for name in names]
     for task in (task for task in own if task.call is None):  # answered, and in a quarrel since
@@ -126,7 +126,7 @@ def _tune(
 
 def _may_be_raced(job: Job, task: Task) -> bool:
     """Where tuning leaves something behind, each measurement is made as FlashInfer makes it."""
-    return bool(job.word["race"]) and task.op not in job.ops.one_rank
+    return job.opened.race and task.op not in job.ops.one_rank
 
 
 def _glance(times: Sequence[Time], of: int) -> Glance:

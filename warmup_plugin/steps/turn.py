@@ -15,8 +15,9 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
+
+import msgspec
 
 from warmup_plugin.coordination.roll_call import stay_away
 from warmup_plugin.errors import SessionError
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("warmup_plugin")
 
 
-@dataclass(frozen=True)
-class _Holder:
+class _Holder(msgspec.Struct, frozen=True):
     """The session that is open: of which engine, on which thread."""
 
     engine: str
@@ -40,8 +40,7 @@ class _Holder:
         return f"a session of {self.engine} on thread {self.name!r}"
 
 
-@dataclass
-class _Turn:
+class _Turn(msgspec.Struct):
     """Whose turn it is. ``lock`` is held for a moment only: nobody waits for it."""
 
     lock: threading.Lock
@@ -103,7 +102,7 @@ def _wait(own: _Holder, first: _Holder, options: Options) -> tuple[str, float]:
 def _refuse(options: Options, reason: str) -> NoReturn:
     """Raise `SessionError` on every rank."""
     if options.link is not None:
-        from warmup_plugin.coordination.coordinator import turn_away
+        from warmup_plugin.coordination.session_end import turn_away
 
         turn_away(options.link, reason, options.settings.silence_s)
     elif options.ranks.world_size > 1 or options.group is not None:

@@ -18,14 +18,13 @@ import msgspec
 
 from warmup_plugin import __version__
 from warmup_plugin.coordination import messages
-from warmup_plugin.coordination.base import Word
+from warmup_plugin.coordination.decisions import CertifyDecision
 from warmup_plugin.observability.report import Agreement, WarmupReport
 from warmup_plugin.runtime.process_info import own_card
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.options import Options
-from warmup_plugin.steps.plan import Work
 from warmup_plugin.steps.rank_stats import by_op, count, raced, waited, what_became
-from warmup_plugin.steps.share import Shared
+from warmup_plugin.steps.work import Shared, Work
 from warmup_plugin.tuner import compat
 from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task import Task
@@ -47,24 +46,24 @@ def make_report(
     survey: Survey | None = None,
     work: Work | None = None,
     shared: Shared | None = None,
-    certified: Word | None = None,
+    certified: CertifyDecision | None = None,
 ) -> WarmupReport:
     """Return this rank's receipt; rank 0 logs its line, the first rank of a node keeps it."""
     work = work or Work()
     recorded = _not_known(survey, work) if survey else ()
     became = what_became(survey, work, shared.entry_of if shared else None)
     options = job.options
+    certified = certified or CertifyDecision(go="")
     found = WarmupReport(
         engine=options.engine[0], engine_version=options.engine[1], plugin_version=__version__,
         flashinfer_version=compat.version(), rank=job.coordinator.rank,
         world_size=job.coordinator.size,
-        mode=job.word["mode"], strategy=job.word["strategy"],
-        agreement=_agreement(job, certified), differing=tuple((certified or {}).get("differ", ())),
-        reason=job.word["reason"],
-        certificate=(certified or {}).get("certificate", ""),
+        mode=job.opened.mode, strategy=job.opened.strategy,
+        agreement=_agreement(job, certified), differing=tuple(certified.differ),
+        reason=job.opened.reason, certificate=certified.certificate,
         identity=job.identity.digest,
         path=_path(job),
-        published=tuple((certified or {}).get("published", ())),
+        published=tuple(certified.published),
         tasks=count(became), ops=by_op(became),
         passed_through=dict(survey.passed) if survey else {},
         skipped_ops=tuple(sorted(survey.skipped)) if survey else (),
@@ -123,17 +122,17 @@ def _path(job: Job) -> str:
     """Return the table that this node's first rank writes, whichever rank asks."""
     if job.placement is None or not job.shares:
         return ""
-    node = next(i for i, ranks in enumerate(job.word["nodes"]) if job.coordinator.rank in ranks)
-    return str(job.placement.table(*job.word["coordinates"][node]))
+    node = next(i for i, ranks in enumerate(job.opened.nodes) if job.coordinator.rank in ranks)
+    return str(job.placement.table(*job.opened.coordinates[node]))
 
 
-def _agreement(job: Job, certified: Word | None) -> Agreement:
-    if job.word["go"] == "share" and (certified or {}).get("differ"):
+def _agreement(job: Job, certified: CertifyDecision) -> Agreement:
+    if job.opened.go == "share" and certified.differ:
         return "partial"
     found: dict[str, Agreement] = {
         "share": "certified", "per_rank": "none", "unguarded": "unguarded", "defaults": "defaults",
     }  # fmt: skip
-    return found[job.word["go"]]
+    return found[job.opened.go]
 
 
 def _encoded(document: Mapping[str, Any]) -> bytes:

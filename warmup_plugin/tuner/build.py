@@ -7,13 +7,10 @@ FlashInfer gives to the recorded call.
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-
 from warmup_plugin.cache.table import Entry, Tactic, canonical_tactic
 from warmup_plugin.tuner import compat
 from warmup_plugin.tuner.counters import OUT_OF_MEMORY
+from warmup_plugin.tuner.intercepted_call import shapes_of
 from warmup_plugin.tuner.recorded import as_recorded, askable, narrow
 from warmup_plugin.tuner.task import Task
 
@@ -41,7 +38,7 @@ def prepare(task: Task, entry: Entry, key: str = "", *, at_bucket: bool = True) 
     sizes = [task.buckets] if at_bucket or hasattr(runner, "validate_tactic") else []
     own = task.recorded_buckets()
     if own != task.buckets and compat.nearest_profile(
-        _shapes(call.inputs), call.config
+        shapes_of(call.inputs), call.config
     ) == compat.nearest_profile(task.shapes, call.config):
         sizes.append(own)
     for size in sizes:
@@ -63,10 +60,6 @@ def prepare(task: Task, entry: Entry, key: str = "", *, at_bucket: bool = True) 
                 at = "x".join(map(str, size))
                 reason = f"{entry.runner}'s tactic {entry.tactic!r} does not take {at}: "
                 raise RefusedError(f"{reason}{type(error).__name__}: {error}") from error
-
-
-def _shapes(inputs: list[Any]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(x.shape) if isinstance(x, torch.Tensor) else (0,) for x in inputs)
 
 
 def served(task: Task) -> tuple[str, Tactic] | None:

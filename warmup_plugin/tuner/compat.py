@@ -33,7 +33,7 @@ from warmup_plugin.cache.stamps import FINGERPRINT, PACKAGES
 from warmup_plugin.tuner.library_search import bearing_failed_searches
 from warmup_plugin.tuner.packages import by_content
 from warmup_plugin.tuner.proven import PROVEN
-from warmup_plugin.tuner.race.rules import Counts
+from warmup_plugin.tuner.race.counts import Counts
 
 #: The fields of a file key that tells options apart: op, runner, profile, extras.
 ALL_FIELDS = 4

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import torch
 
 from warmup_plugin.tuner import compat, device
-from warmup_plugin.tuner.race.rules import Counts
+from warmup_plugin.tuner.race.counts import Counts
 
 #: Runner class, tactic, milliseconds; infinity for a tactic that failed.
 Time = tuple[str, Any, float]
@@ -24,8 +24,7 @@ OUT_OF_MEMORY = (torch.cuda.OutOfMemoryError, MemoryError)
 _FAILED = float("inf")
 
 
-@dataclass
-class Observations:
+class Observations(msgspec.Struct):
     """Counts of one session on one rank, and what was seen of the task in hand.
 
     ``passed_through``, ``passed_through_inputs``: those of ``tactics_timed`` and of
@@ -41,11 +40,11 @@ class Observations:
     passed_through: int = 0
     inputs_synthesised: int = 0
     passed_through_inputs: int = 0
-    times: list[Time] = field(default_factory=list)
+    times: list[Time] = msgspec.field(default_factory=list)
     first_error: str = ""
     out_of_memory: bool = False
     lookups: int = 0
-    tried: list[tuple[Any, Any]] = field(default_factory=list)
+    tried: list[tuple[Any, Any]] = msgspec.field(default_factory=list)
     counts: Counts | None = None
     _is_replaying: bool = False
     _last: tuple[Any, tuple[Any, ...], dict[str, Any]] | None = None

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import torch
 
 from warmup_plugin.tuner import capture
@@ -19,8 +19,7 @@ from warmup_plugin.tuner.compat import Options
 from warmup_plugin.tuner.task import Extras, Shapes, TaskIds
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True, dict=True):
     """One intercepted call as it came: nothing is copied yet.
 
     ``runners`` stand in the order of the call; ``named``, ``switches`` and ``numbers`` in that of

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 
 import msgspec
 
+from warmup_plugin.topology import RankInfo
+
 
 class KnownOps(msgspec.Struct, frozen=True):
     """The tables. Keys are custom op names; an engine adds its own ops with `plus`.
@@ -50,6 +52,19 @@ class KnownOps(msgspec.Struct, frozen=True):
             self_tuning={**self.self_tuning, **(self_tuning or {})},
             twin_fields={**self.twin_fields, **(twin_fields or {})},
         )
+
+
+def own_numbers(ops: KnownOps, op: str, ranks: RankInfo) -> dict[int, tuple[str, int]]:
+    """Return which of an op's key extras are this rank's own numbers: index -> (name, number).
+
+    A rank without others along an axis has no twins there, and 0 is many things' number.
+    """
+    fields = ops.twin_fields.get(op, {})
+    return {
+        index: (name, int(getattr(ranks, name)))
+        for index, name in fields.items()
+        if getattr(ranks, f"{name.removesuffix('_rank')}_size", 2) > 1
+    }
 
 
 _COLLECTIVE = "its tactics are collective: every rank of the workspace must run them together"

@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps 5 and 7: tune recorded tasks through FlashInfer's own ``choose_one``; build winners.
+"""Step 5: tune recorded tasks one after the other; what has become of each.
 
-Owns how a task is replayed: the recorded runner copy, inputs and effective config with only the
-bucket generator narrowed to the task's bucket, so that keys come out as the whole call's would.
-One tuning context at a time, FlashInfer's process group unset. A task that fails has no winner, and
-says why: that is no fact about the task, and it is tuned again. Only interrupts leave `tune`.
+Owns the loop, with one tuning context at a time and FlashInfer's process group unset, and how an
+outcome is told from what FlashInfer has stored and what was measured (`measurement.py`). A task
+that fails has no winner, and says why: that is no fact about the task, and it is tuned again. Only
+interrupts leave `tune`.
 """
 
 from __future__ import annotations
 
 import itertools
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -21,12 +20,10 @@ from warmup_plugin.cache.table import Entry, canonical_tactic
 from warmup_plugin.tuner import compat
 from warmup_plugin.tuner.counters import Observations, Time
 from warmup_plugin.tuner.default_tactic import DEFAULT, beats_default, time_of
-from warmup_plugin.tuner.race import rounds
-from warmup_plugin.tuner.race.rules import Counts, Verdict
-from warmup_plugin.tuner.recorded import as_recorded, askable, narrow
-from warmup_plugin.tuner.task import Call, Task
-
-logger = logging.getLogger("warmup_plugin")
+from warmup_plugin.tuner.measurement import measure, run, told
+from warmup_plugin.tuner.race.rules import Verdict
+from warmup_plugin.tuner.recorded import askable
+from warmup_plugin.tuner.task import Task
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -96,7 +93,7 @@ def _tune_one(
     try:
         return _tuned(tuner, task, seen, margin, is_raced=is_raced)
     except Exception as raised:  # noqa: BLE001  # no memory to ask a runner with, or its own: it costs its task alone
-        return Outcome(task.id, kind="failed", reason=_told(task, raised))
+        return Outcome(task.id, kind="failed", reason=told(task, raised))
 
 
 def _tuned(tuner: Any, task: Task, seen: Observations, margin: float, *, is_raced: bool) -> Outcome:
@@ -104,8 +101,8 @@ def _tuned(tuner: Any, task: Task, seen: Observations, margin: float, *, is_race
     seen.begin_task()
     began, stored = time.monotonic(), len(tuner.profiling_cache)
     recorded = task.recorded()
-    measured = _measured(tuner, task, seen, margin, is_raced=is_raced)
-    rivals = [_run(tuner, task, rival, seen) for rival in task.rivals]
+    measured = measure(tuner, task, seen, margin, is_raced=is_raced)
+    rivals = [run(tuner, task, rival, seen) for rival in task.rivals]
     winners = compat.winners_since(tuner, stored)
     outcome = Outcome(
         task.id, default_ms=min(measured.defaults.values(), default=None),
@@ -131,103 +128,6 @@ def _tuned(tuner: Any, task: Task, seen: Observations, margin: float, *, is_race
         # itself only where the default is in its own race, and has won it.
         return found
     return _with_default(found, task, fastest, margin)
-
-
-class _Measured(NamedTuple):
-    """What was measured of a task: ``defaults`` by the places of their runners' keys."""
-
-    error: str
-    candidates: set[str]
-    times: tuple[Time, ...]
-    defaults: dict[int, float]
-    verdict: Verdict | None = None
-
-
-def _measured(
-    tuner: Any, task: Task, seen: Observations, margin: float, *, is_raced: bool
-) -> _Measured:
-    """Race the candidates, or have FlashInfer sweep them: too few, or not to be narrowed."""
-    call, stored = task.recorded(), len(tuner.profiling_cache)
-    if not (is_raced and rounds.may_race(tuner, task)):
-        error, candidates = _run(tuner, task, call, seen)
-    else:
-        with rounds.first_round(tuner, call.config, seen) as look:
-            error, candidates = _run(tuner, task, call, seen)
-        if look.is_race and compat.winners_since(tuner, stored):
-            found = None
-            if not error:
-                found = _raced(tuner, task, seen, margin, own=look.own, stored=stored)
-            if found is not None:
-                return found._replace(candidates=candidates)
-            # What round 1 alone has chosen is not what a sweep would have.
-            compat.forget_since(tuner, stored)
-            seen.begin_task()
-            error, candidates = _run(tuner, task, call, seen)
-    times = tuple(seen.times)
-    return _Measured(error, candidates, times, _time_defaults(task, seen, times, margin))
-
-
-def _raced(
-    tuner: Any, task: Task, seen: Observations, margin: float, *, own: Counts, stored: int
-) -> _Measured | None:
-    """Run the rounds after the first; None where the winner is not offered again."""
-    call, places = task.recorded(), _default_places(task, margin)
-    runners = [call.runners[call.places[place]] for place in places]
-    with as_recorded(call):
-        won = rounds.later_rounds(own, seen, runners)
-    compat.forget_since(tuner, stored)
-    if not rounds.store(tuner, seen, won, own, lambda: _run(tuner, task, call, seen)):
-        return None
-    found = zip(places, won.default_ms, strict=True)
-    defaults = {place: ms for place, ms in found if ms < float("inf")}
-    return _Measured("", set(), won.times, defaults, won.verdict)
-
-
-def _run(tuner: Any, task: Task, call: Call, seen: Observations) -> tuple[str, set[str]]:
-    """Have FlashInfer choose at the task's bucket; return error, candidates.
-
-    The candidates that it timed are named by runner class and tactic.
-    """
-    before, error = len(seen.times), ""
-    config = narrow(call.config, task.buckets)
-    try:
-        with as_recorded(call):
-            inputs = askable(call, task.shapes)
-            tuner.choose_one(call.op, call.runners, config, inputs, **call.kwargs)
-    except Exception as raised:  # noqa: BLE001  # a broken runner costs its task, never the session
-        error = _told(task, raised)
-    return error, {f"{name} {tactic!r}" for name, tactic, _ in seen.times[before:]}
-
-
-def _told(task: Task, raised: Exception) -> str:
-    error = f"{type(raised).__name__}: {raised}"[:400]
-    logger.warning("warmup-plugin: %s has no winner: %s", task.label, error)
-    return error
-
-
-def _time_defaults(
-    task: Task, seen: Observations, raced: Sequence[Time], margin: float
-) -> dict[int, float]:
-    """Return the time of each default that may serve, by the place of its runner's key.
-
-    They are in the race where the engine's context has them there, and beyond a margin of 0. The
-    batch may order an op's runners, and so choose another default at another call.
-    """
-    call, found = task.recorded(), dict[int, float]()
-    for place in _default_places(task, margin):
-        runner, before = call.runners[call.places[place]], len(seen.times)
-        name, timed = type(runner).__name__, raced
-        if call.places[place] or not any(time[:2] == (name, DEFAULT) for time in raced):
-            with as_recorded(call):
-                seen.time_default(runner, DEFAULT)
-            timed = seen.times[before:]
-        if (ms := time_of(timed, name, DEFAULT)) is not None:
-            found[place] = ms
-    return found
-
-
-def _default_places(task: Task, margin: float) -> list[int]:
-    return sorted(task.firsts) if margin or task.recorded().options.memory_only_v2 else []
 
 
 def _with_default(outcome: Outcome, task: Task, place: int, margin: float) -> Outcome:

@@ -1,50 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """Step 3: the engine's own warm-up forward, with ``choose_one`` intercepted.
 
-Owns the interception and what it records. Every tunable call is answered with what the tuner
-holds in loaded entries (the agreed table) or FlashInfer's default, and nothing is timed; calls that
-cannot be recorded are passed through as they are. The interceptor is an attribute of the tuner
-*object*: `AutoTuner.choose_one` stays FlashInfer's own function throughout, and the attribute is
-gone when the survey ends. Errors of FlashInfer or the engine leave through the forward unchanged.
+Owns the interception; what is recorded is `recorder.py`'s. Every tunable call is answered with what
+the tuner holds in loaded entries (the agreed table) or FlashInfer's default, and nothing is timed;
+calls that cannot be recorded are passed through as they are. The interceptor is an attribute of the
+tuner *object*: `AutoTuner.choose_one` stays FlashInfer's own function throughout, and the attribute
+is gone when the survey ends. Errors of FlashInfer or the engine leave through the forward
+unchanged.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
-from warmup_plugin.cache.table import Entry, canonical_tactic
+from warmup_plugin.cache.table import Entry
 from warmup_plugin.topology import RankInfo
-from warmup_plugin.tuner import capture, compat
-from warmup_plugin.tuner.batch_fields import BatchFields
-from warmup_plugin.tuner.counters import OUT_OF_MEMORY
-from warmup_plugin.tuner.intercepted_call import Asked, dynamic_inputs, shapes_of
+from warmup_plugin.tuner import compat
+from warmup_plugin.tuner.intercepted_call import shapes_of
 from warmup_plugin.tuner.known_ops import KnownOps, distribution_aware
-from warmup_plugin.tuner.profiles import Profiles
-from warmup_plugin.tuner.task import (
-    MOST_RIVALS,
-    Call,
-    Extras,
-    Shapes,
-    Switches,
-    Task,
-    canonical,
-    may_differ,
-    name_fields,
-    numbers_of,
-    options_of,
-)
-from warmup_plugin.tuner.task_summary import Answer, Tally
-from warmup_plugin.tuner.task_table import Known, Register
+from warmup_plugin.tuner.recorder import Recorder
+from warmup_plugin.tuner.table_answer import TableAnswers
+from warmup_plugin.tuner.task_summary import Tally
 from warmup_plugin.tuner.tuner_state import LoadedEntries
-
-logger = logging.getLogger("warmup_plugin")
 
 
 class Survey:
@@ -71,41 +53,22 @@ class Survey:
         is_vouched: bool = True,
         passing: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
-        self.tasks = Register()
+        self._tuner = compat.tuner()
+        answers = TableAnswers(self._tuner, keys, entries, is_default)
+        self._recorder = Recorder(
+            self._tuner, keys, ops, ranks, answers, clone_bytes=clone_bytes, is_vouched=is_vouched
+        )
+        self.tasks, self.adopted = self._recorder.tasks, answers.adopted
         self.passed: dict[str, str] = {}
         self.unrecorded: dict[str, str] = {}
         self._skipped: set[str] = set()
-        self._told: set[tuple[str, str]] = set()
-        self.adopted: dict[str, str] = {}
         self.last_answered = ""
-        self.budget = capture.Budget(clone_bytes)
-        self._keys = keys
-        self._ops = ops
-        self._ranks = ranks
-        self._is_default = is_default
-        self._restore = restore
-        self._entries = entries
-        self._is_vouched = is_vouched
-        self._passing = passing
         self.has_used_stored = self.last_was_stored = False
-        self._tuner = compat.tuner()
+        self._ops = ops
+        self._restore, self._passing = restore, passing
         self._original = type(self._tuner).choose_one
         self._lock = threading.RLock()
-        self._seen: set[tuple[Any, ...]] = set()
-        self._marked: dict[Any, Any] = {}
-        self._owner_of_key: dict[str, str] = {}
         self._pinned: dict[int, tuple[Any, str]] = {}
-        self._answers: dict[Answer, Answer] = {}
-        self._buckets: dict[tuple[int, ...], tuple[int, ...]] = {}
-        self._profiles = Profiles(self._tuner)
-        self._batch_fields = BatchFields(self._profiles)
-        self._tally: Tally | None = None
-
-    def tally(self) -> Tally:
-        """Return what the tasks add up to as the forward has left them; kept until it changes."""
-        if self._tally is None:
-            self._tally = self.tasks.tally()
-        return self._tally
 
     @contextlib.contextmanager
     def intercept(self) -> Iterator[None]:
@@ -126,42 +89,34 @@ class Survey:
         """
         return self._skipped - set(self.tally().ops)
 
+    def tally(self) -> Tally:
+        """Return what the tasks add up to as the forward has left them."""
+        return self._recorder.tally()
+
     @property
     def is_vouched(self) -> bool:
         """Return whether stored tactics run in the forward."""
-        return self._is_vouched
+        return self._recorder.is_vouched
 
     def distrust(self) -> None:
         """Run no stored tactic in the forward from now on: one of them may have made it fail."""
-        self._is_vouched = self.has_used_stored = self.last_was_stored = False
-        # The next forward records all anew: of what was vouched for nothing need be kept.
-        self.tasks.clear()
-        for noted in (self.adopted, self._seen, self._owner_of_key):
-            noted.clear()
-        self._tally = None
+        self.has_used_stored = self.last_was_stored = False
+        self._recorder.distrust()
 
     def pass_through(self, op: str, reason: str) -> None:
         """Leave an op alone from now on; what was recorded of it is dropped."""
         self._ops = self._ops.plus(pass_through={op: reason})
         self.unrecorded.pop(op, None)
-        self._tally = None
-        for task in [task for task in self.tasks.values() if task.op == op]:
-            del self.tasks[task.id]
+        self._recorder.drop(op)
 
     def skip(self, op: str) -> bool:
         """Leave an op on its default, as a skip list would; return whether it was recorded."""
-        recorded = [task for task in self.tasks.values() if task.op == op]
-        for task in recorded:
-            del self.tasks[task.id]
         self._skipped.add(op)
-        self._tally = None
-        return bool(recorded)
+        return self._recorder.drop(op)
 
     def unshare(self, reasons: Mapping[str, str]) -> None:
         """Take tasks for unshared that plan or tuning have found to be. ``reasons``: by task id."""
-        for name, reason in reasons.items():
-            if name in self.tasks:
-                self._unshare(self.tasks[name], reason)
+        self._recorder.unshare(reasons)
 
     def _choose_one(
         self,
@@ -190,7 +145,7 @@ class Survey:
             try:
                 self._restore()
                 config = compat.effective_config(self._tuner, tuning_config)
-                self._record(custom_op, runners, config, inputs, kwargs)
+                self._recorder.record(custom_op, runners, config, inputs, kwargs)
             except Exception as error:  # noqa: BLE001  # of no concern to the engine: the op is left to FlashInfer
                 self.unrecorded.setdefault(custom_op, f"{type(error).__name__}: {error}"[:400])
                 return runners[0], -1
@@ -204,7 +159,7 @@ class Survey:
     def _answer(
         self, op: str, runners: list[Any], config: Any, inputs: list[Any]
     ) -> tuple[Any, Any]:
-        if not self._is_vouched:
+        if not self.is_vouched:
             return runners[0], -1
         found, index, tactic = compat.look_up(
             self._tuner, op, runners, shapes_of(inputs), config, inputs=inputs
@@ -238,217 +193,3 @@ class Survey:
             # The object is kept as long as its id is: a new object may get an old one's id.
             pinned = self._pinned[id(part)] = (part, reason)
         return pinned[1]
-
-    def _record(
-        self, op: str, runners: list[Any], config: Any, inputs: list[Any], kwargs: dict[str, Any]
-    ) -> None:
-        asked = self._asked(op, runners, config, inputs, kwargs)
-        if (mark := asked.mark(self._marked)) in self._seen:
-            return
-        self._seen.add(mark)
-        self._tally = None
-        keep = functools.cache(lambda: self._keep(asked))
-        for shapes in asked.profiles:
-            self._record_task(asked, keep, shapes)
-
-    def _asked(
-        self, op: str, runners: list[Any], config: Any, inputs: list[Any], kwargs: dict[str, Any]
-    ) -> Asked:
-        switches = [options_of(runner) for runner in runners]
-        named, apart = [], ""
-        for runner, its_switches in zip(runners, switches, strict=True):
-            real = runner.get_cache_key_extras(inputs)
-            fields = self._batch_fields.of((op, runner, its_switches), real, config, inputs)
-            name = type(runner).__name__
-            named.append((name, self._extras(op, real, fields.batch)))
-            if fields.is_made_otherwise:
-                apart = f"{name} has another key for the inputs that FlashInfer tunes with"
-        places = canonical(named)
-        if len({(name, extras.neutral) for name, extras in named}) < len(named):
-            apart = "two of its runners have one file key"
-        return Asked(
-            op, runners, config, inputs, kwargs,
-            find_profiles=lambda: self._profiles.of(config, inputs),
-            places=places,
-            named=[named[place] for place in places],
-            switches=[switches[place] for place in places],
-            numbers=[numbers_of(runners[place]) for place in places],
-            options=compat.options_in_force(self._tuner),
-            apart=self._ops.key_unstable.get(op, apart),
-        )  # fmt: skip
-
-    def _extras(self, op: str, real: tuple[Any, ...], batch: tuple[int, ...] = ()) -> Extras:
-        fields = self._ops.twin_fields.get(op, {})
-        # A rank without others along an axis has no twins there, and 0 is many things' number.
-        own = {
-            index: (name, int(getattr(self._ranks, name)))
-            for index, name in fields.items()
-            if getattr(self._ranks, f"{name.removesuffix('_rank')}_size", 2) > 1
-        }
-        return name_fields(real, own, batch)
-
-    def _keep(self, asked: Asked) -> Call:
-        """Copy what the replay will need, before the forward goes on and changes it."""
-        copies = capture.Copies(self.budget)
-        return Call(
-            op=asked.op,
-            runners=[copies.runner(r) for r in asked.runners],
-            places=asked.places,
-            config=copies.config(asked.config),
-            inputs=copies.inputs(asked.inputs, dynamic_inputs(asked.config)),
-            kwargs=copies.kwargs(asked.kwargs),
-            options=asked.options,
-            inference=torch.is_inference_mode_enabled(),
-            stream=torch.cuda.current_stream() if torch.cuda.is_available() else None,
-            width=asked.width,
-        )
-
-    def _record_task(self, asked: Asked, keep: Callable[[], Call], shapes: Shapes) -> None:
-        profile = compat.nearest_profile(shapes, asked.config)
-        name = bucket = asked.ids.at(profile)
-        named = asked.keyed
-        if asked.follows_batch:  # FlashInfer tunes each size of a bucket that it meets
-            name, named = asked.ids.at(shapes), asked.keyed_at(shapes)
-        file_key = self._keys.file_key
-        keys = tuple([file_key(asked.op, runner, profile, extras) for runner, extras in named])
-        if name not in self.tasks:
-            shapes = profile if profile == shapes else shapes  # FlashInfer keeps that one anyway
-            buckets = asked.buckets(shapes)
-            buckets = self._buckets.setdefault(buckets, buckets)  # few differ
-            task = Task(name, asked.op, keys, shapes, buckets, None, "missing")
-            if asked.follows_batch:
-                sized = (at for at, (_, extras) in enumerate(asked.named) if extras.follows_batch)
-                task.bucket_id, task.sized = bucket, frozenset(sized)
-                task.met = len(self.tasks)
-            self._judge(task, asked, profile)
-            self._take_in(task, asked, keep)
-        elif (held := self.tasks.held(name)) is not None and held.call is not None:
-            held.firsts |= {asked.places.index(0)}
-            _keep_also(held, held.call, asked, keep)
-        self._compare(name, bucket, keys, asked)
-
-    def _take_in(self, task: Task, asked: Asked, keep: Callable[[], Call]) -> None:
-        is_answered = task.state == "known" and self._is_vouched
-        if is_answered and task.is_agreed and task.served is not None and not task.bucket_id:
-            self.tasks.add_known(
-                Known(task.id, task.op, task.keys, task.buckets, task.served), asked.switches
-            )
-            return
-        task.switches = asked.switches
-        if is_answered:
-            task.shapes = ()  # of use to a replay only
-        else:
-            task.call, task.firsts = keep(), frozenset({asked.places.index(0)})
-        self.tasks.add(task)
-
-    def _compare(self, name: str, bucket: str, keys: tuple[str, ...], asked: Asked) -> None:
-        """Find one file key with two runner lists or two runner configurations.
-
-        Tasks of one ``bucket`` may share a key: its entry answers them all.
-        """
-        for key, switches in zip(keys, asked.switches, strict=True):
-            first = self._owner_of_key.setdefault(key, bucket)
-            if first == bucket:
-                before = self.tasks.switches_of(name)[keys.index(key)]
-                if before is not switches and before != switches:
-                    self._unshare_for(self.tasks[name], before, switches)
-                continue
-            others = [t for t in self.tasks.values() if first in (t.id, t.bucket_id)]
-            for task in (self.tasks[name], *others):
-                self._unshare(task, "one file key is used by two runner lists")
-
-    def _unshare_for(self, task: Task, before: Switches, switches: Switches) -> None:
-        changed = sorted({name for name, _ in {*switches} ^ {*before}})
-        self._unshare(task, f"one file key, runners that differ in {', '.join(changed)}")
-
-    def _unshare(self, task: Task, reason: str) -> None:
-        if task.state == "unshared":
-            return
-        task.state, task.reason = "unshared", reason
-        self._tally = None
-        if (task.op, reason) not in self._told:
-            self._told.add((task.op, reason))
-            logger.warning(
-                "warmup-plugin: %s, and perhaps other sizes, is in no table: each rank tunes it "
-                "for itself at every start: %s", task.label, reason,
-            )  # fmt: skip
-
-    def _judge(self, task: Task, asked: Asked, profile: Any) -> None:
-        """Decide whether the agreed table answers the task, by FlashInfer's rule while tuning."""
-        if asked.apart:
-            self._unshare(task, asked.apart)
-            return
-        found, index, tactic = compat.look_up(
-            self._tuner, task.op, asked.runners, task.shapes, asked.config, inputs=asked.inputs
-        )
-        entries = self._entries
-        stored = [
-            (at, entry) for at, key in enumerate(task.keys)
-            if (entry := entries.get(key)) is not None
-        ]  # fmt: skip
-        place, held = stored[0] if len(stored) == 1 else (0, None)
-        if held is not None and not compat.is_measured_as(asked.config, held.policy):
-            held = None
-        offers = None if held is None else self._offers(task, asked, place, held)
-        if held is not None and offers is False:
-            task.state = "refused"
-            task.reason = f"{held.runner} does not offer tactic {held.tactic!r}"
-        elif held is not None and (found or offers or asked.named[place][1].follows_batch):
-            task.state = "known"
-            # FlashInfer asks with the inputs at hand: their size is not the task's, which a runner
-            # that can tell may refuse, and one whose key follows the batch looks elsewhere.
-            runner = type(asked.runners[index]).__name__
-            served = (runner, canonical_tactic(tactic)) if found else held[:2]
-            task.is_agreed = served == held[:2]
-            # Few answers differ; of equal ones one is kept, but to a dictionary True is 1.
-            is_plain = type(served[1]) is int
-            task.served = self._answers.setdefault(served, served) if is_plain else served
-        elif self._is_default(task.id):
-            task.state = "default"
-        elif self._may_adopt(asked):
-            legacy = [self._keys.legacy_key(task.op, name, profile) for name, _ in asked.named]
-            old_keys = [
-                old
-                for new, old in zip(task.keys, legacy, strict=True)
-                if new != old and old in self._entries
-            ]
-            if len(old_keys) == 1:
-                self.adopted[task.id] = old_keys[0]
-
-    @staticmethod
-    def _offers(task: Task, asked: Asked, place: int, entry: Entry) -> bool | None:
-        """Return whether an entry's runner still offers its tactic; None where it cannot tell.
-
-        ``place``: of the entry's key among the task's.
-        """
-        runner = asked.runners[asked.places[place]]
-        if type(runner).__name__ != entry.runner or not hasattr(runner, "validate_tactic"):
-            return None
-        inputs = asked.inputs
-        if shapes_of(inputs) != task.shapes:  # what it says of another size is no answer
-            try:
-                inputs = asked.at(task.shapes)
-            except OUT_OF_MEMORY:  # nothing speaks against it; FlashInfer asks again when it serves
-                return True
-        return compat.accepts(runner, inputs, entry.tactic)
-
-    def _may_adopt(self, asked: Asked) -> bool:
-        """Return whether an old file's entry, without extras and policy, can mean this call."""
-        has_extras = any(extras.real for _, extras in asked.named)
-        return not has_extras and compat.is_measured_as(asked.config, None)
-
-
-def _keep_also(task: Task, kept: Call, asked: Asked, keep: Callable[[], Call]) -> None:
-    """Keep of a further call of the task what its replay needs.
-
-    The widest call is the best template: its buffers are large enough. Runners of the same key that
-    may have other candidates are kept beside it, to compare.
-    """
-    calls = [kept, *task.rivals]
-    same = (i for i, call in enumerate(calls) if not may_differ(asked.runners, call.runners))
-    index = next(same, None)
-    if index is None:
-        task.rivals += (keep(),) if len(task.rivals) < MOST_RIVALS else ()
-    elif calls[index].width < min(max(task.buckets, default=0), asked.width):
-        calls[index] = keep()
-        task.call, task.rivals = calls[0], tuple(calls[1:])

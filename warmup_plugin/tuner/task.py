@@ -17,7 +17,6 @@ import functools
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
@@ -37,8 +36,7 @@ State = Literal["known", "default", "missing", "unshared", "refused"]
 MOST_RIVALS = 3
 
 
-@dataclass(eq=False)
-class Call:
+class Call(msgspec.Struct, eq=False):
     """One intercepted ``choose_one``, as it was at that moment.
 
     ``inputs`` holds stand-ins and clones (`capture.py`), ``config`` the effective tuning config
@@ -58,8 +56,7 @@ class Call:
     width: int
 
 
-@dataclass(eq=False, slots=True, weakref_slot=True)
-class Task:
+class Task(msgspec.Struct, eq=False, weakref=True):
     """One recorded call at one bucket. ``keys`` are its file keys, in the order of `canonical`.
 
     Where the agreed table answers it: ``served``, what the tuner served in the survey, as (runner

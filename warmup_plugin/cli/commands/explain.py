@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from warmup_plugin.cache.paths import IDENTITY_NAME
-from warmup_plugin.cli import diagnose, named, output, places
+from warmup_plugin.cli import diagnose, named, output, places, receipts
 from warmup_plugin.cli.commands import diff
 from warmup_plugin.cli.factor_text import Reason, reasons
 from warmup_plugin.cli.load import read_identity, read_report
@@ -70,7 +70,7 @@ def run(
 
 def _receipt(name: str | None, roots: list[places.Root], limit: int, *, cold: bool) -> Path:
     if name is None:
-        return diagnose.last_receipt(roots, limit, cold=cold)
+        return receipts.last_receipt(roots, limit, cold=cold)
     return named.receipt(name, roots, limit)
 
 

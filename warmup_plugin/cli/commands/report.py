@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from warmup_plugin.cache.gains import mean_gain
-from warmup_plugin.cli import diagnose, named, output, places, report_stats
+from warmup_plugin.cli import named, output, places, receipts, report_stats
 from warmup_plugin.cli.archive import write_whole
 from warmup_plugin.cli.load import read_report
 from warmup_plugin.cli.output import CommandError
@@ -64,7 +64,7 @@ def run(
         raise CommandError("name a receipt, or --cold, not both", code=CommandError.USAGE)
     roots = places.offered(root, engine_root, settings, os.environ)
     if receipt is None:
-        path = diagnose.last_receipt(roots, settings.table_bytes, cold=cold)
+        path = receipts.last_receipt(roots, settings.table_bytes, cold=cold)
     else:
         path = named.receipt(receipt, roots, settings.table_bytes)
     found = read_report(path, settings.table_bytes)

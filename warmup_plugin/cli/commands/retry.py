@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from warmup_plugin.cache.files import read_file, write_files
 from warmup_plugin.cache.journal import lift, read_journals

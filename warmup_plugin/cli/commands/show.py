@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +121,7 @@ def _part(found: TableFile | Table | Manifest | Identity | WarmupReport | Miss) 
     """Return what was read, or why not."""
     match found:
         case Miss():
-            return {"miss": asdict(found)}
+            return {"miss": msgspec.structs.asdict(found)}
         case Manifest():
             fields = {name: getattr(found, name) for name in _MANIFEST_FIELDS}
             tasks_miss = {"tasks_miss": found.tasks_miss.reason} if found.tasks_miss else {}

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from warmup_plugin.cache.gains import plausible
-from warmup_plugin.cli import diagnose, output, places
+from warmup_plugin.cli import output, places, receipts
 from warmup_plugin.cli.load import read_report
 from warmup_plugin.observability.report import WarmupReport
 from warmup_plugin.runtime.safe_json import Miss
@@ -74,7 +74,7 @@ def run(*, root: Path | None, engine_root: Path | None, json: bool) -> int:
     settings = Settings.from_env()
     roots = places.find(root, engine_root, settings, os.environ)
     reports, unread = list[WarmupReport](), 0
-    for path in diagnose.receipts(roots):
+    for path in receipts.receipts(roots):
         found = read_report(path, settings.table_bytes)
         if isinstance(found, Miss):
             output.note(f"{path}: {found.reason}; not counted")
@@ -117,7 +117,7 @@ def cause_of(report: WarmupReport) -> str:
     """Return why a start tuned, or that it was warm; `explain` goes into it."""
     if report.agreement != "certified":
         return "not shared"
-    if not diagnose.is_cold(report):
+    if not receipts.is_cold(report):
         return "adopted" if report.adopted_from else "warm"
     if any(row.get("entries") for row in report.read):
         return "incomplete"

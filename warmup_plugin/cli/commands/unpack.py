@@ -9,7 +9,6 @@ are left alone, another table of the same identity takes the tasks that it lacks
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import errno
 import os
 import tempfile
@@ -17,6 +16,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
+
+import msgspec
 
 from warmup_plugin.cache.archive import Packed
 from warmup_plugin.cache.files import is_inside, make_directory, write_files
@@ -30,7 +31,8 @@ from warmup_plugin.cache.paths import (
     parse_table_name,
     table_name,
 )
-from warmup_plugin.cache.store import NotPublished, Store
+from warmup_plugin.cache.publishing import NotPublished
+from warmup_plugin.cache.store import Store
 from warmup_plugin.cache.table import Table, parse_table
 from warmup_plugin.cli import archive, output, places
 from warmup_plugin.cli.commands import verify
@@ -194,7 +196,7 @@ def _add(
     gave_way = manifest.tasks.keys() - new.tasks.keys()
     if not dry_run:
         known = there.manifest.tasks.keys() if there.manifest else frozenset[str]()
-        new = dataclasses.replace(
+        new = msgspec.structs.replace(
             new, complete=manifest.complete and gave_way <= known,
             generation=max(manifest.generation, there.manifest.generation if there.manifest else 0),
         )  # fmt: skip

@@ -12,9 +12,11 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from warmup_plugin.cache.paths import Component, Placement, resolve
 from warmup_plugin.cli import environment, output, places
@@ -149,7 +151,9 @@ def _shelf(place: places.Root, version: Component, arch: Component) -> Placement
         raise CommandError(str(error), code=code) from None
     here = {"version": version.source, "arch": arch.source, "root": place.source,
             "override": place.source}  # fmt: skip
-    parts = tuple(replace(c, source=here.get(c.name, c.source)) for c in whole.components[:-1])
+    parts = tuple(
+        msgspec.structs.replace(c, source=here.get(c.name, c.source)) for c in whole.components[:-1]
+    )
     return Placement(whole.directory.parent, parts)
 
 
@@ -208,7 +212,7 @@ def _document(answer: Whereabouts) -> dict[str, Any]:
         "directory": str(answer.directory),
         "exists": answer.exists,
         "identity": answer.identity or None,
-        "components": [asdict(part) for part in answer.components],
+        "components": [msgspec.structs.asdict(part) for part in answer.components],
         "others": [{"path": str(each.path), "source": each.source} for each in answer.others],
         "identities": [
             {

@@ -21,7 +21,8 @@ from typing import Any
 from warmup_plugin.tuner import compat
 from warmup_plugin.tuner.counters import Observations, Time
 from warmup_plugin.tuner.default_tactic import DEFAULT
-from warmup_plugin.tuner.race.rules import FEWEST, SHORTEST, Counts, Verdict, first_counts, race
+from warmup_plugin.tuner.race.counts import Counts, first_counts
+from warmup_plugin.tuner.race.rules import FEWEST, SHORTEST, Verdict, race
 from warmup_plugin.tuner.task import Task
 
 _FAILED = float("inf")

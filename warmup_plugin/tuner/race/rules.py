@@ -9,16 +9,18 @@ A candidate drops where its time is further from the best than the noise of both
 what repeated measurements of this task have differed by, so equal times give the same winner on
 every rank and in every run. Defaults that are no candidates take part in each round and never drop.
 Among those that the noise cannot tell apart the first in FlashInfer's order wins (`_TIED`).
-Knows nothing of FlashInfer: `measure` is told which candidate, and with which counts.
+Knows nothing of FlashInfer: `measure` is told which candidate, and with which counts (`counts.py`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from statistics import median
-from typing import NamedTuple
+
+import msgspec
+
+from warmup_plugin.tuner.race.counts import Counts, first_counts, last_counts
 
 #: With fewer candidates there is nothing to gain: FlashInfer sweeps them, or, where so many fail
 #: in round 1, those that are left are timed as it would have timed them.
@@ -38,10 +40,6 @@ _ALLOWED, _SHARE, _MOST_SHARE = 42, 0.12, 0.8
 _SECOND = 0.4
 #: Passes in the finals.
 _PASSES, _MOST_PASSES = 2, 10
-#: A burst in the finals: so many times FlashInfer's launches, and no longer than this.
-_LONGER, _BURST_MS = 4, 5.0
-#: The host's launches must fit into the delay, with some to spare, or it is the host that is timed.
-_SPARE = 1.25
 #: Measurements that are made twice in round 1, to see the noise.
 _PAIRS = 8
 #: What is taken for the noise of a launch before anything is seen, worth so many observations.
@@ -51,50 +49,11 @@ _TIED, _TIED_SHARE = 0.5, 0.02
 _FAILED = math.inf
 
 
-class Counts(NamedTuple):
-    """How one measurement is made: untimed launches, timed ones, milliseconds of delay before.
-
-    ``each``: as many launches as one of ``repeat`` stands for, where a graph is replayed.
-    """
-
-    warmup: int
-    repeat: int
-    delay_ms: float
-    each: int = 1
-
-    def cost_ms(self, ms: float) -> float:
-        """Return how long it keeps the device, of a candidate that takes ``ms``."""
-        return self.delay_ms + self.launches * ms
-
-    @property
-    def launches(self) -> int:
-        return self.warmup + self.timed
-
-    @property
-    def timed(self) -> int:
-        return self.repeat * self.each
-
-
 #: Times one candidate, by its place; infinity where it fails.
 Measure = Callable[[int, Counts], float]
 
 
-def first_counts(own: Counts) -> Counts:
-    """Return how round 1 measures, ``own`` being FlashInfer's way."""
-    return Counts(min(1, own.warmup), min(2, own.repeat), own.delay_ms / 5, own.each)
-
-
-def last_counts(own: Counts, ms: float, host_ms: float = 0.0) -> Counts:
-    """Return how the finals measure candidates that take ``ms``, and the host to launch them."""
-    within = int(_BURST_MS / (ms * own.each))
-    if host_ms > 0:
-        within = min(within, int(own.delay_ms / (_SPARE * host_ms)))
-    repeat = max(own.repeat, min(_LONGER * own.repeat, within))
-    return Counts(min(1, own.warmup), repeat, own.delay_ms, own.each)
-
-
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """How a race came out.
 
     ``winner`` is a place among the candidates; ``times`` the median of each finalist, defaults
@@ -121,8 +80,7 @@ class Verdict:
         return self.device_ms / self.sweep_ms
 
 
-@dataclass
-class _Noise:
+class _Noise(msgspec.Struct):
     """The variance of one launch's time, as a share, from measurements that were made again."""
 
     squares: float = 0.0
@@ -144,14 +102,13 @@ class _Noise:
         return math.sqrt(self.squares / self.seen / repeat) if self.seen else 0.0
 
 
-@dataclass
-class _Race:
+class _Race(msgspec.Struct):
     """A race under way: what was measured, and what it has cost."""
 
     own: Counts
     measure: Measure
     host_ms: Callable[[], float]
-    noise: _Noise = field(default_factory=_Noise)
+    noise: _Noise = msgspec.field(default_factory=_Noise)
     launches: int = 0
     device_ms: float = 0.0
     until_ms: float = 0.0

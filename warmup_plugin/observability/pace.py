@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far a job is with its tasks, how long the rest will take, and what it has gained so far.
+
+Owns the sums: how many tasks each rank has done, and each winner's time against the default's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from warmup_plugin.cache.gains import gain, mean_gain
+
+
+class Pace:
+    """The job's counts, as one rank has heard of them. One thread at a time."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.total = 0
+        self._clock = clock
+        self._began: float | None = None
+        self._done: dict[int, int] = {}
+        self._gains: list[float] = []
+
+    def begin(self, total: int) -> None:
+        """So many tasks are to be tuned by all ranks together, from now on."""
+        self.total, self._began = total, self._clock()
+
+    def note(self, rank: int, done: int) -> None:
+        """A rank has done so many tasks."""
+        self._done[rank] = done
+
+    def complete(self, rank: int) -> None:
+        """All tasks are done; ``rank`` counts them for all."""
+        self._done = {rank: self.total}
+
+    def tuned(self, ms: float | None, default_ms: float | None) -> None:
+        """A task is tuned: its winner's time and FlashInfer's default's, where both are known."""
+        if (found := gain(ms, default_ms)) is not None:
+            self._gains.append(found)
+
+    def counts(self) -> tuple[int, int]:
+        """Return how many tasks are done, and of how many."""
+        return min(sum(self._done.values()), self.total), self.total
+
+    def left_s(self, share: float) -> float | None:
+        """Return how long the rest will take at the job's pace so far; None before it has one.
+
+        ``share``: how much of a further task is done.
+        """
+        whole, total = self.counts()
+        done = whole + share
+        if not done or self._began is None:
+            return None
+        return round((self._clock() - self._began) / done * max(total - done, 0.0), 1)
+
+    def over_default(self) -> float | None:
+        """Return the geometric mean of default over winner, of this rank's tasks."""
+        found = mean_gain(self._gains)
+        return None if found is None else round(found, 3)
