@@ -7,6 +7,7 @@ import copy
 import io
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -359,6 +360,17 @@ def test_a_baked_table_can_be_tried(cli: Cli, two_starts: TwoStarts, tmp_path: P
     # The engine's all-reduce has no file of its own below this root.
     assert re.search(r"^    left alone( +[1-9]\d*){4}( +0){4}$", ran.out, re.MULTILINE)
     assert ran.err == ""
+
+
+def test_a_table_that_takes_over_anothers_winners(
+    cli: Cli, two_starts: TwoStarts, tmp_path: Path
+) -> None:
+    """Beside a sibling's table nothing is tuned, not even cold, and the verdict is yes."""
+    root = shutil.copytree(two_starts.root, tmp_path / "root")
+    for wanted in ("0 tasks, 62 taken over from another table", "62 tasks, before: the table was"):
+        ran = cli("demo", "--tp", "2", "--root", root, "-q", width=200)
+        assert ran.code == 0, ran.out
+        assert wanted in ran.out
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

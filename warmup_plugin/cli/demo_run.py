@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -194,13 +195,17 @@ def _one_table(cold: Ranks, warm: Ranks, table: TableFile) -> Check:
 def _tuned_once(cold: Ranks, warm: Ranks, table: TableFile) -> Check:
     first, again = (_tuners(ranks) for ranks in (cold, warm))
     known = table.manifest.tasks.values() if isinstance(table.manifest, Manifest) else ()
-    once = sum(task.outcome == "tuned" for task in known)
+    outcomes = Counter(task.outcome for task in known)
+    once, adopted = outcomes["tuned"], outcomes["adopted"]
     had_table = any(rank.report.tasks.get("from_cache") for rank in cold)
     tuned = sum(first.values())
-    holds = once > 0 and not again and (tuned == once or (had_table and tuned < once))
+    is_whole = tuned == once or (had_table and tuned < once)
+    holds = once + adopted > 0 and not again and is_whole
     done = f"{plural(tuned, 'task')}{': ' if first else ''}{_by(first)}"
     if had_table and not first:
-        done = f"{plural(once, 'task')}, before: the table was there"
+        done = f"{plural(once + adopted, 'task')}, before: the table was there"
+    elif adopted:
+        done += f", {adopted} taken over from another table"
     return Check("tuned once", holds, f"{done}; {sum(again.values()) or 'none'} again")
 
 
