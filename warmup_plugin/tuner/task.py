@@ -36,7 +36,7 @@ State = Literal["known", "default", "missing", "unshared", "refused"]
 MOST_RIVALS = 3
 
 
-class Call(msgspec.Struct, eq=False):
+class Call(msgspec.Struct, eq=False, weakref=True):
     """One intercepted ``choose_one``, as it was at that moment.
 
     ``inputs`` holds stand-ins and clones (`capture.py`), ``config`` the effective tuning config
