@@ -7,6 +7,7 @@ import copy
 import io
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -198,6 +199,26 @@ def test_no_when_the_warm_start_timed_something(two_starts: TwoStarts) -> None:
         assert not verdict(two_starts.cold, warm, two_starts.table)["warm start"]
 
 
+def test_ops_left_to_themselves_are_counted_apart(two_starts: TwoStarts) -> None:
+    """What they time makes no warm start cold, in the table and in the verdict."""
+    warm: Any = two_starts.warm
+    for rank in range(4):
+        warm = altered(
+            warm, rank, counts={"profile_single_kernel": 6, "prepare_input_tensors": 3},
+            tactics_timed=6, passed_through_tactics=6, inputs_synthesised=3,
+            passed_through_inputs=3,
+        )  # fmt: skip
+    checks = judge(two_starts.cold, warm, two_starts.table)
+    text = printed(replace(two_starts, warm=warm, checks=checks), 80)
+    for label, of_tasks, apart in (("tactics timed", 0, 6), ("inputs synthesised", 0, 3)):
+        rows = rf"^  {label} .*(    +{of_tasks}){{4}}\n    left alone .*(    +{apart}){{4}}$"
+        assert re.search(rows, text, re.MULTILINE), text
+    assert "24 tactics more by ops left to themselves" in " ".join(text.split())
+    assert all(check.holds for check in checks)
+    one_more = altered(warm, 2, counts={"profile_single_kernel": 7})
+    assert not verdict(two_starts.cold, one_more, two_starts.table)["warm start"]
+
+
 def test_no_when_a_task_was_tuned_twice(two_starts: TwoStarts) -> None:
     """By another rank of the cold start, or again by the warm one."""
     twice = altered(two_starts.cold, 1, tasks={"seen": 27, "tuned": 1})
@@ -335,7 +356,21 @@ def test_a_baked_table_can_be_tried(cli: Cli, two_starts: TwoStarts, tmp_path: P
     )  # fmt: skip
     assert ran.code == 0, ran.out
     assert "62 tasks, before: the table was there" in ran.out
+    assert re.search(r"^  tactics timed( +0){8}$", ran.out, re.MULTILINE)
+    # The engine's all-reduce has no file of its own below this root.
+    assert re.search(r"^    left alone( +[1-9]\d*){4}( +0){4}$", ran.out, re.MULTILINE)
     assert ran.err == ""
+
+
+def test_a_table_that_takes_over_anothers_winners(
+    cli: Cli, two_starts: TwoStarts, tmp_path: Path
+) -> None:
+    """Beside a sibling's table nothing is tuned, not even cold, and the verdict is yes."""
+    root = shutil.copytree(two_starts.root, tmp_path / "root")
+    for wanted in ("0 tasks, 62 taken over from another table", "62 tasks, before: the table was"):
+        ran = cli("demo", "--tp", "2", "--root", root, "-q", width=200)
+        assert ran.code == 0, ran.out
+        assert wanted in ran.out
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

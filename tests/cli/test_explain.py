@@ -98,7 +98,7 @@ def test_the_same_identity(cli: Cli, tmp_path: Path) -> None:
         (
             {"tasks": {"seen": 3, "from_cache": 2, "tuned": 1},
              "winners": [{"op": "op::new"}], "read": [{"path": "/t", "entries": 2, "reason": ""}]},
-            "incomplete", "1 task were new: op::new",
+            "incomplete", "1 task was new: op::new",
         ),
         (
             {"adopted_from": {"/other.json": 3}, "read": [{"path": "/t", "entries": 2,
@@ -127,6 +127,16 @@ def test_what_cannot_be_explained(cli: Cli, tmp_path: Path) -> None:
     bad.write_text(json.dumps({"model": "m", "colour": "red"}))
     ran = cli("explain", bad, bad, "--root", tmp_path)
     assert (ran.code, "colour" in ran.err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [("fp8", "bfloat16, fp8,"), ([None, None], "bfloat16, TP"), (["fp8", "fp8"], "bfloat16, fp8,")],
+)
+def test_an_identity_in_words(cli: Cli, tmp_path: Path, value: Any, words: str) -> None:
+    """A quantization that is none, or stands there twice as SGLang's does, is told once."""
+    put(tmp_path, identity(quantization=value))
+    assert words in cli("ls", "--root", tmp_path, width=300).out
 
 
 def test_words_go_by_the_longest_path() -> None:

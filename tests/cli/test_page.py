@@ -145,6 +145,7 @@ def test_it_tells_the_jobs_counts_from_a_ranks(page: Path) -> None:
     rows = dict(re.findall(r"<tr><th>(.*?)</th><td>(.*?)</td></tr>", text))
     assert re.search(r" \(\+\d{4}\)$|\(-\d{4}\)$", rows["when"])
     assert int(rows["tactics timed by all ranks"]) > int(rows["tactics timed by rank 0"]) > 0
+    assert int(rows["tactics timed by ops left to themselves"]) > 0
     assert rows["tasks of rank 0"].startswith("27 seen")
     assert rows["written"].endswith("rank_tp0_pp0_dp0.json")
     legends = re.findall(r'<p class="legend">(.*?)</p>', text)

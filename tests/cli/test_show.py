@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.cli.shelves import identity, put, receipt
 from warmup_plugin.cli.demo_run import TwoStarts
 
 if TYPE_CHECKING:
@@ -91,6 +92,17 @@ def test_a_report(cli: Cli, two_starts: TwoStarts) -> None:
     assert "left alone  embedded::all_reduce: its tactics are collective" in text
     found = cli("show", file, "--json").document
     assert (found["kind"], found["report"]["agreement"]) == ("report", "certified")
+
+
+def test_a_report_counts_ops_left_to_themselves_apart(cli: Cli, tmp_path: Path) -> None:
+    """A warm start whose engine's own op timed tactics: here, and where it is explained."""
+    counts = {"tactics_timed": 6, "passed_through_tactics": 6}
+    inputs = {"inputs_synthesised": 3, "passed_through_inputs": 3}
+    file = receipt(put(tmp_path), factors=identity().factors, **counts, **inputs)
+    text = " ".join(cli("show", file).out.split())
+    apart = "0 tactics timed, 0 inputs synthesised; 6 tactics more by ops left to themselves"
+    assert apart in text
+    assert "3 tasks, none of them tuned, 0 tactics timed." in cli("explain", file).out
 
 
 def test_an_identity(cli: Cli, two_starts: TwoStarts, tmp_path: Path) -> None:

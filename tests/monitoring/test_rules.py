@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.monitoring.board import EXAMPLES, expressions
-from warmup_plugin.observability.metrics import FAMILIES, label_names
+from warmup_plugin.observability.metrics import FAMILIES, STATES, label_names
 
 Promtool = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -68,6 +68,24 @@ def test_the_dashboard_is_one() -> None:
     assert len(cells) == len(set(cells))
     assert max(x for x, _ in cells) == 23
     assert {panel["datasource"]["uid"] for panel in panels} == {"${datasource}"}
+
+
+def test_its_tables_show_what_tells_engines_apart() -> None:
+    """A column for each label that there is, none for what Prometheus adds; each state coloured."""
+    board = json.loads((EXAMPLES / "dashboard.json").read_text())
+    tables = {panel["title"]: panel for panel in board["panels"] if panel["type"] == "table"}
+    families = {"State of each engine": "state", "What it ran with": "info"}
+    assert tables.keys() == families.keys()
+    for title, family in families.items():
+        (change,) = (each["options"] for each in tables[title]["transformations"])
+        assert set(label_names(family)) == change["indexByName"].keys() - {"job"}
+        assert {"Time", "Value", "__name__", "instance"} <= change["excludeByName"].keys()
+        assert not change["excludeByName"].keys() & change["indexByName"].keys()
+        assert change["renameByName"].keys() <= change["indexByName"].keys()
+    (override,) = tables["State of each engine"]["fieldConfig"]["overrides"]
+    (mapping,) = override["properties"][0]["value"]
+    assert override["matcher"]["options"] == "state"
+    assert mapping["options"].keys() == set(STATES)
 
 
 def _cells(place: dict[str, Any]) -> list[tuple[int, int]]:

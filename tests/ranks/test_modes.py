@@ -193,6 +193,8 @@ def test_ops_left_to_themselves_make_no_warm_start_cold(tmp_path: Path) -> None:
         timed = result.counts["profile_single_kernel"]
         report = result.report
         assert report.tactics_timed == report.passed_through_tactics == timed > 0
+        made = result.counts["prepare_input_tensors"]
+        assert report.inputs_synthesised == report.passed_through_inputs == made > 0
         assert report.is_warm
         assert f" 0 tactics timed, {timed} more by ops left to themselves in" in report.line()
         assert all(row["passed_through_tactics"] == timed for row in report.ranks)

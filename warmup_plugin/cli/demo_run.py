@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -27,6 +28,11 @@ from warmup_plugin.settings import Settings
 #: The first launch loads torch and FlashInfer, from a cold disk perhaps.
 _PATIENCE_S = 600.0
 _ROUTINE = "warmup_plugin.engines.embedded.worker:warm_up_quietly"
+#: What is counted of FlashInfer's functions -> the receipt's share of ops left to themselves.
+_LEFT_ALONE = {
+    "profile_single_kernel": "passed_through_tactics",
+    "prepare_input_tensors": "passed_through_inputs",
+}
 
 Ranks = Sequence[RankResult]
 
@@ -189,13 +195,17 @@ def _one_table(cold: Ranks, warm: Ranks, table: TableFile) -> Check:
 def _tuned_once(cold: Ranks, warm: Ranks, table: TableFile) -> Check:
     first, again = (_tuners(ranks) for ranks in (cold, warm))
     known = table.manifest.tasks.values() if isinstance(table.manifest, Manifest) else ()
-    once = sum(task.outcome == "tuned" for task in known)
+    outcomes = Counter(task.outcome for task in known)
+    once, adopted = outcomes["tuned"], outcomes["adopted"]
     had_table = any(rank.report.tasks.get("from_cache") for rank in cold)
     tuned = sum(first.values())
-    holds = once > 0 and not again and (tuned == once or (had_table and tuned < once))
+    is_whole = tuned == once or (had_table and tuned < once)
+    holds = once + adopted > 0 and not again and is_whole
     done = f"{plural(tuned, 'task')}{': ' if first else ''}{_by(first)}"
     if had_table and not first:
-        done = f"{plural(once, 'task')}, before: the table was there"
+        done = f"{plural(once + adopted, 'task')}, before: the table was there"
+    elif adopted:
+        done += f", {adopted} taken over from another table"
     return Check("tuned once", holds, f"{done}; {sum(again.values()) or 'none'} again")
 
 
@@ -208,11 +218,21 @@ def _by(tuners: Mapping[int, int]) -> str:
     return ", ".join(f"{count} by rank {rank}" for rank, count in tuners.items())
 
 
+def calls_left_alone(rank: RankResult, function: str) -> int:
+    """Return how many of a rank's calls of one of FlashInfer's functions were no task's.
+
+    They were of ops that are left to themselves, by the rank's receipt.
+    """
+    return int(getattr(rank.report, _LEFT_ALONE[function]))
+
+
 def _warm_times_nothing(warm: Ranks) -> Check:
-    timed = sum(rank.counts["profile_single_kernel"] for rank in warm)
-    made = sum(rank.counts["prepare_input_tensors"] for rank in warm)
+    apart = {name: sum(calls_left_alone(rank, name) for rank in warm) for name in _LEFT_ALONE}
+    timed, made = (sum(rank.counts[name] for rank in warm) - apart[name] for name in _LEFT_ALONE)
     ranks = "its only rank" if len(warm) == 1 else f"all {len(warm)} ranks"
     words = f"{timed} tactics timed, {made} inputs synthesised on {ranks}"
+    if others := apart["profile_single_kernel"]:
+        words += f"; {others} tactics more by ops left to themselves"
     return Check("warm start", not timed and not made, words)
 
 

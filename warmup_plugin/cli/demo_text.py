@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from warmup_plugin.cache.table import Table
 from warmup_plugin.cli import output
-from warmup_plugin.cli.demo_run import Check, Ranks, TwoStarts
+from warmup_plugin.cli.demo_run import Check, Ranks, TwoStarts, calls_left_alone
 from warmup_plugin.engines.embedded import EngineConfig, RankResult
 
 if TYPE_CHECKING:
@@ -91,8 +91,8 @@ def _rows(found: TwoStarts) -> Iterator[Row]:
     yield Row("tasks", lambda ranks: str(ranks[0].report.tasks.get("seen", 0)))
     for name in (*_ALWAYS, *(name for name in _SELDOM if name in counted)):
         yield Row(f"  {_LABELS.get(name, name)}", _task_count(name))
-    yield Row("tactics timed", _calls("profile_single_kernel"), _zero_is_the_point)
-    yield Row("inputs synthesised", _calls("prepare_input_tensors"), _zero_is_the_point)
+    yield from _measured("tactics timed", "profile_single_kernel", everybody)
+    yield from _measured("inputs synthesised", "prepare_input_tensors", everybody)
     yield Row("certificate", lambda ranks: ranks[0].report.certificate[: _CELL - 1] or "-")
     yield Row("seconds", lambda ranks: f"{max(r.report.total_seconds for r in ranks):.2f}")
     for step in dict.fromkeys(step for rank in everybody for step in rank.report.seconds):
@@ -103,8 +103,16 @@ def _task_count(name: str) -> Callable[[Ranks], str]:
     return lambda ranks: str(ranks[0].report.tasks.get(name, 0))
 
 
-def _calls(function: str) -> Callable[[Ranks], str]:
-    return lambda ranks: str(ranks[0].counts.get(function, "-"))
+def _measured(label: str, function: str, everybody: Ranks) -> Iterator[Row]:
+    """Yield the calls of tasks, and those of ops left to themselves where there are any."""
+
+    def of_tasks(ranks: Ranks) -> str:
+        calls = ranks[0].counts.get(function)
+        return "-" if calls is None else str(calls - calls_left_alone(ranks[0], function))
+
+    yield Row(label, of_tasks, _zero_is_the_point)
+    if any(calls_left_alone(rank, function) for rank in everybody):
+        yield Row("  left alone", lambda ranks: str(calls_left_alone(ranks[0], function)))
 
 
 def _seconds(step: str) -> Callable[[Ranks], str]:

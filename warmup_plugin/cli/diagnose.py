@@ -79,7 +79,7 @@ def _verdict(path: Path, report: WarmupReport, roots: list[places.Root], limit: 
         return _adopted(path, report, roots, limit)
     if not tuned:
         tasks = plural(report.tasks.get("seen", 0), "task")
-        warm = f"It was warm: {tasks}, none of them tuned, {report.tactics_timed} tactics timed."
+        warm = f"It was warm: {tasks}, none of them tuned, {report.tactics_of_tasks} tactics timed."
         return Verdict(str(path), "warm", (warm,))
     return _why_tuned(path, report, roots, limit, tuned)
 
@@ -100,9 +100,10 @@ def _incomplete(report: WarmupReport, tuned: int) -> tuple[str, ...]:
     known = report.tasks.get("from_cache", 0)
     ops = sorted({str(row["op"]) for row in report.winners})
     named = f": {', '.join(ops)}" if ops else ""
+    were = "was" if tuned == 1 else "were"
     words = (
         f"Its table was there and answered {plural(known, 'task')}; {plural(tuned, 'task')} "
-        f"were new{named}. The engine called what it had not called before: another engine "
+        f"{were} new{named}. The engine called what it had not called before: another engine "
         "version, a longer warm-up, or a start that was interrupted while it tuned."
     )
     return (words,)

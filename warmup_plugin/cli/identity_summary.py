@@ -31,9 +31,12 @@ class Found:
 
     @property
     def num_entries(self) -> int:
-        """Return the number of entries of the largest table: each node has its own copy."""
-        counts = [len(t.table.entries) for t in self.tables if not isinstance(t.table, Miss)]
-        return max(counts, default=0)
+        """Return the number of entries of the largest table: each node has its own copy.
+
+        A table with a fault has none that a start takes.
+        """
+        tables = [t.table for t in self.tables if not t.has_fault]
+        return max((len(t.entries) for t in tables if not isinstance(t, Miss)), default=0)
 
     @property
     def state(self) -> str:

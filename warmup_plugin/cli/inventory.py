@@ -175,7 +175,7 @@ def _seen(directory: str, name: str) -> _Seen:
         return _Seen(head, 0, whole=False)
     vouched = head.get("table_sha256") if head else None
     whole = data.rstrip().endswith(b"}") if vouched is None else vouched == digest(data)
-    return _Seen(head, data.count(_ENTRY), whole)
+    return _Seen(head, data.count(_ENTRY) if whole else 0, whole)
 
 
 def _state(seen: list[_Seen], head: dict[str, Any] | None) -> str:

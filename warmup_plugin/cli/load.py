@@ -166,13 +166,15 @@ def factors_in_words(factors: Mapping[str, Any]) -> str:
     sizes = [f"{axis.upper()}{factors[axis]}" for axis in ("tp", "pp", "dp", "ep", "cp")
              if factors.get(axis, 1) != 1]  # fmt: skip
     role = "" if factors.get("role", "target") == "target" else str(factors["role"])
-    parts = [name, role, str(factors.get("dtype", "")), *map(_as_word, _quantization(factors))]
+    weights = dict.fromkeys(map(_as_word, _quantization(factors)))
+    parts = [name, role, str(factors.get("dtype", "")), *weights]
     return ", ".join([*filter(None, parts), " x ".join(sizes) or "1 rank"])
 
 
 def _quantization(factors: Mapping[str, Any]) -> list[Any]:
+    """Return what weights are quantized to; SGLang's factor has two places for it, often empty."""
     value = factors.get("quantization")
-    return [] if value is None else [value]
+    return [each for each in (value if isinstance(value, list) else [value]) if each is not None]
 
 
 def _as_word(value: object) -> str:

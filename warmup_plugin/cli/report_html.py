@@ -138,9 +138,12 @@ def _facts(report: WarmupReport) -> Iterable[tuple[str, str]]:
     counts = report.tasks.items()
     yield f"tasks of rank {report.rank}", ", ".join(f"{n} {_words(name)}" for name, n in counts)
     timed = [int(row.get("tactics_timed", 0)) for row in report.ranks]
+    apart = [int(row.get("passed_through_tactics", 0)) for row in report.ranks]
     if len(timed) > 1:
-        yield "tactics timed by all ranks", str(sum(timed))
-    yield f"tactics timed by rank {report.rank}", str(report.tactics_timed)
+        yield "tactics timed by all ranks", str(sum(timed) - sum(apart))
+    yield f"tactics timed by rank {report.rank}", str(report.tactics_of_tasks)
+    if others := sum(apart) or report.passed_through_tactics:
+        yield "tactics timed by ops left to themselves", str(others)
     yield "FlashInfer", report.flashinfer_version
     yield "mode", f"{report.mode}, strategy {report.strategy}"
     yield "identity", report.identity

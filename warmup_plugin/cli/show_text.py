@@ -172,7 +172,9 @@ def print_report(out: Console, path: Path, report: WarmupReport) -> None:
     seconds = ", ".join(f"{step} {taken:.2f}" for step, taken in report.seconds.items())
     tasks = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in report.tasks.items() if n)
     why = f" ({report.reason})" if report.reason else ""
-    timed = f"{report.tactics_timed} tactics timed, {report.inputs_synthesised} inputs synthesised"
+    timed = f"{report.tactics_of_tasks} tactics timed, {report.inputs_of_tasks} inputs synthesised"
+    if report.passed_through_tactics:
+        timed += f"; {report.passed_through_tactics} tactics more by ops left to themselves"
     engine = f"{report.engine} {report.engine_version}, FlashInfer {report.flashinfer_version}"
     job = f"rank {report.rank} of {report.world_size}, {engine}"
     rows = [

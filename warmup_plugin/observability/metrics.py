@@ -92,7 +92,7 @@ def samples(state: State, report: WarmupReport, started: float) -> Iterator[Samp
     yield Sample("ranks", (), report.world_size)
     for name in OUTCOMES:
         yield Sample("tasks", (name,), report.tasks.get(name, 0))
-    yield Sample("tactics_timed", (), report.tactics_timed - report.passed_through_tactics)
+    yield Sample("tactics_timed", (), report.tactics_of_tasks)
     yield Sample("passed_through_tactics_timed", (), report.passed_through_tactics)
     for name in STEPS:
         yield Sample("step_seconds", (name,), report.seconds.get(name, 0.0))

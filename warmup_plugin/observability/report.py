@@ -59,6 +59,7 @@ class WarmupReport:
         tactics_timed: the number of tactics that FlashInfer timed on this rank.
         passed_through_tactics: how many of these were timed by ops that are passed through.
         inputs_synthesised: the number of inputs that FlashInfer made on this rank.
+        passed_through_inputs: how many of these were made for ops that are passed through.
         seconds: seconds by step, on this rank.
         timeline: [task, begin on the machine's monotonic clock, seconds] of each task tuned here.
         costs: seconds by task, of every task that the job tuned; on rank 0.
@@ -108,6 +109,7 @@ class WarmupReport:
     tactics_timed: int = 0
     passed_through_tactics: int = 0
     inputs_synthesised: int = 0
+    passed_through_inputs: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     timeline: tuple[tuple[str, float, float], ...] = ()
     costs: Mapping[str, float] = field(default_factory=dict)
@@ -160,11 +162,22 @@ class WarmupReport:
         return sum(self.seconds.values())
 
     @property
+    def tactics_of_tasks(self) -> int:
+        """Return how many tactics were timed of tasks, those of ops left to themselves aside."""
+        return self.tactics_timed - self.passed_through_tactics
+
+    @property
+    def inputs_of_tasks(self) -> int:
+        """Return how many inputs were synthesised for tasks."""
+        return self.inputs_synthesised - self.passed_through_inputs
+
+    @property
     def is_warm(self) -> bool:
         """Whether every winner that this rank serves was there before: no task was tuned for it."""
         timed = self.tactics_timed - self.passed_through_tactics
         new = sum(self.tasks.get(name, 0) for name in _NEW)
-        return self.agreement in ("certified", "partial") and not timed and not new
+        is_shared = self.agreement in ("certified", "partial")
+        return is_shared and not self.tactics_of_tasks and not new
 
     def line(self) -> str:
         """Return the line for the log.
@@ -176,7 +189,7 @@ class WarmupReport:
         parts = [
             f"{counts.get('from_cache', 0)} of {counts.get('seen', 0)} tasks from cache",
             *(f"{counts[name]} {name}" for name in OUTCOMES[1:] if counts.get(name)),
-            f"{self.tactics_timed - self.passed_through_tactics} tactics timed",
+            f"{self.tactics_of_tasks} tactics timed",
         ]
         if self.passed_through_tactics:
             parts.append(f"{self.passed_through_tactics} more by ops left to themselves")

@@ -70,6 +70,7 @@ def make_report(
         unshared={task.label: task.reason for task in recorded if task.state == "unshared"},
         tactics_timed=job.seen.tactics_timed, passed_through_tactics=job.seen.passed_through,
         inputs_synthesised=job.seen.inputs_synthesised,
+        passed_through_inputs=job.seen.passed_through_inputs,
         seconds=dict(job.seconds), costs=dict(work.costs), timeline=tuple(job.timeline),
         race=raced(work.outcomes.values()),
         bytes_sent=job.coordinator.bytes_sent, bytes_received=job.coordinator.bytes_received,

@@ -27,7 +27,8 @@ _FAILED = float("inf")
 class Observations(msgspec.Struct):
     """Counts of one session on one rank, and what was seen of the task in hand.
 
-    ``passed_through``: those of ``tactics_timed`` that ops left to themselves have timed.
+    ``passed_through``, ``passed_through_inputs``: those of ``tactics_timed`` and of
+    ``inputs_synthesised`` that ops left to themselves have timed and made.
     Since `begin_task`: ``times``, (runner class, tactic, ms) of every tactic timed, infinity for
     one that failed, and ``tried``, (runner, tactic) of each; ``first_error``, what the first of
     these raised; ``out_of_memory``, whether one of them, or making inputs, ran out of memory;
@@ -38,6 +39,7 @@ class Observations(msgspec.Struct):
     tactics_timed: int = 0
     passed_through: int = 0
     inputs_synthesised: int = 0
+    passed_through_inputs: int = 0
     times: list[Time] = msgspec.field(default_factory=list)
     first_error: str = ""
     out_of_memory: bool = False
@@ -54,12 +56,13 @@ class Observations(msgspec.Struct):
 
     @contextlib.contextmanager
     def passing_through(self) -> Iterator[None]:
-        """Count what is timed in the body as an op's that is left to itself."""
-        before = self.tactics_timed
+        """Count what is timed and made in the body as an op's that is left to itself."""
+        timed, made = self.tactics_timed, self.inputs_synthesised
         try:
             yield
         finally:
-            self.passed_through += self.tactics_timed - before
+            self.passed_through += self.tactics_timed - timed
+            self.passed_through_inputs += self.inputs_synthesised - made
 
     @contextlib.contextmanager
     def replaying(self) -> Iterator[None]:
