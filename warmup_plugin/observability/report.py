@@ -174,7 +174,6 @@ class WarmupReport:
     @property
     def is_warm(self) -> bool:
         """Whether every winner that this rank serves was there before: no task was tuned for it."""
-        timed = self.tactics_timed - self.passed_through_tactics
         new = sum(self.tasks.get(name, 0) for name in _NEW)
         is_shared = self.agreement in ("certified", "partial")
         return is_shared and not self.tactics_of_tasks and not new
