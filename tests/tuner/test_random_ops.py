@@ -135,6 +135,13 @@ FOUND = {
     "two runners of one class and one tactic": plain(
         RunnerPlan(0, 0, 1, "dtype"), RunnerPlan(1, 0, 1, "none"), batches=(1,), margin=0.03
     ),
+    "the batch orders runners of one class, whose defaults differ": plain(
+        RunnerPlan(0, 0, 1, "dtype"),
+        RunnerPlan(1, 0, 0, "none", validates="raises"),
+        order="reversed",
+        batches=(1,),
+        margin=0.03,
+    ),
     "the batch orders runners of one class": plain(
         RunnerPlan(0, 0, 1, "expanded"),
         RunnerPlan(1, 0, 4, "none"),
