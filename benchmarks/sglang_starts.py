@@ -30,6 +30,8 @@ import engine_starts  # noqa: E402  # of the tests, which know how SGLang starts
 from sglang_on_ranks import LLAMA, PRELOAD, Spec, serve  # noqa: E402
 
 TARGET = 1.0
+#: Schedulers live for days: what is kept of the look at the environment is written after the start.
+LIVES_ON_S = 3.0
 
 #: Calls of nine tasks each beside the three of the smallest model, and in how many layers all are
 #: made: a real model has tens of layers, whose calls are the same tasks.
@@ -51,11 +53,12 @@ def start(root: Path, ranks: int, model: Model, *, plugin: bool) -> list[Any]:
         Spec(
             rank=rank, port=port, model=str(root / "model"), tp=ranks, more_calls=model[0],
             layers=model[1], env=env, plugin=plugin, is_timed=True, timing="deterministic",
+            fault="linger",
         )
         for rank in range(ranks)
     ]  # fmt: skip
     found: list[Any]
-    found, errors, hung = engine_starts.run(specs, serve, 120.0)
+    found, errors, hung = engine_starts.run(specs, serve, 120.0, lives_on_s=LIVES_ON_S)
     if errors or hung:
         raise SystemExit(f"{errors} {hung}")
     return found

@@ -107,11 +107,12 @@ def run(
     *,
     lost: Collection[int] = (),
     ended: dict[int, tuple[int, float]] | None = None,
+    lives_on_s: float = 0.0,
 ) -> tuple[list[Any], dict[int, str], list[int]]:
     """Run one process per rank; return results in order, errors by rank, and ranks that hang.
 
     Ranks to be ``lost`` are not waited for. With ``ended`` the ends of the others' processes are,
-    and are put there.
+    and are put there. ``lives_on_s``: how long the processes may live on when all are through.
     """
     running: dict[Any, tuple[Any, Any]] = {}
     for spec in specs:
@@ -140,12 +141,20 @@ def run(
                 (results if kind == "result" else errors)[spec.rank] = body
         if ended is not None:
             _await_ends({r: p for r, p in ranks.items() if r not in lost}, deadline, ended)
+        _live_on(processes, lives_on_s)
     finally:
         for process in processes:
             process.kill()
             process.join(5)
     hung = [spec.rank for spec, _ in running.values()]
     return [results[rank] for rank in sorted(results)], errors, hung
+
+
+def _live_on(processes: list[Any], limit_s: float) -> None:
+    """Let processes that are through end by themselves, as those of a real engine live on."""
+    until = time.monotonic() + limit_s
+    for process in processes:
+        process.join(max(0.0, until - time.monotonic()))
 
 
 def _await_ends(
@@ -194,11 +203,12 @@ class Job:
         per_rank: Callable[[int], dict[str, Any]] = lambda _rank: {},
         may_fail: bool = False,
         lost: Collection[int] = (),
+        lives_on_s: float = 0.0,
         **options: Any,
     ) -> Start:
         """Start all ranks anew; ``per_rank`` gives a rank fields of its own.
 
-        ``lost``: ranks that are killed or stopped meanwhile.
+        ``lost``: ranks that are killed or stopped meanwhile. ``lives_on_s``: as of `run`.
         """
         options = {"model": str(self.model), **self.options, **options}
         size = options.get("tp", 1) * options.get("pp", 1) * options.get("dp", 1)
@@ -212,8 +222,9 @@ class Job:
         began = time.monotonic()
         ended: dict[int, tuple[int, float]] = {}
         ranks, errors, hung = run(
-            specs, type(self).serve, limit_s, lost=lost, ended=ended if lost else None
-        )
+            specs, type(self).serve, limit_s, lost=lost, ended=ended if lost else None,
+            lives_on_s=lives_on_s,
+        )  # fmt: skip
         if not may_fail:
             assert not errors, "\n".join(errors.values())
             assert not hung, f"ranks {hung} did not end within {limit_s} s"
