@@ -9,6 +9,7 @@ ends it is ours. Which of them run by default, and what a start of the engine is
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import socket
@@ -26,14 +27,17 @@ BEFORE_S = 60.0
 #: The documented status of a process that ends itself.
 ABANDONED = 79
 
-#: The nine steps and the functions of `kernel_warmup` that take them; the engine's meeting before
-#: them: as a rank comes to it, and once it has handed in its word.
+#: The nine steps, and the engine's meeting before them: as a rank comes to it, and once it has
+#: handed in its word.
 STEPS = ("read", "agree", "survey", "plan", "tune", "share", "prepare", "publish", "certify")
 MEETING = ("ready", "ready_said")
+#: The functions that take them, in the modules where `kernel_warmup` finds them.
 _FUNCTIONS = {
-    "read": ["read"], "agree": ["agree"], "survey": ["run_survey", "surveying"],
-    "plan": ["make_work"], "tune": ["tune"], "share": ["share"], "prepare": ["prepare"],
-    "publish": ["publish"], "certify": ["certify"],
+    "read": ["kernel_warmup:read"], "agree": ["kernel_warmup:agree"],
+    "survey": ["kernel_warmup:run_survey", "kernel_warmup:surveying"],
+    "plan": ["steps.plan:make_work"], "tune": ["steps.tune:tune"], "share": ["steps.share:share"],
+    "prepare": ["steps.prepare:prepare"], "publish": ["steps.publish:publish"],
+    "certify": ["kernel_warmup:certify"],
 }  # fmt: skip
 _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
@@ -83,10 +87,11 @@ def plant(faults: Iterable[str], root: Path) -> None:
 
 
 def _plant(how: str, point: str, root: Path) -> None:
-    from warmup_plugin import kernel_warmup
     from warmup_plugin.engines.readiness import Readiness
 
-    owners: list[tuple[Any, str]] = [(kernel_warmup, name) for name in _FUNCTIONS.get(point, ())]
+    owners: list[tuple[Any, str]] = []
+    for module, _, function in (named.partition(":") for named in _FUNCTIONS.get(point, ())):
+        owners.append((importlib.import_module(f"warmup_plugin.{module}"), function))
     if point == "ready":
         owners = [(Readiness, "meet")]
     elif point == "ready_said":
