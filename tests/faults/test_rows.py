@@ -1076,7 +1076,7 @@ _ROWS = (
         injected="a field of another type in a vote",
         happens="rank, field, value and rule are named on all",
         faults=last("change_vote", step="certify", change={"published": 7}),
-        check=lives_and_leaves(-1, "has 'published' = 7: must be list"),
+        check=lives_and_leaves(-1, "has 'published' = 7: expected `array`, got `int`"),
     ),
     Row(
         number="F42",
