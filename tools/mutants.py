@@ -221,8 +221,13 @@ MUTANTS = (
         "tests/test_votes.py::test_a_vote_that_is_none_of_its_round",
     ),
     Mutant(
+        "defaults of one class", "tuner/replay.py",
+        "(is_found_elsewhere or _shares_its_class(recorded, fastest))", "is_found_elsewhere",
+        "tests/tuner/test_random_ops.py::test_what_was_found_once",
+    ),
+    Mutant(
         "a field of a vote", "coordination/votes.py",
-        "    trusted: bool\n    vouched: bool\n", "    trusted: bool\n    vouched: bool = False\n",
+        "    leaves: str\n", '    leaves: str = ""\n',
         "tests/test_votes.py::test_each_field_that_is_missing_is_named",
     ),
     Mutant(
