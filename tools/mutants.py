@@ -221,8 +221,8 @@ MUTANTS = (
         "tests/test_votes.py::test_a_vote_that_is_none_of_its_round",
     ),
     Mutant(
-        "defaults of one class", "tuner/replay.py",
-        "(is_found_elsewhere or _shares_its_class(recorded, fastest))", "is_found_elsewhere",
+        "a default that is refused", "tuner/replay.py",
+        "    if not is_accepted and len(call.runners) > 1:\n", "    if False:\n",
         "tests/tuner/test_random_ops.py::test_what_was_found_once",
     ),
     Mutant(

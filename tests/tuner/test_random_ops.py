@@ -135,12 +135,19 @@ FOUND = {
     "two runners of one class and one tactic": plain(
         RunnerPlan(0, 0, 1, "dtype"), RunnerPlan(1, 0, 1, "none"), batches=(1,), margin=0.03
     ),
-    "the batch orders runners of one class, whose defaults differ": plain(
-        RunnerPlan(0, 0, 1, "dtype"),
-        RunnerPlan(1, 0, 0, "none", validates="raises"),
+    "the fastest default is refused, and the batch orders the runners": plain(
+        RunnerPlan(0, 0, 1),
+        RunnerPlan(1, 1, 0, "none", validates="raises"),
         order="reversed",
         batches=(1,),
         margin=0.03,
+    ),
+    "the same, where FlashInfer races the default": plain(
+        RunnerPlan(0, 0, 1),
+        RunnerPlan(1, 0, 0, "none", validates="raises"),
+        order="reversed",
+        batches=(1, 16),
+        context="sglang",
     ),
     "the batch orders runners of one class": plain(
         RunnerPlan(0, 0, 1, "expanded"),
@@ -195,6 +202,13 @@ FOUND_ON_RANKS = {
         FIRST, SECOND, batches=(4,), order="reversed", others=((Step(0, 64),),)
     ),
     "one of several keys has the batch": FOUND["one of several keys has the batch"],
+    "one rank's batches have fewer runners": plain(
+        RunnerPlan(0, 0, 0),
+        RunnerPlan(1, 1, 1, "none"),
+        order="without the last",
+        batches=(1,),
+        others=((Step(0, 16),),),
+    ),
     "the ranks meet several sizes of a bucket": plain(
         RunnerPlan(0, 0, 3, "raw batch"),
         SECOND,

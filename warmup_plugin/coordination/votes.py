@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each rank hands in, one struct for each round. Sizes are bytes, times seconds.
+"""The vote of each round, a struct of typed fields. Sizes are in bytes, times in seconds.
 
 Owns the fields and their types. Every field must be there: a rank of another build is found out by
 the first that is not (`messages.read_vote`). Whether values make sense is for `steps/decisions.py`.
@@ -27,7 +27,7 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class OpenVote(Vote, frozen=True):
-    """Before step 1: who a rank is, what it was told, and in what environment it runs.
+    """Before step 1: a rank's place, its settings and its environment.
 
     ``plugin``, ``version``: those of this package and of FlashInfer. ``lack``: what FlashInfer has
     not. ``tuning``: a context is open already. ``alike``, ``takes``: whether this rank sees the
@@ -62,7 +62,7 @@ class OpenVote(Vote, frozen=True):
 
 
 class Heading(Vote, frozen=True):
-    """What is said of a table.
+    """The facts about a table that ranks compare.
 
     ``table``, ``manifest``: the sha256 of each, empty without one. ``defaults``: ids of the tasks
     that serve FlashInfer's default. ``complete``: it answers all that this engine asked for last.
@@ -135,7 +135,7 @@ Span = tuple[str, float, float]
 
 
 class RankRow(msgspec.Struct, frozen=True):
-    """What a rank tells of itself for the receipt; ``ops``: tasks by op and by what became."""
+    """A rank's row in the receipt; ``ops``: tasks by op and by what became."""
 
     rank: int
     steps: list[Span]
@@ -150,11 +150,11 @@ class RankRow(msgspec.Struct, frozen=True):
 
 
 class CertifyVote(Vote, frozen=True):
-    """Step 9: what this rank serves.
+    """Step 9: the answers of this rank's tuner.
 
     ``served``: the digest of all its answers. ``deviates``: labels of the tasks that it serves
     otherwise than agreed. ``published``: the paths that it has written. ``apart``: label and answer
-    of each task that it tuned for itself, by id. ``leaves``: why this process is about to end.
+    of each task that it tuned for itself, by id and by file key. ``leaves``: why its process ends.
     """
 
     served: str
@@ -166,7 +166,7 @@ class CertifyVote(Vote, frozen=True):
 
 
 class SurveyVote(Vote, frozen=True):
-    """Step 3: what the forward has asked for.
+    """Step 3: the calls of this rank's forward.
 
     ``error``: what it raised, and then ``last_answered``: the op at which, ``stored``: whether it
     was served a stored tactic there. ``unrecorded``: ops of which a call cannot be recorded, with

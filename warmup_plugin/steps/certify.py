@@ -23,6 +23,9 @@ from warmup_plugin.tuner import build
 from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task_summary import Tally, answer_key
 
+#: A file key is told by as many digits of its sha256 as a task's id has.
+_NAME_DIGITS = 32
+
 
 def seal(job: Job, agreed: Agreed, survey: Survey) -> CertifyVote | None:
     """Return this rank's vote of step 9 where the forward has left nothing to do; else None.
@@ -57,26 +60,7 @@ def certify(
     Without a survey (``on_hit=skip``) the answers are the table itself, of that sha256.
     """
     with job.timed("certify"):
-        served, deviates = "", list[str]()
-        with job.failing_as_data():
-            if survey is None:
-                entries = shared.table.entries
-                if not (job.installed.only(len(entries)) and job.installed.is_intact()):
-                    job.installed.load_final(entries, job.stamp, entries.keys())
-                served = table_sha256
-            elif job.shares:
-                served, deviates = _ask(job, survey, work, shared)
-        deviates += [job.failure] if job.failure else []
-        apart: dict[str, tuple[str, str]] = {}
-        row = row_of(job, survey, work, shared.entry_of)
-        if survey is not None and job.shares:
-            with job.failing_as_data():  # what is served apart is told, no condition for serving
-                apart = _tell_apart(survey)
-            job.warn(*filter(None, [job.take_failure()]))
-        vote = CertifyVote(
-            served=served, deviates=deviates[:8], published=published, row=row, apart=apart,
-            leaves=job.leaves,
-        )  # fmt: skip
+        vote = _own_vote(job, survey, work, shared, published, table_sha256=table_sha256)
 
         def lead(votes: Votes[CertifyVote]) -> CertifyDecision:
             collect(job, votes)
@@ -99,6 +83,33 @@ def certify(
         return found
 
 
+def _own_vote(
+    job: Job, survey: Survey | None, work: Work, shared: Shared, published: list[str],
+    *, table_sha256: str,
+) -> CertifyVote:  # fmt: skip
+    """Ask the tuner what it serves; an error on this rank is a part of its vote."""
+    served, deviates = "", list[str]()
+    with job.failing_as_data():
+        if survey is None:
+            entries = shared.table.entries
+            if not (job.installed.only(len(entries)) and job.installed.is_intact()):
+                job.installed.load_final(entries, job.stamp, entries.keys())
+            served = table_sha256
+        elif job.shares:
+            served, deviates = _ask(job, survey, work, shared)
+    deviates += [job.failure] if job.failure else []
+    apart: dict[str, tuple[str, str]] = {}
+    row = row_of(job, survey, work, shared.entry_of)
+    if survey is not None and job.shares:
+        with job.failing_as_data():  # what is served apart is told, no condition for serving
+            apart = _tell_apart(survey)
+        job.warn(*filter(None, [job.take_failure()]))
+    return CertifyVote(
+        served=served, deviates=deviates[:8], published=published, row=row, apart=apart,
+        leaves=job.leaves,
+    )  # fmt: skip
+
+
 def _end(job: Job, found: CertifyDecision) -> NoReturn:
     """End the job on every rank, since one of them has been told to end."""
     if job.leaves:  # else the signal, given back, would end this process before the others are off
@@ -107,9 +118,17 @@ def _end(job: Job, found: CertifyDecision) -> NoReturn:
 
 
 def _tell_apart(survey: Survey) -> dict[str, tuple[str, str]]:
-    """Return label and answer of each task that this rank has tuned for itself, by id."""
-    apart = (task for task in survey.tally().others if task.state == "unshared")
-    return {task.id: (task.label, str(build.served(task))) for task in apart}
+    """Return label and answer of each task that this rank has tuned for itself.
+
+    By its id and by each of its file keys: a rank whose list of runners is another one has another
+    task, and answers the same calls. Several answers of one key are one text.
+    """
+    found: dict[str, tuple[str, set[str]]] = {}
+    for task in (task for task in survey.tally().others if task.state == "unshared"):
+        answer = str(build.served(task))
+        for name in (task.id, *(digest(key.encode())[:_NAME_DIGITS] for key in task.keys)):
+            found.setdefault(name, (task.label, set()))[1].add(answer)
+    return {name: (label, " or ".join(sorted(of))) for name, (label, of) in found.items()}
 
 
 def _ask(job: Job, survey: Survey, work: Work, shared: Shared) -> tuple[str, list[str]]:

@@ -23,7 +23,7 @@ from warmup_plugin.tuner.default_tactic import DEFAULT, beats_default, time_of
 from warmup_plugin.tuner.measurement import measure, run, told
 from warmup_plugin.tuner.race.rules import Verdict
 from warmup_plugin.tuner.recorded import askable
-from warmup_plugin.tuner.task import Call, Task
+from warmup_plugin.tuner.task import Task
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -122,34 +122,31 @@ def _tuned(tuner: Any, task: Task, seen: Observations, margin: float, *, is_race
     fastest = min(defaults, key=lambda place: defaults[place])
     is_faster = recorded.options.memory_only_v2 and beats_default(defaults[fastest], found.ms, 0.0)
     is_found_elsewhere = found.winner != fastest and task.sized & {found.winner, fastest}
-    if (is_found_elsewhere or _shares_its_class(recorded, fastest)) and not is_faster:
+    if is_found_elsewhere and not is_faster:
         # An entry for the default would answer other sizes than the winner's does, and where the
-        # one is found and not the other FlashInfer alone may serve what is faster. Or it names a
-        # class that several runners have: the one that stands first in a later call would serve its
-        # own default, whichever was timed here. FlashInfer stores such an entry itself only where
-        # the default is in its own race, and has won it.
+        # one is found and not the other FlashInfer alone may serve what is faster. It stores one
+        # itself only where the default is in its own race, and has won it.
         return found
     return _with_default(found, task, fastest, margin)
-
-
-def _shares_its_class(call: Call, place: int) -> bool:
-    """Return whether another runner of a call is of the class of the one at this place."""
-    kinds = [type(runner).__name__ for runner in call.runners]
-    return kinds.count(kinds[call.places[place]]) > 1
 
 
 def _with_default(outcome: Outcome, task: Task, place: int, margin: float) -> Outcome:
     """Return the outcome with FlashInfer's default for a winner: an entry, so that it is found.
 
-    No entry where the runner would refuse it, since FlashInfer asks it about any entry it finds.
+    No entry where the runner would refuse it, since FlashInfer asks it about any entry it finds. It
+    serves the default of the first runner then, and the batch may put another one first: where
+    there are several, the winner that it has found stands.
     """
     assert outcome.entry is not None
     policy = outcome.entry.policy
     call = task.recorded()
     runner = call.runners[call.places[place]]
     by = f" by {margin:.0%}" if margin else ""
+    is_accepted = compat.accepts(runner, askable(call, task.shapes), DEFAULT)
+    if not is_accepted and len(call.runners) > 1:
+        return outcome
     outcome = msgspec.structs.replace(outcome, reason=f"nothing is faster than the default{by}")
-    if not compat.accepts(runner, askable(call, task.shapes), DEFAULT):
+    if not is_accepted:
         return msgspec.structs.replace(outcome, kind="default", winner=None, entry=None)
     entry = Entry(type(runner).__name__, DEFAULT, policy)
     return msgspec.structs.replace(outcome, winner=place, entry=entry)
