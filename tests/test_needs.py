@@ -65,14 +65,22 @@ def test_data() -> None:
     assert "MiB of data are left, 96 are needed (RLIMIT_DATA)" in asked("DATA", 32)
 
 
-def allow_threads(monkeypatch: pytest.MonkeyPatch, left: int, *, late_s: float = 0.0) -> None:
-    """Let so many threads live at a time; each does what it has to do so much later."""
-    own, living = _thread.start_new_thread, list[None]()
+def allow_threads(
+    monkeypatch: pytest.MonkeyPatch, left: int, *, late_s: float = 0.0, taken_s: float = 0.0
+) -> None:
+    """Let so many threads live at a time; each does what it has to do so much later.
+
+    Others have them all for the first ``taken_s``.
+    """
+    own, living, began = _thread.start_new_thread, list[None](), time.monotonic()
+
+    def is_free() -> bool:
+        return len(living) < left and time.monotonic() - began >= taken_s
 
     def start(function: Callable[[], None], _none: tuple[()]) -> None:
         with contextlib.suppress(TimeoutError):  # one that has nothing more to do is about to end
-            wait_until(lambda: len(living) < left, within(0.2))
-        if len(living) >= left:
+            wait_until(is_free, within(0.2))
+        if not is_free():
             raise RuntimeError("can't start new thread")
         living.append(None)
         own(run, (function,))
@@ -100,6 +108,14 @@ def test_threads_that_end_late_are_waited_for_near_the_limit(
 ) -> None:
     """Those of the first attempt are not taken for what is lacking."""
     allow_threads(monkeypatch, 3, late_s=1.0)
+    assert lacking(1, 2) == ""
+
+
+def test_threads_that_another_rank_holds_for_a_moment_are_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ranks of one pod ask at a time, each for as many as it may need."""
+    allow_threads(monkeypatch, 3, taken_s=0.7)
     assert lacking(1, 2) == ""
 
 

@@ -54,6 +54,9 @@ _BY_FILE = {
         ("_touch", "stop.wait"): "the pause between two touches, ended by the holder",
         ("hold", "toucher.join"): "five seconds; the thread is a daemon",
     },
+    "runtime/needs.py": {
+        ("lacks_threads", "time.sleep"): "near the limit, four times at most",
+    },
     "runtime/sigterm.py": {
         ("Shutdown._listen", "self._listener.recv"): "a thread of its own, which ends when the "
         "block closes the other end",

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether this process has what a session of several ranks takes, before any of it is taken.
 
-Owns that list: descriptors, threads, address space. torch, and what it is made of, do not fail
-cleanly in the middle: where the store cannot open one more socket a connection of the engine's own
-may go with it. So all is asked for at once and given back, and a rank that lacks one of them says
-so while all ranks can still do without. Raises nothing.
+Owns that list: descriptors, threads, address space, data. torch, and what it is made of, do not
+fail cleanly in the middle: where the store cannot open one more socket a connection of the engine's
+own may go with it. So all is asked for at once and given back, and a rank that lacks one of them
+says so while all ranks can still do without. Raises nothing.
 """
 
 from __future__ import annotations
 
 import _thread
 import contextlib
+import os
 import resource
 import socket
+import time
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -34,6 +36,9 @@ _MEMORY: Final = {
     resource.RLIMIT_DATA: ("RLIMIT_DATA", 96, "data"),
 }
 _MIB: Final = 1 << 20
+#: Near the limit of threads: how often a process asks, and at least how long it pauses, seconds.
+_TRIES: Final = 4
+_APART_S: Final = 0.03
 #: How long the end of threads is waited for that have nothing more to do, seconds.
 _END_S: Final = 5.0
 
@@ -62,13 +67,18 @@ def lacks_threads(number: int) -> str:
 
     Where twice as many can be had, this waits for none of them: with another thread busy each wait
     takes milliseconds, in all of which the other ranks wait, too. Near the limit it waits for all,
-    lest one that has not ended yet is the one too many.
+    lest one that has not ended yet is the one too many; and it asks again, since a rank beside it
+    that has the same limit asks, too, and holds for a moment what it gives back.
     """
     found = _start(2 * number)
     if not found.error:
         return ""
-    found.let_end()
-    found = _start(number)
+    for _ in range(_TRIES):
+        found.let_end()
+        found = _start(number)
+        if not found.error:
+            break
+        time.sleep(_APART_S * (1 + os.getpid() % _TRIES))  # ranks do not ask in step
     found.let_end()
     if not found.error:
         return ""
