@@ -127,7 +127,7 @@ def test_a_path_may_be_a_text(tmp_path: Path) -> None:
             "engine_cache_root": os.fspath(tmp_path),
         }
     )
-    assert (options.root, options.engine_root) == (tmp_path, tmp_path)
+    assert (options.cache_root, options.engine_cache_root) == (tmp_path, tmp_path)
     settings = Settings(cache_root=str(tmp_path), layers=[str(tmp_path)])  # type: ignore[arg-type]  # which is the point
     assert (settings.cache_root, settings.layers) == (tmp_path, (tmp_path,))
     with pytest.raises(SettingError, match="must be an absolute path"):
@@ -136,9 +136,9 @@ def test_a_path_may_be_a_text(tmp_path: Path) -> None:
 
 def test_an_engines_own_root_stops_no_start() -> None:
     """It comes from a variable of the user's, not from the code: memory only, with a warning."""
-    assert Options.of({"identity": IDENTITY, "engine_cache_root": "tables"}).engine_root == Path(
-        "tables"
-    )
+    assert Options.of(
+        {"identity": IDENTITY, "engine_cache_root": "tables"}
+    ).engine_cache_root == Path("tables")
 
 
 FORMER_VALUES: dict[str, Any] = {

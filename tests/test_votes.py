@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 from tests.test_decide import certified, hello, opened, ready, surveyed, table
 from tests.test_fuzz import anything, fuzzed
 from warmup_plugin import __version__
-from warmup_plugin.coordination import messages
+from warmup_plugin.coordination import decisions, messages
 from warmup_plugin.coordination.decisions import (
     AGREE,
     BUILT,
     CERTIFY,
     OPEN,
     READY,
-    ROUNDS,
     SURVEY,
     ReadyDecision,
 )
@@ -31,6 +30,7 @@ from warmup_plugin.coordination.votes import EmptyVote
 from warmup_plugin.errors import RankLostError
 
 Fields = dict[str, Any]
+ROUNDS = [found for found in vars(decisions).values() if isinstance(found, Round)]
 SOUND: dict[str, tuple[Round[Any, Any], Vote]] = {
     "open": (OPEN, hello()), "agree": (AGREE, table("T", deaths={"t": ("op @ 1", ["a"])})),
     "survey0": (SURVEY.again(0), surveyed(sealed=certified())), "ready": (READY, ready()),

@@ -3,12 +3,12 @@
 
     step        what each rank does                          what crosses ranks
     1 read      the first rank of a node reads its tables    nothing
-    2 agree     identity, settings, environment, tables      words; a body once per distinct digest
+    2 agree     identity, settings, environment, tables      votes; a body once per distinct digest
     3 survey    the forward runs, choose_one intercepted     only the model's own collectives
     4 plan      who tunes what                               inventories to rank 0, the plan back
     5 tune      replays its own tasks (per_rank: in step 7)  NOTHING
     6 share     results merged, installed                    one table's bytes, sha256 checked
-    7 prepare   builds winners it did not tune               nothing, then a bounded meeting
+    7 prepare   builds winners it did not tune               nothing, then a bounded round
     8 publish   the first rank of a node writes the file     nothing
     9 certify   asks the tuner what it now serves            digests of the answers
 
@@ -21,7 +21,7 @@ The five clauses of the design, and where each is done:
     fallback: per-rank tuning, a barrier    steps/tune.py `tune_own`; steps/prepare.py
 
 No collective is ever in flight while a tactic is being timed. A warm start takes the same steps
-with an empty plan; where nothing at all is left to do, step 9 is part of step 3's meeting. Owns the
+with an empty plan; where nothing at all is left to do, step 9 is part of step 3's round. Owns the
 order; the work is in `steps/`, the rules in `decisions.py` and `plan.py`, the tuner in `tuner/`. A
 cache fault never leaves `warm_up`: it ends in FlashInfer's defaults, with a reason and a warning.
 What does: `SessionError` on every rank alike, the forward's own exception on its rank,

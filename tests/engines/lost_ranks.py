@@ -9,7 +9,6 @@ ends it is ours. Which of them run by default, and what a start of the engine is
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import socket
@@ -31,14 +30,7 @@ ABANDONED = 79
 #: handed in its word.
 STEPS = ("read", "agree", "survey", "plan", "tune", "share", "prepare", "publish", "certify")
 MEETING = ("ready", "ready_said")
-#: The functions that take them, in the modules where `kernel_warmup` finds them.
-_FUNCTIONS = {
-    "read": ["kernel_warmup:read"], "agree": ["kernel_warmup:agree"],
-    "survey": ["kernel_warmup:run_survey", "kernel_warmup:surveying"],
-    "plan": ["steps.plan:make_work"], "tune": ["steps.tune:tune"], "share": ["steps.share:share"],
-    "prepare": ["steps.prepare:prepare"], "publish": ["steps.publish:publish"],
-    "certify": ["kernel_warmup:certify"],
-}  # fmt: skip
+_STEP_FUNCTIONS = Path(__file__).parents[1] / "faults" / "step_functions.py"
 _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 
@@ -87,15 +79,13 @@ def plant(faults: Iterable[str], root: Path) -> None:
 
 
 def _plant(how: str, point: str, root: Path) -> None:
+    from warmup_plugin.engines.embedded.config import resolve
     from warmup_plugin.engines.readiness import Readiness
 
-    owners: list[tuple[Any, str]] = []
-    for module, _, function in (named.partition(":") for named in _FUNCTIONS.get(point, ())):
-        owners.append((importlib.import_module(f"warmup_plugin.{module}"), function))
-    if point == "ready":
-        owners = [(Readiness, "meet")]
-    elif point == "ready_said":
-        owners = [(Readiness, "_decided")]
+    if point in MEETING:
+        owners = [(Readiness, "meet" if point == "ready" else "_decided")]
+    else:
+        owners = resolve(f"{_STEP_FUNCTIONS}:functions_of")(point)
     for owner, name in owners:
         own = getattr(owner, name)
         instead = _lacking if how == "lack" else _lost_before(own, _SIGNALS[how], root)

@@ -48,24 +48,12 @@ from warmup_plugin.engines.embedded.runners import BlockedGemmRunner, CpuRunner,
 from warmup_plugin.engines.embedded.worker import VERSION, Engine
 from warmup_plugin.errors import RankLostError
 from warmup_plugin.settings import Settings
-from warmup_plugin.steps import plan as plan_step
-from warmup_plugin.steps import prepare, publish, share, tune
+from warmup_plugin.steps import share
 from warmup_plugin.tuner import build, compat, replay, tuner_state
 from warmup_plugin.tuner.known_ops import KNOWN_OPS
 
-#: The nine steps and the functions that take them, where `kernel_warmup` finds them: a warm start
-#: imports some of them never.
-STEPS: dict[str, tuple[Any, str]] = {
-    "read": (kernel_warmup, "read"),
-    "agree": (kernel_warmup, "agree"),
-    "survey": (kernel_warmup, "run_survey"),
-    "plan": (plan_step, "make_work"),
-    "tune": (tune, "tune"),
-    "share": (share, "share"),
-    "prepare": (prepare, "prepare"),
-    "publish": (publish, "publish"),
-    "certify": (kernel_warmup, "certify"),
-}
+#: By path, since this file is a script of the ranks: no package is around it.
+functions_of = resolve(f"{Path(__file__).with_name('step_functions.py')}:functions_of")
 
 
 class Here:
@@ -207,7 +195,8 @@ def _at(here: Here, point: str, strike: Callable[[], None]) -> None:
         begun = itertools.count()  # on this rank: the number it is told is the job's
         here.on_task.append(lambda _number: strike() if next(begun) == int(which) else None)
     else:
-        _patch(*STEPS[point], strike)
+        for owner, name in functions_of(point):
+            _patch(owner, name, strike)
 
 
 def _patch(

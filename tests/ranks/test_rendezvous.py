@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future
 from datetime import timedelta
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -165,11 +166,12 @@ def test_every_rank_gets_the_one_record() -> None:
         decided.append({rank: vote.number for rank, vote in votes.items()})
         return Sum(go="on", sum=sum(vote.number for vote in votes.values()))
 
+    def meet_at(step: Round[Said, Sum], coordinator: Coordinator) -> Sum:
+        return coordinator.meet(step, Said(number=10**coordinator.rank), decide)
+
     with ranks_of(3) as ranks:
         for step in map(of, ("first", "second")):
-            found = ranks.run(
-                lambda m, step=step: m.meet(step, Said(number=10**m.rank), decide)  # type: ignore[misc]
-            )
+            found = ranks.run(partial(meet_at, step))
             assert found == [Sum(go="on", sum=111, step=step.name)] * 3
     assert decided == [{rank: 10**rank for rank in range(3)}] * 2
 

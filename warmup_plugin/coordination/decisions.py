@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all ranks act on, one struct for each round; and the rounds themselves.
+"""The decision of each round, a struct on which all ranks act; and the rounds themselves.
 
 Owns the fields and their types. The rules that make a decision out of the votes are in
 `steps/decisions.py` and `steps/open_decision.py`.
@@ -154,5 +154,3 @@ SHARE: Final = Round("share", ShareVote, ShareDecision)
 READY: Final = Round("ready", ReadyVote, ReadyDecision)
 BUILT: Final = Round("built", EmptyVote, GoOn)
 CERTIFY: Final = Round("certify", CertifyVote, CertifyDecision)
-
-ROUNDS: Final = (OPEN, UNGUARDED, AGREE, MERGE, LOAD, SURVEY, PLAN, SHARE, READY, BUILT, CERTIFY)

@@ -71,7 +71,7 @@ class Failed(msgspec.Struct):
 
 
 class Head(msgspec.Struct):
-    """What is read first of a vote or a decision, of whatever version of this package it is.
+    """The fields that are read first, of a vote or a decision of any version of this package.
 
     ``step``: of which round; ``plugin``: the version, in the first round; ``lost``: a rank, where
     the session is over.
@@ -107,22 +107,23 @@ def read_vote(held: Round[V, D], body: bytes, rank: int) -> V:
     of this round or of another version of this package.
     """
     what = f"vote at step {held.name}"
-    head = read(Head, body, rank, what)
-    if head.step not in (None, held.name):
-        raise VoteError(rank, f"its {what} is one of step {head.step!r:.80}")
-    if held.opens and (reason := other_version(head.plugin)):
-        raise VoteError(rank, reason)
+    _refuse_other(held, read(Head, body, rank, what), rank, f"{what} is one")
     return _typed(held.vote, body, rank, what)
 
 
 def read_decision(held: Round[V, D], body: bytes, head: Head) -> D:
     """Return the decision of a round. Raises `VoteError` of rank 0, as for votes."""
     what = f"record of step {held.name}"
-    if head.step not in (None, held.name):
-        raise VoteError(0, f"its {what} is of step {head.step!r:.80}")
-    if held.opens and (reason := other_version(head.plugin)):
-        raise VoteError(0, reason)
+    _refuse_other(held, head, 0, f"{what} is")
     return _typed(held.decision, body, 0, what)
+
+
+def _refuse_other(held: Round[Any, Any], head: Head, rank: int, it_is: str) -> None:
+    """Raise `VoteError` for a message of another round or of another version of this package."""
+    if head.step not in (None, held.name):
+        raise VoteError(rank, f"its {it_is} of step {head.step!r:.80}")
+    if held.opens and (reason := other_version(head.plugin)):
+        raise VoteError(rank, reason)
 
 
 def other_version(version: object) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a round between the ranks is: its name, what each rank hands in, what all of them act on.
+"""A round between the ranks: its name, the vote of each rank, the decision that all act on.
 
 Owns the three kinds of which `votes.py` and `decisions.py` have one for each round. A round is a
 vote of every rank and one decision of rank 0; both cross ranks as JSON objects of exactly these
@@ -15,13 +15,13 @@ import msgspec
 
 
 class Vote(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What one rank hands in at a round. ``step``: the round's name, set where it is sent."""
+    """One rank's part of a round. ``step``: the round's name, set where the vote is sent."""
 
     step: str = ""
 
 
 class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What rank 0 decides at a round, and all ranks act on.
+    """Rank 0's decision at a round; all ranks act on it.
 
     ``go`` names what happens next, ``reason`` says why, for log and report; ``step`` as above.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a session ends before its last round, or after it: by one record of which all ranks hear.
+"""The end of a session, before its last round or after it: one record, of which all ranks hear.
 
 Owns that record, `messages.Lost`, and the order in which ranks leave the store. A rank that is
 lost ends the session for all that are left; so does one that lives and cannot go on, and then all

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who tunes what in a session, as a value: what `plan.py` makes and all ranks are sent."""
+"""The plan of a session as a value: which rank tunes which task. `plan.py` makes it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Before the ranks meet: what this rank lacks for a session, and what it begins early.
+"""Before the ranks meet: a check of this rank's resources, and the work that begins early.
 
-Owns that nothing of this raises: the other ranks wait to hear of it.
+No function here raises: the other ranks wait to hear of a fault.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def begin_look(options: Options) -> str:
     Returns the surroundings in which it looks, for the other ranks.
     """
     with contextlib.suppress(Exception):  # who needs it looks again, and is told then
-        folder = environment_stamp.folder_of(options.settings, options.root, options.engine_root)
+        folder = environment_stamp.folder_of(
+            options.settings, options.cache_root, options.engine_cache_root
+        )
         environment_stamp.recall(folder)
         if options.ranks.rank == 0:
             return environment_stamp.begin(tells=not options.is_alone)

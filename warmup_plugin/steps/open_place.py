@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a session keeps what it finds: its directory, its journal, the look at the environment.
+"""The files of a session: its directory, its journal, the record of its look at the environment.
 
 Owns which rank may write where. Without a directory that may be used, a session keeps nothing.
 """
@@ -21,7 +21,9 @@ from warmup_plugin.tuner import compat, environment, environment_stamp
 def keep_look(job: Job) -> None:
     """Keep this node's look for its next start: its first rank does, after all else."""
     options = job.options
-    folder = environment_stamp.folder_of(options.settings, options.root, options.engine_root)
+    folder = environment_stamp.folder_of(
+        options.settings, options.cache_root, options.engine_cache_root
+    )
     if (
         job.opened.mode == "on" and job.store is not None and job.directory is not None
         and folder is not None and folder.is_dir() and not environment_stamp.kept()
@@ -32,7 +34,9 @@ def keep_look(job: Job) -> None:
 def place(job: Job) -> None:
     """Find the directory, and hand it to the first rank of each node; without one, memory only."""
     options, directory, root, layers = job.options, None, None, list[Path]()
-    roots: dict[str, Any] = {"argument": options.root, "engine_root": options.engine_root}
+    roots: dict[str, Any] = {
+        "argument": options.cache_root, "engine_root": options.engine_cache_root,
+    }  # fmt: skip
     parts: dict[str, Any] = {
         "version": compat.version(), "arch": environment.architecture(), "environ": os.environ,
     }  # fmt: skip

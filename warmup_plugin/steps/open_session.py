@@ -245,7 +245,7 @@ def _vote(options: Options, lookup: Lookup) -> OpenVote:
         tuning=compat.is_tuning(compat.tuner()), version=capabilities.version,
         lack=capabilities.lack, keys_tell_options_apart=capabilities.keys_tell_options_apart,
         factors={**factors}, alike=lookup.is_alike, takes=list(lookup.taken),
-        must_share=options.must_share, may_keep_step=options.may_keep_step,
+        must_share=options.require_sharing, may_keep_step=options.may_keep_step,
         require_agreement=settings.require_agreement, session=secrets.token_hex(4),
         mode=settings.mode, strategy=settings.strategy, on_hit=settings.on_hit,
         budget_s=settings.budget_s, margin=settings.margin, race=settings.race,

@@ -48,9 +48,6 @@ FORMER = {
     "keep_loaded": "keep_existing",
     "must_share": "require_sharing",
 }
-#: By name of an argument: the field of `Options` that holds it, where that has another name.
-_FIELDS = {name: former for former, name in FORMER.items()}
-
 #: By function: the number of frames from `_renamed` to its caller. `contextlib` adds one.
 _LEVELS = {"warm_up": 4, "session": 5}
 
@@ -93,30 +90,30 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     ranks: RankInfo = _NOT_GIVEN
     group: dist.ProcessGroup | None = None
     settings: Settings = msgspec.field(default_factory=Settings.from_env)
-    root: Path | None = None
-    engine_root: Path | None = None
-    others: Iterable[Path] = ()
+    cache_root: Path | None = None
+    engine_cache_root: Path | None = None
+    extra_tables: Iterable[Path] = ()
     ops: KnownOps | None = None
     tuning_context: TuningContext = plain_context
     engine: tuple[str, str] = ("custom", "0")
     progress: Progress | None = None
-    keep_loaded: bool = False
-    must_share: bool = False
+    keep_existing: bool = False
+    require_sharing: bool = False
     may_keep_step: bool = False
     link: StoreLink | None = None
 
     def __post_init__(self) -> None:
         """Hold every argument to its rule."""
         for name, (is_right, rule) in _RULES.items():
-            value = getattr(self, _FIELDS.get(name, name))
+            value = getattr(self, name)
             if not is_right(value):
                 raise RuleError(name, value, rule)
-        for name in ("root", "engine_root"):
+        for name in ("cache_root", "engine_cache_root"):
             if (path := getattr(self, name)) is not None:
                 msgspec.structs.force_setattr(self, name, Path(path))
-        if self.root is not None and not self.root.is_absolute():
+        if self.cache_root is not None and not self.cache_root.is_absolute():
             rule = "an absolute path: ranks of one job may start in different directories"
-            raise RuleError("cache_root", str(self.root), rule)
+            raise RuleError("cache_root", str(self.cache_root), rule)
 
     @classmethod
     def of(cls, given: Mapping[str, object], *, function: str = "warm_up") -> Options:
@@ -129,9 +126,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         former = found.pop("former", None)
         if isinstance(former, Mapping):
             found |= _renamed(former, found, function)
-        known: dict[str, Any] = {
-            _FIELDS.get(name, name): value for name, value in found.items() if value is not None
-        }
+        known: dict[str, Any] = {n: value for n, value in found.items() if value is not None}
         known.setdefault("identity", None)  # refused with the rule of an identity
         return cls(**known)
 

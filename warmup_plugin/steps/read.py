@@ -110,7 +110,7 @@ def _read(job: Job, store: Store) -> Held:
         # With a journal beside them the tables are written anew, which takes it away.
         is_whole = not reading.misses and not resumed.parts
         held = Held.union(reading.parts, warnings, is_whole=is_whole)
-    kept = job.installed.others if job.options.keep_loaded else {}
+    kept = job.installed.others if job.options.keep_existing else {}
     parts = reading.parts
     if kept and job.leads:
         parts = [give_way(part, kept) for part in reading.parts]
@@ -144,7 +144,7 @@ def _with_borrowed(job: Job, held: Held, own: list[Part], kept: Mapping[str, Ent
     usable = [job.directory] if job.directory else []
     shelves, root = [*usable, *layers], place.root if place else None
     found = borrow(
-        shelves, options.others, job.stamp, options.settings, root=root, kept=kept,
+        shelves, options.extra_tables, job.stamp, options.settings, root=root, kept=kept,
         switches=job.identity.factors["switches"],
     )  # fmt: skip
     found = found.without(claimed)

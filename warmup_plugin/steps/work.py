@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What steps 4 to 9 hand on: the work of a session, and the table in force after it.
+"""The values that steps 4 to 9 hand on: the work of a session, and the table in force after it.
 
 Owns these two values alone: a warm start has them, empty, and imports none of the steps that fill
 them.
