@@ -398,7 +398,7 @@ def test_bytes_that_do_not_match_their_sha256_are_refused() -> None:
 
 def offer(port: int, way: str = LOOPBACK, **other: Any) -> dict[str, Any]:
     """Return a card of rank 0's by which there is a store at a port of this machine."""
-    here = {"place": opening._place(), "leader": "node-a", "greeting": "hello"}
+    here = {"place": opening.place(), "leader": "node-a", "greeting": "hello"}
     return {"way": way, "choices": [["127.0.0.1", port]], "nonce": "ours", **here, **other}
 
 

@@ -97,7 +97,7 @@ class Opening:
             return {"error": ascii(f"{type(error).__name__}: {error}")[1:-1][:400]}
         card: Card = {"way": way, "choices": choices, "nonce": self._nonce}
         if usable is None:
-            card |= {"place": _place(), "leader": self._leader, "greeting": self._greeting}
+            card |= {"place": place(), "leader": self._leader, "greeting": self._greeting}
         return card
 
     def _series(self) -> Generator[tuple[str, list[Choice]], Sequence[bool], None]:
@@ -179,7 +179,7 @@ class Opening:
             return Answer([True] * len(choices))
         if self._way == PROBE:
             faults = probe(choices, self._nonce, PROBE_S)
-        elif self._way == LOOPBACK and card["place"] != _place():
+        elif self._way == LOOPBACK and card["place"] != place():
             return Answer([False])
         else:
             faults = [self._join(*choices[0])]
@@ -289,7 +289,7 @@ def _job_store() -> Any:
     return None
 
 
-def _place() -> str:
+def place() -> str:
     """Return what processes with a loopback interface in common have in common, and few others."""
     namespace = 0
     with contextlib.suppress(OSError):  # no such kernel: whether somebody listens there will tell
