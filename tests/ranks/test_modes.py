@@ -184,6 +184,20 @@ def test_a_probe_and_an_exporter_find_their_files(start: Launch, tmp_path: Path)
     assert re.search(r'^warmup_plugin_state{.*"failed"} 1$', figures, re.MULTILINE)
 
 
+def test_a_node_without_a_local_rank_0_is_told_of(tmp_path: Path) -> None:
+    """Its first rank writes table, progress and figures; the numbers are the runner's own."""
+    env = {
+        "WARMUP_PLUGIN_PROGRESS_FILE": str(tmp_path / "progress.json"),
+        "WARMUP_PLUGIN_METRICS_FILE": str(tmp_path / "warmup.prom"),
+    }
+    script = f"{Path(__file__).with_name('on_ranks.py')}:far_from_0"
+    launch(CONFIG, root=tmp_path / "root", env=env, script=script)
+    progress = json.loads((tmp_path / "progress.json").read_bytes())
+    assert (progress["state"], progress["rank"]) == ("ready", 0)
+    assert 'state="certified"} 1\n' in (tmp_path / "warmup.prom").read_text()
+    assert only(tmp_path / "root", "rank_tp0_pp0_dp0.json")
+
+
 def test_ops_left_to_themselves_make_no_warm_start_cold(tmp_path: Path) -> None:
     """What FlashInfer times of them is counted apart: in receipt, line and each rank's row."""
     two = EngineConfig(tp=2)
