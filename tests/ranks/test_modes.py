@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from warmup_plugin.cache.gains import over_default
 from warmup_plugin.engines.embedded import EngineConfig, LaunchError, RankResult, launch
 
 pytestmark = pytest.mark.multiprocess
@@ -173,6 +174,9 @@ def test_a_probe_and_an_exporter_find_their_files(start: Launch, tmp_path: Path)
     assert (progress["state"], progress["done"], progress["total"]) == ("ready", 62, 62)
     figures = (tmp_path / "warmup.prom").read_text()
     report = ranks[0].report
+    own = over_default(row for row in report.winners if row["rank"] == 0)
+    assert progress["over_default"] == pytest.approx(own, rel=1e-2)
+    assert own >= 1.0
     apart = report.tactics_timed - report.passed_through_tactics
     assert re.search(rf"^warmup_plugin_tactics_timed{{.*}} {apart}$", figures, re.MULTILINE)
     assert re.search(r'^warmup_plugin_state{.*"certified"} 1$', figures, re.MULTILINE)
