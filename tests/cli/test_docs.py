@@ -39,7 +39,9 @@ def commands_of(page: Path) -> Iterator[str]:
         yield from (match[1].strip() for match in COMMAND.finditer(text))
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.suffix == ".md"], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.suffix == ".md"], ids=lambda p: p.name
+)
 def test_no_page_installs_what_no_index_has(page: Path) -> None:
     """Before the first release pip takes a clone or a wheel; by name only what is installed."""
     has_release = re.search(r"^## \d", (CHECKOUT / "CHANGELOG.md").read_text(), re.MULTILINE)

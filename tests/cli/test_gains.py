@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from warmup_plugin.cache.gains import gain, serving_ms
+from warmup_plugin.cache.manifest import Manifest
+from warmup_plugin.cache.table import Table
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Ran
@@ -19,6 +21,8 @@ Cli = Callable[..., "Ran"]
 def test_a_default_that_nothing_beats_serves_with_its_own_time(two_starts: TwoStarts) -> None:
     """What has lost against it stands in the manifest, and is no winner's time."""
     table, manifest = two_starts.table.table, two_starts.table.manifest
+    assert isinstance(table, Table)
+    assert isinstance(manifest, Manifest)
     kept = [
         (table.entries[key], record.ms, record.default_ms)
         for record in manifest.tasks.values()

@@ -44,7 +44,7 @@ class Pace:
         return min(sum(self._done.values()), self.total), self.total
 
     def left_s(self, share: float = 0.0, unit: float = 1.0) -> float | None:
-        """Return how long the rest will take at the job's pace so far; None where nobody knows.
+        """Return how long the rest will take at the job's pace so far; None where that is unknown.
 
         ``share``: how much of a further task is done; ``unit``: how much of it is done at once.
         The time counts down while a unit takes as long as those before it, and grows after that.
