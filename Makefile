@@ -142,6 +142,7 @@ docs: $(PACKAGE) $(call stamp,docs)  ## build the pages; fails on a dead link or
 	@$(SETTINGS_PAGE) | diff -u docs/settings.md - \
 	    || { echo 'docs/settings.md is stale: make settings-page' >&2; exit 1; }
 	@$(BIN)/mkdocs build --strict --quiet
+	@echo 'the pages: site/index.html'
 
 settings-page: $(PACKAGE)  ## write the table of docs/settings.md anew from warmup_plugin/settings.py
 	@$(SETTINGS_PAGE) > $(S)/settings.md && mv $(S)/settings.md docs/settings.md

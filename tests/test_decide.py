@@ -337,10 +337,11 @@ def surveyed(**more: Any) -> SurveyVote:
     return msgspec.convert(fields, SurveyVote)
 
 
+@pytest.mark.parametrize("heal", [False, True], ids=["", "with others' tables beside"])
 @pytest.mark.parametrize("asked", [(1, 1), (0, 1), (0, 0)])
-def test_a_forward_that_asks_nothing(asked: tuple[int, int]) -> None:
+def test_a_forward_that_asks_nothing(asked: tuple[int, int], heal: bool) -> None:  # noqa: FBT001  # a case
     """On no rank: a rank without a layer of its own, or without a token, has others to ask."""
-    words = ranks(*(surveyed(asked=number) for number in asked))
+    words = ranks(*(surveyed(asked=number, heal=heal) for number in asked))
     assert decide_survey(words).is_empty is (asked == (0, 0))
 
 

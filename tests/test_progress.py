@@ -222,6 +222,44 @@ def test_one_long_task_is_told_of(
     ]
 
 
+def test_the_time_left_counts_down(clock: Clock, tactics: Tactics) -> None:
+    """While a tactic takes as long as those before it; it grows with one that takes longer."""
+    progress = Progress(0, stream=io.StringIO(), clock=clock)
+    one_long_task(progress, tactics)
+    tactics.now = Glance(1, 3)
+    clock.now += 20.0
+    found = []
+    for number in (2, 2, 2, 2, 3, 3):
+        tactics.now = Glance(number, 3, 0.5)
+        progress.tick()
+        found.append(progress.document()["left_s"])
+        clock.now += 10.0
+    assert found == [40.0, 30.0, 20.0, 25.0, 30.0, 20.0]
+    clock.now += 20.0
+    assert progress.document()["left_s"] is None
+    assert progress.line() == (
+        "warmup-plugin: tuning: op::a @ 64, tactic 3 of 3, best 0.5 ms; 0 of 1 tasks"
+    )
+
+
+def test_the_file_is_the_first_ranks_of_a_node(clock: Clock, tmp_path: Path) -> None:
+    """Which the ranks know when they have met: one begins to write, another ends."""
+    path = tmp_path / "progress.json"
+    first = Progress(1, stream=io.StringIO(), clock=clock)
+    second = Progress(2, path=path, stream=io.StringIO(), clock=clock)
+    second.step("open")
+    first.files(path)
+    second.files(None)
+    try:
+        assert first.listens
+        assert not second.listens
+        for each in (first, second):
+            each.step("read")
+        assert json.loads(path.read_bytes())["rank"] == 1
+    finally:
+        first.hush()
+
+
 def test_what_does_not_move_is_stuck_and_the_limit_is_named(clock: Clock, tactics: Tactics) -> None:
     """A tactic that ends counts as a move; so does the next task."""
     progress = Progress(0, stream=io.StringIO(), clock=clock)

@@ -54,6 +54,26 @@ MUTANTS = (
         "tests/test_decide.py::test_how_far_ranks_share",
     ),
     Mutant(
+        "an empty forward beside others' tables", "steps/decisions.py",
+        "is_empty=not any(v.asked for v in votes.values())", "is_empty=False",
+        "tests/test_decide.py::test_a_forward_that_asks_nothing",
+    ),
+    Mutant(
+        "the time of what serves", "cache/gains.py",
+        "return default_ms if entry is None or entry.tactic == -1 else ms", "return ms",
+        "tests/cli/test_alike.py::test_diff_tells_winners_and_times",
+    ),
+    Mutant(
+        "the time left counts down", "observability/pace.py",
+        "max(as_before, overdue, 0.0)", "max(as_before + since, overdue, 0.0)",
+        "tests/test_progress.py::test_the_time_left_counts_down",
+    ),
+    Mutant(
+        "progress is the first rank's of a node", "steps/open_session.py",
+        "progress.files(options.settings.progress_file if is_first else None)", "pass",
+        "tests/ranks/test_modes.py::test_a_node_without_a_local_rank_0_is_told_of",
+    ),
+    Mutant(
         "a forward takes no arguments", "steps/options.py",
         "        signature.bind()\n", "        pass\n",
         "tests/test_options.py::test_a_forward_is_called_without_arguments",

@@ -408,6 +408,9 @@ def test_diff_tells_winners_and_times(cli: Cli, tmp_path: Path) -> None:
     rows = {row["shapes"]: (row["a"], row["b"], row["a_ms"]) for row in ran.document["entries"]}
     assert rows["1x64 64x64"] == ("Runner 7", "Runner 9", 0.5)
     assert rows["4x64 64x64"] == ("Runner 7", None, 0.5)
+    default = put(tmp_path / "c", tactic=-1)
+    rows = cli("diff", one, default, "--json").document["entries"]
+    assert {(row["b"], row["a_ms"], row["b_ms"]) for row in rows} == {("Runner default", 0.5, 1.0)}
     assert "Runner 7 -> Runner 9" in cli("diff", one, other).out
     assert "3 winners differ in their tables" in cli("explain", one, other).out
     assert cli("diff", one, one).code == 0

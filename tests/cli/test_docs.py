@@ -39,6 +39,20 @@ def commands_of(page: Path) -> Iterator[str]:
         yield from (match[1].strip() for match in COMMAND.finditer(text))
 
 
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.suffix == ".md"], ids=lambda p: p.name
+)
+def test_no_page_installs_what_no_index_has(page: Path) -> None:
+    """Before the first release pip takes a clone or a wheel; by name only what is installed."""
+    has_release = re.search(r"^## \d", (CHECKOUT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    by_name = re.findall(r"^\$ pip install '?warmup-plugin.*", page.read_text(), re.MULTILINE)
+    if page.name == "tutorial.md":  # in the environment of `make demo`
+        (line,) = by_name
+        assert page.read_text().index("$ make demo") < page.read_text().index(line)
+    elif not has_release:
+        assert by_name == []
+
+
 def test_every_verb_stands_on_the_page() -> None:
     """In the table, in the order of the help."""
     table = PAGE.read_text().partition("\n## ")[0]

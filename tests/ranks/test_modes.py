@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from warmup_plugin.cache.gains import over_default
 from warmup_plugin.engines.embedded import EngineConfig, LaunchError, RankResult, launch
 
 pytestmark = pytest.mark.multiprocess
@@ -173,6 +174,10 @@ def test_a_probe_and_an_exporter_find_their_files(start: Launch, tmp_path: Path)
     assert (progress["state"], progress["done"], progress["total"]) == ("ready", 62, 62)
     figures = (tmp_path / "warmup.prom").read_text()
     report = ranks[0].report
+    own = over_default(row for row in report.winners if row["rank"] == 0)
+    assert own is not None
+    assert own >= 1.0
+    assert progress["over_default"] == pytest.approx(own, rel=1e-2)
     apart = report.tactics_timed - report.passed_through_tactics
     assert re.search(rf"^warmup_plugin_tactics_timed{{.*}} {apart}$", figures, re.MULTILINE)
     assert re.search(r'^warmup_plugin_state{.*"certified"} 1$', figures, re.MULTILINE)
@@ -182,6 +187,20 @@ def test_a_probe_and_an_exporter_find_their_files(start: Launch, tmp_path: Path)
     assert (failed["state"], "require-complete" in failed["reason"]) == ("failed", True)
     figures = (tmp_path / "warmup.prom").read_text()
     assert re.search(r'^warmup_plugin_state{.*"failed"} 1$', figures, re.MULTILINE)
+
+
+def test_a_node_without_a_local_rank_0_is_told_of(tmp_path: Path) -> None:
+    """Its first rank writes table, progress and figures; the numbers are the runner's own."""
+    env = {
+        "WARMUP_PLUGIN_PROGRESS_FILE": str(tmp_path / "progress.json"),
+        "WARMUP_PLUGIN_METRICS_FILE": str(tmp_path / "warmup.prom"),
+    }
+    script = f"{Path(__file__).with_name('on_ranks.py')}:far_from_0"
+    launch(CONFIG, root=tmp_path / "root", env=env, script=script)
+    progress = json.loads((tmp_path / "progress.json").read_bytes())
+    assert (progress["state"], progress["rank"]) == ("ready", 0)
+    assert 'state="certified"} 1\n' in (tmp_path / "warmup.prom").read_text()
+    assert only(tmp_path / "root", "rank_tp0_pp0_dp0.json").is_file()
 
 
 def test_ops_left_to_themselves_make_no_warm_start_cold(tmp_path: Path) -> None:

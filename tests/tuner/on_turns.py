@@ -118,7 +118,10 @@ def in_a_child(engine: Engine) -> Any:
 
 
 def nothing(engine: Engine) -> Any:
-    """A forward that calls nothing tunable; with two ranks, also one on rank 0 alone."""
+    """A forward that calls nothing tunable; with two ranks, also one on rank 0 alone.
+
+    Then that of another identity, which finds the table of the one before beside its own.
+    """
 
     async def wrong() -> None:
         call("one")
@@ -128,7 +131,8 @@ def nothing(engine: Engine) -> Any:
 
     empty = child.warm(engine, forward)
     one_sided = child.warm(engine, lambda: call("one") if engine.ranks.rank == 0 else None)
-    return empty, one_sided
+    other = Identity.of(model="others", dtype="float32")
+    return empty, one_sided, child.warm(engine, forward, identity=other)
 
 
 def stuck(engine: Engine, rank: int) -> Any:

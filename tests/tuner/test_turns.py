@@ -75,12 +75,13 @@ def test_a_child_of_a_process_in_a_session(children: Children) -> None:
 def test_a_forward_that_calls_nothing_tunable(children: Children, ranks: int) -> None:
     """A warning, cold and warm, and nothing that looks like a certificate."""
     for _ in ("cold", "warm"):
-        for empty, one_sided in children.ranks("on_turns:nothing", tp=ranks):
-            assert empty.tasks["seen"] == 0
-            assert empty.certificate == ""
-            assert empty.reason == EMPTY
-            assert [text for text in empty.warnings if text.startswith(EMPTY)]
-            assert f"({EMPTY})" in empty.line()
+        for empty, one_sided, beside in children.ranks("on_turns:nothing", tp=ranks):
+            for report in (empty, beside):
+                assert report.tasks["seen"] == 0
+                assert report.certificate == ""
+                assert report.reason == EMPTY
+                assert [text for text in report.warnings if text.startswith(EMPTY)]
+                assert f"({EMPTY})" in report.line()
             assert one_sided.certificate
             assert one_sided.warnings == ()
 

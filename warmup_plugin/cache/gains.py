@@ -1,15 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much faster winners are than FlashInfer's defaults.
 
-Owns what counts as a time: tables and receipts that are kept may have what a clock gone wrong has
-said, and no sum over them fails for it. Pure.
+Owns which time is that of what serves, and what counts as one: tables and receipts that are kept
+may have what a clock gone wrong has said, and no sum over them fails for it. Pure.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from warmup_plugin.cache.table import Entry
+
+
+def serving_ms(entry: Entry | None, ms: float | None, default_ms: float | None) -> float | None:
+    """Return the time of what serves a task: of its entry, or of the default.
+
+    ``ms`` is the time of FlashInfer's choice, also where that was not worth it and the default
+    serves.
+    """
+    return default_ms if entry is None or entry.tactic == -1 else ms
 
 
 def plausible(value: object) -> float | None:

@@ -34,10 +34,10 @@ class TaskRecord(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown
     """How one task came out, when and where.
 
     `keys` has one tuple of candidate file keys, in the order of the runners, for each distinct list
-    that the job's ranks have: twins have several. `ms` is the winner's time, `default_ms` that of
-    FlashInfer's default. Of a race: `tied`, how many candidates the noise could not tell apart, the
-    winner included, and `confidence`, how often one of them would win again. `extra` holds a later
-    version's fields.
+    that the job's ranks have: twins have several. `ms` is the time of FlashInfer's choice, also
+    where that was not worth it, `default_ms` that of FlashInfer's default. Of a race: `tied`, how
+    many candidates the noise could not tell apart, the winner included, and `confidence`, how often
+    one of them would win again. `extra` holds a later version's fields.
     """
 
     op: str

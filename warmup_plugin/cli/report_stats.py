@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from warmup_plugin.cache.file_key import shapes_of
-from warmup_plugin.cache.gains import gain, mean_gain
-from warmup_plugin.cache.manifest import Manifest
+from warmup_plugin.cache.gains import gain, mean_gain, serving_ms
+from warmup_plugin.cache.manifest import Manifest, TaskRecord
+from warmup_plugin.cache.table import Entry
 from warmup_plugin.cli.load import read_table
 from warmup_plugin.observability.report import WarmupReport
+from warmup_plugin.runtime.safe_json import Miss
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,22 @@ def wins_of(report: WarmupReport, limit: int) -> list[Win]:
             )
             for r in report.winners
         ]
-    manifest = read_table(Path(report.path), limit).manifest if report.path else None
-    records = manifest.tasks.values() if isinstance(manifest, Manifest) else ()
+    file = read_table(Path(report.path), limit) if report.path else None
+    if file is None or not isinstance(file.manifest, Manifest):
+        return []
+    entries = {} if isinstance(file.table, Miss) else file.table.entries
     return [
-        Win(r.op, shapes_of(r.keys[0][0]).partition("x")[0], r.ms, r.default_ms, rank=r.rank)
-        for r in records
-        if r.outcome == "tuned" and r.keys and r.keys[0]
+        _of_record(record, [entries[k] for each in record.keys for k in each if k in entries])
+        for record in file.manifest.tasks.values()
+        if record.outcome == "tuned" and record.keys and record.keys[0]
     ]
+
+
+def _of_record(record: TaskRecord, found: list[Entry]) -> Win:
+    entry = found[0] if found else None
+    size = shapes_of(record.keys[0][0]).partition("x")[0]
+    ms = serving_ms(entry, record.ms, record.default_ms)
+    return Win(record.op, size, ms, record.default_ms, rank=record.rank)
 
 
 def by_op(wins: Iterable[Win]) -> list[OpSum]:

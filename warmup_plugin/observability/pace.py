@@ -20,6 +20,7 @@ class Pace:
         self._began: float | None = None
         self._done: dict[int, int] = {}
         self._gains: list[float] = []
+        self._reached = (0.0, 0.0)
 
     def begin(self, total: int) -> None:
         """So many tasks are to be tuned by all ranks together, from now on."""
@@ -42,18 +43,34 @@ class Pace:
         """Return how many tasks are done, and of how many."""
         return min(sum(self._done.values()), self.total), self.total
 
-    def left_s(self, share: float) -> float | None:
-        """Return how long the rest will take at the job's pace so far; None before it has one.
+    def left_s(self, share: float = 0.0, unit: float = 1.0) -> float | None:
+        """Return how long the rest will take at the job's pace so far; None where that is unknown.
 
-        ``share``: how much of a further task is done.
+        ``share``: how much of a further task is done; ``unit``: how much of it is done at once.
+        The time counts down while a unit takes as long as those before it, and grows after that.
         """
         whole, total = self.counts()
         done = whole + share
         if not done or self._began is None:
             return None
-        return round((self._clock() - self._began) / done * max(total - done, 0.0), 1)
+        now = self._clock()
+        if done != self._reached[0]:
+            self._reached = (done, now)
+        rest, since = max(total - done, 0.0), now - self._reached[1]
+        as_before = (self._reached[1] - self._began) / done * rest - since
+        overdue = (now - self._began) / (done + unit) * (rest - unit)
+        return round(max(as_before, overdue, 0.0), 1) or None
 
     def over_default(self) -> float | None:
         """Return the geometric mean of default over winner, of this rank's tasks."""
         found = mean_gain(self._gains)
         return None if found is None else round(found, 3)
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people: its two largest units."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -27,7 +27,7 @@ from typing import Any, Final, Literal, TextIO
 import msgspec
 
 from warmup_plugin.cache.files import write_files
-from warmup_plugin.observability.pace import Pace
+from warmup_plugin.observability.pace import Pace, duration
 from warmup_plugin.runtime.compiling import is_compiling
 from warmup_plugin.runtime.terminal import MovingLine
 from warmup_plugin.runtime.ticker import Ticking
@@ -101,6 +101,12 @@ class Progress:
         self._limit_s: float | None = None
         self._task_began = self._changed = clock()
         self._waits_for: tuple[int, ...] = ()
+
+    def files(self, path: Path | None) -> None:
+        """Know now whether this rank is the one of its node that writes the file: this, or none."""
+        with self._lock:
+            self._path = path
+        self.begin()
 
     def begin(self) -> None:
         """Tell from now on by the clock, too, where there is a reader."""
@@ -223,7 +229,7 @@ class Progress:
             return f"warmup-plugin: step {self._step}" + (", compiling" * (doing == "compiling"))
         left, gain = self._left_s(), self._pace.over_default()
         words = [f"{done} of {total} tasks"]
-        words += [f"about {_duration(left)} left"] if left is not None and doing != "stuck" else []
+        words += [f"about {duration(left)} left"] if left is not None and doing != "stuck" else []
         words += [f"{gain:.2f} x the default's speed so far"] if gain else []
         what = doing if doing in ("compiling", "stuck") else "tuning"
         return f"warmup-plugin: {what}{self._task_words(doing)}; {', '.join(words)}"
@@ -234,9 +240,9 @@ class Progress:
         words = [f": {self._task}"]
         words += [self._glance.words] if self._look is not Glance else []
         if doing == "stuck":
-            words.append(f"nothing has moved for {_duration(self._clock() - self._changed)}")
+            words.append(f"nothing has moved for {duration(self._clock() - self._changed)}")
             if self._limit_s is not None:
-                limit = _duration(self._limit_s)
+                limit = duration(self._limit_s)
                 words.append(f"given up {limit} after it began (WARMUP_PLUGIN_TASK_LIMIT_S)")
         return ", ".join(words)
 
@@ -260,8 +266,9 @@ class Progress:
         if self._state != "warming":
             return None
         seen = self._glance
-        share = max(seen.number - 1, 0) / seen.of if seen.of and self._task else 0.0
-        return self._pace.left_s(share)
+        if not self._task or not seen.of:
+            return self._pace.left_s()
+        return self._pace.left_s(max(seen.number - 1, 0) / seen.of, 1 / seen.of)
 
     def _tell(self, *, at_once: bool = False) -> None:
         with self._lock:
@@ -286,11 +293,3 @@ class Progress:
             if not self._has_warned:
                 logger.warning("warmup-plugin: no progress file: %s: %s", path, error.strerror)
             self._has_warned = True
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

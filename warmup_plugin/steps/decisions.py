@@ -108,10 +108,10 @@ def decide_survey(votes: Votes[SurveyVote], *, last: bool = False) -> SurveyDeci
         op = min(unrecorded)
         reason = f"a call of it cannot be recorded: {unrecorded[op]}"
         return msgspec.structs.replace(found, go="rerun", op=op, unrecorded=True, reason=reason)
+    found = msgspec.structs.replace(found, is_empty=not any(v.asked for v in votes.values()))
     if any(vote.missing or vote.unshared or vote.heal for vote in votes.values()):
         return msgspec.structs.replace(found, go="plan")
-    is_empty = not any(vote.asked for vote in votes.values())
-    return msgspec.structs.replace(found, is_empty=is_empty, certified=_certified(votes))
+    return msgspec.structs.replace(found, certified=_certified(votes))
 
 
 def _to_blame(votes: Votes[SurveyVote], failing: set[int]) -> str:

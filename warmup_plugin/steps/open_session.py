@@ -169,7 +169,9 @@ def _join(
         installed=Installed.take_down(), seen=stack.enter_context(observe()), stack=stack,
         zero=zero, progress=progress, figures=figures,
     )  # fmt: skip
-    figures.tells(is_first=coordinator.rank in opened.writers)
+    is_first = coordinator.rank in opened.writers
+    figures.tells(is_first=is_first)
+    progress.files(options.settings.progress_file if is_first else None)
     job.warn(*opened.warnings)
     if opened.reason:
         job.warn(f"{opened.go}: {opened.reason}")

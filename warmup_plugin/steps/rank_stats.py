@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from warmup_plugin.cache.gains import serving_ms
 from warmup_plugin.coordination.votes import CertifyVote, RankRow, Span, Winner
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.work import Work
-from warmup_plugin.tuner.default_tactic import DEFAULT
 from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task import Task
 
@@ -57,7 +57,6 @@ def winners_of(job: Job, survey: Survey | None, work: Work) -> list[Winner]:
     found = []
     for outcome in work.outcomes.values():
         task = tasks[outcome.task]
-        serves_default = outcome.entry is None or outcome.entry.tactic == DEFAULT
         found.append(
             Winner(
                 task=outcome.task,
@@ -67,7 +66,7 @@ def winners_of(job: Job, survey: Survey | None, work: Work) -> list[Winner]:
                 began=round(outcome.began - job.zero, _PLACES),
                 seconds=round(outcome.seconds, _PLACES),
                 runner=outcome.entry.runner if outcome.entry else "",
-                ms=outcome.default_ms if serves_default else outcome.ms,
+                ms=serving_ms(outcome.entry, outcome.ms, outcome.default_ms),
                 default_ms=outcome.default_ms,
                 reason=outcome.reason,
                 **(_of_race(outcome.race) if outcome.race is not None else {}),

@@ -12,6 +12,7 @@ import functools
 import time
 from collections.abc import Iterator, Sequence
 
+from warmup_plugin.cache.gains import serving_ms
 from warmup_plugin.cache.task_result import LASTING, Result
 from warmup_plugin.observability.progress import Glance, counted
 from warmup_plugin.planning import work_queue
@@ -119,7 +120,8 @@ def _tune(
         ):
             task = in_hand[0][0]
             work.outcomes[outcome.task] = outcome
-            job.progress.tuned(outcome.ms, outcome.default_ms)
+            served = serving_ms(outcome.entry, outcome.ms, outcome.default_ms)
+            job.progress.tuned(served, outcome.default_ms)
             job.timeline.append((task.label, outcome.began, outcome.seconds))
             yield task, outcome
 

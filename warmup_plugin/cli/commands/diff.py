@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from warmup_plugin.cache.file_key import fields_of, shapes_of
+from warmup_plugin.cache.gains import serving_ms
 from warmup_plugin.cache.manifest import Manifest, TaskRecord
 from warmup_plugin.cache.table import Entry
 from warmup_plugin.cli import named, output, places
@@ -114,7 +115,7 @@ def _side(rows: Rows, key: str) -> tuple[str | None, float | None]:
     winner = None
     if entry is not None:
         winner = f"{entry.runner} {'default' if entry.tactic == -1 else entry.tactic}"
-    return winner, record.ms if record else None
+    return winner, serving_ms(entry, record.ms, record.default_ms) if record else None
 
 
 def _print(one: Rows, other: Rows, shown: list[Change], *, same: int, differ: int) -> None:
