@@ -17,11 +17,11 @@ from warmup_plugin import __version__
 from warmup_plugin.coordination import decisions, messages
 from warmup_plugin.coordination.decisions import (
     AGREE,
-    BUILT,
     CERTIFY,
     OPEN,
     READY,
     SURVEY,
+    UNGUARDED,
     ReadyDecision,
 )
 from warmup_plugin.coordination.messages import Head, read_decision, read_vote, said
@@ -34,7 +34,7 @@ ROUNDS = [found for found in vars(decisions).values() if isinstance(found, Round
 SOUND: dict[str, tuple[Round[Any, Any], Vote]] = {
     "open": (OPEN, hello()), "agree": (AGREE, table("T", deaths={"t": ("op @ 1", ["a"])})),
     "survey0": (SURVEY.again(0), surveyed(sealed=certified())), "ready": (READY, ready()),
-    "built": (BUILT, EmptyVote()), "certify": (CERTIFY, certified()),
+    "unguarded": (UNGUARDED, EmptyVote()), "certify": (CERTIFY, certified()),
 }  # fmt: skip
 
 
@@ -100,7 +100,7 @@ FAULTS: dict[str, tuple[Round[Any, Any], Fields, str]] = {
     ),
     "a second survey": (SURVEY.again(1), {}, "its vote at step survey1 has no 'asked'"),
     "a field too many for none": (
-        BUILT, {"go": 1}, "its vote at step built has a field 'go': must be one of none",
+        UNGUARDED, {"go": 1}, "its vote at step unguarded has a field 'go': must be one of none",
     ),
 }  # fmt: skip
 

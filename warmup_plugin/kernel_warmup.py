@@ -6,7 +6,7 @@
     2 agree     identity, settings, environment, tables      votes; a body once per distinct digest
     3 survey    the forward runs, choose_one intercepted     only the model's own collectives
     4 plan      who tunes what                               inventories to rank 0, the plan back
-    5 tune      replays its own tasks (per_rank: in step 7)  NOTHING
+    5 tune      replays its tasks: for all, or for itself    NOTHING
     6 share     results merged, installed                    one table's bytes, sha256 checked
     7 prepare   builds winners it did not tune               nothing, then a bounded round
     8 publish   the first rank of a node writes the file     nothing
@@ -18,7 +18,7 @@ The five clauses of the design, and where each is done:
     rank 0 tunes, one context, not nested   steps/tune.py `tune`, strategy ``leader``
     broadcast of the result to all ranks    steps/share.py `share`
     local rank 0 writes the file            steps/publish.py `publish`
-    fallback: per-rank tuning, a barrier    steps/tune.py `tune_own`; steps/prepare.py
+    fallback: per-rank tuning, a barrier    steps/tune.py `tune`; steps/prepare.py `prepare`
 
 No collective is ever in flight while a tactic is being timed. A warm start takes the same steps
 with an empty plan; where nothing at all is left to do, step 9 is part of step 3's round. Owns the
@@ -271,7 +271,7 @@ def _finish(
     from warmup_plugin.steps.prepare import prepare
     from warmup_plugin.steps.publish import publish
     from warmup_plugin.steps.share import share
-    from warmup_plugin.steps.tune import tune
+    from warmup_plugin.steps.tune import tune, tune_again
     from warmup_plugin.steps.verify_entries import try_stored
 
     fit = try_stored(job, agreed, survey) if surveyed.go == "plan" else {}
@@ -279,6 +279,7 @@ def _finish(
     work.fit = fit
     tune(job, survey, work)
     shared = share(job, agreed, survey, work)
+    tune_again(job, survey, work)
     prepare(job, survey, work, shared)
     published = publish(job, held, agreed, shared, work)
     certified = certify(job, survey, work, shared, published)

@@ -118,10 +118,6 @@ def preparing(seat: Seat) -> None:
     seat.meet("ready")
 
 
-def building(seat: Seat) -> None:
-    seat.meet("built")
-
-
 def publishing(seat: Seat) -> None:
     if seat.rank in WRITERS:
         seat.coordinator.note("publish")
@@ -153,16 +149,16 @@ def offering(seat: Seat) -> None:
 
 
 WHOLE: list[Part] = [
-    opening, agreeing, loading, surveying, planning, tuning, sharing, preparing, building,
-    publishing, certifying,
+    opening, agreeing, loading, surveying, planning, tuning, sharing, preparing, publishing,
+    certifying,
 ]  # fmt: skip
 #: Two meetings that follow each other, with what lies between them. A session ends with a meeting,
 #: so a walk must not end before a body that rank 0 sends after one.
 PAIRS: list[list[Part]] = [
     [opening, greeting], [agreeing, loading], [loading, surveying],
     [surveying, planning, confirming],
-    [planning, tuning, sharing], [sharing, preparing], [preparing, building],
-    [offering, building, publishing, certifying],
+    [planning, tuning, sharing], [sharing, preparing],
+    [offering, preparing, publishing, certifying],
 ]  # fmt: skip
 
 

@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps 6, 7 and 9: one table in every tuner, built, and certified.
+"""Step 6, share: one table in every tuner.
 
-Owns the way of results to rank 0, of the merged table's bytes to all ranks and into their tuners,
-and the question to every tuner what it serves now. Whatever fails on one rank is in its vote to the
-others: a winner that cannot be built is dropped by all, a table that cannot be installed by one is
-taken out by all.
+Owns the way of results to rank 0, and of the merged table's bytes to all ranks and into their
+tuners. A table that one rank cannot install is taken out by all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-
-import msgspec
 
 from warmup_plugin.cache.manifest import Manifest, render_manifest
 from warmup_plugin.cache.table import Table, parse_table, render_table
@@ -77,7 +73,7 @@ def _exchange(job: Job, agreed: Agreed, survey: Survey, work: Work) -> Shared:
     job.failure = ""
     work.failed, apart = found.failed, found.apart
     survey.unshare(apart)
-    _tune_apart(job, survey, work, apart)
+    work.apart = tuple(name for name in apart if name in survey.tasks)
     if work.failed:
         job.warn(_tell_failed(survey, work))
     work.left = _left(work.plan, found.left) - work.failed.keys() - apart.keys()
@@ -88,13 +84,6 @@ def _exchange(job: Job, agreed: Agreed, survey: Survey, work: Work) -> Shared:
     if not isinstance(table, Table):
         raise InstallError(f"the shared table cannot be read: {table.reason}")
     return Shared(table, found.manifest)
-
-
-def _tune_apart(job: Job, survey: Survey, work: Work, apart: Collection[str]) -> None:
-    """Leave to this rank what no table can hold: it is tuned in step 7, by each rank for itself."""
-    rank, local = job.coordinator.rank, work.plan.local
-    own = (*local.get(rank, ()), *(name for name in apart if name in survey.tasks))
-    work.plan = msgspec.structs.replace(work.plan, local={**local, rank: own})
 
 
 def _tell_failed(survey: Survey, work: Work) -> str:
@@ -143,10 +132,6 @@ def _base(agreed: Agreed, work: Work) -> Table:
     return Table(agreed.table.stamp, kept, agreed.table.records)
 
 
-def _own_keys(survey: Survey) -> set[str]:
-    return {key for t in survey.tasks.values() if t.state != "unshared" for key in t.keys}
-
-
 def _met_elsewhere(survey: Survey, table: Table) -> set[str]:
     """Return the keys of this rank's ops at sizes that perhaps only other ranks have met.
 
@@ -167,7 +152,7 @@ def install_shared(
     # A loaded entry answers each known task, and never two (`Survey` tells them apart).
     if not work.is_new and job.installed.only(survey.tally().number("known")):
         return
-    own = _own_keys(survey)
+    own = survey.shared_keys()
     if all(name in survey.tasks for name in dropped):  # else: which keys are another rank's?
         own |= _met_elsewhere(survey, shared.table)
     job.coordinator.confirm()

@@ -30,7 +30,8 @@ class Work(msgspec.Struct):
     ``is_new`` is false on a warm start: every task is answered and the plan is empty. Rank 0 keeps
     the ``lots``, every rank's inventory. ``until``: when the budget is used up, on this process's
     monotonic clock. ``left``: the tasks that nobody has tuned for that. ``failed``: those that were
-    tuned without a result, with the reason. ``fit``: tasks whose stored entry has been tried on
+    tuned without a result, with the reason. ``apart``: those of this rank whose winner no table can
+    hold. ``fit``: tasks whose stored entry has been tried on
     this rank. ``refused``: those of the ``dropped`` ones of which a runner says that it does not
     offer the tactic.
     """
@@ -44,6 +45,7 @@ class Work(msgspec.Struct):
     left: frozenset[str] = frozenset()
     failed: Mapping[str, str] = msgspec.field(default_factory=dict)
     refused: frozenset[str] = frozenset()
+    apart: tuple[str, ...] = ()
     fit: Mapping[str, Entry] = msgspec.field(default_factory=dict)
     costs: dict[str, float] = msgspec.field(default_factory=dict)
 

@@ -830,12 +830,34 @@ def narrowing(
             blocklist.filter = before
 
 
+#: Of the tuner's memory, by the name of the attribute.
+Memory = Mapping[str, Mapping[Any, Any]]
+#: What it keeps beside its winners, by their key and the identity of a partition, None here.
+_BESIDE_WINNERS = ("_profiling_cache_policies", "_profiling_cache_selections")
+
+
+def memory_of(tuner: Any) -> Memory:
+    """Return the winners in the tuner's memory, with what it keeps beside each."""
+    found: dict[str, dict[Any, Any]] = {"profiling_cache": dict(tuner.profiling_cache)}
+    for name in _BESIDE_WINNERS:
+        held = getattr(tuner, name, {})
+        found[name] = {key: value for key, value in held.items() if key[0] is None}
+    return found
+
+
+def put_in_memory(tuner: Any, memory: Memory) -> None:
+    """Add winners to the tuner's memory; `memory_of` has taken them from it."""
+    for name, held in memory.items():
+        if held:
+            getattr(tuner, name).update(held)
+
+
 def forget_since(tuner: Any, count: int) -> None:
     """Drop the winners in the tuner's memory after its first ``count``: they are chosen anew."""
     cache = tuner.profiling_cache
     for key in list(itertools.islice(reversed(cache), max(0, len(cache) - count))):
         del cache[key]
-        for name in ("_profiling_cache_policies", "_profiling_cache_selections"):
+        for name in _BESIDE_WINNERS:
             getattr(tuner, name, {}).pop((None, key), None)
 
 
