@@ -75,12 +75,20 @@ def test_one_op_with_two_runner_lists_shares_nothing(children: Children) -> None
 
 
 def test_two_runner_lists_on_two_ranks_share_nothing(children: Children) -> None:
-    """Neither rank sees the collision; the plan does."""
+    """Neither rank sees the collision; the plan does, and the report says what differs by it."""
     for _start in ("cold", "next"):
         for report in children.ranks("on_survey:lists_of_two_ranks", tp=2):
-            assert report.agreement == "certified", report.reason
+            assert report.agreement == "partial", report.reason
+            assert set(report.differing) == {"lists @ 4", "lists @ 16", "lists @ 64"}
             assert report.tasks["unshared"] == 4
         assert ops_of(children.entries) == {"clean"}
+
+
+def test_with_required_agreement_such_lists_serve_defaults(children: Children) -> None:
+    """No rank tunes its own list."""
+    for report in children.ranks("on_survey:lists_of_two_ranks", env=AGREE, tp=2):
+        assert (report.agreement, report.differing) == ("certified", ())
+        assert report.tasks["unshared"] == 4
 
 
 @pytest.mark.parametrize("batches", [(100, 100), (16, 100), (100, 16)], ids=str)
