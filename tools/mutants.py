@@ -419,6 +419,17 @@ MUTANTS = (
         "tests/tuner/test_rounds.py::test_other_candidates_each_time_are_swept",
     ),
     Mutant(
+        "what a rank tunes for itself stays over a load", "tuner/tuner_state.py",
+        "        compat.put_in_memory(tuner, self._memory)\n", "",
+        "tests/tuner/test_install.py::test_others_entries_survive_and_never_stand_over_ours",
+    ),
+    Mutant(
+        "what a rank tunes for itself is timed in step 5", "steps/tune.py",
+        '    with job.timed("tune"), Shutdown(lambda: None) as shutdown:',
+        "    with Shutdown(lambda: None) as shutdown:",
+        "tests/ranks/test_no_collective.py::test_ranks_left_alone_time_nothing_during_a_collective_either",
+    ),
+    Mutant(
         "side effects are swept", "steps/tune.py",
         " and task.op not in job.ops.one_rank", "",
         "tests/tuner/test_rounds.py::test_swept_as_without_a_race",
