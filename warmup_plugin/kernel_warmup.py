@@ -5,7 +5,7 @@
     1 read      the first rank of a node reads its tables    nothing
     2 agree     identity, settings, environment, tables      votes; a body once per distinct digest
     3 survey    the forward runs, choose_one intercepted     only the model's own collectives
-    4 plan      who tunes what                               inventories to rank 0, the plan back
+    4 plan      who tunes what; waits for another engine     inventories to rank 0, the plan back
     5 tune      replays its tasks: for all, or for itself    NOTHING
     6 share     results merged, installed                    one table's bytes, sha256 checked
     7 prepare   builds winners it did not tune               nothing, then a bounded round

@@ -88,6 +88,15 @@ def planning(seat: Seat) -> None:
         coordinator.get(plan)
 
 
+def waiting(seat: Seat) -> None:
+    """Another engine tunes for the directory: rank 0 waits for it, and then makes the plan."""
+    if seat.rank == 0:
+        seat.coordinator.note("wait", "for another engine")
+    plan = seat.meet("plan1", None, lambda _words: {"plan": seat.coordinator.put(b"the rest")})
+    if seat.rank:
+        seat.coordinator.get(plan["plan"])
+
+
 def tuning(seat: Seat) -> None:
     """All tasks are rank 0's; at each it looks after its neighbour."""
     if seat.rank == 0:
@@ -156,7 +165,7 @@ WHOLE: list[Part] = [
 #: so a walk must not end before a body that rank 0 sends after one.
 PAIRS: list[list[Part]] = [
     [opening, greeting], [agreeing, loading], [loading, surveying],
-    [surveying, planning, confirming],
+    [surveying, planning, confirming], [planning, waiting, confirming],
     [planning, tuning, sharing], [sharing, preparing],
     [offering, preparing, publishing, certifying],
 ]  # fmt: skip
