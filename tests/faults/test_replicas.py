@@ -55,7 +55,7 @@ def test_the_wait_for_one_that_does_not_get_on_is_bounded(
     stopped.faults = [{"do": "stop", "on": [0], "at": "tune"}]
     waiting.faults = [{"do": "sleep", "on": [0], "at": "plan", "seconds": 1.0}]
     waiting.env = {"WARMUP_PLUGIN_REPLICA_WAIT_S": "3"}
-    gave_up, went_on = start([stopped, waiting], tp=2, hold_s=6.0)
+    gave_up, went_on = start([stopped, waiting], tp=2, hold_s=10.0)
     gave_up[1].assert_gave_up(0)
     went_on.assert_whole()
     assert went_on.tasks_tuned() == len(waiting.tasks())
