@@ -24,8 +24,7 @@ No collective is ever in flight while a tactic is being timed. A warm start take
 with an empty plan; where nothing at all is left to do, step 9 is part of step 3's round. Owns the
 order; the work is in `steps/`, the rules in `decisions.py` and `plan.py`, the tuner in `tuner/`. A
 cache fault never leaves `warm_up`: it ends in FlashInfer's defaults, with a reason and a warning.
-What does: `SessionError` on every rank alike, the forward's own exception on its rank,
-`RankLostError`.
+What does: `SessionError` on every rank alike, `RankLostError`, and the forward's own exception.
 """
 
 from __future__ import annotations

@@ -12,11 +12,11 @@ from collections.abc import Collection, Mapping
 
 import msgspec
 
+from warmup_plugin.cache.cached_table import CachedTable
 from warmup_plugin.cache.external import Borrowed
 from warmup_plugin.cache.journal import Death
 from warmup_plugin.cache.lazy_table import unread_table
 from warmup_plugin.cache.manifest import Manifest, parse_manifest
-from warmup_plugin.cache.merge import Part
 from warmup_plugin.cache.table import Table, parse_table, render_table
 from warmup_plugin.coordination.decisions import AGREE, LOAD, MERGE, AgreeDecision
 from warmup_plugin.coordination.votes import (
@@ -136,13 +136,13 @@ def _merge(job: Job, held: Held, decision: AgreeDecision) -> tuple[Held, AgreeDe
     return union, agreed
 
 
-def _part(job: Job, vote: Heading, rank: int) -> Part | None:
+def _part(job: Job, vote: Heading, rank: int) -> CachedTable | None:
     table = parse_table(job.coordinator.get(vote.table), limit=NO_LIMIT)
     if not isinstance(table, Table):
         return None
     body = job.coordinator.get(vote.manifest) if vote.manifest else b""
     manifest = parse_manifest(body, limit=NO_LIMIT)
-    return Part(table, manifest if isinstance(manifest, Manifest) else None, (rank, 0, 0))
+    return CachedTable(table, manifest if isinstance(manifest, Manifest) else None, (rank, 0, 0))
 
 
 def _fetch(job: Job, held: Held, decision: AgreeDecision) -> tuple[Agreed, bytes]:

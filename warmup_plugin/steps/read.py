@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
+from warmup_plugin.cache.cached_table import CachedTable
 from warmup_plugin.cache.external import Borrowed, borrow
 from warmup_plugin.cache.journal import Death
 from warmup_plugin.cache.manifest import Manifest, render_manifest
-from warmup_plugin.cache.merge import Part, give_way, merge
+from warmup_plugin.cache.merge import give_way, merge
 from warmup_plugin.cache.store import Store, told
 from warmup_plugin.cache.table import Entry, Table, render_table
 from warmup_plugin.coordination.votes import MergeVote
@@ -43,12 +44,12 @@ class Held(msgspec.Struct):
     deaths: Mapping[str, Death] = msgspec.field(default_factory=dict)
 
     @classmethod
-    def union(cls, parts: list[Part], warnings: list[str], *, is_whole: bool) -> Held:
+    def union(cls, parts: list[CachedTable], warnings: list[str], *, is_whole: bool) -> Held:
         """Return the union of several tables."""
         merged = merge(parts)
         if merged.conflicts:
             warnings = [*warnings, f"tables differ in {merged.conflicts} tasks"]
-        found = cls(merged.table, merged.manifest, merged.loose, warnings, is_whole)
+        found = cls(merged.table, merged.manifest, merged.unverified, warnings, is_whole)
         whole = next((part for part in parts if part.table is merged.table), None)
         if whole is not None and whole.manifest is not None and whole.table_bytes:
             found.table_bytes, found.manifest_bytes = whole.table_bytes, whole.manifest_bytes
@@ -135,7 +136,7 @@ def _early_offer(job: Job) -> Callable[[bytes, str], None]:
     return offer
 
 
-def _with_borrowed(job: Job, held: Held, own: list[Part], kept: Mapping[str, Entry]) -> Held:
+def _with_borrowed(job: Job, held: Held, own: list[CachedTable], kept: Mapping[str, Entry]) -> Held:
     """Add what others answer, under keys that this table does not have; ``kept`` comes first."""
     options, claimed = job.options, set(held.table.entries if held.table else ())
     for record in (held.manifest.tasks if held.manifest else {}).values():
@@ -151,7 +152,7 @@ def _with_borrowed(job: Job, held: Held, own: list[Part], kept: Mapping[str, Ent
     if not found.entries:
         return held
     job.lenders = found.lenders
-    lent = Part(Table(job.stamp, found.entries), None, (0, 0, 0))
+    lent = CachedTable(Table(job.stamp, found.entries), None, (0, 0, 0))
     union = Held.union([*own, lent], held.warnings, is_whole=held.is_whole)
     union.borrowed, union.deaths = found, held.deaths
     return union

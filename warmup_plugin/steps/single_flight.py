@@ -13,8 +13,9 @@ import time
 
 from msgspec.structs import replace
 
+from warmup_plugin.cache.cached_table import CachedTable
 from warmup_plugin.cache.lease import hold
-from warmup_plugin.cache.merge import Part, merge
+from warmup_plugin.cache.merge import merge
 from warmup_plugin.planning.inventory import Lots
 from warmup_plugin.runtime.polling import wait_until, within
 from warmup_plugin.steps.agree import Agreed
@@ -64,7 +65,7 @@ def grow(job: Job, agreed: Agreed) -> bool:
     parts = job.store.read(job.stamp, identity=job.identity.digest).parts
     if not parts:
         return False
-    mine = Part(agreed.table, agreed.manifest, (0, 0, 0))
+    mine = CachedTable(agreed.table, agreed.manifest, (0, 0, 0))
     union = merge([mine, *parts] if agreed.table.entries else parts)
     if union.table.entries.keys() <= agreed.table.entries.keys():
         return False
