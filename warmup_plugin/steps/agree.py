@@ -92,8 +92,9 @@ def agree(job: Job, held: Held) -> Agreed:
             agreed = Agreed(Table(job.stamp, {}), None)
             job.installed.load(render_table(agreed.table), job.stamp, job.ops.pass_through)
         elif job.leads:
-            agreed.borrowed, agreed.loose = held.borrowed, held.loose
-        agreed.is_held = job.store is None or held.table_sha256 == agreed.heading.table
+            agreed.borrowed = held.borrowed
+            agreed.loose = held.cached.unverified if held.cached else frozenset()
+        agreed.is_held = job.store is None or held.sha256 == agreed.heading.table
         agreed.deaths = {task: Death(label, tuple(names)) for task, (label, names) in found.items()}
         return agreed
 
@@ -120,19 +121,17 @@ def _remove_mark(job: Job, name: str) -> None:
 def _merge(job: Job, held: Held, decision: AgreeDecision) -> tuple[Held, AgreeDecision]:
     """Merge the different tables of several nodes on rank 0."""
     if job.coordinator.rank in decision.want:
-        job.coordinator.put(held.table_bytes)
-        job.coordinator.put(held.manifest_bytes)
+        _offer(job, held, held_by=())
     union = held
 
     def lead(votes: Votes[MergeVote]) -> AgreeDecision:
         nonlocal union
         found = [_part(job, votes[rank], rank) for rank in decision.want]
         parts = [part for part in found if part is not None]
-        union = Held.union(parts, [], is_whole=False)
+        union = Held(borrowed=held.borrowed).union(parts, is_whole=False)
         return AgreeDecision(go="one", heading=heading_of(union.vote(job)))
 
     agreed = job.coordinator.meet(MERGE, held.vote(job), lead)
-    union.borrowed = held.borrowed
     return union, agreed
 
 
@@ -153,8 +152,8 @@ def _fetch(job: Job, held: Held, decision: AgreeDecision) -> tuple[Agreed, bytes
         return Agreed(empty, None), render_table(empty)
     if job.coordinator.rank == decision.source:
         _offer(job, held, decision.held_by)
-    if held.table is not None and held.table_sha256 == heading.table:
-        return Agreed(held.table, held.manifest, heading), held.table_bytes
+    if held.cached is not None and held.sha256 == heading.table:
+        return Agreed(held.cached.table, held.cached.manifest, heading), held.cached.table_bytes
     body = job.coordinator.get(heading.table)
     table = unread_table(body) if heading.vouched else parse_table(body, limit=NO_LIMIT)
     if not isinstance(table, Table):
@@ -166,11 +165,12 @@ def _fetch(job: Job, held: Held, decision: AgreeDecision) -> tuple[Agreed, bytes
 
 def _offer(job: Job, held: Held, held_by: Collection[int]) -> None:
     """Send what others lack: a rank without the table, a writer without its manifest."""
+    assert held.cached is not None, "only a rank that has read a table is asked for it"
     lacking = {*range(job.coordinator.size)} - {*held_by}
     if lacking:
-        job.coordinator.put(held.table_bytes, held.table_sha256)
+        job.coordinator.put(held.cached.table_bytes, held.sha256)
     if not lacking.isdisjoint(job.opened.writers):
-        job.coordinator.put(held.manifest_bytes)
+        job.coordinator.put(held.cached.manifest_bytes)
 
 
 def fetch_manifest(job: Job, sha256: str) -> Manifest | None:

@@ -23,7 +23,7 @@ def publish(job: Job, held: Held, agreed: Agreed, shared: Shared, work: Work) ->
     store = job.store
     if store is None or not job.shares or job.opened.mode != "on":
         return []
-    node_has_it = held.table is not None and held.table_sha256 == agreed.heading.table
+    node_has_it = held.cached is not None and held.sha256 == agreed.heading.table
     if not work.is_new and (node_has_it or not shared.manifest):
         return []
     with job.timed("publish"):
