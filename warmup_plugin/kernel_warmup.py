@@ -53,7 +53,7 @@ from warmup_plugin.steps.options import (
 )
 from warmup_plugin.steps.read import Held, read
 from warmup_plugin.steps.survey import run_survey, surveying
-from warmup_plugin.steps.work import Shared, Work
+from warmup_plugin.steps.work import Work
 from warmup_plugin.steps.write_report import make_report, off_report
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def warm_up(
         agreed = agree(job, held)
         if job.opened.on_hit == "skip" and agreed.may_skip:
             return _certify_skipped(job, agreed)
-        survey, surveyed = run_survey(job, agreed, forward)
+        agreed, survey, surveyed = run_survey(job, agreed, forward)
         return _finish(job, held, agreed, survey, surveyed)
 
 
@@ -264,7 +264,7 @@ def _finish(
 ) -> WarmupReport:
     """Take steps 4 to 9; on a warm start the plan is empty and nothing is written."""
     if (certified := surveyed.certified) is not None:  # with step 3: nothing is left to do
-        return make_report(job, survey, Work(), Shared(agreed.table, ""), certified)
+        return make_report(job, survey, Work(), agreed.cached, certified)
     # A warm start imports nothing of what follows: that would cost it some milliseconds.
     from warmup_plugin.steps.plan import make_work
     from warmup_plugin.steps.prepare import prepare
@@ -287,9 +287,8 @@ def _finish(
 
 def _certify_skipped(job: Job, agreed: Agreed) -> WarmupReport:
     """Take step 9 alone: the table is complete and all ranks skip the forward."""
-    work, shared = Work(), Shared(agreed.table, "")
-    certified = certify(job, None, work, shared, [], table_sha256=agreed.heading.table)
-    return make_report(job, None, work, shared, certified)
+    certified = certify(job, None, Work(), agreed.cached, [], table_sha256=agreed.heading.table)
+    return make_report(job, None, Work(), agreed.cached, certified)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 import msgspec
 
 from warmup_plugin.cache.journal import Death
+from warmup_plugin.cache.manifest import Manifest
 from warmup_plugin.coordination.decisions import PLAN, PlanDecision, SurveyDecision
 from warmup_plugin.coordination.votes import PlanVote
 from warmup_plugin.errors import SessionError
@@ -44,7 +45,7 @@ def make_work(job: Job, agreed: Agreed, survey: Survey, surveyed: SurveyDecision
     _tell_deaths(job, agreed.deaths)
     if surveyed.go == "warm":
         return Work()
-    work = Work(is_new=True)
+    work = Work(is_new=True, base=agreed.cached)
     with job.timed("plan"):
         own = PlanVote(inventory=[job.coordinator.put(b) for b in _inventories(job, survey)])
 
@@ -66,14 +67,16 @@ def make_work(job: Job, agreed: Agreed, survey: Survey, surveyed: SurveyDecision
 
 def _decide(job: Job, agreed: Agreed, work: Work, *, has_waited: bool = False) -> PlanDecision:
     """Make the plan on rank 0, unless another engine is to be waited for."""
-    work.plan = _assign(job, agreed, work.lots)
+    work.plan = _assign(job, agreed, work)
     if work.plan.shared:
         if not has_waited and (holder := take_turn(job)):
             return PlanDecision(go="wait", reason=holder)
-        if grow(job, agreed):
-            work.plan = _assign(job, agreed, work.lots, answered=answered(agreed, work.lots))
+        if grow(job, work):
+            found = answered(work) - agreed.deaths.keys()
+            work.plan = _assign(job, agreed, work, answered=found)
     loose = _unvouched(agreed, work.lots)
-    resumed = loose & agreed.manifest.tasks.keys() if loose and agreed.manifest else ()
+    manifest = work.base.manifest
+    resumed = loose & manifest.tasks.keys() if loose and manifest else ()
     work.plan = msgspec.structs.replace(
         work.plan, held=(*work.plan.held, *loose), resumed=tuple(resumed)
     )
@@ -181,22 +184,22 @@ def _judged(item: Item, agreed: Agreed) -> Item:
     return item
 
 
-def _assign(job: Job, agreed: Agreed, lots: Lots, *, answered: Collection[str] = ()) -> Plan:
+def _assign(job: Job, agreed: Agreed, work: Work, *, answered: Collection[str] = ()) -> Plan:
     """Return the plan; ``answered``: tasks that an entry has come to answer since the survey."""
     strategy: Strategy = job.opened.strategy if job.shares else "per_rank"
     return make_plan(
-        lots, strategy, cost=_costs(job, agreed), last=agreed.deaths, one_rank=job.ops.one_rank,
+        work.lots, strategy, cost=_costs(job, work.base.manifest), last=agreed.deaths,
         time_nothing=job.opened.mode in REPLAYS or job.opened.go == "defaults",
-        answered=answered,
+        one_rank=job.ops.one_rank, answered=answered,
     )  # fmt: skip
 
 
-def _costs(job: Job, agreed: Agreed) -> Costs:
+def _costs(job: Job, manifest: Manifest | None) -> Costs:
     """Gather what is known of how long tasks take, here and in sibling identities."""
     if job.directory is None:
         return Costs()
     candidates: dict[str, int] = {}
-    for record in agreed.manifest.tasks.values() if agreed.manifest else ():
+    for record in manifest.tasks.values() if manifest else ():
         candidates[record.op] = max(record.candidates or 0, candidates.get(record.op, 0))
     limit = job.options.settings.table_bytes
     known = {op: count for op, count in candidates.items() if count}

@@ -16,10 +16,9 @@ from msgspec.structs import replace
 from warmup_plugin.cache.cached_table import CachedTable
 from warmup_plugin.cache.lease import hold
 from warmup_plugin.cache.merge import merge
-from warmup_plugin.planning.inventory import Lots
 from warmup_plugin.runtime.polling import wait_until, within
-from warmup_plugin.steps.agree import Agreed
 from warmup_plugin.steps.context import Job
+from warmup_plugin.steps.work import Work
 
 
 def take_turn(job: Job) -> str:
@@ -55,34 +54,31 @@ def await_turn(job: Job, holder: str) -> None:
     job.waited.append({"at": "wait", "ranks": [0], "for": holder, "seconds": seconds})
 
 
-def grow(job: Job, agreed: Agreed) -> bool:
+def grow(job: Job, work: Work) -> bool:
     """Take in what the directory holds now, under the table all ranks have agreed on.
 
-    Returns whether ``agreed`` has entries of another engine then that it did not have.
+    Returns whether the ``base`` has entries of another engine then that it did not have.
     """
     if job.store is None or not job.may_write:
         return False
-    parts = job.store.read(job.stamp, identity=job.identity.digest).parts
+    parts, base = job.store.read(job.stamp, identity=job.identity.digest).parts, work.base
     if not parts:
         return False
-    mine = CachedTable(agreed.table, agreed.manifest, (0, 0, 0))
-    union = merge([mine, *parts] if agreed.table.entries else parts)
-    if union.table.entries.keys() <= agreed.table.entries.keys():
+    mine = CachedTable(base.table, base.manifest)
+    union = merge([mine, *parts] if base.table.entries else parts)
+    if union.table.entries.keys() <= base.table.entries.keys():
         return False
-    agreed.table, agreed.manifest = replace(union.table, stamp=agreed.table.stamp), union.manifest
+    work.base = union.changed(replace(union.table, stamp=base.table.stamp), union.manifest)
     return True
 
 
-def answered(agreed: Agreed, lots: Lots) -> set[str]:
-    """Return the tasks that the agreed table answers now, with one entry each.
-
-    It answers none in which a process has died.
-    """
-    entries = agreed.table.entries
+def answered(work: Work) -> set[str]:
+    """Return the tasks of all ranks that the table answers now, with one entry each."""
+    entries = work.base.table.entries
     held = {
         item.id: sum(key in entries for key in item.keys)
-        for lot in lots
+        for lot in work.lots
         for item in lot.items
         if item.state == "missing"
     }
-    return {name for name, count in held.items() if count == 1} - agreed.deaths.keys()
+    return {name for name, count in held.items() if count == 1}
