@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from tests.test_decide import certified, hello, opened, ready, surveyed, table
 from tests.test_fuzz import anything, fuzzed
-from warmup_plugin import __version__
 from warmup_plugin.coordination import decisions, messages
 from warmup_plugin.coordination.decisions import (
     AGREE,
@@ -26,6 +25,7 @@ from warmup_plugin.coordination.decisions import (
 )
 from warmup_plugin.coordination.messages import Head, read_decision, read_vote, said
 from warmup_plugin.coordination.rounds import Round, Vote, VoteError
+from warmup_plugin.coordination.versions import BUILD
 from warmup_plugin.coordination.votes import EmptyVote
 from warmup_plugin.errors import RankLostError
 
@@ -61,15 +61,15 @@ def without(name: str) -> Fields:
 FAULTS: dict[str, tuple[Round[Any, Any], Fields, str]] = {
     "no margin": (
         OPEN, without("margin"),
-        f"its vote at step open has no 'margin': each of version {__version__} has",
+        f"its vote at step open has no 'margin': each of version {BUILD} has",
     ),
     "an older version": (
         OPEN, {**without("margin"), "plugin": "0.0.9"},
-        f"its warmup-plugin is 0.0.9, another rank's {__version__}: must be the same",
+        f"its warmup-plugin is 0.0.9, another rank's {BUILD}: must be the same: install",
     ),
     "a version that did not say so": (
         OPEN, without("plugin"),
-        f"does not say which it is, another rank's {__version__}: must be the same",
+        f"its warmup-plugin is older than {BUILD}, which is another rank's: must be",
     ),
     "factors without a stamp": (
         OPEN, fields_of(hello(), factors={}), "its vote at step open cannot be read: factors: must",

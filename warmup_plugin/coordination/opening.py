@@ -34,6 +34,7 @@ from warmup_plugin.coordination.kv_client import StoreLink, default_store, inner
 from warmup_plugin.coordination.listeners import Choice, Listeners, listen_at, probe
 from warmup_plugin.coordination.roll_call import call_the_roll, tell
 from warmup_plugin.coordination.sockets import OWN_LACK, connected, own_ends
+from warmup_plugin.coordination.versions import of_this_build, readable_by_older
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.runtime.standard_streams import hold_standard_streams
 from warmup_plugin.topology import host_name, machine_id
@@ -273,8 +274,10 @@ def connect(group: dist.ProcessGroup | None, settings: Settings, greeting: str =
     usable: Sequence[bool] | None = None
     with contextlib.closing(Opening(rank, size, settings, _job_store(), greeting)) as opening:
         while True:
-            card = tell(opening.offer(usable) if rank == 0 else None, group)
-            found = opening.answer(card)
+            offer = opening.offer(usable) if rank == 0 else None
+            if offer is not None and usable is None:
+                offer = readable_by_older(offer)
+            found = opening.answer(of_this_build(tell(offer, group), rank))
             reason, usable = call_the_roll(found.failure, found.usable, group)
             if reason:
                 raise SessionError(reason)
