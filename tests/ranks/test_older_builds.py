@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
 from warmup_plugin.coordination import decisions, versions
+from warmup_plugin.coordination.offers import read_offer
 from warmup_plugin.coordination.opening import Opening
 from warmup_plugin.coordination.rounds import Round
 from warmup_plugin.coordination.versions import BUILD, of_this_build, readable_by_older
@@ -82,7 +83,7 @@ def test_an_older_rank_0_hears_of_it_by_the_record_of_its_first_meeting() -> Non
 def test_an_older_rank_takes_rank_0s_first_card_for_an_error() -> None:
     """It raises with the text under ``error``; a rank of this build reads the card as it was."""
     opening = Opening(0, 2, Settings())
-    card = opening.offer()
+    card = opening.offer().to_json()
     opening.close()
     sent = readable_by_older(card)
     assert BUILD in sent["error"]
@@ -90,3 +91,21 @@ def test_an_older_rank_takes_rank_0s_first_card_for_an_error() -> None:
     assert of_this_build(dict(sent), 1) == card
     broken = readable_by_older({"error": "no descriptor"})
     assert of_this_build(dict(broken), 1) == {"error": "no descriptor"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        pytest.param({"way": 7}, "Expected `str`, got `int` - at `$.way`", id="another type"),
+        pytest.param({"way": "none", "more": 1}, "unknown field `more`", id="one too many"),
+        pytest.param([], "Expected `object`, got `array`", id="no object"),
+    ],
+)
+def test_an_offer_that_cannot_be_read_is_said_by_the_rank_that_reads_it(
+    fields: object, said: str
+) -> None:
+    """It takes part in the roll call, so that the others do not wait for it."""
+    found = read_offer(fields)
+    assert said in found.error
+    opening = Opening(1, 2, Settings())
+    assert opening.answer(found).failure == f"cannot open a store: {found.error}"

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from warmup_plugin.coordination.heartbeat import announce
 from warmup_plugin.coordination.kv_client import StoreLink, innermost, link_beside
+from warmup_plugin.coordination.offers import Offer, read_offer
 from warmup_plugin.coordination.opening import Answer, Opening
 from warmup_plugin.coordination.versions import BUILD, find_older, other_version, tell_older
 from warmup_plugin.engines.presence import Presence
@@ -123,26 +124,26 @@ class Readiness:
         except Exception as error:  # noqa: BLE001  # no descriptor, no memory: its word to the others
             reason = f"{type(error).__name__}: {error}"[:400]
         if self._rank == 0:
-            card = {"error": reason} if reason else opening.offer(usable)
-            self._link.set(self._of_round("offer"), json.dumps(card).encode())
+            offer = Offer(error=reason) if reason else opening.offer(usable)
+            self._link.set(self._of_round("offer"), json.dumps(offer.to_json()).encode())
         else:
-            card = {} if reason else self._offered()
-        if reason or not card or (self._rank and "error" in card):
-            return Answer((), reason)  # what rank 0 lacks it says itself
-        answer = opening.answer(card)
+            offer = Offer() if reason else self._offered()
+        if reason or not (offer.way or self._rank == 0):
+            return Answer((), reason or offer.error)  # rank 0 says it, too, and is heard first
+        answer = opening.answer(offer)
         if opening.link is not None:
             announce(opening.link)
         return answer
 
-    def _offered(self) -> dict[str, Any]:
-        """Return rank 0's card, once it is there; nothing where the answer is there already."""
+    def _offered(self) -> Offer:
+        """Return rank 0's offer, once it is there; none where the answer is there already."""
         offer = self._of_round("offer")
         self._wait([offer], {0})
         self._presence.card(0)  # its host, while there is somebody to ask
         body = self._link.get_now(offer)
         if self._link.has([self._of_round("decision")]) or body is None:
-            return {}  # it is too late to join, and rank 0's store may be gone already
-        return dict(json.loads(body))
+            return Offer()  # it is too late to join, and rank 0's store may be gone already
+        return read_offer(json.loads(body))
 
     def _of_round(self, kind: str, rank: int | str = "") -> str:
         """Return the key of a value that each offer has anew."""
