@@ -30,7 +30,7 @@ SURFACE = {
         "--tp", "--pp", "--dp", "--ep", "--tokens", "--strategy", "--root", "--keep", "--design",
         "--json",
     },
-    "doctor": {"--quick", *PLACE},
+    "doctor": {"--quick", "--ranks", *PLACE},
     "config": {"--set", *PLACE},
     "where": {"--identity", "--factors", "--version", "--arch", *PLACE},
     "ls": PLACE,

@@ -399,7 +399,7 @@ def test_bytes_that_do_not_match_their_sha256_are_refused() -> None:
 
 def offer(port: int, way: str = LOOPBACK, **other: Any) -> Offer:
     """Return an offer of rank 0's by which there is a store at a port of this machine."""
-    here = {"place": opening._place(), "leader": "node-a", "greeting": "hello"}
+    here = {"place": opening.place(), "leader": "node-a", "greeting": "hello"}
     found = {"way": way, "choices": [["127.0.0.1", port]], "nonce": "ours", **here, **other}
     return read_offer(found)
 

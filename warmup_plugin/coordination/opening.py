@@ -97,7 +97,7 @@ class Opening:
             return Offer(error=ascii(f"{type(error).__name__}: {error}")[1:-1][:400])
         if usable is not None:
             return Offer(way, choices, self._nonce)
-        return Offer(way, choices, self._nonce, _place(), self._leader, self._greeting)
+        return Offer(way, choices, self._nonce, place(), self._leader, self._greeting)
 
     def _series(self) -> Generator[tuple[str, list[Choice]], Sequence[bool], None]:
         """Yield one offer after the other, as long as there is no store for all."""
@@ -179,7 +179,7 @@ class Opening:
             return Answer([True] * len(choices))
         if self._way == PROBE:
             faults = probe(choices, self._nonce, PROBE_S)
-        elif self._way == LOOPBACK and offer.place != _place():
+        elif self._way == LOOPBACK and offer.place != place():
             return Answer([False])
         else:
             faults = [self._join(*choices[0])]
@@ -291,7 +291,7 @@ def _job_store() -> Any:
     return None
 
 
-def _place() -> str:
+def place() -> str:
     """Return what processes with a loopback interface in common have in common, and few others."""
     namespace = 0
     with contextlib.suppress(OSError):  # no such kernel: whether somebody listens there will tell

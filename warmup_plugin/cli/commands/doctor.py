@@ -2,7 +2,8 @@
 """`warmup-plugin doctor`: what is wrong on this machine, and how to put it right.
 
 Owns the order of the checks and how they are printed; `doctor_checks.py` and `doctor_probes.py`
-have the checks. Every finding that is not good comes with its fix. Exit code 1 if one fails.
+have the checks, `doctor_ranks.py` those of several ranks. Every finding that is not good comes with
+its fix. Exit code 1 if one fails.
 """
 
 from __future__ import annotations
@@ -12,7 +13,14 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from warmup_plugin.cli import doctor_checks, doctor_disks, doctor_probes, output, places
+from warmup_plugin.cli import (
+    doctor_checks,
+    doctor_disks,
+    doctor_probes,
+    doctor_ranks,
+    output,
+    places,
+)
 from warmup_plugin.cli.doctor_checks import Finding
 from warmup_plugin.cli.output import CommandError
 from warmup_plugin.errors import SettingError
@@ -23,27 +31,42 @@ DESCRIPTION = """\
 Check settings, engine, FlashInfer, the plugin's hook, directories, permissions,
 locks and clocks, and say how to put right what is wrong. The hook and
 FlashInfer are tried in child processes, which takes a while; --quick leaves
-them out."""
+them out. With --ranks, which torchrun or Slurm runs on every rank of a job, check
+instead which hosts reach which address, and how a session of the ranks meets."""
 EXAMPLES = """\
 examples:
   warmup-plugin doctor
   warmup-plugin doctor --quick               files and settings only
   warmup-plugin doctor --root /models/cache --json
+  torchrun --nproc-per-node 8 -m warmup_plugin doctor --ranks
+  srun python -m warmup_plugin doctor --ranks    MASTER_ADDR, MASTER_PORT set
 """
 _STYLES = {"good": "green", "note": "yellow", "bad": "bold red"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
-    parser.add_argument("--quick", action="store_true", help="start no child processes")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--quick", action="store_true", help="start no child processes")
+    which.add_argument(
+        "--ranks", action="store_true", help="check how the ranks of a job meet; run it on each"
+    )
     places.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
-def run(*, quick: bool, root: Path | None, engine_root: Path | None, json: bool) -> int:
+def run(
+    *, quick: bool, ranks: bool, root: Path | None, engine_root: Path | None, json: bool
+) -> int:
     """Check and print; return 1 where a check fails."""
-    found = examine(quick=quick, root=root, engine_root=engine_root)
+    if ranks:
+        found = doctor_ranks.examine(Settings.from_env(), os.environ)
+        is_told = doctor_ranks.is_told_by(found, os.environ)
+    else:
+        found, is_told = examine(quick=quick, root=root, engine_root=engine_root), True
     is_well = all(each.state != "bad" for each in found)
+    if not is_told:
+        return 0 if is_well else CommandError.FAILED
     if json:
         findings = [asdict(each) for each in found]
         output.print_json({"schema": 1, "well": is_well, "findings": findings})
