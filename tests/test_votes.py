@@ -67,6 +67,10 @@ FAULTS: dict[str, tuple[Round[Any, Any], Fields, str]] = {
         OPEN, {**without("margin"), "plugin": "0.0.9"},
         f"its warmup-plugin is 0.0.9, another rank's {BUILD}: must be the same: install",
     ),
+    "another build of one version": (
+        OPEN, {**fields_of(hello()), "plugin": BUILD.partition(" ")[0]},
+        f"another rank's {BUILD}: must be the same: install one version on all ranks",
+    ),
     "a version that did not say so": (
         OPEN, without("plugin"),
         f"its warmup-plugin is older than {BUILD}, which is another rank's: must be",

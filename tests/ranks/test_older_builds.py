@@ -58,6 +58,7 @@ def test_an_engines_ranks_hear_of_it_on_both_sides(older: int) -> None:
     assert link is None
     assert found == f"rank {older}: {OLDER}: {REMEDY}"
     assert time.monotonic() - began < BOUND_S
+    assert store.check([f"warmup_plugin//0/{name}" for name in (1 - older, "decision")])
     told = json.loads(store.get(f"warmup_plugin//0/{1 - older}"))["reason"]
     assert BUILD in told
     assert REMEDY in told
