@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from warmup_plugin.cache.external import Borrowed
+from warmup_plugin.cache.cached_table import CachedTable
 from warmup_plugin.cache.manifest import Manifest, render_manifest
 from warmup_plugin.cache.table import Entry, Table, parse_table, render_table
 from warmup_plugin.cache.task_result import Result
@@ -122,7 +122,7 @@ def simulate(num_ranks: int, num_tasks: int) -> dict[str, Any]:
         coordinator=coordinator, ops=SimpleNamespace(twin_fields={}, one_rank={}), shares=True,
         placement=None,
     )  # fmt: skip
-    agreed = Agreed(Table(STAMP, {}), None, borrowed=Borrowed())
+    agreed = Agreed(CachedTable(Table(STAMP, {})))
     votes, items = {}, {}
     for rank in range(num_ranks):
         kind = (rank * min(STAGES, num_ranks) // num_ranks, rank % DEVICES)
@@ -160,7 +160,7 @@ def simulate(num_ranks: int, num_tasks: int) -> dict[str, Any]:
     began = time.perf_counter()
     order = list(plan.tasks)
     results = [row for b in bodies for row in unpack_results(coordinator.get(b), order)]
-    work = Work(is_new=True, plan=plan, lots=lots)
+    work = Work(is_new=True, plan=plan, lots=lots, base=agreed.cached)
     settled = share._settle(agreed, work, results)  # noqa: SLF001
     table = render_table(settled.table)
     manifest = render_manifest(Manifest(identity="0" * 64, tasks=settled.tasks))

@@ -10,10 +10,10 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from warmup_plugin import __version__
 from warmup_plugin.cache.stamps import FINGERPRINT, PACKAGES
 from warmup_plugin.coordination.decisions import LoadDecision, OpenDecision, ReadyDecision
 from warmup_plugin.coordination.rounds import Vote
+from warmup_plugin.coordination.versions import BUILD
 from warmup_plugin.coordination.votes import (
     AgreeVote,
     CertifyVote,
@@ -53,7 +53,7 @@ def factors(**more: Any) -> dict[str, Any]:
 
 def hello(rank: int = 0, size: int = 1, node: str = "n0", **more: Any) -> OpenVote:
     fields = {
-        "plugin": __version__,
+        "plugin": BUILD,
         "host": f"host of {node}",
         "ranks": {"rank": rank, "world_size": size, "node": node},
         "tuning": False,

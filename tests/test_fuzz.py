@@ -18,10 +18,11 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from warmup_plugin.cache.cached_table import CachedTable
 from warmup_plugin.cache.external import borrow
 from warmup_plugin.cache.lease import _read as read_lease
 from warmup_plugin.cache.manifest import Manifest, parse_manifest, render_manifest
-from warmup_plugin.cache.merge import Part, merge
+from warmup_plugin.cache.merge import merge
 from warmup_plugin.cache.paths import parse_table_name, resolve, table_name
 from warmup_plugin.cache.store import Store
 from warmup_plugin.cache.table import Entry, Table, canonical_tactic, parse_table, render_table
@@ -89,7 +90,7 @@ def test_tables(body: bytes) -> None:
 def test_tables_survive_the_way_through_bytes(found: dict[str, Entry]) -> None:
     table = Table({"flashinfer_version": "0.7.2"}, found)
     assert parse_table(render_table(table), limit=1 << 30) == table
-    merged = merge([Part(table, None, (0, 0, 0)), Part(table, None, (1, 0, 0))])
+    merged = merge([CachedTable(table, None, (0, 0, 0)), CachedTable(table, None, (1, 0, 0))])
     assert (merged.table.entries, merged.conflicts) == (found, 0)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from warmup_plugin.cache.cached_table import CachedTable, Source
 from warmup_plugin.cache.manifest import (
     Manifest,
     Outcome,
@@ -17,7 +18,7 @@ from warmup_plugin.cache.manifest import (
     parse_manifest,
     render_manifest,
 )
-from warmup_plugin.cache.merge import Part, Source, give_way, less, merge
+from warmup_plugin.cache.merge import give_way, less, merge
 from warmup_plugin.cache.table import Entry, Table
 
 STAMP = {"flashinfer_version": "0.7.2.post1", "gpu": "NVIDIA H200"}
@@ -35,16 +36,16 @@ def part(
     generation: int = 1,
     source: Source = FIRST,
     **manifest: Any,
-) -> Part:
+) -> CachedTable:
     """A table of tactics by key; without `tasks`, without a manifest."""
     table = Table(STAMP, {key: Entry(key[0], tactic) for key, tactic in entries.items()})
     if tasks is None:
-        return Part(table, None, source)
+        return CachedTable(table, None, source)
     found = Manifest(identity="i", tasks=tasks, generation=generation, **manifest)
-    return Part(table, found, source)
+    return CachedTable(table, found, source)
 
 
-def union(*parts: Part) -> dict[str, Any]:
+def union(*parts: CachedTable) -> dict[str, Any]:
     """The merged tactics by key; checked to be the same for every order of the parts."""
     merged = [merge(order) for order in itertools.permutations(parts)]
     assert all(other == merged[0] for other in merged[1:])
@@ -67,7 +68,7 @@ def test_one_part_is_taken_whole() -> None:
     assert only.manifest is not None
     read = parse_manifest(render_manifest(only.manifest), limit=1 << 20)
     assert isinstance(read, Manifest)
-    merged = merge([Part(only.table, read, FIRST)])
+    merged = merge([CachedTable(only.table, read, FIRST)])
     assert merged.table is only.table
     assert merged.manifest is read
     assert read.tasks._records is None  # type: ignore[attr-defined]
@@ -167,7 +168,7 @@ def test_loose_entries_fill_gaps() -> None:
     loose = part({"A1": 9, "B1": 9, "A2": 9, "C3": 3}, None, source=FIRST)
     assert union(vouched, loose) == {"A1": 1, "C3": 3}
     merged = merge([vouched, loose])
-    assert merged.loose == {"C3"}
+    assert merged.unverified == {"C3"}
     assert merged.conflicts == 3
     assert merged.manifest is not None
     assert merged.manifest.loose == ("C3",)
@@ -179,17 +180,17 @@ def test_only_loose_entries() -> None:
     assert union(one, two) == {"A1": 1, "A2": 1, "A3": 2}
     merged = merge([one, two])
     assert merged.manifest is None
-    assert merged.loose == {"A1", "A2", "A3"}
+    assert merged.unverified == {"A1", "A2", "A3"}
     assert merged.conflicts == 1
 
 
 def test_loose_entries_stay_loose() -> None:
     """Published once in a table of ours, they are vouched for by nobody still."""
     only = part({"A1": 1, "C3": 3}, T1, loose=("C3",))
-    assert merge([only]).loose == {"C3"}
+    assert merge([only]).unverified == {"C3"}
     vouching = part({"C3": 4}, {"t3": task("C3")}, source=SECOND)
     assert union(only, vouching) == {"A1": 1, "C3": 4}
-    assert merge([only, vouching]).loose == frozenset()
+    assert merge([only, vouching]).unverified == frozenset()
 
 
 def test_vouched_entries_outside_any_task_are_kept() -> None:
@@ -198,7 +199,7 @@ def test_vouched_entries_outside_any_task_are_kept() -> None:
     tasks = part({"A1": 1}, T1, 1, SECOND)
     loose = part({"C3": 4}, None, source=THIRD)
     assert union(bare, tasks, loose) == {"A1": 1, "C3": 3}
-    assert merge([bare, tasks, loose]).loose == frozenset()
+    assert merge([bare, tasks, loose]).unverified == frozenset()
 
 
 def test_the_header_is_the_newest() -> None:
@@ -214,10 +215,10 @@ def test_the_header_is_the_newest() -> None:
 
 def test_stamps_and_records_add_up() -> None:
     """A field that one part does not know comes from another; records by namespace."""
-    one = Part(
+    one = CachedTable(
         Table({"gpu": "unknown", "a": "1"}, {}, {"n": {"x": 1}}), part({}, {}, 2).manifest, FIRST
     )
-    two = Part(
+    two = CachedTable(
         Table({"gpu": "H", "b": "2"}, {"k": Entry("R", 1)}, {"n": {"x": 2}, "m": {}}),
         part({}, {}, 1).manifest,
         SECOND,
@@ -247,9 +248,9 @@ def test_any_order_gives_one_union(number: int) -> None:
     ] + [part({"A1": 7, "Z": 7}, None, source=(9, 9, 9))]
     union(*parts)
     merged = merge(parts)
-    again = merge([Part(merged.table, merged.manifest, (0, 0, 0)), *parts])
+    again = merge([CachedTable(merged.table, merged.manifest, (0, 0, 0)), *parts])
     assert again.table == merged.table
-    assert again.loose == merged.loose
+    assert again.unverified == merged.unverified
 
 
 @pytest.mark.parametrize(

@@ -13,19 +13,19 @@ from hypothesis import strategies as st
 
 from tests.test_decide import certified, hello, opened, ready, surveyed, table
 from tests.test_fuzz import anything, fuzzed
-from warmup_plugin import __version__
 from warmup_plugin.coordination import decisions, messages
 from warmup_plugin.coordination.decisions import (
     AGREE,
-    BUILT,
     CERTIFY,
     OPEN,
     READY,
     SURVEY,
+    UNGUARDED,
     ReadyDecision,
 )
 from warmup_plugin.coordination.messages import Head, read_decision, read_vote, said
 from warmup_plugin.coordination.rounds import Round, Vote, VoteError
+from warmup_plugin.coordination.versions import BUILD
 from warmup_plugin.coordination.votes import EmptyVote
 from warmup_plugin.errors import RankLostError
 
@@ -34,7 +34,7 @@ ROUNDS = [found for found in vars(decisions).values() if isinstance(found, Round
 SOUND: dict[str, tuple[Round[Any, Any], Vote]] = {
     "open": (OPEN, hello()), "agree": (AGREE, table("T", deaths={"t": ("op @ 1", ["a"])})),
     "survey0": (SURVEY.again(0), surveyed(sealed=certified())), "ready": (READY, ready()),
-    "built": (BUILT, EmptyVote()), "certify": (CERTIFY, certified()),
+    "unguarded": (UNGUARDED, EmptyVote()), "certify": (CERTIFY, certified()),
 }  # fmt: skip
 
 
@@ -61,15 +61,19 @@ def without(name: str) -> Fields:
 FAULTS: dict[str, tuple[Round[Any, Any], Fields, str]] = {
     "no margin": (
         OPEN, without("margin"),
-        f"its vote at step open has no 'margin': each of version {__version__} has",
+        f"its vote at step open has no 'margin': each of version {BUILD} has",
     ),
     "an older version": (
         OPEN, {**without("margin"), "plugin": "0.0.9"},
-        f"its warmup-plugin is 0.0.9, another rank's {__version__}: must be the same",
+        f"its warmup-plugin is 0.0.9, another rank's {BUILD}: must be the same: install",
+    ),
+    "another build of one version": (
+        OPEN, {**fields_of(hello()), "plugin": BUILD.partition(" ")[0]},
+        f"another rank's {BUILD}: must be the same: install one version on all ranks",
     ),
     "a version that did not say so": (
         OPEN, without("plugin"),
-        f"does not say which it is, another rank's {__version__}: must be the same",
+        f"its warmup-plugin is older than {BUILD}, which is another rank's: must be",
     ),
     "factors without a stamp": (
         OPEN, fields_of(hello(), factors={}), "its vote at step open cannot be read: factors: must",
@@ -100,7 +104,7 @@ FAULTS: dict[str, tuple[Round[Any, Any], Fields, str]] = {
     ),
     "a second survey": (SURVEY.again(1), {}, "its vote at step survey1 has no 'asked'"),
     "a field too many for none": (
-        BUILT, {"go": 1}, "its vote at step built has a field 'go': must be one of none",
+        UNGUARDED, {"go": 1}, "its vote at step unguarded has a field 'go': must be one of none",
     ),
 }  # fmt: skip
 

@@ -439,6 +439,27 @@ MUTANTS = (
         "tests/tuner/test_rounds.py::test_other_candidates_each_time_are_swept",
     ),
     Mutant(
+        "builds of one version are told apart", "coordination/versions.py",
+        "    if version == BUILD:\n", '    if str(version).partition(" ")[0] == __version__:\n',
+        "tests/test_votes.py::test_a_vote_that_is_none_of_its_round",
+    ),
+    Mutant(
+        "an older build is told why", "coordination/versions.py",
+        'store.compare_set(f"{meeting}/decision", "", f"rank {rank}: {_OLDER}")', "pass",
+        "tests/ranks/test_older_builds.py::test_an_engines_ranks_hear_of_it_on_both_sides",
+    ),
+    Mutant(
+        "what a rank tunes for itself stays over a load", "tuner/tuner_state.py",
+        "        compat.put_in_memory(tuner, self._memory)\n", "",
+        "tests/tuner/test_install.py::test_others_entries_survive_and_never_stand_over_ours",
+    ),
+    Mutant(
+        "what a rank tunes for itself is timed in step 5", "steps/tune.py",
+        '    with job.timed("tune"), Shutdown(lambda: None) as shutdown:',
+        "    with Shutdown(lambda: None) as shutdown:",
+        "tests/ranks/test_no_collective.py::test_ranks_left_alone_time_nothing_during_a_collective_either",
+    ),
+    Mutant(
         "side effects are swept", "steps/tune.py",
         " and task.op not in job.ops.one_rank", "",
         "tests/tuner/test_rounds.py::test_swept_as_without_a_race",

@@ -5,8 +5,8 @@
     1 read      the first rank of a node reads its tables    nothing
     2 agree     identity, settings, environment, tables      votes; a body once per distinct digest
     3 survey    the forward runs, choose_one intercepted     only the model's own collectives
-    4 plan      who tunes what                               inventories to rank 0, the plan back
-    5 tune      replays its own tasks (per_rank: in step 7)  NOTHING
+    4 plan      who tunes what; waits for another engine     inventories to rank 0, the plan back
+    5 tune      replays its tasks: for all, or for itself    NOTHING
     6 share     results merged, installed                    one table's bytes, sha256 checked
     7 prepare   builds winners it did not tune               nothing, then a bounded round
     8 publish   the first rank of a node writes the file     nothing
@@ -18,14 +18,13 @@ The five clauses of the design, and where each is done:
     rank 0 tunes, one context, not nested   steps/tune.py `tune`, strategy ``leader``
     broadcast of the result to all ranks    steps/share.py `share`
     local rank 0 writes the file            steps/publish.py `publish`
-    fallback: per-rank tuning, a barrier    steps/tune.py `tune_own`; steps/prepare.py
+    fallback: per-rank tuning, a barrier    steps/tune.py `tune`; steps/prepare.py `prepare`
 
 No collective is ever in flight while a tactic is being timed. A warm start takes the same steps
 with an empty plan; where nothing at all is left to do, step 9 is part of step 3's round. Owns the
 order; the work is in `steps/`, the rules in `decisions.py` and `plan.py`, the tuner in `tuner/`. A
 cache fault never leaves `warm_up`: it ends in FlashInfer's defaults, with a reason and a warning.
-What does: `SessionError` on every rank alike, the forward's own exception on its rank,
-`RankLostError`.
+What does: `SessionError` on every rank alike, `RankLostError`, and the forward's own exception.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ from warmup_plugin.steps.options import (
 )
 from warmup_plugin.steps.read import Held, read
 from warmup_plugin.steps.survey import run_survey, surveying
-from warmup_plugin.steps.work import Shared, Work
+from warmup_plugin.steps.work import Work
 from warmup_plugin.steps.write_report import make_report, off_report
 
 if TYPE_CHECKING:
@@ -163,7 +162,7 @@ def warm_up(
         agreed = agree(job, held)
         if job.opened.on_hit == "skip" and agreed.may_skip:
             return _certify_skipped(job, agreed)
-        survey, surveyed = run_survey(job, agreed, forward)
+        agreed, survey, surveyed = run_survey(job, agreed, forward)
         return _finish(job, held, agreed, survey, surveyed)
 
 
@@ -265,13 +264,13 @@ def _finish(
 ) -> WarmupReport:
     """Take steps 4 to 9; on a warm start the plan is empty and nothing is written."""
     if (certified := surveyed.certified) is not None:  # with step 3: nothing is left to do
-        return make_report(job, survey, Work(), Shared(agreed.table, ""), certified)
+        return make_report(job, survey, Work(), agreed.cached, certified)
     # A warm start imports nothing of what follows: that would cost it some milliseconds.
     from warmup_plugin.steps.plan import make_work
     from warmup_plugin.steps.prepare import prepare
     from warmup_plugin.steps.publish import publish
     from warmup_plugin.steps.share import share
-    from warmup_plugin.steps.tune import tune
+    from warmup_plugin.steps.tune import tune, tune_again
     from warmup_plugin.steps.verify_entries import try_stored
 
     fit = try_stored(job, agreed, survey) if surveyed.go == "plan" else {}
@@ -279,6 +278,7 @@ def _finish(
     work.fit = fit
     tune(job, survey, work)
     shared = share(job, agreed, survey, work)
+    tune_again(job, survey, work)
     prepare(job, survey, work, shared)
     published = publish(job, held, agreed, shared, work)
     certified = certify(job, survey, work, shared, published)
@@ -287,9 +287,8 @@ def _finish(
 
 def _certify_skipped(job: Job, agreed: Agreed) -> WarmupReport:
     """Take step 9 alone: the table is complete and all ranks skip the forward."""
-    work, shared = Work(), Shared(agreed.table, "")
-    certified = certify(job, None, work, shared, [], table_sha256=agreed.heading.table)
-    return make_report(job, None, work, shared, certified)
+    certified = certify(job, None, Work(), agreed.cached, [], table_sha256=agreed.heading.table)
+    return make_report(job, None, Work(), agreed.cached, certified)
 
 
 @contextlib.contextmanager

@@ -88,7 +88,7 @@ def _older_version(_root: Path) -> None:
     """Be of another version from the first meeting on."""
     from warmup_plugin.engines import readiness
 
-    vars(readiness).update(__version__=OLDER, _READY=f"ready {OLDER}")
+    vars(readiness).update(BUILD=OLDER, _ANSWERED=f"answered {OLDER}")
 
 
 def _umask(_root: Path) -> None:

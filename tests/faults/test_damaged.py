@@ -121,10 +121,11 @@ def use(directory: Path) -> None:
     for part in reading.parts:
         if part.manifest is not None:  # vouched for: then it is what was written
             assert part.table == TABLE, "damaged entries are vouched for"
-    held = Held.union(reading.parts, [], is_whole=not reading.misses) if reading.parts else Held()
-    if held.table is not None:
-        Installed().load(held.table_bytes, compat.stamp(), ())
-        list((held.manifest.tasks if held.manifest else {}).values())
+    parts = reading.parts
+    cached = Held().union(parts, is_whole=not reading.misses).cached if parts else None
+    if cached is not None:
+        Installed().load(cached.table_bytes, compat.stamp(), ())
+        list((cached.manifest.tasks if cached.manifest else {}).values())
     key = "('soak::new', 'R', ((1, 1),), ())"
     manifest = Manifest(
         identity=IDENTITY.digest, tasks={"new": TaskRecord("n", ((key,),), "tuned")}
@@ -134,7 +135,7 @@ def use(directory: Path) -> None:
     (last,) = Store(directory, Settings()).read(compat.stamp(), identity=IDENTITY.digest).parts
     assert last.manifest is not None
     assert "new" in last.manifest.tasks
-    kept = set(held.table.entries if held.table else ())
+    kept = set(cached.table.entries if cached else ())
     assert kept <= last.table.entries.keys(), "entries were lost"
 
 

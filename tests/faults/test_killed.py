@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(300)]
 #: Within which the others end: two silences, a grace period, and what a busy machine adds.
 BOUND_S = 2 * 1.5 + 0.5 + 4.0
 STEPS = ("read", "agree", "survey", "plan", "tune", "share", "prepare", "publish", "certify")
-MEETINGS = ("agree", "load", "survey0", "plan", "share", "ready", "built", "certify")
+MEETINGS = ("agree", "load", "survey0", "plan", "share", "ready", "certify")
 
 Spot = tuple[str, int]
 

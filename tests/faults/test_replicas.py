@@ -54,10 +54,17 @@ def test_the_wait_for_one_that_does_not_get_on_is_bounded(
     stopped, waiting = make_job("same"), make_job("same")
     stopped.faults = [{"do": "stop", "on": [0], "at": "tune"}]
     waiting.faults = [{"do": "sleep", "on": [0], "at": "plan", "seconds": 1.0}]
-    waiting.env = {"WARMUP_PLUGIN_REPLICA_WAIT_S": "1"}
-    gave_up, went_on = start([stopped, waiting], tp=2, hold_s=6.0)
+    waiting.env = {"WARMUP_PLUGIN_REPLICA_WAIT_S": "3"}
+    gave_up, went_on = start([stopped, waiting], tp=2, hold_s=10.0)
     gave_up[1].assert_gave_up(0)
     went_on.assert_whole()
     assert went_on.tasks_tuned() == len(waiting.tasks())
-    assert "another engine has tuned here for over 1 s" in went_on.warnings
+    assert "another engine has tuned here for over 3 s" in went_on.warnings
     assert "woken" in gave_up[0].said
+    (row,) = [row for row in went_on.reports[0].waited if row["at"] == "wait"]
+    assert row["for"].startswith("process "), row
+    for rank, report in enumerate(went_on.reports):
+        assert report.seconds["wait"] >= 3.0, rank
+    waits = {name: seconds for name, _, seconds in went_on.reports[0].ranks[1]["waits"]}
+    assert waits["plan1"] >= 2.9, "the other rank waits for the plan after the wait, and"
+    assert waits["plan"] < 2.5, "for no decision that waits itself: a second is the fault above"

@@ -26,7 +26,7 @@ PER_BATCH, BATCHES = 10, 50
 #: Two silences and a grace period, and what a busy machine adds.
 BOUND_S = 2 * 1.5 + 0.5 + 4.0
 STEPS = ("read", "agree", "survey", "plan", "tune", "share", "prepare", "publish", "certify")
-MEETINGS = ("agree", "load", "survey0", "plan", "share", "ready", "built", "certify")
+MEETINGS = ("agree", "load", "survey0", "plan", "share", "ready", "certify")
 #: The second half of the batches starts from tables that are damaged, too.
 DAMAGE = ("flip", "cut", "none")
 

@@ -88,6 +88,15 @@ def planning(seat: Seat) -> None:
         coordinator.get(plan)
 
 
+def waiting(seat: Seat) -> None:
+    """Another engine tunes for the directory: rank 0 waits for it, and then makes the plan."""
+    if seat.rank == 0:
+        seat.coordinator.note("wait", "for another engine")
+    plan = seat.meet("plan1", None, lambda _words: {"plan": seat.coordinator.put(b"the rest")})
+    if seat.rank:
+        seat.coordinator.get(plan["plan"])
+
+
 def tuning(seat: Seat) -> None:
     """All tasks are rank 0's; at each it looks after its neighbour."""
     if seat.rank == 0:
@@ -116,10 +125,6 @@ def sharing(seat: Seat) -> None:
 def preparing(seat: Seat) -> None:
     seat.coordinator.note("prepare")
     seat.meet("ready")
-
-
-def building(seat: Seat) -> None:
-    seat.meet("built")
 
 
 def publishing(seat: Seat) -> None:
@@ -153,16 +158,16 @@ def offering(seat: Seat) -> None:
 
 
 WHOLE: list[Part] = [
-    opening, agreeing, loading, surveying, planning, tuning, sharing, preparing, building,
-    publishing, certifying,
+    opening, agreeing, loading, surveying, planning, tuning, sharing, preparing, publishing,
+    certifying,
 ]  # fmt: skip
 #: Two meetings that follow each other, with what lies between them. A session ends with a meeting,
 #: so a walk must not end before a body that rank 0 sends after one.
 PAIRS: list[list[Part]] = [
     [opening, greeting], [agreeing, loading], [loading, surveying],
-    [surveying, planning, confirming],
-    [planning, tuning, sharing], [sharing, preparing], [preparing, building],
-    [offering, building, publishing, certifying],
+    [surveying, planning, confirming], [planning, waiting, confirming],
+    [planning, tuning, sharing], [sharing, preparing],
+    [offering, preparing, publishing, certifying],
 ]  # fmt: skip
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.multiprocess
 
+#: Twice what a time in the receipt may be rounded by, seconds.
+ROUNDED_S = 2e-5
 PASSED_THROUGH = "AllReduceRunner"
 SLOW = f"{Path(__file__).with_name('on_ranks.py')}:slow_on_rank_0"
 
@@ -76,6 +78,16 @@ def test_ranks_left_alone_time_nothing_during_a_collective_either(
     assert all(len(tactics_of(seen)) > 100 for seen in start.seen)
     assert overlaps(start.seen) == []
     assert not any(tactic["group"] for seen in start.seen for tactic in tactics_of(seen))
+    for row in start.reports[0].ranks:
+        own = start.reports[row["rank"]]
+        spans = {name: (began, began + s) for name, began, s in row["steps"]}
+        assert list(spans)[-3:] == ["tune", "share", "prepare"]
+        tuned = [winner for winner in start.reports[0].winners if winner["rank"] == row["rank"]]
+        assert len(tuned) == own.tasks["tuned"] > 10
+        assert spans["tune"][0] < min(winner["began"] for winner in tuned)
+        assert max(w["began"] + w["seconds"] for w in tuned) <= spans["tune"][1] + ROUNDED_S
+        meetings = [name for name, _, _ in row["waits"]]
+        assert meetings == ["open", "agree", "load", "survey0", "plan", "ready"]
 
 
 def test_tuning_inside_a_forward_is_found_out(deploy: Callable[..., Deployment]) -> None:

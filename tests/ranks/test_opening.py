@@ -18,7 +18,8 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # document
 from warmup_plugin.coordination import addresses, listeners, opening
 from warmup_plugin.coordination.base import JOB_STORE
 from warmup_plugin.coordination.kv_client import StoreLink
-from warmup_plugin.coordination.listeners import Choice, Listeners, probe
+from warmup_plugin.coordination.listeners import Listeners, probe
+from warmup_plugin.coordination.offers import Choice
 from warmup_plugin.coordination.opening import ADDRESS, LOOPBACK, NONE, PROBE, Opening
 from warmup_plugin.coordination.sockets import local_addresses
 from warmup_plugin.settings import Settings
@@ -35,7 +36,7 @@ def run(ranks: Sequence[Opening]) -> tuple[str, list[StoreLink | None], list[str
     offered: list[str] = []
     for _ in range(10):
         card = ranks[0].offer(usable)
-        offered.append(str(card.get("way", "error")))
+        offered.append(card.way or "error")
         answers = [rank.answer(card) for rank in ranks]
         for number, answer in enumerate(answers):
             if answer.failure:
@@ -313,7 +314,7 @@ def test_the_address_that_is_named_is_the_one_that_is_offered(
         assert [rank.answer(card).usable for rank in ranks] == [[True], [False]]
         assert [rank.settled([False]) for rank in ranks] == [None, None]
         card = ranks[0].offer([False])
-        assert [host for host, _ in card["choices"]] == ["localhost"]
+        assert [host for host, _ in card.choices] == ["localhost"]
     elsewhere = Listeners(["192.0.2.7"], "nonce", anywhere=True)
     assert listening(elsewhere.choices[0][1]) == {"0" * 8}
     elsewhere.close()

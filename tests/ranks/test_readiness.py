@@ -20,8 +20,8 @@ import pytest
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
-from warmup_plugin import __version__
 from warmup_plugin.coordination import opening
+from warmup_plugin.coordination.versions import BUILD
 from warmup_plugin.engines import readiness
 from warmup_plugin.engines.readiness import Readiness
 from warmup_plugin.errors import RankLostError
@@ -155,7 +155,10 @@ def test_another_version_is_named_with_this_one(make_job: Callable[..., Job]) ->
     job = make_job(2)
     job.store.set("warmup_plugin//0/word/1", json.dumps({"reason": "", "version": "0.0.9"}))
     (seen,) = job.meet("", None)
-    assert seen == f"rank 1: warmup-plugin is 0.0.9 there and {__version__} on rank 0"
+    assert seen == (
+        f"rank 1: its warmup-plugin is 0.0.9, another rank's {BUILD}: must be the same: install "
+        "one version on all ranks"
+    )
 
 
 @pytest.mark.parametrize("how", ["killed", "stopped"])

@@ -30,6 +30,7 @@ from warmup_plugin.coordination import coordinator as meeting_module
 from warmup_plugin.coordination.base import Alone
 from warmup_plugin.coordination.coordinator import Coordinator
 from warmup_plugin.coordination.kv_client import StoreLink
+from warmup_plugin.coordination.offers import Offer, read_offer
 from warmup_plugin.coordination.opening import ADDRESS, LOOPBACK, NONE, Opening
 from warmup_plugin.coordination.reconnecting import RenewedLink
 from warmup_plugin.coordination.rounds import Decision, Round, Vote, VoteError
@@ -396,10 +397,11 @@ def test_bytes_that_do_not_match_their_sha256_are_refused() -> None:
 # -- the store -------------------------------------------------------------------------------------
 
 
-def offer(port: int, way: str = LOOPBACK, **other: Any) -> dict[str, Any]:
-    """Return a card of rank 0's by which there is a store at a port of this machine."""
+def offer(port: int, way: str = LOOPBACK, **other: Any) -> Offer:
+    """Return an offer of rank 0's by which there is a store at a port of this machine."""
     here = {"place": opening.place(), "leader": "node-a", "greeting": "hello"}
-    return {"way": way, "choices": [["127.0.0.1", port]], "nonce": "ours", **here, **other}
+    found = {"way": way, "choices": [["127.0.0.1", port]], "nonce": "ours", **here, **other}
+    return read_offer(found)
 
 
 def joining(rank: int = 1, **settings: Any) -> Opening:

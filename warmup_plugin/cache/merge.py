@@ -15,47 +15,20 @@ from itertools import chain
 import msgspec
 from msgspec.structs import replace
 
-from warmup_plugin.cache.manifest import Manifest, TaskRecord, Tasks
+from warmup_plugin.cache.cached_table import CachedTable, Source
+from warmup_plugin.cache.manifest import TaskRecord, Tasks
 from warmup_plugin.cache.stamps import INDETERMINATE
 from warmup_plugin.cache.table import Entry, Table
 
-Source = tuple[int, int, int]
 
+def merge(parts: Sequence[CachedTable]) -> CachedTable:
+    """Return the union of parts whose stamps do not conflict, in any order.
 
-class Part(msgspec.Struct, frozen=True):
-    """One table, its manifest if a valid one is with it, and the (tp, pp, dp) of its name.
-
-    The bytes are those both were read from, empty where they are not from a file; ``path`` is the
-    table's file.
+    Its manifest has the table's sha256 only where one part was taken whole.
     """
-
-    table: Table
-    manifest: Manifest | None
-    source: Source
-    table_bytes: bytes = b""
-    manifest_bytes: bytes = b""
-    path: str = ""
-
-
-class Merged(msgspec.Struct, frozen=True):
-    """The union. `conflicts` counts tasks on which parts disagreed, and keys outside any task.
-
-    `loose` are the keys whose entries no manifest verifies. The manifest has the table's sha256
-    only where one part was taken whole.
-    """
-
-    table: Table
-    manifest: Manifest | None
-    conflicts: int
-    loose: frozenset[str]
-
-
-def merge(parts: Sequence[Part]) -> Merged:
-    """Return the union of parts whose stamps do not conflict, in any order."""
     ordered = sorted(parts, key=_precedence)
     if ordered and ordered[0].manifest and all(_alike(ordered[0], part) for part in ordered[1:]):
-        first = ordered[0].manifest
-        return Merged(ordered[0].table, first, 0, frozenset(first.loose))
+        return ordered[0]
     union = _Union()
     for part in ordered:
         union.add_tasks(part)
@@ -72,7 +45,7 @@ def differ(one: Entry | None, other: Entry | None) -> bool:
     return one.winner != other.winner
 
 
-def give_way(part: Part, kept: Mapping[str, Entry]) -> Part:
+def give_way(part: CachedTable, kept: Mapping[str, Entry]) -> CachedTable:
     """Return the part without the tasks that are answered otherwise by what is ``kept``."""
     table, manifest = part.table, part.manifest
     other = {key for key, entry in kept.items() if differ(table.entries.get(key, entry), entry)}
@@ -84,16 +57,15 @@ def give_way(part: Part, kept: Mapping[str, Entry]) -> Part:
     }
     if not (other or names) or manifest is None:
         entries = {key: entry for key, entry in table.entries.items() if key not in other}
-        return replace(part, table=replace(table, entries=entries)) if other else part
+        return part.changed(replace(table, entries=entries), manifest) if other else part
     gone = other.union(*names.values())
     entries = {key: entry for key, entry in table.entries.items() if key not in gone}
     tasks = {name: record for name, record in manifest.tasks.items() if name not in names}
     manifest = replace(manifest, tasks=Tasks(tasks), complete=False, table_sha256="")
-    table = replace(table, entries=entries)
-    return replace(part, table=table, manifest=manifest, table_bytes=b"", manifest_bytes=b"")
+    return part.changed(replace(table, entries=entries), manifest)
 
 
-def less(part: Part, entries: Mapping[str, Entry]) -> Part:
+def less(part: CachedTable, entries: Mapping[str, Entry]) -> CachedTable:
     """Return a part without these very entries, nor the tasks that they answered."""
     out = {key for key, entry in entries.items() if part.table.entries.get(key) == entry}
     if not out:
@@ -108,15 +80,14 @@ def less(part: Part, entries: Mapping[str, Entry]) -> Part:
         }
         loose = tuple(key for key in manifest.loose if key not in out)
         manifest = replace(manifest, tasks=Tasks(tasks), loose=loose)
-    return Part(Table(part.table.stamp, kept, part.table.records), manifest, part.source)
+    return part.changed(Table(part.table.stamp, kept, part.table.records), manifest)
 
 
-def _precedence(part: Part) -> tuple[bool, int, Source]:
-    generation = part.manifest.generation if part.manifest else 0
-    return part.manifest is None, -generation, part.source
+def _precedence(part: CachedTable) -> tuple[bool, int, Source]:
+    return part.manifest is None, -part.generation, part.source
 
 
-def _alike(one: Part, other: Part) -> bool:
+def _alike(one: CachedTable, other: CachedTable) -> bool:
     """Return whether two parts say the same, as when every node wrote what the leader shared."""
     return (
         one.manifest is not None
@@ -136,7 +107,7 @@ class _Union(msgspec.Struct):
     loose: set[str] = msgspec.field(default_factory=set)
     conflicts: int = 0
 
-    def add_tasks(self, part: Part) -> None:
+    def add_tasks(self, part: CachedTable) -> None:
         """Take the tasks that no part before this one has, each with its winner."""
         for task, record in (part.manifest.tasks if part.manifest else {}).items():
             keys = set(chain.from_iterable(record.keys))
@@ -147,11 +118,11 @@ class _Union(msgspec.Struct):
             self.tasks[task] = record
             self.entries.update((k, e) for k, e in found.items() if k not in self.claimed)
             self.claimed |= keys
-            self.loose |= found.keys() & _loose_keys(part)
+            self.loose |= found.keys() & part.unverified
 
-    def add_rest(self, part: Part, *, vouched: bool) -> None:
+    def add_rest(self, part: CachedTable, *, vouched: bool) -> None:
         """Take entries under keys that are no task's: the verified ones first, then the others."""
-        loose = _loose_keys(part)
+        loose = part.unverified
         keys = part.table.entries.keys() - loose if vouched else loose & part.table.entries.keys()
         for key in keys - self.claimed if vouched else keys:
             entry = part.table.entries[key]
@@ -165,27 +136,22 @@ class _Union(msgspec.Struct):
     def _disagrees(self, found: Mapping[str, Entry]) -> bool:
         return any(differ(self.entries.get(key), entry) for key, entry in found.items())
 
-    def merged(self, ordered: Sequence[Part]) -> Merged:
+    def merged(self, ordered: Sequence[CachedTable]) -> CachedTable:
         """Return the union; the first part gives the manifest's header."""
         stamp = _first_known(part.table.stamp for part in ordered)
         records = dict(chain.from_iterable(p.table.records.items() for p in reversed(ordered)))
-        loose = frozenset(self.loose)
         manifest = ordered[0].manifest if ordered else None
         if manifest is not None:
             # What a later version has written stays, whoever writes the file anew.
             manifests = [part.manifest for part in reversed(ordered) if part.manifest]
             extra = dict(chain.from_iterable(each.extra.items() for each in manifests))
             manifest = replace(
-                manifest, tasks=Tasks(self.tasks), loose=tuple(sorted(loose)), table_sha256="",
+                manifest, tasks=Tasks(self.tasks), loose=tuple(sorted(self.loose)), table_sha256="",
                 extra=extra,
             )  # fmt: skip
-        return Merged(Table(stamp, self.entries, records), manifest, self.conflicts, loose)
-
-
-def _loose_keys(part: Part) -> frozenset[str]:
-    if part.manifest is None:
-        return frozenset(part.table.entries)
-    return frozenset(part.manifest.loose)
+        return CachedTable(
+            Table(stamp, self.entries, records), manifest, conflicts=self.conflicts
+        )  # fmt: skip
 
 
 def _first_known(stamps: Iterable[Mapping[str, str]]) -> dict[str, str]:

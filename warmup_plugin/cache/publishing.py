@@ -17,10 +17,11 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
+from warmup_plugin.cache.cached_table import CachedTable, Source
 from warmup_plugin.cache.files import Mark, is_marked, move_aside, write_files
 from warmup_plugin.cache.locks import locked
 from warmup_plugin.cache.manifest import Manifest, parse_manifest, render_manifest
-from warmup_plugin.cache.merge import Merged, Part, Source, less, merge
+from warmup_plugin.cache.merge import less, merge
 from warmup_plugin.cache.paths import manifest_name, table_name
 from warmup_plugin.cache.reader import Shelf
 from warmup_plugin.cache.table import Entry, Table, parse_table, render_table
@@ -47,7 +48,7 @@ class NotPublished(msgspec.Struct, frozen=True):
 
 
 def publish_union(
-    shelf: Shelf, mine: Part, thrown_out: Mapping[str, Entry]
+    shelf: Shelf, mine: CachedTable, thrown_out: Mapping[str, Entry]
 ) -> Published | NotPublished:
     """Write the union of a part, with its manifest, and what the directory has under its name.
 
@@ -64,7 +65,7 @@ def publish_union(
     return NotPublished(f"{shelf.directory}: others write all the time; not kept")
 
 
-def _stands(shelf: Shelf, mine: Part, marks: Mapping[Path, Mark]) -> bool:
+def _stands(shelf: Shelf, mine: CachedTable, marks: Mapping[Path, Mark]) -> bool:
     """Return whether all tasks are in the file, as it is now."""
     if all(is_marked(path, mark) for path, mark in marks.items()):
         return True
@@ -75,7 +76,7 @@ def _stands(shelf: Shelf, mine: Part, marks: Mapping[Path, Mark]) -> bool:
 
 
 def _publish_once(
-    shelf: Shelf, mine: Part, thrown_out: Mapping[str, Entry]
+    shelf: Shelf, mine: CachedTable, thrown_out: Mapping[str, Entry]
 ) -> tuple[Published | NotPublished, Mapping[Path, Mark]]:
     """Write the union once; no marks where the file has changed while that was done."""
     assert mine.manifest is not None
@@ -86,7 +87,7 @@ def _publish_once(
             return NotPublished(reason), {}
     move_aside(shelf.directory, found.obstacles)
     path = shelf.directory / table_name(*mine.source)
-    theirs = found.part.manifest.generation if found.part and found.part.manifest else 0
+    theirs = found.part.generation if found.part else 0
     generation = max(mine.manifest.generation, theirs) + 1
     newest = replace(mine, manifest=replace(mine.manifest, generation=generation))
     union = merge([newest, less(found.part, thrown_out)] if found.part else [newest])
@@ -117,7 +118,7 @@ def _replace(
     return Published(path, sha256, len(body), manifest.generation, written=True), marks
 
 
-def _as_it_stands(path: Path, there: Part | None, union: Merged) -> Published | None:
+def _as_it_stands(path: Path, there: CachedTable | None, union: CachedTable) -> Published | None:
     """Return the file that is there as published, if it says already what the union would."""
     if there is None or there.manifest is None or union.manifest is None:
         return None

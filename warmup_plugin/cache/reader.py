@@ -14,10 +14,10 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from warmup_plugin.cache.cached_table import CachedTable, Source
 from warmup_plugin.cache.files import Mark, obstacle, read_file
 from warmup_plugin.cache.lazy_table import unread_table
 from warmup_plugin.cache.manifest import Manifest, parse_manifest
-from warmup_plugin.cache.merge import Part, Source
 from warmup_plugin.cache.paths import manifest_name, parse_table_name, table_name
 from warmup_plugin.cache.stamps import stamp_conflicts
 from warmup_plugin.cache.table import Table, parse_table
@@ -30,7 +30,7 @@ _SET_ASIDE: Final = frozenset({"foreign", "too_large", "unreadable"})
 class Found(NamedTuple):
     """A table's place: what can be used, what cannot and why, and what should make room."""
 
-    part: Part | None
+    part: CachedTable | None
     mark: Mark | None
     misses: list[tuple[Path, Miss]]
     obstacles: list[tuple[Path, Mark]]
@@ -78,17 +78,21 @@ class Shelf(msgspec.Struct, frozen=True):
         assert isinstance(table_file.content, bytes), "only bytes are parsed"
         if isinstance(manifest, Manifest):
             assert isinstance(manifest_file.content, bytes), "only bytes are parsed"
-            part = Part(
-                table, manifest, source, table_file.content, manifest_file.content,
+            part = CachedTable(
+                table, manifest, source, table_file.content, manifest_file.content, sha256,
                 str(table_file.path),
             )  # fmt: skip
             return Found(part, table_file.mark, [], [])
         if found := self._left_behind(source, sha256, identity):
-            part = Part(table, found[0], source, table_file.content, found[1], str(table_file.path))
+            part = CachedTable(
+                table, found[0], source, table_file.content, found[1], sha256, str(table_file.path)
+            )  # fmt: skip
             return Found(part, table_file.mark, [], [])
         obstacles = obstacle(manifest_file) if manifest.kind in _SET_ASIDE else []
         misses = [(manifest_file.path, manifest)]
-        part = Part(table, None, source, table_file.content, path=str(table_file.path))
+        part = CachedTable(
+            table, None, source, table_file.content, sha256=sha256, path=str(table_file.path)
+        )
         return Found(part, table_file.mark, misses, obstacles)
 
     def _left_behind(

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from warmup_plugin.cache.cached_table import CachedTable, Source
 from warmup_plugin.cache.files import (
     exposed,
     is_inside,
@@ -35,7 +36,6 @@ from warmup_plugin.cache.files import (
     write_files,
 )
 from warmup_plugin.cache.manifest import Manifest
-from warmup_plugin.cache.merge import Part, Source
 from warmup_plugin.cache.paths import IDENTITY_NAME, manifest_name, parse_table_name, table_name
 from warmup_plugin.cache.publishing import NotPublished, Published, publish_union
 from warmup_plugin.cache.reader import Shelf
@@ -58,7 +58,7 @@ class Reading(msgspec.Struct):
     since this engine cannot heal it.
     """
 
-    parts: list[Part] = msgspec.field(default_factory=list)
+    parts: list[CachedTable] = msgspec.field(default_factory=list)
     misses: list[tuple[Path, Miss]] = msgspec.field(default_factory=list)
     writable: bool = False
     warnings: list[str] = msgspec.field(default_factory=list)
@@ -68,7 +68,7 @@ def told(reading: Reading) -> list[dict[str, Any]]:
     """Return what became of each file, for the receipt."""
     rows: list[dict[str, Any]] = []
     for part in reading.parts:
-        generation = part.manifest.generation if part.manifest else None
+        generation = part.generation if part.manifest else None
         rows.append(
             {
                 "path": part.path,
@@ -205,7 +205,7 @@ class Store:
             return NotPublished(f"mode is {self._mode}")
         try:
             make_directory(self.directory, self._root)
-            mine = Part(table, manifest, name)
+            mine = CachedTable(table, manifest, name)
             published = publish_union(self._shelf(self.directory), mine, thrown_out or {})
             if isinstance(published, Published):
                 _write_once(self.directory / IDENTITY_NAME, identity)

@@ -20,7 +20,7 @@ from warmup_plugin.observability.report import WarmupReport
 _COLOURS = {
     "open": "#9aa5b1", "read": "#7bc8a4", "agree": "#4cc3d9", "survey": "#3a7ca5",
     "plan": "#b39ddb", "tune": "#e4572e", "share": "#f4a259", "prepare": "#ffc65d",
-    "publish": "#8e9aaf", "certify": "#2e933c",
+    "publish": "#8e9aaf", "certify": "#2e933c", "wait": "#c0c7cf",
 }  # fmt: skip
 #: What of a tuned task is drawn; receipts of other versions may lack some of it.
 _TASK = {"rank", "op", "bucket", "began", "seconds"}

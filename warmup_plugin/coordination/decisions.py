@@ -109,10 +109,13 @@ class SurveyDecision(Decision, frozen=True, kw_only=True):
 
 
 class PlanDecision(Decision, frozen=True, kw_only=True):
-    """go: tune | refuse. ``plan``: the sha256 of the plan. ``refused``: stored tactics, and why."""
+    """go: tune | wait (for the engine that the reason names, then plan again) | refuse.
 
-    plan: str
-    refused: list[str]
+    ``plan``: the sha256 of the plan. ``refused``: stored tactics, and why.
+    """
+
+    plan: str = ""
+    refused: list[str] = msgspec.field(default_factory=list)
 
 
 class ShareDecision(Decision, frozen=True, kw_only=True):
@@ -152,5 +155,4 @@ SURVEY: Final = Round("survey", SurveyVote, SurveyDecision)
 PLAN: Final = Round("plan", PlanVote, PlanDecision)
 SHARE: Final = Round("share", ShareVote, ShareDecision)
 READY: Final = Round("ready", ReadyVote, ReadyDecision)
-BUILT: Final = Round("built", EmptyVote, GoOn)
 CERTIFY: Final = Round("certify", CertifyVote, CertifyDecision)

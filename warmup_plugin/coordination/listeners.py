@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
+from warmup_plugin.coordination.offers import Choice
 from warmup_plugin.coordination.sockets import OWN_LACK
 
 #: How many connections the kernel keeps until they are answered.
@@ -25,9 +26,6 @@ _END_S: Final = 5.0
 #: How long another address is waited for once one is known to do, seconds.
 _GRACE_S: Final = 0.25
 _NONCE_BYTES: Final = 64
-
-#: A host, as the others are told it, and a port.
-Choice = tuple[str, int]
 
 
 def listen_at(address: str, *, anywhere: bool = False) -> socket.socket:

@@ -19,8 +19,8 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from warmup_plugin import __version__
 from warmup_plugin.coordination.rounds import D, Round, V, VoteError
+from warmup_plugin.coordination.versions import BUILD, other_version
 from warmup_plugin.errors import RankLostError
 from warmup_plugin.runtime.process_info import View
 from warmup_plugin.runtime.safe_json import Miss, decode
@@ -126,14 +126,6 @@ def _refuse_other(held: Round[Any, Any], head: Head, rank: int, it_is: str) -> N
         raise VoteError(rank, reason)
 
 
-def other_version(version: object) -> str:
-    """Return that a message is of another version than this rank's, or an empty string."""
-    if version == __version__:
-        return ""
-    theirs = "of a version that does not say which it is" if version is None else version
-    return f"its warmup-plugin is {theirs!s:.60}, another rank's {__version__}: must be the same"
-
-
 @functools.cache
 def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(kind)
@@ -155,7 +147,7 @@ def _fault(kind: type[Any], found: Mapping[str, Any]) -> str:
     fields = {f.encode_name: f for f in msgspec.structs.fields(kind) if f.encode_name != _STEP}
     absent = [name for name, f in fields.items() if f.required and name not in found]
     if absent:
-        return f"has no {min(absent)!r}: each of version {__version__} has"
+        return f"has no {min(absent)!r}: each of version {BUILD} has"
     if strange := sorted(found.keys() - fields.keys() - {_STEP}):
         known = ", ".join(sorted(fields)) or "none"
         return f"has a field {strange[0]!r:.80}: must be one of {known}"

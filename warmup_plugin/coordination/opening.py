@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the ranks of a session find a store that all of them reach.
 
-Owns the order in which rank 0 offers one. Each offer is a card that all get; each rank tries what
-is on it and says what it can use, and all hear what all can use: over the group that is given
+Owns the order in which rank 0 offers one. Each `Offer` reaches all ranks; each rank tries what
+is in it and says what it can use, and all hear what all can use: over the group that is given
 (`connect`), or over the job's store (`engines/readiness.py`). Until there is a store for all:
 
 1. rank 0's own, on the loopback interface, for ranks that have it in common;
@@ -31,9 +31,11 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # document
 from warmup_plugin.coordination.base import JOB_STORE
 from warmup_plugin.coordination.connecting import CONNECT_S, in_time, patient_client
 from warmup_plugin.coordination.kv_client import StoreLink, default_store, innermost, link_beside
-from warmup_plugin.coordination.listeners import Choice, Listeners, listen_at, probe
+from warmup_plugin.coordination.listeners import Listeners, listen_at, probe
+from warmup_plugin.coordination.offers import Choice, Offer, read_offer
 from warmup_plugin.coordination.roll_call import call_the_roll, tell
 from warmup_plugin.coordination.sockets import OWN_LACK, connected, own_ends
+from warmup_plugin.coordination.versions import of_this_build, readable_by_older
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.runtime.standard_streams import hold_standard_streams
 from warmup_plugin.topology import host_name, machine_id
@@ -41,7 +43,7 @@ from warmup_plugin.topology import host_name, machine_id
 if TYPE_CHECKING:
     from warmup_plugin.settings import Settings
 
-#: The ways, as the cards name them; the last is that of a card that offers nothing any more.
+#: The ways, as offers name them; the last is that of one that offers nothing any more.
 LOOPBACK, PROBE, ADDRESS, NONE = "loopback", "probe", "address", "none"
 _STORES: Final = (LOOPBACK, ADDRESS, JOB_STORE)
 _LOOPBACK_ADDRESS: Final = "127.0.0.1"
@@ -51,11 +53,9 @@ _ANYWHERE: Final = ("0.0.0.0", "::")  # noqa: S104  # what an address is compare
 PROBE_S: Final = 3.0
 _HELP: Final = "WARMUP_PLUGIN_ADDRESS on rank 0 names the address to use"
 
-Card = dict[str, Any]
-
 
 class Answer(NamedTuple):
-    """What one rank makes of a card: which of its choices it can use, and what it cannot do."""
+    """What one rank makes of an offer: which choices it can use, and what it cannot do."""
 
     usable: Sequence[bool]
     failure: str = ""
@@ -86,19 +86,18 @@ class Opening:
 
     # -- rank 0 ------------------------------------------------------------------------------------
 
-    def offer(self, usable: Sequence[bool] | None = None) -> Card:
-        """Return rank 0's next card; ``usable``: which choices of the last one all ranks can use.
+    def offer(self, usable: Sequence[bool] | None = None) -> Offer:
+        """Return rank 0's next offer; ``usable``: which choices of the last one all ranks can use.
 
-        An error of rank 0's own is a card, too, since the others wait for one.
+        An error of rank 0's own is an offer, too, since the others wait for one.
         """
         try:
             way, choices = next(self._offers) if usable is None else self._offers.send(usable)
         except Exception as error:  # noqa: BLE001  # whatever it is, all hear of it
-            return {"error": ascii(f"{type(error).__name__}: {error}")[1:-1][:400]}
-        card: Card = {"way": way, "choices": choices, "nonce": self._nonce}
-        if usable is None:
-            card |= {"place": place(), "leader": self._leader, "greeting": self._greeting}
-        return card
+            return Offer(error=ascii(f"{type(error).__name__}: {error}")[1:-1][:400])
+        if usable is not None:
+            return Offer(way, choices, self._nonce)
+        return Offer(way, choices, self._nonce, place(), self._leader, self._greeting)
 
     def _series(self) -> Generator[tuple[str, list[Choice]], Sequence[bool], None]:
         """Yield one offer after the other, as long as there is no store for all."""
@@ -154,24 +153,25 @@ class Opening:
 
     # -- every rank --------------------------------------------------------------------------------
 
-    def answer(self, card: Card) -> Answer:
-        """Try what is on a card; return what this rank can use of it.
+    def answer(self, offer: Offer) -> Answer:
+        """Try what is offered; return what this rank can use of it.
 
         Raises `RankLostError` where the process of rank 0, which holds its store, is stopped.
         """
-        if "error" in card:
-            return Answer((), f"cannot open a store: {card['error']}")
-        self._way, self._nonce = card["way"], card["nonce"]
-        if self._rank and "leader" in card:
-            self._leader, self._greeting = str(card["leader"]), str(card["greeting"])
+        if offer.error:
+            return Answer((), f"cannot open a store: {offer.error}")
+        self._way, self._nonce = offer.way, offer.nonce
+        if self._rank and offer.place is not None:
+            self._leader, self._greeting = offer.leader, offer.greeting
         try:
-            return self._answer([(str(host), int(port)) for host, port in card["choices"]], card)
+            return self._answer(offer)
         except RankLostError:
             raise
         except Exception as error:  # noqa: BLE001  # whatever it lacks: all hear of it
             return Answer((), f"cannot join: {type(error).__name__}: {error}")
 
-    def _answer(self, choices: Sequence[Choice], card: Card) -> Answer:
+    def _answer(self, offer: Offer) -> Answer:
+        choices = offer.choices
         if self._way == NONE:
             self._ends += 1
             return Answer((), self._no_way())
@@ -179,7 +179,7 @@ class Opening:
             return Answer([True] * len(choices))
         if self._way == PROBE:
             faults = probe(choices, self._nonce, PROBE_S)
-        elif self._way == LOOPBACK and card["place"] != place():
+        elif self._way == LOOPBACK and offer.place != place():
             return Answer([False])
         else:
             faults = [self._join(*choices[0])]
@@ -273,8 +273,10 @@ def connect(group: dist.ProcessGroup | None, settings: Settings, greeting: str =
     usable: Sequence[bool] | None = None
     with contextlib.closing(Opening(rank, size, settings, _job_store(), greeting)) as opening:
         while True:
-            card = tell(opening.offer(usable) if rank == 0 else None, group)
-            found = opening.answer(card)
+            offer = opening.offer(usable).to_json() if rank == 0 else None
+            if offer is not None and usable is None:
+                offer = readable_by_older(offer)
+            found = opening.answer(read_offer(of_this_build(tell(offer, group), rank)))
             reason, usable = call_the_roll(found.failure, found.usable, group)
             if reason:
                 raise SessionError(reason)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import torch
 import torch.distributed as dist
 
+from warmup_plugin.coordination.versions import no_answer
 from warmup_plugin.errors import SessionError
 
 if TYPE_CHECKING:
@@ -58,7 +59,10 @@ def call_the_roll(
     said = torch.tensor(
         [rank if failure else size, *answers], dtype=torch.int64, device=_device(group)
     )
-    dist.all_reduce(said, op=dist.ReduceOp.MIN, group=group)
+    try:
+        dist.all_reduce(said, op=dist.ReduceOp.MIN, group=group)
+    except RuntimeError as error:
+        raise no_answer(error) from error
     failing, *found = (int(number) for number in said.tolist())
     if failing == size:
         return "", [bool(number) for number in found]

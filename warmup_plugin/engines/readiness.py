@@ -19,10 +19,11 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from warmup_plugin import __version__
 from warmup_plugin.coordination.heartbeat import announce
 from warmup_plugin.coordination.kv_client import StoreLink, innermost, link_beside
+from warmup_plugin.coordination.offers import Offer, read_offer
 from warmup_plugin.coordination.opening import Answer, Opening
+from warmup_plugin.coordination.versions import BUILD, find_older, other_version, tell_older
 from warmup_plugin.engines.presence import Presence
 from warmup_plugin.errors import RankLostError
 from warmup_plugin.runtime.needs import lacking
@@ -40,7 +41,7 @@ GATHER_S = 5.0
 #: The longest pause between two questions, seconds, while the wait is brief.
 _EACH_ASKS_S = 0.002
 #: All have answered rank 0's offer; what all can use of it says whether another one follows.
-_ANSWERED = f"answered {__version__}"
+_ANSWERED = f"answered {BUILD}"
 
 #: One connection to the store of the job for all meetings of a process, by that store.
 _connections: dict[int, tuple[Any, StoreLink | None]] = {}
@@ -102,11 +103,12 @@ class Readiness:
         try:
             answer = self._answered(opening, reason, usable)
             word = {
-                "reason": answer.failure, "version": __version__, "about": self._about,
+                "reason": answer.failure, "version": BUILD, "about": self._about,
                 "usable": list(answer.usable),
             }  # fmt: skip
             self._link.set(self._of_round("word", self._rank), json.dumps(word).encode())
             if self._round == 0:
+                tell_older(self._store, f"{self._prefix}/{self._session}", self._rank)
                 self._presence.say_where(self._session)
             return self._decided()
         except RankLostError as error:
@@ -122,26 +124,26 @@ class Readiness:
         except Exception as error:  # noqa: BLE001  # no descriptor, no memory: its word to the others
             reason = f"{type(error).__name__}: {error}"[:400]
         if self._rank == 0:
-            card = {"error": reason} if reason else opening.offer(usable)
-            self._link.set(self._of_round("offer"), json.dumps(card).encode())
+            offer = Offer(error=reason) if reason else opening.offer(usable)
+            self._link.set(self._of_round("offer"), json.dumps(offer.to_json()).encode())
         else:
-            card = {} if reason else self._offered()
-        if reason or not card or (self._rank and "error" in card):
-            return Answer((), reason)  # what rank 0 lacks it says itself
-        answer = opening.answer(card)
+            offer = Offer() if reason else self._offered()
+        if reason or not (offer.way or self._rank == 0):
+            return Answer((), reason or offer.error)  # rank 0 says it, too, and is heard first
+        answer = opening.answer(offer)
         if opening.link is not None:
             announce(opening.link)
         return answer
 
-    def _offered(self) -> dict[str, Any]:
-        """Return rank 0's card, once it is there; nothing where the answer is there already."""
+    def _offered(self) -> Offer:
+        """Return rank 0's offer, once it is there; none where the answer is there already."""
         offer = self._of_round("offer")
         self._wait([offer], {0})
         self._presence.card(0)  # its host, while there is somebody to ask
         body = self._link.get_now(offer)
         if self._link.has([self._of_round("decision")]) or body is None:
-            return {}  # it is too late to join, and rank 0's store may be gone already
-        return dict(json.loads(body))
+            return Offer()  # it is too late to join, and rank 0's store may be gone already
+        return read_offer(json.loads(body))
 
     def _of_round(self, kind: str, rank: int | str = "") -> str:
         """Return the key of a value that each offer has anew."""
@@ -164,9 +166,7 @@ class Readiness:
             if body is None:
                 continue
             word = json.loads(body)
-            if word.get("version") != __version__:
-                theirs = word.get("version", "of an unknown version")
-                reason = f"warmup-plugin is {theirs} there and {__version__} on rank {self._rank}"
+            if reason := other_version(word.get("version")):
                 return {"go": "without", "reason": f"rank {rank}: {reason}"}
             if word["reason"]:
                 return {"go": "without", "reason": f"rank {rank}: {word['reason']}"}
@@ -198,7 +198,10 @@ class Readiness:
             missing = [r for r in others if not self._link.has([self._of_round("word", r)])]
             for rank in missing:
                 self._presence.look(rank, self._settings.silence_s)
-            if elsewhere := self._presence.elsewhere(missing):
+            # Of the engine's own connection, which has no bound: the store has answered just now.
+            if older := find_older(self._store, f"{self._prefix}/{self._session}", missing):
+                self._decide({"go": "without", "reason": older})
+            elif elsewhere := self._presence.elsewhere(missing):
                 self._decide({"go": "without", "reason": elsewhere})
             elif self._may_stay_away and waited_s > GATHER_S and (away := self._away(missing)):
                 named = ", ".join(map(str, away))

@@ -19,10 +19,11 @@ from msgspec.structs import replace
 
 from warmup_plugin.cache import archive
 from warmup_plugin.cache.archive import ArchiveError, Packed
+from warmup_plugin.cache.cached_table import CachedTable, Source
 from warmup_plugin.cache.checking import faults_of
 from warmup_plugin.cache.files import read_file
 from warmup_plugin.cache.manifest import Manifest, parse_manifest, render_manifest
-from warmup_plugin.cache.merge import Part, Source, merge
+from warmup_plugin.cache.merge import merge
 from warmup_plugin.cache.paths import (
     IDENTITY_NAME,
     LAYOUT,
@@ -48,7 +49,7 @@ class Bundle(NamedTuple):
     sha256: str
     data: bytes
     files: Mapping[str, bytes]
-    part: Part
+    part: CachedTable
 
     @property
     def manifest(self) -> Manifest:
@@ -78,7 +79,7 @@ def parse_bundle(data: bytes, whose: Whose, table_bytes: int) -> Bundle | Miss:
     return Bundle(digest(data), data, files, part)
 
 
-def own_part(directory: Path, whose: Whose, table_bytes: int) -> Part | Miss:
+def own_part(directory: Path, whose: Whose, table_bytes: int) -> CachedTable | Miss:
     """Return this host's tables of an identity as one; those that do not hold are left out."""
     try:
         names = [path.name for path in directory.iterdir()]
@@ -94,7 +95,7 @@ def identity_bytes(directory: Path, table_bytes: int) -> bytes:
     return found if isinstance(found, bytes) else b""
 
 
-def render_bundle(part: Part, identity: bytes, whose: Whose) -> bytes:
+def render_bundle(part: CachedTable, identity: bytes, whose: Whose) -> bytes:
     """Return the archive of one table: the same bytes for the same table on every host."""
     assert part.manifest is not None
     table = render_table(part.table)
@@ -108,7 +109,7 @@ def render_bundle(part: Part, identity: bytes, whose: Whose) -> bytes:
     )
 
 
-def united(mine: Part, theirs: Part | None) -> Part | None:
+def united(mine: CachedTable, theirs: CachedTable | None) -> CachedTable | None:
     """Return what the fleet is to hold, None where it holds all of this host's already.
 
     At equal generations the fleet's winner stands: others serve it by now. Its generation is one
@@ -117,8 +118,8 @@ def united(mine: Part, theirs: Part | None) -> Part | None:
     assert mine.manifest is not None
     if theirs is None or stamp_conflicts(mine.table.stamp, theirs.table.stamp):
         # In conflict though both fit the identity: its stamp leaves that field open.
-        generation = max(mine.manifest.generation, _generation(theirs)) + 1
-        return Part(mine.table, replace(mine.manifest, generation=generation), _SOURCE)
+        generation = max(mine.generation, theirs.generation if theirs else 0) + 1
+        return CachedTable(mine.table, replace(mine.manifest, generation=generation), _SOURCE)
     assert theirs.manifest is not None
     union = merge([theirs, mine])
     assert union.manifest is not None
@@ -130,15 +131,11 @@ def united(mine: Part, theirs: Part | None) -> Part | None:
     header = whole or mine.manifest
     manifest = replace(
         union.manifest,
-        generation=max(mine.manifest.generation, _generation(theirs)) + 1,
+        generation=max(mine.generation, theirs.generation) + 1,
         complete=header.complete, inventory=header.inventory,
         engine=header.engine, engine_version=header.engine_version,
     )  # fmt: skip
-    return Part(union.table, manifest, _SOURCE)
-
-
-def _generation(part: Part | None) -> int:
-    return part.manifest.generation if part and part.manifest else 0
+    return CachedTable(union.table, manifest, _SOURCE)
 
 
 def _read(directory: Path, names: list[str], limit: int) -> Iterator[tuple[str, bytes]]:
@@ -152,7 +149,7 @@ def _read(directory: Path, names: list[str], limit: int) -> Iterator[tuple[str, 
 
 def _part(
     files: Mapping[str, bytes], whose: Whose, limit: int, *, is_strict: bool = True
-) -> Part | Miss:
+) -> CachedTable | Miss:
     """Return the union of these tables, or why there is none.
 
     ``is_strict``: one that does not hold spoils all of them.
@@ -161,7 +158,7 @@ def _part(
     parts, why = [], Miss("no table", "absent")
     for source in sorted(filter(None, map(parse_table_name, files))):
         found = _judged(files, source, identity, whose, limit)
-        if isinstance(found, Part):
+        if isinstance(found, CachedTable):
             parts.append(found)
             continue
         why = found
@@ -170,7 +167,7 @@ def _part(
     if not parts:
         return why
     union = merge(parts)
-    return Part(union.table, union.manifest, _SOURCE)
+    return CachedTable(union.table, union.manifest, _SOURCE)
 
 
 def _identity(data: bytes | None) -> Identity | Miss:
@@ -187,7 +184,7 @@ def _identity(data: bytes | None) -> Identity | Miss:
 
 def _judged(
     files: Mapping[str, bytes], source: Source, identity: Identity | Miss, whose: Whose, limit: int
-) -> Part | Miss:
+) -> CachedTable | Miss:
     name, data = table_name(*source), files[table_name(*source)]
     table = parse_table(data, limit=limit)
     words = files.get(manifest_name(*source))
@@ -199,4 +196,4 @@ def _judged(
         return Miss(f"{name}: {fault}", "unreadable")
     assert isinstance(table, Table)
     assert isinstance(manifest, Manifest)
-    return Part(table, manifest, source)
+    return CachedTable(table, manifest, source)

@@ -19,7 +19,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from warmup_plugin.cache.merge import Part
+from warmup_plugin.cache.cached_table import CachedTable
 from warmup_plugin.cache.paths import table_name
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.fleet.bundle import (
@@ -91,7 +91,7 @@ def push(
 
 
 def _try(
-    objects: Objects, whose: Whose, directory: Path, mine: Part, table_bytes: int,
+    objects: Objects, whose: Whose, directory: Path, mine: CachedTable, table_bytes: int,
     *, refuse: Refuse, sign: Sign,
 ) -> Pushed | None:  # fmt: skip
     """Publish once; return None where another host has come in between."""

@@ -29,8 +29,8 @@ STATES: Final = (
 )  # fmt: skip
 #: Of these a zero is shown as well. Steps as in a receipt, of which not every start takes all.
 STEPS: Final = (
-    "open", "read", "agree", "survey", "try", "plan", "tune", "share", "prepare", "publish",
-    "certify", "unguarded",
+    "open", "read", "agree", "survey", "try", "plan", "wait", "tune", "share", "prepare",
+    "publish", "certify", "unguarded",
 )  # fmt: skip
 #: What a start got from the fleet; `off` where none was asked.
 FLEET: Final = ("off", "fetched", "kept", "absent", "refused", "failed")

@@ -11,13 +11,14 @@ import secrets
 from collections.abc import Collection, Mapping
 
 import msgspec
+from msgspec.structs import replace
 
+from warmup_plugin.cache.cached_table import CachedTable
 from warmup_plugin.cache.external import Borrowed
 from warmup_plugin.cache.journal import Death
 from warmup_plugin.cache.lazy_table import unread_table
 from warmup_plugin.cache.manifest import Manifest, parse_manifest
-from warmup_plugin.cache.merge import Part
-from warmup_plugin.cache.table import Table, parse_table, render_table
+from warmup_plugin.cache.table import Table, parse_table
 from warmup_plugin.coordination.decisions import AGREE, LOAD, MERGE, AgreeDecision
 from warmup_plugin.coordination.votes import (
     NO_HEADING,
@@ -32,17 +33,16 @@ from warmup_plugin.steps.decisions import Votes, decide_agree, decide_load, head
 from warmup_plugin.steps.read import NO_LIMIT, Held
 
 
-class Agreed(msgspec.Struct):
+class Agreed(msgspec.Struct, frozen=True):
     """The table all ranks start from. ``heading``: what all of them know of it.
 
-    On rank 0 alone, ``borrowed``: which of its entries are others'; ``loose``: the keys for which
-    no manifest vouches, borrowed ones included. ``deaths``, on all ranks: tasks in which processes
-    have died. ``is_held``: this rank need not write it, as its node has these very bytes or another
-    rank writes them.
+    On rank 0 alone ``cached`` has its manifest; ``borrowed``: which of its entries are others';
+    ``loose``: the keys of entries that no rank has run in its forward, since no manifest verifies
+    them. ``deaths``, on all ranks: tasks in which processes have died. ``is_held``: this rank need
+    not write it, as its node has these very bytes or another rank writes them.
     """
 
-    table: Table
-    manifest: Manifest | None
+    cached: CachedTable
     heading: Heading = NO_HEADING
     deaths: Mapping[str, Death] = msgspec.field(default_factory=dict)
     borrowed: Borrowed = msgspec.field(default_factory=Borrowed)
@@ -54,10 +54,10 @@ class Agreed(msgspec.Struct):
         """Return whether this table, complete and ours, may spare the forward."""
         return self.heading.complete and self.heading.trusted
 
-    def distrust(self) -> None:
-        """Take all entries for somebody else's: they are tried before they are used."""
-        self.heading = msgspec.structs.replace(self.heading, trusted=False, vouched=False)
-        self.loose = frozenset(self.table.entries)
+    def distrusted(self) -> Agreed:
+        """Return it with all entries taken for somebody else's: they are tried before use."""
+        heading = replace(self.heading, trusted=False, vouched=False)
+        return replace(self, heading=heading, loose=frozenset(self.cached.table.entries))
 
     @property
     def needs_healing(self) -> bool:
@@ -77,10 +77,11 @@ def agree(job: Job, held: Held) -> Agreed:
         job.warn(*decision.warnings)
         if decision.go == "merge":
             held, decision = _merge(job, held, decision)
-        agreed = Agreed(Table(job.stamp, {}), None)
+        nothing = agreed = Agreed(CachedTable(Table(job.stamp, {})).rendered())
         with job.failing_as_data():
-            agreed, body = _fetch(job, held, decision)
-            job.installed.load(body, job.stamp, job.ops.pass_through, table=agreed.table)
+            if decision.heading is not None:
+                agreed = Agreed(_fetch(job, held, decision, decision.heading), decision.heading)
+            _load(job, agreed)
         error, shared_disk = job.take_failure(), _has_leaders_disk(job, mark)
         own_load = LoadVote(error=error, shares_disk=shared_disk)
         loaded = job.coordinator.meet(LOAD, own_load, decide_load)
@@ -89,13 +90,23 @@ def agree(job: Job, held: Held) -> Agreed:
             job.store = None  # rank 0 writes the directory of this node too
         if loaded.go == "empty":
             job.warn(f"starting without a table: {loaded.reason}")
-            agreed = Agreed(Table(job.stamp, {}), None)
-            job.installed.load(render_table(agreed.table), job.stamp, job.ops.pass_through)
+            agreed = nothing
+            _load(job, agreed)
         elif job.leads:
-            agreed.borrowed, agreed.loose = held.borrowed, held.loose
-        agreed.is_held = job.store is None or held.table_sha256 == agreed.heading.table
-        agreed.deaths = {task: Death(label, tuple(names)) for task, (label, names) in found.items()}
-        return agreed
+            loose = held.cached.unverified if held.cached else frozenset[str]()
+            agreed = replace(agreed, borrowed=held.borrowed, loose=loose)
+        return replace(
+            agreed,
+            is_held=job.store is None or held.sha256 == agreed.heading.table,
+            deaths={task: Death(label, tuple(names)) for task, (label, names) in found.items()},
+        )
+
+
+def _load(job: Job, agreed: Agreed) -> None:
+    cached = agreed.cached
+    job.installed.load(
+        cached.table_bytes, job.stamp, job.ops.pass_through, table=cached.table
+    )  # fmt: skip
 
 
 def _leave_mark(job: Job) -> str:
@@ -120,57 +131,51 @@ def _remove_mark(job: Job, name: str) -> None:
 def _merge(job: Job, held: Held, decision: AgreeDecision) -> tuple[Held, AgreeDecision]:
     """Merge the different tables of several nodes on rank 0."""
     if job.coordinator.rank in decision.want:
-        job.coordinator.put(held.table_bytes)
-        job.coordinator.put(held.manifest_bytes)
+        _offer(job, held, held_by=())
     union = held
 
     def lead(votes: Votes[MergeVote]) -> AgreeDecision:
         nonlocal union
         found = [_part(job, votes[rank], rank) for rank in decision.want]
         parts = [part for part in found if part is not None]
-        union = Held.union(parts, [], is_whole=False)
+        union = Held(borrowed=held.borrowed).union(parts, is_whole=False)
         return AgreeDecision(go="one", heading=heading_of(union.vote(job)))
 
     agreed = job.coordinator.meet(MERGE, held.vote(job), lead)
-    union.borrowed = held.borrowed
     return union, agreed
 
 
-def _part(job: Job, vote: Heading, rank: int) -> Part | None:
+def _part(job: Job, vote: Heading, rank: int) -> CachedTable | None:
     table = parse_table(job.coordinator.get(vote.table), limit=NO_LIMIT)
     if not isinstance(table, Table):
         return None
     body = job.coordinator.get(vote.manifest) if vote.manifest else b""
     manifest = parse_manifest(body, limit=NO_LIMIT)
-    return Part(table, manifest if isinstance(manifest, Manifest) else None, (rank, 0, 0))
+    return CachedTable(table, manifest if isinstance(manifest, Manifest) else None, (rank, 0, 0))
 
 
-def _fetch(job: Job, held: Held, decision: AgreeDecision) -> tuple[Agreed, bytes]:
-    """Return the agreed table and its bytes: rank ``source``'s, whoever else has read a file."""
-    heading = decision.heading
-    if heading is None:
-        empty = Table(job.stamp, {})
-        return Agreed(empty, None), render_table(empty)
+def _fetch(job: Job, held: Held, decision: AgreeDecision, heading: Heading) -> CachedTable:
+    """Return the agreed table with its bytes: rank ``source``'s, whoever else has read a file."""
     if job.coordinator.rank == decision.source:
         _offer(job, held, decision.held_by)
-    if held.table is not None and held.table_sha256 == heading.table:
-        return Agreed(held.table, held.manifest, heading), held.table_bytes
+    if held.cached is not None and held.sha256 == heading.table:
+        return held.cached
     body = job.coordinator.get(heading.table)
     table = unread_table(body) if heading.vouched else parse_table(body, limit=NO_LIMIT)
     if not isinstance(table, Table):
         raise InstallError(f"the agreed table cannot be read: {table.reason}")
-    return Agreed(
-        table, fetch_manifest(job, heading.manifest) if job.leads else None, heading
-    ), body
+    manifest = fetch_manifest(job, heading.manifest) if job.leads else None
+    return CachedTable(table, manifest, table_bytes=body, sha256=heading.table)
 
 
 def _offer(job: Job, held: Held, held_by: Collection[int]) -> None:
     """Send what others lack: a rank without the table, a writer without its manifest."""
+    assert held.cached is not None, "only a rank that has read a table is asked for it"
     lacking = {*range(job.coordinator.size)} - {*held_by}
     if lacking:
-        job.coordinator.put(held.table_bytes, held.table_sha256)
+        job.coordinator.put(held.cached.table_bytes, held.sha256)
     if not lacking.isdisjoint(job.opened.writers):
-        job.coordinator.put(held.manifest_bytes)
+        job.coordinator.put(held.cached.manifest_bytes)
 
 
 def fetch_manifest(job: Job, sha256: str) -> Manifest | None:

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import msgspec
 
+from warmup_plugin.cache.cached_table import CachedTable
 from warmup_plugin.coordination.decisions import CERTIFY, CertifyDecision
 from warmup_plugin.coordination.votes import CertifyVote
 from warmup_plugin.errors import RankLostError
@@ -18,7 +19,7 @@ from warmup_plugin.steps.agree import Agreed
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.decisions import Votes, decide_certify
 from warmup_plugin.steps.rank_stats import collect, row_of
-from warmup_plugin.steps.work import Shared, Work
+from warmup_plugin.steps.work import Work
 from warmup_plugin.tuner import build
 from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task_summary import Tally, answer_key
@@ -43,7 +44,7 @@ def seal(job: Job, agreed: Agreed, survey: Survey) -> CertifyVote | None:
         return None
     if not (job.installed.only(survey.tally().number("known")) and job.installed.is_intact()):
         return None
-    work, shared = Work(), Shared(agreed.table, "")
+    work, shared = Work(), agreed.cached
     served, deviates = _ask(job, survey, work, shared)
     return CertifyVote(
         served=served, deviates=deviates[:8], published=[],
@@ -52,7 +53,7 @@ def seal(job: Job, agreed: Agreed, survey: Survey) -> CertifyVote | None:
 
 
 def certify(
-    job: Job, survey: Survey | None, work: Work, shared: Shared, published: list[str],
+    job: Job, survey: Survey | None, work: Work, shared: CachedTable, published: list[str],
     *, table_sha256: str = "",
 ) -> CertifyDecision:  # fmt: skip
     """Step 9: all ranks serve what was agreed, or all serve FlashInfer's defaults.
@@ -84,7 +85,7 @@ def certify(
 
 
 def _own_vote(
-    job: Job, survey: Survey | None, work: Work, shared: Shared, published: list[str],
+    job: Job, survey: Survey | None, work: Work, shared: CachedTable, published: list[str],
     *, table_sha256: str,
 ) -> CertifyVote:  # fmt: skip
     """Ask the tuner what it serves; an error on this rank is a part of its vote."""
@@ -131,7 +132,7 @@ def _tell_apart(survey: Survey) -> dict[str, tuple[str, str]]:
     return {name: (label, " or ".join(sorted(of))) for name, (label, of) in found.items()}
 
 
-def _ask(job: Job, survey: Survey, work: Work, shared: Shared) -> tuple[str, list[str]]:
+def _ask(job: Job, survey: Survey, work: Work, shared: CachedTable) -> tuple[str, list[str]]:
     """Return the digest of what the tuner serves for this rank's tasks, and tasks that deviate.
 
     An empty string where it has none: an answer to no question certifies nothing.
@@ -144,7 +145,7 @@ def _ask(job: Job, survey: Survey, work: Work, shared: Shared) -> tuple[str, lis
         if task.state == "unshared":
             continue
         answer = task.served if asked_already else build.served(task)
-        entry = shared.entry_of(task) if task.id not in work.dropped else None
+        entry = shared.entry_of(task.keys) if task.id not in work.dropped else None
         if answer != (entry[:2] if entry else None):
             deviates.append(task.label)
         answers.setdefault(answer_key(answer), []).append(task.id)

@@ -14,10 +14,10 @@ import secrets
 import time
 from collections.abc import Iterator
 
-from warmup_plugin import __version__
 from warmup_plugin.coordination.base import JOB_STORE, Alone, Rendezvous
 from warmup_plugin.coordination.decisions import OPEN
 from warmup_plugin.coordination.roll_call import stay_away
+from warmup_plugin.coordination.versions import BUILD
 from warmup_plugin.coordination.votes import OpenVote, Place
 from warmup_plugin.errors import (
     LateError,
@@ -240,7 +240,7 @@ def _vote(options: Options, lookup: Lookup) -> OpenVote:
     capabilities, settings, ranks = compat.probe(), options.settings, options.ranks
     factors = options.identity.with_factors(**environment.factors(lookup.stamp())).factors
     return OpenVote(
-        plugin=__version__, host=host_name()[:64],
+        plugin=BUILD, host=host_name()[:64],
         ranks=Place(
             ranks.rank, ranks.world_size, ranks.node or node_id(), *ranks.coordinates
         ),

@@ -8,11 +8,12 @@ only where rank 0 does not have it yet.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
 from warmup_plugin.cache.journal import Death
+from warmup_plugin.cache.manifest import Manifest
 from warmup_plugin.coordination.decisions import PLAN, PlanDecision, SurveyDecision
 from warmup_plugin.coordination.votes import PlanVote
 from warmup_plugin.errors import SessionError
@@ -27,7 +28,7 @@ from warmup_plugin.steps import require_complete
 from warmup_plugin.steps.agree import Agreed
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.decisions import Votes
-from warmup_plugin.steps.single_flight import answered, take_turn
+from warmup_plugin.steps.single_flight import answered, await_turn, grow, take_turn
 from warmup_plugin.steps.work import Work
 from warmup_plugin.tuner.survey import Survey
 
@@ -38,39 +39,69 @@ _MOST_SAID = 8
 def make_work(job: Job, agreed: Agreed, survey: Survey, surveyed: SurveyDecision) -> Work:
     """Step 4: rank 0 assigns what no entry answers; every rank gets the whole plan.
 
-    Where another engine tunes the same on this directory, rank 0 waits for it and adopts.
+    Where another engine tunes for this directory, all ranks hear of it, rank 0 waits for it, and a
+    second round plans what is left to do.
     """
     _tell_deaths(job, agreed.deaths)
     if surveyed.go == "warm":
         return Work()
+    work = Work(is_new=True, base=agreed.cached)
     with job.timed("plan"):
-        work = Work(is_new=True)
         own = PlanVote(inventory=[job.coordinator.put(b) for b in _inventories(job, survey)])
 
         def lead(votes: Votes[PlanVote]) -> PlanDecision:
             work.lots = _lots(job, agreed, votes)
-            work.plan = _assign(job, agreed, work.lots)
-            body = packed(work.plan.to_json())
-            refused = list(find_refused(work.lots).values())
-            reason = require_complete.judge(job, work.lots)
-            return PlanDecision(
-                go="refuse" if reason else "tune", reason=reason,
-                plan=job.coordinator.put(body), refused=refused[:_MOST_SAID],
-            )  # fmt: skip
+            return _decide(job, agreed, work)
 
         found = job.coordinator.meet(PLAN, own, lead)
-        if found.go == "refuse":
-            raise SessionError(found.reason)
-        if job.opened.budget_s:
-            work.until = time.monotonic() + job.opened.budget_s
-        if not job.leads:
-            work.plan = Plan.from_json(unpacked(job.coordinator.get(found.plan)))
-        job.warn(*(f"a stored tactic is refused: {why}" for why in found.refused))
-        if job.shares:
-            apart = work.plan.local.get(job.coordinator.rank, ())
-            survey.unshare(dict.fromkeys(apart, "another rank's task has one of its file keys"))
-        _follow(job, work.plan)
-        return work
+        if found.go != "wait":
+            return _taken_up(job, survey, work, found)
+    with job.timed("wait"):
+        if job.leads:
+            await_turn(job, found.reason)
+        found = job.coordinator.meet(
+            PLAN.again(1), own, lambda _votes: _decide(job, agreed, work, has_waited=True)
+        )
+        return _taken_up(job, survey, work, found)
+
+
+def _decide(job: Job, agreed: Agreed, work: Work, *, has_waited: bool = False) -> PlanDecision:
+    """Make the plan on rank 0, unless another engine is to be waited for."""
+    work.plan = _assign(job, agreed, work)
+    if work.plan.shared:
+        if not has_waited and (holder := take_turn(job)):
+            return PlanDecision(go="wait", reason=holder)
+        if grow(job, work):
+            found = answered(work) - agreed.deaths.keys()
+            work.plan = _assign(job, agreed, work, answered=found)
+    loose = _unvouched(agreed, work.lots)
+    manifest = work.base.manifest
+    resumed = loose & manifest.tasks.keys() if loose and manifest else ()
+    work.plan = msgspec.structs.replace(
+        work.plan, held=(*work.plan.held, *loose), resumed=tuple(resumed)
+    )
+    reason = require_complete.judge(job, work.lots)
+    return PlanDecision(
+        go="refuse" if reason else "tune", reason=reason,
+        plan=job.coordinator.put(packed(work.plan.to_json())),
+        refused=list(find_refused(work.lots).values())[:_MOST_SAID],
+    )  # fmt: skip
+
+
+def _taken_up(job: Job, survey: Survey, work: Work, found: PlanDecision) -> Work:
+    """Do on every rank what the plan asks for before a task is tuned; return the work."""
+    if found.go == "refuse":
+        raise SessionError(found.reason)
+    if job.opened.budget_s:
+        work.until = time.monotonic() + job.opened.budget_s
+    if not job.leads:
+        work.plan = Plan.from_json(unpacked(job.coordinator.get(found.plan)))
+    job.warn(*(f"a stored tactic is refused: {why}" for why in found.refused))
+    if job.shares:
+        apart = work.plan.local.get(job.coordinator.rank, ())
+        survey.unshare(dict.fromkeys(apart, "another rank's task has one of its file keys"))
+    _follow(job, work.plan)
+    return work
 
 
 def _tell_deaths(job: Job, deaths: Mapping[str, Death]) -> None:
@@ -153,28 +184,22 @@ def _judged(item: Item, agreed: Agreed) -> Item:
     return item
 
 
-def _assign(job: Job, agreed: Agreed, lots: Lots) -> Plan:
+def _assign(job: Job, agreed: Agreed, work: Work, *, answered: Collection[str] = ()) -> Plan:
+    """Return the plan; ``answered``: tasks that an entry has come to answer since the survey."""
     strategy: Strategy = job.opened.strategy if job.shares else "per_rank"
-    plan = make_plan(
-        lots, strategy, cost=_costs(job, agreed), last=agreed.deaths, one_rank=job.ops.one_rank,
+    return make_plan(
+        work.lots, strategy, cost=_costs(job, work.base.manifest), last=agreed.deaths,
         time_nothing=job.opened.mode in REPLAYS or job.opened.go == "defaults",
+        one_rank=job.ops.one_rank, answered=answered,
     )  # fmt: skip
-    if plan.shared and take_turn(job, agreed):
-        plan = make_plan(
-            lots, strategy, cost=_costs(job, agreed), last=agreed.deaths,
-            one_rank=job.ops.one_rank, answered=answered(agreed, lots) - agreed.deaths.keys(),
-        )  # fmt: skip
-    loose = _unvouched(agreed, lots)
-    resumed = loose & agreed.manifest.tasks.keys() if loose and agreed.manifest else ()
-    return msgspec.structs.replace(plan, held=(*plan.held, *loose), resumed=tuple(resumed))
 
 
-def _costs(job: Job, agreed: Agreed) -> Costs:
+def _costs(job: Job, manifest: Manifest | None) -> Costs:
     """Gather what is known of how long tasks take, here and in sibling identities."""
     if job.directory is None:
         return Costs()
     candidates: dict[str, int] = {}
-    for record in agreed.manifest.tasks.values() if agreed.manifest else ():
+    for record in manifest.tasks.values() if manifest else ():
         candidates[record.op] = max(record.candidates or 0, candidates.get(record.op, 0))
     limit = job.options.settings.table_bytes
     known = {op: count for op, count in candidates.items() if count}

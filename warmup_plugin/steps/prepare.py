@@ -1,30 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """Step 7, prepare: each rank builds the winners that it did not tune, by running each once.
 
-Nothing is timed. A bounded barrier follows. A winner that one rank cannot build is dropped by all.
+Nothing is timed. The round that follows is the bounded barrier of all strategies. A winner that one
+rank cannot build is dropped by all.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from warmup_plugin.coordination.decisions import BUILT, READY, GoOn, ReadyDecision
-from warmup_plugin.coordination.votes import EmptyVote, ReadyVote
+from warmup_plugin.cache.cached_table import CachedTable
+from warmup_plugin.coordination.decisions import READY, ReadyDecision
+from warmup_plugin.coordination.votes import ReadyVote
 from warmup_plugin.planning.merge_results import fallen_with
 from warmup_plugin.runtime.sigterm import Shutdown
 from warmup_plugin.runtime.task_timeout import TaskLimit
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.decisions import Votes, decide_ready
 from warmup_plugin.steps.share import install_shared, label_of
-from warmup_plugin.steps.tune import give_up_on, tune_own
-from warmup_plugin.steps.work import Shared, Work
+from warmup_plugin.steps.tune import give_up_on
+from warmup_plugin.steps.work import Work
 from warmup_plugin.tuner import build
 from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task import Task
 
 
-def prepare(job: Job, survey: Survey, work: Work, shared: Shared) -> None:
-    """Step 7: build the winners that another rank tuned, then tune what only this rank can."""
+def prepare(job: Job, survey: Survey, work: Work, shared: CachedTable) -> None:
+    """Step 7: build the winners that another rank tuned; go on when every rank has."""
     if not work.is_new:
         return
     with job.timed("prepare"):
@@ -51,11 +53,9 @@ def prepare(job: Job, survey: Survey, work: Work, shared: Shared) -> None:
             job.warn(*(f"{label_of(survey, n)}: default: {why}" for n, why in work.dropped.items()))
             with job.failing_as_data():
                 install_shared(job, survey, work, shared, work.dropped)
-        tune_own(job, survey, work)
-        job.coordinator.meet(BUILT, EmptyVote(), lambda _votes: GoOn(go="on"))
 
 
-def _build(job: Job, survey: Survey, work: Work, shared: Shared) -> dict[str, Exception]:
+def _build(job: Job, survey: Survey, work: Work, shared: CachedTable) -> dict[str, Exception]:
     """Run once every new winner of this rank as it will serve; return those that fail."""
     new = {*work.plan.tasks, *work.plan.held}
     failed: dict[str, Exception] = {}
@@ -69,7 +69,7 @@ def _build(job: Job, survey: Survey, work: Work, shared: Shared) -> dict[str, Ex
     with TaskLimit(limit_s, give_up) as limit, Shutdown(job.journal.leaves):
         for name in sorted(new):
             task = survey.tasks.get(name)
-            entry = shared.entry_of(task) if task is not None else None
+            entry = shared.entry_of(task.keys) if task is not None else None
             if task is None or entry is None or work.fit.get(name) == entry:
                 continue
             if task.call is None:  # a table that is vouched for answers it here
@@ -80,7 +80,7 @@ def _build(job: Job, survey: Survey, work: Work, shared: Shared) -> dict[str, Ex
             try:
                 # What was timed here ran at its bucket, not yet at the size that was asked for.
                 tuned = work.outcomes.get(name)
-                key = shared.key_of(task) or ""
+                key = shared.key_of(task.keys) or ""
                 build.prepare(task, entry, key, at_bucket=tuned is None or tuned.entry != entry)
             except Exception as error:  # noqa: BLE001  # whatever a runner raises: this winner is out
                 failed[name] = error

@@ -7,6 +7,7 @@ table that cannot be stored is a warning, never an error: the next start tunes a
 
 from __future__ import annotations
 
+from warmup_plugin.cache.cached_table import CachedTable
 from warmup_plugin.cache.manifest import Manifest
 from warmup_plugin.cache.publishing import NotPublished, Published
 from warmup_plugin.cache.table import Entry
@@ -15,19 +16,20 @@ from warmup_plugin.steps.agree import Agreed, fetch_manifest
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.read import Held
 from warmup_plugin.steps.resume import tidy
-from warmup_plugin.steps.work import Shared, Work
+from warmup_plugin.steps.work import Work
 
 
-def publish(job: Job, held: Held, agreed: Agreed, shared: Shared, work: Work) -> list[str]:
+def publish(job: Job, held: Held, agreed: Agreed, shared: CachedTable, work: Work) -> list[str]:
     """Write the agreed table on the first rank of a node; return the paths written."""
     store = job.store
     if store is None or not job.shares or job.opened.mode != "on":
         return []
-    node_has_it = held.table is not None and held.table_sha256 == agreed.heading.table
-    if not work.is_new and (node_has_it or not shared.manifest):
+    node_has_it = held.cached is not None and held.sha256 == agreed.heading.table
+    sha256 = work.manifest if work.is_new else agreed.heading.manifest
+    if not work.is_new and (node_has_it or not sha256):
         return []
     with job.timed("publish"):
-        manifest = fetch_manifest(job, shared.manifest)
+        manifest = fetch_manifest(job, sha256)
         if manifest is None:
             return []
         table, thrown_out = shared.table, _thrown_out(shared, manifest, work)
@@ -52,7 +54,7 @@ def publish(job: Job, held: Held, agreed: Agreed, shared: Shared, work: Work) ->
         return []
 
 
-def _thrown_out(shared: Shared, manifest: Manifest, work: Work) -> dict[str, Entry]:
+def _thrown_out(shared: CachedTable, manifest: Manifest, work: Work) -> dict[str, Entry]:
     """Return the entries that nobody vouched for and that are no good: the file may hold them."""
     dropped = work.dropped.keys() & {*work.plan.held}
     keys = {key for name in dropped for keys in manifest.tasks[name].keys for key in keys}

@@ -31,8 +31,8 @@ WAIT_S = 0.01
 _PLACES = 5
 
 
-#: From a task to its winner in the table in force, None where it has none.
-EntryOf = Callable[[Task], object]
+#: From a task's file keys to its winner in the table in force, None where it has none.
+EntryOf = Callable[[Iterable[str]], object]
 
 
 def row_of(job: Job, survey: Survey | None, work: Work, entry_of: EntryOf) -> RankRow:
@@ -138,7 +138,7 @@ def _became(task: Task, work: Work, adopted: Collection[str], entry_of: EntryOf 
         "from_cache": task.state == "known",
     }
     found = next((word for word, holds in words.items() if holds), "")
-    return found or ("received" if entry_of is not None and entry_of(task) else "default")
+    return found or ("received" if entry_of is not None and entry_of(task.keys) else "default")
 
 
 def by_op(became: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:

@@ -7,16 +7,17 @@ for. What cannot be used is a warning, never an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
+from msgspec.structs import replace
 
+from warmup_plugin.cache.cached_table import CachedTable
 from warmup_plugin.cache.external import Borrowed, borrow
 from warmup_plugin.cache.journal import Death
-from warmup_plugin.cache.manifest import Manifest, render_manifest
-from warmup_plugin.cache.merge import Part, give_way, merge
+from warmup_plugin.cache.merge import give_way, merge
 from warmup_plugin.cache.store import Store, told
-from warmup_plugin.cache.table import Entry, Table, render_table
+from warmup_plugin.cache.table import Entry, Table
 from warmup_plugin.coordination.votes import MergeVote
 from warmup_plugin.runtime.safe_json import digest
 from warmup_plugin.steps.context import Job
@@ -25,43 +26,33 @@ from warmup_plugin.steps.resume import known_defaults, resume
 NO_LIMIT = 1 << 40  # these bytes were checked against their limits when they were read
 
 
-class Held(msgspec.Struct):
-    """What this rank has read: a table with its manifest, as values and as bytes.
+class Held(msgspec.Struct, frozen=True):
+    """What this rank has read: a table, if there is one, and what else the disk says.
 
-    ``table_sha256`` is that of the bytes, empty without a table.
+    ``is_whole``: the files on disk are as they should be. ``borrowed``: which entries are others'.
+    ``deaths``: tasks in which processes have died.
     """
 
-    table: Table | None = None
-    manifest: Manifest | None = None
-    loose: frozenset[str] = frozenset()
-    warnings: list[str] = msgspec.field(default_factory=list)
+    cached: CachedTable | None = None
+    warnings: Sequence[str] = ()
     is_whole: bool = True
-    table_bytes: bytes = b""
-    table_sha256: str = ""
-    manifest_bytes: bytes = b""
     borrowed: Borrowed = msgspec.field(default_factory=Borrowed)
     deaths: Mapping[str, Death] = msgspec.field(default_factory=dict)
 
-    @classmethod
-    def union(cls, parts: list[Part], warnings: list[str], *, is_whole: bool) -> Held:
-        """Return the union of several tables."""
-        merged = merge(parts)
-        if merged.conflicts:
-            warnings = [*warnings, f"tables differ in {merged.conflicts} tasks"]
-        found = cls(merged.table, merged.manifest, merged.loose, warnings, is_whole)
-        whole = next((part for part in parts if part.table is merged.table), None)
-        if whole is not None and whole.manifest is not None and whole.table_bytes:
-            found.table_bytes, found.manifest_bytes = whole.table_bytes, whole.manifest_bytes
-            found.table_sha256 = whole.manifest.table_sha256  # compared when they were read
-        else:
-            found.table_bytes = render_table(merged.table)
-            found.table_sha256 = digest(found.table_bytes)
-            found.manifest_bytes = render_manifest(merged.manifest) if merged.manifest else b""
-        return found
+    @property
+    def sha256(self) -> str:
+        """That of the table's bytes, empty without a table."""
+        return self.cached.sha256 if self.cached else ""
+
+    def union(self, parts: list[CachedTable], *, is_whole: bool) -> Held:
+        """Return it with the union of several tables for its table."""
+        merged = merge(parts).rendered()
+        differ = [f"tables differ in {merged.conflicts} tasks"] if merged.conflicts else []
+        return replace(self, cached=merged, warnings=(*self.warnings, *differ), is_whole=is_whole)
 
     def is_complete(self, engine: tuple[str, str]) -> bool:
         """Return whether the table answers all that this engine asked for last."""
-        found = self.manifest
+        found = self.cached.manifest if self.cached else None
         return bool(found and found.complete and (found.engine, found.engine_version) == engine)
 
     def vote(self, job: Job) -> MergeVote:
@@ -70,16 +61,17 @@ class Held(msgspec.Struct):
         A manifest that no other node can lack needs no name: to hash one of ten thousand tasks
         takes as long as a good part of the rest.
         """
-        engine, is_named = job.options.engine, len(job.opened.writers) > 1
-        manifest = self.manifest
+        cached, is_named = self.cached, len(job.opened.writers) > 1
+        manifest = cached.manifest if cached else None
+        is_verified = cached is not None and cached.is_verified
         return MergeVote(
-            table=self.table_sha256,
-            manifest=digest(self.manifest_bytes) if manifest and is_named else "",
+            table=self.sha256,
+            manifest=digest(cached.manifest_bytes) if cached and manifest and is_named else "",
             defaults=known_defaults(manifest) if manifest else [],
-            complete=self.is_complete(engine),
-            trusted=manifest is not None and not self.loose and self.is_whole,
-            vouched=manifest is not None and not self.loose,
-            warnings=self.warnings,
+            complete=self.is_complete(job.options.engine),
+            trusted=is_verified and self.is_whole,
+            vouched=is_verified,
+            warnings=[*self.warnings],
         )
 
 
@@ -103,23 +95,20 @@ def _read(job: Job, store: Store) -> Held:
     reading = store.read(job.stamp, identity=job.identity.digest, seen=_early_offer(job))
     job.logged |= {f"rank {job.coordinator.rank}: {text}" for text in reading.warnings}
     job.read = told(reading)
-    warnings = [*reading.warnings, *(f"{p}: {miss.reason}" for p, miss in reading.misses)]
-    held, resumed = Held(warnings=warnings), resume(job, store)
-    reading.parts += resumed.parts
-    if reading.parts:
+    misses = (f"{path}: {miss.reason}" for path, miss in reading.misses)
+    resumed = resume(job, store)
+    held = Held(warnings=(*reading.warnings, *misses), deaths=resumed.deaths)
+    parts = [*reading.parts, *resumed.parts]
+    kept = job.installed.others if job.options.keep_existing else {}
+    ours = [give_way(part, kept) for part in parts] if kept and job.leads else parts
+    if parts:
         # With a journal beside them the tables are written anew, which takes it away.
         is_whole = not reading.misses and not resumed.parts
-        held = Held.union(reading.parts, warnings, is_whole=is_whole)
-    kept = job.installed.others if job.options.keep_existing else {}
-    parts = reading.parts
-    if kept and job.leads:
-        parts = [give_way(part, kept) for part in reading.parts]
-        if any(part is not before for part, before in zip(parts, reading.parts, strict=True)):
-            held = Held.union(parts, warnings, is_whole=False)
-    held.deaths = resumed.deaths
+        is_all = all(part is before for part, before in zip(ours, parts, strict=True))
+        held = held.union(ours, is_whole=is_whole and is_all)
     if not job.leads or held.is_complete(job.options.engine):
         return held
-    return _with_borrowed(job, held, parts, kept)
+    return _with_borrowed(job, held, ours, kept)
 
 
 def _early_offer(job: Job) -> Callable[[bytes, str], None]:
@@ -135,10 +124,11 @@ def _early_offer(job: Job) -> Callable[[bytes, str], None]:
     return offer
 
 
-def _with_borrowed(job: Job, held: Held, own: list[Part], kept: Mapping[str, Entry]) -> Held:
+def _with_borrowed(job: Job, held: Held, own: list[CachedTable], kept: Mapping[str, Entry]) -> Held:
     """Add what others answer, under keys that this table does not have; ``kept`` comes first."""
-    options, claimed = job.options, set(held.table.entries if held.table else ())
-    for record in (held.manifest.tasks if held.manifest else {}).values():
+    cached, options = held.cached, job.options
+    claimed = set(cached.table.entries if cached else ())
+    for record in (cached.manifest.tasks if cached and cached.manifest else {}).values():
         claimed.update(key for keys in record.keys for key in keys)
     place, layers = job.placement, job.store.layers if job.store else ()
     usable = [job.directory] if job.directory else []
@@ -151,7 +141,5 @@ def _with_borrowed(job: Job, held: Held, own: list[Part], kept: Mapping[str, Ent
     if not found.entries:
         return held
     job.lenders = found.lenders
-    lent = Part(Table(job.stamp, found.entries), None, (0, 0, 0))
-    union = Held.union([*own, lent], held.warnings, is_whole=held.is_whole)
-    union.borrowed, union.deaths = found, held.deaths
-    return union
+    lent = CachedTable(Table(job.stamp, found.entries))
+    return replace(held.union([*own, lent], is_whole=held.is_whole), borrowed=found)

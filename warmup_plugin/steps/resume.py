@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
+from warmup_plugin.cache.cached_table import CachedTable
 from warmup_plugin.cache.journal import (
     Death,
     Past,
@@ -23,7 +24,6 @@ from warmup_plugin.cache.journal import (
 )
 from warmup_plugin.cache.journal_records import Found
 from warmup_plugin.cache.manifest import Manifest, TaskRecord
-from warmup_plugin.cache.merge import Part
 from warmup_plugin.cache.stamps import stamp_conflicts
 from warmup_plugin.cache.store import Store
 from warmup_plugin.cache.table import Entry, Table
@@ -35,7 +35,7 @@ from warmup_plugin.tuner import environment
 class Resumed(msgspec.Struct):
     """What the journals of one directory come to."""
 
-    parts: list[Part] = msgspec.field(default_factory=list)
+    parts: list[CachedTable] = msgspec.field(default_factory=list)
     deaths: Mapping[str, Death] = msgspec.field(default_factory=dict)
 
 
@@ -66,7 +66,7 @@ def part_of(
     *,
     identity: str = "",
     without: Collection[str] = (),
-) -> Part:
+) -> CachedTable:
     """Return journal records as a table; the first one of a task counts.
 
     No manifest vouches for the entries: so far they have run on one rank only.
@@ -86,7 +86,7 @@ def part_of(
             entries[row.keys[winner]] = result.entry
         tasks[name] = record_of(row.op, row.keys, result)
     manifest = Manifest(identity=identity, tasks=tasks, loose=tuple(sorted(entries)))
-    return Part(Table(stamp, entries), manifest, (0, 0, 0))
+    return CachedTable(Table(stamp, entries), manifest, (0, 0, 0))
 
 
 def known_defaults(manifest: Manifest) -> list[str]:

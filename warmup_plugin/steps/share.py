@@ -1,18 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps 6, 7 and 9: one table in every tuner, built, and certified.
+"""Step 6, share: one table in every tuner.
 
-Owns the way of results to rank 0, of the merged table's bytes to all ranks and into their tuners,
-and the question to every tuner what it serves now. Whatever fails on one rank is in its vote to the
-others: a winner that cannot be built is dropped by all, a table that cannot be installed by one is
-taken out by all.
+Owns the way of results to rank 0, and of the merged table's bytes to all ranks and into their
+tuners. A table that one rank cannot install is taken out by all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
-import msgspec
-
+from warmup_plugin.cache.cached_table import CachedTable
 from warmup_plugin.cache.manifest import Manifest, render_manifest
 from warmup_plugin.cache.table import Table, parse_table, render_table
 from warmup_plugin.cache.task_result import Result
@@ -27,17 +24,17 @@ from warmup_plugin.steps.agree import Agreed
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.decisions import Votes
 from warmup_plugin.steps.tune import result_of
-from warmup_plugin.steps.work import Shared, Work
+from warmup_plugin.steps.work import Work
 from warmup_plugin.tuner import environment
 from warmup_plugin.tuner.survey import Survey
 
 _NO_LIMIT = 1 << 40
 
 
-def share(job: Job, agreed: Agreed, survey: Survey, work: Work) -> Shared:
+def share(job: Job, agreed: Agreed, survey: Survey, work: Work) -> CachedTable:
     """Step 6: rank 0's merged table reaches every rank as bytes, and those are installed."""
     with job.timed("share"):
-        shared = Shared(agreed.table, agreed.heading.manifest)
+        shared = agreed.cached
         if work.is_new and job.shares:
             shared = _exchange(job, agreed, survey, work)
         with job.failing_as_data():
@@ -45,7 +42,7 @@ def share(job: Job, agreed: Agreed, survey: Survey, work: Work) -> Shared:
         return shared
 
 
-def _exchange(job: Job, agreed: Agreed, survey: Survey, work: Work) -> Shared:
+def _exchange(job: Job, agreed: Agreed, survey: Survey, work: Work) -> CachedTable:
     results = [result_of(outcome, job.coordinator.rank) for outcome in work.outcomes.values()]
     body = pack_results(results, {task: place for place, task in enumerate(work.plan.tasks)})
     vote = ShareVote(results=job.coordinator.put(body), error=job.failure)
@@ -58,7 +55,7 @@ def _exchange(job: Job, agreed: Agreed, survey: Survey, work: Work) -> Shared:
         settled = _settle(agreed, work, results)
         manifest = Manifest(
             identity=job.identity.digest, tasks=settled.tasks, complete=settled.complete,
-            generation=agreed.manifest.generation if agreed.manifest else 0,
+            generation=work.base.generation,
             engine=job.options.engine[0], engine_version=job.options.engine[1],
             inventory=digest("\n".join(sorted(settled.tasks)).encode()),
         )  # fmt: skip
@@ -77,7 +74,7 @@ def _exchange(job: Job, agreed: Agreed, survey: Survey, work: Work) -> Shared:
     job.failure = ""
     work.failed, apart = found.failed, found.apart
     survey.unshare(apart)
-    _tune_apart(job, survey, work, apart)
+    work.apart = tuple(name for name in apart if name in survey.tasks)
     if work.failed:
         job.warn(_tell_failed(survey, work))
     work.left = _left(work.plan, found.left) - work.failed.keys() - apart.keys()
@@ -87,14 +84,8 @@ def _exchange(job: Job, agreed: Agreed, survey: Survey, work: Work) -> Shared:
     table = parse_table(job.coordinator.get(found.table), limit=_NO_LIMIT)
     if not isinstance(table, Table):
         raise InstallError(f"the shared table cannot be read: {table.reason}")
-    return Shared(table, found.manifest)
-
-
-def _tune_apart(job: Job, survey: Survey, work: Work, apart: Collection[str]) -> None:
-    """Leave to this rank what no table can hold: it is tuned in step 7, by each rank for itself."""
-    rank, local = job.coordinator.rank, work.plan.local
-    own = (*local.get(rank, ()), *(name for name in apart if name in survey.tasks))
-    work.plan = msgspec.structs.replace(work.plan, local={**local, rank: own})
+    work.manifest = found.manifest
+    return CachedTable(table)
 
 
 def _tell_failed(survey: Survey, work: Work) -> str:
@@ -108,16 +99,17 @@ def _tell_failed(survey: Survey, work: Work) -> str:
 
 
 def _settle(agreed: Agreed, work: Work, results: list[Result]) -> Settled:
-    records = dict(agreed.manifest.tasks) if agreed.manifest else {}
+    manifest = work.base.manifest
     labels = {item.id: item.label for lot in work.lots for item in lot.items}
     work.costs = {labels[r.task]: round(r.seconds, 6) for r in results if r.task in labels}
     driver = environment.driver()
     blocked = {task: driver for task, death in agreed.deaths.items() if death.is_blocked}
-    blocked |= {t: d for t, d in (agreed.manifest.blocked if agreed.manifest else {}).items()
-                if d == driver}  # fmt: skip
+    known = manifest.blocked if manifest else {}
+    blocked |= {task: since for task, since in known.items() if since == driver}
     return settle(
-        _base(agreed, work), records, work.lots, results, suspects=agreed.deaths, blocked=blocked
-    )
+        _base(agreed, work), manifest.tasks if manifest else {}, work.lots, results,
+        suspects=agreed.deaths, blocked=blocked,
+    )  # fmt: skip
 
 
 def _spans(tasks: Iterable[str], settled: Collection[str]) -> list[tuple[int, int]]:
@@ -139,12 +131,9 @@ def _base(agreed: Agreed, work: Work) -> Table:
     """Return the agreed table without what was borrowed and answers nothing here."""
     asked = {key for lot in work.lots for item in lot.items for key in item.keys}
     unasked = agreed.borrowed.entries.keys() - asked
-    kept = {key: entry for key, entry in agreed.table.entries.items() if key not in unasked}
-    return Table(agreed.table.stamp, kept, agreed.table.records)
-
-
-def _own_keys(survey: Survey) -> set[str]:
-    return {key for t in survey.tasks.values() if t.state != "unshared" for key in t.keys}
+    table = work.base.table
+    kept = {key: entry for key, entry in table.entries.items() if key not in unasked}
+    return Table(table.stamp, kept, table.records)
 
 
 def _met_elsewhere(survey: Survey, table: Table) -> set[str]:
@@ -161,13 +150,13 @@ def _met_elsewhere(survey: Survey, table: Table) -> set[str]:
 
 
 def install_shared(
-    job: Job, survey: Survey, work: Work, shared: Shared, dropped: Collection[str] = ()
+    job: Job, survey: Survey, work: Work, shared: CachedTable, dropped: Collection[str] = ()
 ) -> None:
     """Leave in the tuner this rank's entries of the table, and what others had loaded."""
     # A loaded entry answers each known task, and never two (`Survey` tells them apart).
     if not work.is_new and job.installed.only(survey.tally().number("known")):
         return
-    own = _own_keys(survey)
+    own = survey.shared_keys()
     if all(name in survey.tasks for name in dropped):  # else: which keys are another rank's?
         own |= _met_elsewhere(survey, shared.table)
     job.coordinator.confirm()

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two engines that start cold on one directory: one tunes, the other waits and adopts.
 
-Owns that wait, on rank 0 before anything is assigned. It ends when the other engine has published
-or is gone, and after ``replica_wait_s`` in any case; then this engine tunes what is still missing.
+Owns whose turn it is, and the wait for it, between two rounds of step 4 and in no decision. It ends
+when the other engine has published or is gone, and after ``replica_wait_s`` in any case; then this
+engine tunes what is still missing.
 """
 
 from __future__ import annotations
@@ -12,65 +13,71 @@ import time
 
 from msgspec.structs import replace
 
+from warmup_plugin.cache.cached_table import CachedTable
 from warmup_plugin.cache.lease import hold
-from warmup_plugin.cache.merge import Part, merge
-from warmup_plugin.planning.inventory import Lots
+from warmup_plugin.cache.merge import merge
 from warmup_plugin.runtime.polling import wait_until, within
-from warmup_plugin.steps.agree import Agreed
 from warmup_plugin.steps.context import Job
+from warmup_plugin.steps.work import Work
 
 
-def take_turn(job: Job, agreed: Agreed) -> bool:
-    """Become the engine that tunes for this directory, until the session ends.
+def take_turn(job: Job) -> str:
+    """Become the engine that tunes for this directory until the session ends.
 
-    Returns whether ``agreed`` has grown by what another engine has published meanwhile.
+    Returns which other process does, or an empty string. Nothing is waited for.
     """
     if job.store is None or not job.may_write or job.store.directory is None:
-        return False
-    directory = job.store.directory
+        return ""
+    with contextlib.ExitStack() as turn:
+        if holder := turn.enter_context(hold(job.store.directory)):
+            return holder
+        job.stack.push(turn.pop_all())  # ours until the session ends
+    return ""
 
-    holder_was: list[str] = []
+
+def await_turn(job: Job, holder: str) -> None:
+    """Wait on rank 0, at most ``replica_wait_s``, for the ``holder`` of the turn to end."""
+    limit_s, began = job.options.settings.replica_wait_s, time.monotonic()
 
     def is_ours() -> bool:
-        with contextlib.ExitStack() as turn:
-            if holder := turn.enter_context(hold(directory)):
-                job.coordinator.note("plan", f"waiting for {holder} to tune the same tasks")
-                holder_was.append(holder)
-                return False
-            job.stack.push(turn.pop_all())  # ours until the session ends
-            return True
+        nonlocal holder
+        if found := take_turn(job):
+            holder = found
+            job.coordinator.note("wait", f"for {holder} to tune the same tasks")
+        return not found
 
-    limit_s, began = job.options.settings.replica_wait_s, time.monotonic()
     try:
         wait_until(is_ours, within(limit_s))
     except TimeoutError:
         job.warn(f"another engine has tuned here for over {limit_s:.0f} s; not waiting any longer")
-    if holder_was:
-        seconds = round(time.monotonic() - began, 4)
-        job.waited.append({"at": "plan", "ranks": [0], "for": holder_was[-1], "seconds": seconds})
-    return _grow(job, agreed)
+    seconds = round(time.monotonic() - began, 4)
+    job.waited.append({"at": "wait", "ranks": [0], "for": holder, "seconds": seconds})
 
 
-def _grow(job: Job, agreed: Agreed) -> bool:
-    """Take in what the directory holds now, under the table all ranks have agreed on."""
-    assert job.store is not None
-    parts = job.store.read(job.stamp, identity=job.identity.digest).parts
+def grow(job: Job, work: Work) -> bool:
+    """Take in what the directory holds now, under the table all ranks have agreed on.
+
+    Returns whether the ``base`` has entries of another engine then that it did not have.
+    """
+    if job.store is None or not job.may_write:
+        return False
+    parts, base = job.store.read(job.stamp, identity=job.identity.digest).parts, work.base
     if not parts:
         return False
-    mine = Part(agreed.table, agreed.manifest, (0, 0, 0))
-    union = merge([mine, *parts] if agreed.table.entries else parts)
-    if union.table.entries.keys() <= agreed.table.entries.keys():
+    mine = CachedTable(base.table, base.manifest)
+    union = merge([mine, *parts] if base.table.entries else parts)
+    if union.table.entries.keys() <= base.table.entries.keys():
         return False
-    agreed.table, agreed.manifest = replace(union.table, stamp=agreed.table.stamp), union.manifest
+    work.base = union.changed(replace(union.table, stamp=base.table.stamp), union.manifest)
     return True
 
 
-def answered(agreed: Agreed, lots: Lots) -> set[str]:
-    """Return the tasks of all ranks that the agreed table answers now, with one entry each."""
-    entries = agreed.table.entries
+def answered(work: Work) -> set[str]:
+    """Return the tasks of all ranks that the table answers now, with one entry each."""
+    entries = work.base.table.entries
     held = {
         item.id: sum(key in entries for key in item.keys)
-        for lot in lots
+        for lot in work.lots
         for item in lot.items
         if item.state == "missing"
     }

@@ -36,8 +36,10 @@ _MOST_RERUNS = 8
 
 def run_survey(
     job: Job, agreed: Agreed, forward: Callable[[], object]
-) -> tuple[Survey, SurveyDecision]:
+) -> tuple[Agreed, Survey, SurveyDecision]:
     """Run the forward as the survey; return what it asked for and what all ranks made of it.
+
+    The agreed table is returned as it is after that: one whose tactic failed is not trusted.
 
     Raises what the forward raised, on its rank, and `ForwardError` on the others.
     """
@@ -54,7 +56,7 @@ def run_survey(
         if found.go != "rerun" or attempt == _MOST_RERUNS:
             break
         if found.distrust:
-            agreed.distrust()
+            agreed = agreed.distrusted()
             survey.distrust()
             job.warn(
                 f"{found.op} failed in the forward ({found.reason}): stored tactics are "
@@ -65,7 +67,7 @@ def run_survey(
         survey.pass_through(found.op, why + found.reason)
         job.warn(f"{found.op} is passed through: {found.reason}")
     _settle(job, survey, found, error)
-    return survey, found
+    return agreed, survey, found
 
 
 @contextlib.contextmanager
@@ -88,7 +90,7 @@ def _new_survey(job: Job, agreed: Agreed) -> Survey:
         clone_bytes=job.options.settings.record_bytes,
         is_default=frozenset(agreed.heading.defaults).__contains__,
         restore=job.installed.restore,
-        entries=job.installed.entries(agreed.table),
+        entries=job.installed.entries(agreed.cached.table),
         is_vouched=not agreed.heading.table or agreed.heading.vouched,
         passing=job.seen.passing_through,
     )  # fmt: skip

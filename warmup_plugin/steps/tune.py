@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps 4 and 5: the plan, and this rank's part of it.
+"""Step 5, tune: this rank's part of the plan.
 
-Owns how inventories reach rank 0 and the plan comes back. While `tune` runs no rank waits for
-another: each asks the store for the number of its next task, and the heartbeat names the task in
-hand.
+Owns the tasks that this rank times: those that it draws for all ranks, and then its own, whose
+winners no other rank takes. No rank waits for another here: each asks the store for the number of
+its next task, and the heartbeat names the current one.
 """
 
 from __future__ import annotations
@@ -28,10 +28,31 @@ from warmup_plugin.tuner.task import Task
 
 
 def tune(job: Job, survey: Survey, work: Work) -> None:
-    """Step 5: time tasks for all, as long as this rank finds one that nobody has taken.
+    """Step 5: time tasks for all ranks as long as one is left, then those of this rank alone.
 
-    Each result is journalled as soon as it is known, so whatever ends this process loses the task
-    in hand at most. A shutdown signal ends it after that task; so does the budget.
+    The tuner holds no entry that could answer one of its own: it is timed and stays in memory.
+    """
+    _tune_shared(job, survey, work)
+    own = work.plan.local.get(job.coordinator.rank, ())
+    if own and not job.opened.require_agreement:
+        with job.failing_as_data():
+            job.coordinator.confirm()
+            job.installed.load_final({}, job.stamp, survey.shared_keys())
+            _tune_own(job, survey, work, own)
+
+
+def tune_again(job: Job, survey: Survey, work: Work) -> None:
+    """Step 5 once more, for the tasks whose winner no table can hold, as step 6 has found out."""
+    if work.apart and not (job.failure or job.opened.require_agreement):
+        with job.failing_as_data():
+            _tune_own(job, survey, work, work.apart)
+
+
+def _tune_shared(job: Job, survey: Survey, work: Work) -> None:
+    """Time tasks that one rank tunes for all.
+
+    Each result is journalled as soon as it is known, so whatever ends this process loses the
+    current task at most. A shutdown signal ends it after that task; so does the budget.
     """
     reach = work_queue.reach(work.plan.shared, job.coordinator.rank)
     if not reach:
@@ -56,15 +77,12 @@ def tune(job: Job, survey: Survey, work: Work) -> None:
         shutdown.leave()
 
 
-def tune_own(job: Job, survey: Survey, work: Work) -> None:
-    """Time the tasks this rank tunes for itself, and keep their winners in the tuner's memory."""
-    names = work.plan.local.get(job.coordinator.rank, ())
-    if not names or job.opened.require_agreement:
-        return
+def _tune_own(job: Job, survey: Survey, work: Work, names: Sequence[str]) -> None:
+    """Time tasks that each rank tunes for itself; their winners stay in the tuner's memory."""
     own = [survey.tasks[name] for name in names]
     for task in (task for task in own if task.call is None):  # answered, and in a quarrel since
         work.outcomes[task.id] = replay.Outcome(task.id, reason=task.reason)
-    with Shutdown(lambda: None) as shutdown:
+    with job.timed("tune"), Shutdown(lambda: None) as shutdown:
         tasks = (
             (task, place)
             for place, task in enumerate(own)
@@ -73,6 +91,7 @@ def tune_own(job: Job, survey: Survey, work: Work) -> None:
         for task, outcome in _tune(job, tasks, work, len(names), margin=None):
             if outcome.kind == "failed":
                 job.warn(f"{task.label}: no winner: {outcome.reason}; it serves the default")
+    job.installed.keep_memory()
 
 
 def _tune(

@@ -38,7 +38,7 @@ def try_stored(job: Job, agreed: Agreed, survey: Survey) -> dict[str, Entry]:
     with job.timed("try"), TaskLimit(limit_s, give_up) as limit, guard:
         for task in survey.tasks.values():
             key = _stored(task, agreed, survey)
-            entry = agreed.table.entries.get(key)
+            entry = agreed.cached.table.entries.get(key)
             if entry is None or task.id in agreed.deaths:
                 continue
             limit.begins(task)
@@ -60,5 +60,5 @@ def _stored(task: Task, agreed: Agreed, survey: Survey) -> str:
     """Return the key of the entry that would answer a task, or an empty string."""
     if task.id in survey.adopted:
         return survey.adopted[task.id]
-    held = (key for key in task.keys if key in agreed.table.entries)
+    held = (key for key in task.keys if key in agreed.cached.table.entries)
     return next(held, "") if task.state == "known" else ""

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from warmup_plugin import __version__
+from warmup_plugin.cache.cached_table import CachedTable
 from warmup_plugin.coordination import messages
 from warmup_plugin.coordination.decisions import CertifyDecision
 from warmup_plugin.observability.report import Agreement, WarmupReport
@@ -24,7 +25,7 @@ from warmup_plugin.runtime.process_info import own_card
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.options import Options
 from warmup_plugin.steps.rank_stats import by_op, count, raced, waited, what_became
-from warmup_plugin.steps.work import Shared, Work
+from warmup_plugin.steps.work import Work
 from warmup_plugin.tuner import compat
 from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task import Task
@@ -45,7 +46,7 @@ def make_report(
     job: Job,
     survey: Survey | None = None,
     work: Work | None = None,
-    shared: Shared | None = None,
+    shared: CachedTable | None = None,
     certified: CertifyDecision | None = None,
 ) -> WarmupReport:
     """Return this rank's receipt; rank 0 logs its line, the first rank of a node keeps it."""

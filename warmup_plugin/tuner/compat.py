@@ -830,12 +830,30 @@ def narrowing(
             blocklist.filter = before
 
 
+#: Winners in memory, and what is kept beside each, by their key and a partition: None here.
+Memory = Mapping[str, Mapping[Any, Any]]
+_BESIDE_WINNERS = ("_profiling_cache_policies", "_profiling_cache_selections")
+
+
+def memory_of(tuner: Any) -> Memory:
+    """Return the winners in the tuner's memory, with what it keeps beside each."""
+    beside = {name: getattr(tuner, name, {}) for name in _BESIDE_WINNERS}
+    own = {name: {k: v for k, v in held.items() if k[0] is None} for name, held in beside.items()}
+    return {"profiling_cache": dict(tuner.profiling_cache), **own}
+
+
+def put_in_memory(tuner: Any, memory: Memory) -> None:
+    """Add winners to the tuner's memory; `memory_of` has taken them from it."""
+    for name, held in memory.items():
+        getattr(tuner, name, {}).update(held)
+
+
 def forget_since(tuner: Any, count: int) -> None:
     """Drop the winners in the tuner's memory after its first ``count``: they are chosen anew."""
     cache = tuner.profiling_cache
     for key in list(itertools.islice(reversed(cache), max(0, len(cache) - count))):
         del cache[key]
-        for name in ("_profiling_cache_policies", "_profiling_cache_selections"):
+        for name in _BESIDE_WINNERS:
             getattr(tuner, name, {}).pop((None, key), None)
 
 
@@ -880,16 +898,11 @@ _BESIDE = (
 _GENERATION = "_protocol_cache_generation"
 
 
-def _unsaved_namespaces(tuner: Any) -> list[str]:
-    """Return the other products whose records have an effect on disk still to come."""
-    return sorted(getattr(tuner, "_dirty_namespaces", ()))
-
-
 @contextlib.contextmanager
 def sparing_others(tuner: Any) -> Iterator[None]:
     """Clear, load or save winners in the body, and nothing else: what is not ours stays."""
     beside = {name: dict(getattr(tuner, name)) for name in _BESIDE if hasattr(tuner, name)}
-    unsaved = _unsaved_namespaces(tuner)
+    unsaved = sorted(getattr(tuner, "_dirty_namespaces", ()))  # products with records to be saved
     policies = dict(getattr(tuner, "_profiling_cache_policies", {}))
     generation = getattr(tuner, _GENERATION, None)
     try:

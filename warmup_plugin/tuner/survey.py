@@ -37,7 +37,7 @@ class Survey:
     out at every call; their stored entries are not installed either.
     ``adopted``: task id -> key of the old file's entry that answers it.
     Unless ``is_vouched``, stored tactics do not run in the forward: one that a runner refuses would
-    leave the other ranks in a collective. They are run apart, in step 7, and only then served.
+    leave the other ranks in a collective. They are tried before step 4, and only then served.
     """
 
     def __init__(
@@ -113,6 +113,10 @@ class Survey:
         """Leave an op on its default, as a skip list would; return whether it was recorded."""
         self._skipped.add(op)
         return self._recorder.drop(op)
+
+    def shared_keys(self) -> set[str]:
+        """Return the file keys of all tasks but those that each rank tunes for itself."""
+        return {key for t in self.tasks.values() if t.state != "unshared" for key in t.keys}
 
     def unshare(self, reasons: Mapping[str, str]) -> None:
         """Take tasks for unshared that plan or tuning have found to be. ``reasons``: by task id."""

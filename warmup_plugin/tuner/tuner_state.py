@@ -79,12 +79,13 @@ class Installed:
     """The tuner's loaded entries, before, during and after a session.
 
     ``others``: what was there before. ``_loaded``: what this session has loaded, and ``_agreed``,
-    the arguments of the last `load`.
+    the arguments of the last `load`. ``_memory``: winners in memory that stay over a load.
     """
 
     others: Mapping[str, Entry] = field(default_factory=dict)
     _loaded: dict[str, Any] = field(default_factory=dict)
     _agreed: tuple[bytes, Mapping[str, str], Collection[str]] = (b"", {}, ())
+    _memory: compat.Memory = field(default_factory=dict)
 
     @classmethod
     def take_down(cls) -> Installed:
@@ -138,6 +139,11 @@ class Installed:
         if loaded is False:
             raise InstallError("FlashInfer refuses the table: its stamp is another environment's")
         self._loaded = compat.loaded(tuner)
+        compat.put_in_memory(tuner, self._memory)
+
+    def keep_memory(self) -> None:
+        """Let the winners in memory, which this rank has tuned for itself, stay over each load."""
+        self._memory = compat.memory_of(compat.tuner())
 
     def entries(self, table: Table) -> LoadedEntries | Mapping[str, Entry]:
         """Return the entries of the table that is loaded: FlashInfer has them at hand already."""
@@ -178,6 +184,7 @@ class Installed:
         if not compat.probe().can_record:
             return
         compat.clear(compat.tuner())
+        self._memory = {}
         if self.others:
             with contextlib.suppress(InstallError):  # a stamp that changed in mid-session
                 self._load(render_table(Table(compat.stamp(), self.others)))

@@ -20,10 +20,11 @@ from typing import Literal
 import msgspec
 
 from warmup_plugin.cache.archive import Packed
+from warmup_plugin.cache.cached_table import CachedTable, Source
 from warmup_plugin.cache.files import is_inside, make_directory, write_files
 from warmup_plugin.cache.locks import locked
 from warmup_plugin.cache.manifest import Manifest, parse_manifest
-from warmup_plugin.cache.merge import Merged, Part, Source, give_way, merge
+from warmup_plugin.cache.merge import give_way, merge
 from warmup_plugin.cache.paths import (
     IDENTITY_NAME,
     LAYOUT,
@@ -178,8 +179,8 @@ def _place(staged: Path, home: Path, settings: Settings, *, replace: bool, dry_r
 
 
 def _add(
-    staged: Path, home: Path, source: Source, there: Merged, settings: Settings, *, replace: bool,
-    dry_run: bool,
+    staged: Path, home: Path, source: Source, there: CachedTable, settings: Settings,
+    *, replace: bool, dry_run: bool,
 ) -> int:  # fmt: skip
     """Add one table to those that are there; return how many of its tasks gave way to them."""
     names = (table_name(*source), manifest_name(*source))
@@ -190,7 +191,7 @@ def _add(
     manifest = parse_manifest((staged / names[1]).read_bytes(), limit=limit)
     assert isinstance(body, Table), "checked before"
     assert isinstance(manifest, Manifest), "checked before"
-    part = Part(body, manifest, source)
+    part = CachedTable(body, manifest, source)
     lesser = part if replace else give_way(part, there.table.entries)
     new = lesser.manifest or manifest
     gave_way = manifest.tasks.keys() - new.tasks.keys()
@@ -208,7 +209,7 @@ def _add(
     return len(gave_way)
 
 
-def _there(home: Path, limit: int) -> Merged | None:
+def _there(home: Path, limit: int) -> CachedTable | None:
     """Return the union of the usable tables that are there, None where there is no table."""
     if not home.is_dir():
         return None
@@ -218,7 +219,9 @@ def _there(home: Path, limit: int) -> Merged | None:
     found = ((source, read_table(home / table_name(*source), limit)) for source in sources)
     return merge(
         [
-            Part(file.table, file.manifest if isinstance(file.manifest, Manifest) else None, source)
+            CachedTable(
+                file.table, file.manifest if isinstance(file.manifest, Manifest) else None, source
+            )
             for source, file in found
             if isinstance(file.table, Table) and not file.has_fault
         ]
