@@ -36,6 +36,11 @@ MUTANTS = (
         "tests/ranks/test_rendezvous.py::test_bytes_that_do_not_match_their_sha256_are_refused",
     ),
     Mutant(
+        "room for a session's threads beside a search", "runtime/needs.py",
+        "lacks_threads(number + 2 * (_THREADS + _THREADS_OF_STORE))", "lacks_threads(number)",
+        "tests/tuner/test_probe.py::test_no_search_where_no_process_can_be_started",
+    ),
+    Mutant(
         "compare-and-set", "coordination/kv_client.py",
         'self._ask("compare_set", self.prefix + key, "", value)',
         '(self._ask("set", self.prefix + key, value), value.encode())[1]',
