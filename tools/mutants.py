@@ -41,6 +41,17 @@ MUTANTS = (
         "tests/tuner/test_probe.py::test_no_search_where_no_process_can_be_started",
     ),
     Mutant(
+        "no long goodbye after a loss", "coordination/session_end.py",
+        "        if self._has_lost:\n", "        if False:\n",
+        "tests/ranks/test_rendezvous.py::"
+        "test_after_a_loss_rank_0_waits_for_no_goodbye_longer_than_the_grace_period",
+    ),
+    Mutant(
+        "grace period from when a loss is known", "engines/attempt.py",
+        "settings.grace_s - known_for_s", "settings.grace_s",
+        "tests/test_attempt.py::test_the_grace_period_begins_when_the_loss_is_known",
+    ),
+    Mutant(
         "compare-and-set", "coordination/kv_client.py",
         'self._ask("compare_set", self.prefix + key, "", value)',
         '(self._ask("set", self.prefix + key, value), value.encode())[1]',
