@@ -52,6 +52,12 @@ MUTANTS = (
         "tests/test_attempt.py::test_the_grace_period_begins_when_the_loss_is_known",
     ),
     Mutant(
+        "no second silence for rank 0's other store", "engines/readiness.py",
+        "            self._link.hurry(_LAST_WORD_S)\n", "",
+        "tests/ranks/test_readiness.py::"
+        "test_a_process_that_left_its_other_store_unanswered_is_not_waited_for_again",
+    ),
+    Mutant(
         "compare-and-set", "coordination/kv_client.py",
         'self._ask("compare_set", self.prefix + key, "", value)',
         '(self._ask("set", self.prefix + key, value), value.encode())[1]',
