@@ -79,6 +79,32 @@ def test_a_process_that_has_lost_a_rank_ends_whatever_becomes_of_the_exception(
     assert time.monotonic() - began < 50
 
 
+KNOWN_BEFORE = """
+import time
+from warmup_plugin.engines.attempt import follow
+from warmup_plugin.errors import RankLostError
+from warmup_plugin.settings import Settings
+
+lost = RankLostError(1, "process gone")
+now = time.monotonic
+time.monotonic = lambda: now() + 599.0
+try:
+    follow(lost, Settings.from_env({}, grace_s=600.0), "vLLM")
+except RankLostError:
+    time.sleep(600.0)
+"""
+
+
+def test_the_grace_period_begins_when_the_loss_is_known() -> None:
+    """Rank 0 sees the others off in it, before its exception gets here."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", KNOWN_BEFORE],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 79, done.stderr
+    assert "it ends itself in 1 s (status 79)" in done.stderr
+
+
 def test_the_exception_is_raised_as_it_is() -> None:
     """The engine hears which rank it was; its own handling comes first."""
     wait = Settings.from_env({}, forward_failure="wait")

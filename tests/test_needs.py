@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from warmup_plugin.runtime.needs import lacking
+from warmup_plugin.runtime.needs import lacking, lacks_processes
 from warmup_plugin.runtime.polling import wait_until, within
 from warmup_plugin.topology import host_name
 
@@ -101,6 +101,16 @@ def test_threads(rank: int, left: int, needed: int, monkeypatch: pytest.MonkeyPa
     lacks = f"{left} threads more can be started, {needed} are needed: can't start new thread"
     assert lacking(rank, 2) == ("" if left >= needed else lacks)
     wait_until(lambda: _thread._count() == before, within(20))
+
+
+@pytest.mark.parametrize("left", [10, 11])
+def test_processes_run_beside_twice_the_threads_of_a_session(
+    left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank asks for twice as many as it takes, at the same time."""
+    allow_threads(monkeypatch, left)
+    lacks = "10 threads more can be started, 11 are needed: can't start new thread"
+    assert lacks_processes(3) == ("" if left == 11 else lacks)
 
 
 def test_threads_that_end_late_are_waited_for_near_the_limit(

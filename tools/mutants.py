@@ -36,6 +36,28 @@ MUTANTS = (
         "tests/ranks/test_rendezvous.py::test_bytes_that_do_not_match_their_sha256_are_refused",
     ),
     Mutant(
+        "room for a session's threads beside a search", "runtime/needs.py",
+        "lacks_threads(number + 2 * (_THREADS + _THREADS_OF_STORE))", "lacks_threads(number)",
+        "tests/tuner/test_probe.py::test_no_search_where_no_process_can_be_started",
+    ),
+    Mutant(
+        "no long goodbye after a loss", "coordination/session_end.py",
+        "        if self._has_lost:\n", "        if False:\n",
+        "tests/ranks/test_rendezvous.py::"
+        "test_after_a_loss_rank_0_waits_for_no_goodbye_longer_than_the_grace_period",
+    ),
+    Mutant(
+        "grace period from when a loss is known", "engines/attempt.py",
+        "settings.grace_s - known_for_s", "settings.grace_s",
+        "tests/test_attempt.py::test_the_grace_period_begins_when_the_loss_is_known",
+    ),
+    Mutant(
+        "no second silence for rank 0's other store", "engines/readiness.py",
+        "            self._link.hurry(_LAST_WORD_S)\n", "",
+        "tests/ranks/test_readiness.py::"
+        "test_a_process_that_left_its_other_store_unanswered_is_not_waited_for_again",
+    ),
+    Mutant(
         "compare-and-set", "coordination/kv_client.py",
         'self._ask("compare_set", self.prefix + key, "", value)',
         '(self._ask("set", self.prefix + key, value), value.encode())[1]',

@@ -8,6 +8,8 @@ error survives pickling, since processes hand their failures to each other.
 
 from __future__ import annotations
 
+import time
+
 
 class WarmupError(RuntimeError):
     """The warm-up cannot go on. This is the base of the package's run-time errors."""
@@ -52,6 +54,11 @@ class RankLostError(WarmupError):
         self.rank = rank
         self.reason = reason
         self.host = host
+        self._made_at = time.monotonic()
+
+    def known_for_s(self) -> float:
+        """Return for how many seconds this process has known of it."""
+        return time.monotonic() - self._made_at
 
     def __str__(self) -> str:
         where = f" (host {self.host})" if self.host else ""

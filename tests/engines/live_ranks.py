@@ -123,7 +123,7 @@ ROWS: tuple[Row, ...] = (
     *(
         Row(
             fault="umask 0777", planted="unprivileged+umask_0777", ranks=ranks, is_lasting=True,
-            alone=("up", "up") if ranks == SECOND else ("crash", "up"),
+            alone=("crash", "up") if ranks == ALL else ("up", "up"),
             cold=KEPT if ranks == SECOND else NEVER_KEPT, warm=WARM,
         )
         for ranks in (ALL, FIRST, SECOND)

@@ -330,7 +330,7 @@ def _no_memory_files(_place: Place) -> None:
 
 #: Descriptors, threads, bytes that a rank may still have.
 DESCRIPTORS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32, 48, 64)
-THREADS = (0, 1, 2, 3, 4, 6, 8)
+THREADS = (0, 1, 2, 3, 4, 6, 8, 10, 12, 16)
 _CLOCKS = {
     "1970": lambda: 0.0,
     "before 1970": lambda: -1e9,

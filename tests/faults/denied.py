@@ -46,7 +46,7 @@ ENVIRONMENT: Final = {
     "TQDM_DISABLE": "1",
     "WARMUP_PLUGIN_GRACE_S": "1",
     "WARMUP_PLUGIN_SILENCE_S": "3",
-    "WARMUP_PLUGIN_TASK_LIMIT_S": "10",
+    "WARMUP_PLUGIN_TASK_LIMIT_S": "30",  # more than a cell may take, so that its end is seen
 }
 #: What the engine waits in its own collectives, and what a cell may take in all, seconds.
 GROUP_S: Final = 20.0

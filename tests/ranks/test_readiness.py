@@ -14,13 +14,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
 from warmup_plugin.coordination import opening
+from warmup_plugin.coordination.opening import Opening
 from warmup_plugin.coordination.versions import BUILD
 from warmup_plugin.engines import readiness
 from warmup_plugin.engines.readiness import Readiness
@@ -216,14 +217,16 @@ def test_a_store_that_is_gone_takes_its_rank_along(make_job: Callable[..., Job])
     assert seen.startswith("rank 0 is lost (host 127.0.0.1): its store is gone")
 
 
+STORE = """
+import time; from torch.distributed import TCPStore
+s = TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
+print(s.port, flush=True); time.sleep(60)
+"""
+
+
 def test_a_store_whose_process_is_stopped_is_not_waited_for(make_job: Callable[..., Job]) -> None:
     """A connection that is made to it is never answered, and torch would wait for ever."""
-    script = (
-        "import time; from torch.distributed import TCPStore\n"
-        "s = TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)\n"
-        "print(s.port, flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-c", STORE], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         port = int(process.stdout.readline())
         own = TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
@@ -233,6 +236,29 @@ def test_a_store_whose_process_is_stopped_is_not_waited_for(make_job: Callable[.
         assert time.monotonic() - began < SILENCE_S + 5.0
         process.kill()
     assert seen == "rank 0 is lost (host 127.0.0.1): its store accepts no connection for 0.5 s"
+
+
+def test_a_process_that_left_its_other_store_unanswered_is_not_waited_for_again(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session's store and that of the job are most often rank 0's both."""
+    monkeypatch.setitem(globals(), "SETTINGS", Settings.from_env({}, silence_s=60.0))
+    with subprocess.Popen([sys.executable, "-c", STORE], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        own = TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
+        own.set("warmup_plugin//0/offer/", '{"way": "probe"}')
+
+        def unanswered(*_: object) -> NoReturn:
+            os.kill(process.pid, signal.SIGSTOP)
+            raise RankLostError(0, "its store has not answered")
+
+        monkeypatch.setattr(Opening, "answer", unanswered)
+        try:
+            (seen,) = make_job(2, own).meet(None, "")
+        finally:
+            process.kill()
+    assert seen == "rank 0 is lost (host 127.0.0.1): its store has not answered"
 
 
 def test_meetings_of_one_process_are_apart(make_job: Callable[..., Job]) -> None:

@@ -297,6 +297,16 @@ def test_a_rank_that_leaves_is_named_at_once(leaver: int) -> None:
     assert time.monotonic() - began < BOUND_S
 
 
+def test_after_a_loss_rank_0_waits_for_no_goodbye_longer_than_the_grace_period() -> None:
+    """Rank 1 is stuck in a forward with the lost one: its process ends without a word."""
+    ranks = Ranks(3, Settings.from_env({}, silence_s=600.0, grace_s=1.0))
+    ranks.run(lambda m: m.abandon("process gone", of=2), 1)
+    ((rank, _),) = ranks.run(lambda m: lost(lambda: m.meet(STEP, Said(), on)), 0)
+    assert rank == 2
+    ranks.run(lambda m: m.close(), 0)
+    ranks.run(lambda m: m.close(), 1, 2)
+
+
 def test_a_rank_that_is_done_is_not_one_that_left() -> None:
     """Ranks close as soon as they have the last record, however late the others read it."""
     ranks = Ranks(3, Settings.from_env({}))

@@ -236,18 +236,26 @@ def test_other_files_are_opened_as_ever(monkeypatch: pytest.MonkeyPatch, tmp_pat
             assert json.load(file) == [1]
 
 
-def test_no_search_where_no_process_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The compiler that Python has search for it would try to start others for half a minute."""
-    searched: list[str] = []
+@pytest.mark.parametrize("left", [0, 6])
+def test_no_search_where_no_process_can_be_started(
+    monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    """The compiler that Python has search for it would wait for seconds to start others.
+
+    Six are enough for the search, and too few once a session's threads are started, too.
+    """
+    searched, few, own = list[str](), iter(range(left)), _thread.start_new_thread
     monkeypatch.setattr(ctypes.util, "find_library", ctypes.util.find_library)  # put back later
     monkeypatch.setattr(library_search, "_own_search", searched.append)
 
-    def cannot(*_: object) -> NoReturn:
-        raise RuntimeError("can't start new thread")
+    def start(function: Callable[..., object], arguments: tuple[()]) -> None:
+        if next(few, None) is None:
+            raise RuntimeError("can't start new thread")
+        own(function, arguments)
 
     with bearing_failed_searches():
         ctypes.util.find_library("cublas")
-        monkeypatch.setattr(_thread, "start_new_thread", cannot)
+        monkeypatch.setattr(_thread, "start_new_thread", start)
         assert ctypes.util.find_library("cuda") is None
     assert searched == ["cublas"]
 

@@ -100,6 +100,8 @@ class StoreLink:
     prefix: str = ""
     sweeps: bool = False
     _gone: str = field(default="", init=False)
+    #: Its descriptors, where it stands beside another program's connection to the same store.
+    _own: frozenset[int] = field(default=frozenset(), init=False)
 
     def __post_init__(self) -> None:
         """Bound every answer of the store."""
@@ -112,6 +114,12 @@ class StoreLink:
     def port(self) -> int:
         """The port of the store, 0 once it is closed."""
         return 0 if self.store is None else self.store.port
+
+    def hurry(self, limit_s: float) -> None:
+        """Wait no longer than that for an answer from now on, where the connection stands apart."""
+        if self._own and limit_s < self.silence_s:
+            bound_answers(self.port, limit_s, but=frozenset(connected(self.port)) - self._own)
+            self.silence_s = limit_s
 
     def clone(self, *, is_slow: bool = False, patience: Patience | None = None) -> StoreLink:
         """Return another connection to the same store, for another thread, which may make it.
@@ -245,4 +253,5 @@ def link_beside(store: TCPStore, rank: int, size: int, silence_s: float) -> Stor
         raise
     bound_answers(store.port, silence_s, but=others)
     link.silence_s, link.leader = silence_s, store.host
+    link._own = frozenset(connected(store.port)) - others  # noqa: SLF001  # of the same file
     return link

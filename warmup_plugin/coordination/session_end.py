@@ -43,11 +43,18 @@ class SessionEnd:
         self._heartbeat = heartbeat
         #: All ranks have heard of the last round: nobody need be told of an end.
         self._is_over = False
+        #: This rank has heard that the session ends since a rank is lost.
+        self._has_lost = False
 
     def _end(self, record: Lost) -> NoReturn:
         """End the session, for ranks at another step too: they find this before they act."""
-        body = self._link.compare_set(LOST, said(LOST, record))
-        raise _as_error(body)
+        raise self._heard(self._link.compare_set(LOST, said(LOST, record)))
+
+    def _heard(self, body: bytes) -> RankLostError | SessionError:
+        """Return the error by which the session ends."""
+        found = _as_error(body)
+        self._has_lost |= isinstance(found, RankLostError)
+        return found
 
     def abandon(
         self, reason: str, *, of: int | None = None, lives: bool = False
@@ -61,7 +68,9 @@ class SessionEnd:
         if self._is_over:
             return None
         try:
-            found = _as_error(self._tell_lost(self.rank if of is None else of, reason, lives=lives))
+            found = self._heard(
+                self._tell_lost(self.rank if of is None else of, reason, lives=lives)
+            )
         except RankLostError as error:  # a record that cannot be read
             return error
         return found if isinstance(found, RankLostError) else None
@@ -101,7 +110,7 @@ class SessionEnd:
 
     def _obey(self) -> None:
         if (body := self._link.get_now(LOST)) is not None:
-            raise _as_error(body)
+            raise self._heard(body)
 
     def close(self) -> None:
         """Stop the heartbeat and close the store.
@@ -125,8 +134,14 @@ class SessionEnd:
             self._link.close()
 
     def _see_off(self) -> None:
-        """Wait until every rank has said goodbye or is lost, for one silence at most."""
-        missing, limit = set(range(1, self.size)), within(self._settings.silence_s)
+        """Wait until every rank has said goodbye or is lost, for one silence at most.
+
+        After a loss one that is stuck in its forward ends within the grace period, without a word.
+        """
+        limit_s = self._settings.silence_s
+        if self._has_lost:
+            limit_s = min(limit_s, max(self._settings.grace_s, _CATCH_UP_S))
+        missing, limit = set(range(1, self.size)), within(limit_s)
 
         def look(waited_s: float) -> None:
             limit(waited_s)

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("warmup_plugin")
 
+#: So long an engine has for an exception of a loss, whenever it was known, seconds.
+_AT_LEAST_S = 1.0
+
 
 @dataclass(frozen=True)
 class Scope:
@@ -172,21 +175,26 @@ def follow(error: Exception | str, settings: Settings, engine: str, *, of: str =
         raise SessionError(f"mode {settings.mode}: {error}")
     if way is Way.END:
         lost = loss_in(error)
-        _end_soon(f"{engine}, {of}: {lost}" if of else str(lost), settings)
+        assert lost is not None
+        _end_soon(f"{engine}, {of}: {lost}" if of else str(lost), lost.known_for_s(), settings)
     raise error
 
 
-def _end_soon(error: str, settings: Settings) -> None:
-    """Say why the job ends, and see to it that this process does."""
+def _end_soon(error: str, known_for_s: float, settings: Settings) -> None:
+    """Say why the job ends, and see to it that this process does.
+
+    The grace period has begun when this process knew: rank 0 sees the others off in it.
+    """
     if settings.forward_failure == "wait":
         logger.critical("warmup-plugin: the job ends: %s", error)
         return
+    left_s = max(settings.grace_s - known_for_s, min(settings.grace_s, _AT_LEAST_S))
     logger.critical(
         "warmup-plugin: the job ends: %s; unless the engine ends this process before, it ends "
         "itself in %.0f s (status %d)",
-        error, settings.grace_s, EXIT_ABANDONED,
+        error, left_s, EXIT_ABANDONED,
     )  # fmt: skip
-    timer = threading.Timer(settings.grace_s, os._exit, (EXIT_ABANDONED,))
+    timer = threading.Timer(left_s, os._exit, (EXIT_ABANDONED,))
     timer.daemon = True
     try:
         timer.start()

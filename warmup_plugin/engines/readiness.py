@@ -38,6 +38,9 @@ MEET_S = 300.0
 #: How long ranks wait for others to come at all that may have no such warm-up, seconds: what it
 #: costs each start where some do not have it.
 GATHER_S = 5.0
+#: How long the job's store may take for the word that a rank is lost, seconds: its process may be
+#: the one whose other store has been waited for.
+_LAST_WORD_S = 2.0
 #: The longest pause between two questions, seconds, while the wait is brief.
 _EACH_ASKS_S = 0.002
 #: All have answered rank 0's offer; what all can use of it says whether another one follows.
@@ -113,6 +116,7 @@ class Readiness:
             return self._decided()
         except RankLostError as error:
             found = {"lost": error.rank, "reason": error.reason}
+            self._link.hurry(_LAST_WORD_S)
             with contextlib.suppress(RankLostError):  # the store may be what is lost
                 found = self._decide(found)
             return found

@@ -85,6 +85,14 @@ def lacks_threads(number: int) -> str:
     return f"{found.started} threads more can be started, {number} are needed: {found.error}"
 
 
+def lacks_processes(number: int) -> str:
+    """Return why so many processes cannot run beside a session that begins, or an empty string.
+
+    Its ranks may be asking for twice the threads that it takes while the processes are started.
+    """
+    return lacks_threads(number + 2 * (_THREADS + _THREADS_OF_STORE))
+
+
 class _Threads(NamedTuple):
     """Threads that were alive at one time: how many, why no more, and which have ended."""
 

@@ -11,7 +11,7 @@ import ctypes.util
 import threading
 from collections.abc import Iterator
 
-from warmup_plugin.runtime.needs import lacks_threads
+from warmup_plugin.runtime.needs import lacks_processes
 
 #: The compiler, its own part that links, and the linker: processes count as threads do.
 _PROCESSES = 3
@@ -26,13 +26,14 @@ def bearing_failed_searches() -> Iterator[None]:
     """Have a library not be found in the body where it cannot be searched for.
 
     Where the linker's cache does not name it, Python has a compiler and a linker look for it, for
-    which it needs a temporary directory; without one it raises. Where no process can be started the
-    compiler tries again for half a minute. FlashInfer then asks elsewhere.
+    which it needs a temporary directory; without one it raises. A compiler that cannot start its
+    own processes, as those of a session are started meanwhile, tries again for a quarter of a
+    minute: then there is no search. FlashInfer asks elsewhere.
     """
     global _search_depth  # noqa: PLW0603  # of the process, as the function it stands for
 
     def find_library(name: str) -> str | None:
-        if lacks_threads(_PROCESSES):
+        if lacks_processes(_PROCESSES):
             return None
         try:
             return _own_search(name)
