@@ -57,7 +57,11 @@ class RankLostError(WarmupError):
         self._made_at = time.monotonic()
 
     def known_for_s(self) -> float:
-        """Return for how many seconds this process has known of it."""
+        """Return for how long this process has known of it.
+
+        Returns:
+            The time since this error was made, in seconds.
+        """
         return time.monotonic() - self._made_at
 
     def __str__(self) -> str:
