@@ -269,6 +269,16 @@ MUTANTS = (
         "tests/tuner/test_random_ops.py::test_what_was_found_once",
     ),
     Mutant(
+        "cold steps are imported while programs run", "steps/open_session.py",
+        "    if lookup.is_slow:\n", "    if False:\n",
+        "tests/tuner/test_kept_environment.py::test_a_start_is_spared_the_look_of_the_one_before",
+    ),
+    Mutant(
+        "a warm start imports no cold step", "steps/open_session.py",
+        "    if lookup.is_slow:\n", "    if True:\n",
+        "tests/tuner/test_kept_environment.py::test_a_start_is_spared_the_look_of_the_one_before",
+    ),
+    Mutant(
         "tasks of each rank are compared by file keys", "steps/certify.py",
         "(task.id, *(digest(key.encode())[:_NAME_DIGITS] for key in task.keys))", "(task.id,)",
         "tests/tuner/test_survey.py::test_two_runner_lists_on_two_ranks_share_nothing",

@@ -295,6 +295,7 @@ def test_without_faults_every_schedule_ends_well(explore: Explore) -> None:
     assert explored.states > 5_000
 
 
+@pytest.mark.timeout(600)  # half a minute, where nothing else runs
 @pytest.mark.parametrize("kind", ["kill", "late", "stop"])
 def test_whole_session_with_one_fault(explore: Explore, kind: str) -> None:
     """A rank dies, is given up and goes on, or is stopped with the store, at any point of it."""
@@ -302,6 +303,7 @@ def test_whole_session_with_one_fault(explore: Explore, kind: str) -> None:
     assert explored.states > 20_000
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", ["kill", "late"])
 def test_whole_session_on_a_store_that_is_not_rank_0s(explore: Explore, kind: str) -> None:
     """A part of the job's: rank 0 is given up as any other, and the others end alike without it."""

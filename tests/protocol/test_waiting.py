@@ -127,6 +127,10 @@ _BY_FILE = {
     "cli/doctor_probes.py": {
         ("_answer", "subprocess.run"): "a time-out is given",
     },
+    "cli/doctor_ranks.py": {
+        ("_session", "connect"): "those of roll_call.py, six times at most",
+        ("examine", "dist.init_process_group"): "a silence",
+    },
     "gpu_evidence/facts.py": {
         ("_smi", "subprocess.run"): "a time-out is given",
     },

@@ -215,7 +215,7 @@ def two_ranks(job_store: Any = None, **settings: Any) -> Iterator[list[Opening]]
 def apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no two ranks have a loopback interface in common."""
     places = itertools.count()
-    monkeypatch.setattr(opening, "_place", lambda: str(next(places)))
+    monkeypatch.setattr(opening, "place", lambda: str(next(places)))
 
 
 def exchange(links: Sequence[StoreLink | None]) -> None:

@@ -10,7 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.real_ops.rows import Row
+
+# A bound for what hangs, as in `test_matrix.py`: a row sweeps and races.
+pytestmark = pytest.mark.timeout(600)
 
 
 def test_a_race_has_the_sweeps_winners(raced_row: Row, verdicts: Any) -> None:

@@ -16,11 +16,18 @@ sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package s
 
 from tests.tuner import child, toys
 
+#: What a cold start imports, and a warm one whose look is kept does without.
+COLD_STEPS = {f"warmup_plugin.steps.{name}" for name in ("plan", "tune", "share", "publish")}
+
 
 def start(engine: Engine, mode: Literal["on", "read-only", "replay"] = "on") -> dict[str, Any]:
     """Warm up; return whether an earlier look was taken, and how often FlashInfer looked."""
+    imported: list[bool] = []
+    for name in COLD_STEPS:  # as in a new process, as below
+        sys.modules.pop(name, None)
 
     def forward() -> None:
+        imported.append(sys.modules.keys() >= COLD_STEPS)
         toys.call("toy", [toys.Toy("toy")], toys.STATIC, toys.rows(16), toys.WEIGHT)
 
     looks: list[Any] = [getattr(sys.modules[module], name) for module, name in compat.SLOW.values()]
@@ -31,6 +38,7 @@ def start(engine: Engine, mode: Literal["on", "read-only", "replay"] = "on") -> 
         "kept": bool(environment_stamp.kept()),
         "looks": sum(look.cache_info().misses for look in looks),
         "stamp": repr(compat.stamp()),
+        "imported": any(imported),
     }
     for thread in threading.enumerate():
         if thread.name == "warmup-environment":

@@ -277,14 +277,19 @@ def kept_below(root: Path) -> list[Path]:
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("tp", [1, 2])
 def test_a_start_is_spared_the_look_of_the_one_before(children: Children, tp: int) -> None:
-    """Each rank of it, and what it keeps is no table: no verb takes it for one."""
+    """Each rank of it, and what it keeps is no table: no verb takes it for one.
+
+    As long as the programs run that look, the ranks import what only a cold start needs.
+    """
     first = children.ranks("on_kept:start", tp=tp)
     assert [each["kept"] for each in first] == [False] * tp
+    assert [each["imported"] for each in first] == [True] * tp
     (record,) = kept_below(children.root)
     assert not isinstance(safe_json.decode(kept_environment._RECORD, record.read_bytes()), str)
     second = children.ranks("on_kept:start", tp=tp)
     assert [each["kept"] for each in second] == [True] * tp
     assert [each["looks"] for each in second] == [0] * tp
+    assert [each["imported"] for each in second] == [False] * tp
     assert {each["stamp"] for each in first + second} == {first[0]["stamp"]}
 
 

@@ -33,7 +33,13 @@ from warmup_plugin.runtime.standard_streams import hold_standard_streams
 from warmup_plugin.settings import unknown_variables
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.fallback import loss_in
-from warmup_plugin.steps.open_begin import begin_fleet, begin_look, begin_progress, lack_of
+from warmup_plugin.steps.open_begin import (
+    begin_fleet,
+    begin_look,
+    begin_progress,
+    import_cold_steps,
+    lack_of,
+)
 from warmup_plugin.steps.open_decision import decide_open, taken_from
 from warmup_plugin.steps.open_place import keep_look, open_journal, place
 from warmup_plugin.steps.options import Options
@@ -152,6 +158,8 @@ def _join(
     figures: Figures,
 ) -> Job:
     lookup = Lookup(options.settings.task_limit_s)
+    if lookup.is_slow:
+        import_cold_steps()
     lookup.divide(coordinator, rank_0s)
     vote = _vote(options, lookup)
     opened = coordinator.meet(OPEN, vote, decide_open)

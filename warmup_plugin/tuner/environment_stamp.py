@@ -198,6 +198,11 @@ class Lookup:
         self.is_alike = False
         self.taken: tuple[str, ...] = ()
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether programs are run for it: a tenth of a second in which each rank waits."""
+        return compat.BY_PROGRAMS in _unknown()
+
     def divide(self, coordinator: Rendezvous, rank_0s: str) -> None:
         """Settle which fields this rank looks up; ``rank_0s``: the surroundings of rank 0.
 

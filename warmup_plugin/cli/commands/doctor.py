@@ -31,15 +31,15 @@ DESCRIPTION = """\
 Check settings, engine, FlashInfer, the plugin's hook, directories, permissions,
 locks and clocks, and say how to put right what is wrong. The hook and
 FlashInfer are tried in child processes, which takes a while; --quick leaves
-them out. With --ranks, which torchrun or Slurm runs on every rank of a job, check
-instead which hosts reach which address, and how a session of the ranks meets."""
+them out. With --ranks, which torchrun or Slurm runs on every rank of a job,
+check instead which hosts reach which address, and how the ranks meet."""
 EXAMPLES = """\
 examples:
   warmup-plugin doctor
   warmup-plugin doctor --quick               files and settings only
   warmup-plugin doctor --root /models/cache --json
   torchrun --nproc-per-node 8 -m warmup_plugin doctor --ranks
-  srun python -m warmup_plugin doctor --ranks    MASTER_ADDR, MASTER_PORT set
+  srun python -m warmup_plugin doctor --ranks    with MASTER_ADDR, MASTER_PORT
 """
 _STYLES = {"good": "green", "note": "yellow", "bad": "bold red"}
 
