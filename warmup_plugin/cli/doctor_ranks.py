@@ -32,6 +32,7 @@ _LAUNCHERS: Final = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 _RENDEZVOUS: Final = ("MASTER_ADDR", "MASTER_PORT")
 #: What an engine's workers must have alike.
 _PREFIXES: Final = ("WARMUP_PLUGIN_", "FLASHINFER_")
+#: How many addresses a rank dials at a time.
 _DIALS: Final = 16
 
 
@@ -41,7 +42,6 @@ class Host(NamedTuple):
     name: str
     ranks: list[int]
     choices: list[tuple[str, int]]
-    faults: list[str]
     nonce: str
 
 
@@ -118,12 +118,15 @@ def examine(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
 
 
 def _not_met(rank: int, at: str, error: Exception) -> Finding:
-    reason = str(error).partition("Exception raised from")[0].strip()
+    from warmup_plugin.coordination.kv_client import reason_of
+
     fix = (
         "every rank must run this command, and reach that address; GLOO_SOCKET_IFNAME names the "
         "network interface of the job"
     )
-    return Finding("group", "bad", f"rank {rank} has not met the others at {at}: {reason}", fix)
+    return Finding(
+        "group", "bad", f"rank {rank} has not met the others at {at}: {reason_of(error)}", fix
+    )
 
 
 def _try_all(
@@ -138,13 +141,13 @@ def _try_all(
     is_first = places.index(places[rank]) == rank and len(set(places)) > 1
     nonce, wanted = secrets.token_hex(8), [settings.address] if settings.address else []
     with contextlib.ExitStack() as stack:
-        card: list[Any] = [[], [], nonce]
+        card: list[Any] = [[], nonce]
         if is_first:
             addresses = wanted or offered(0, environ)
             listeners = stack.enter_context(
                 contextlib.closing(Listeners(addresses, nonce, anywhere=bool(wanted)))
             )
-            card = [listeners.choices, listeners.faults, nonce]
+            card = [listeners.choices, nonce]
         cards = board.tell("offers", card)
         hosts = [_host(first, told, cards) for first in sorted(map(places.index, set(places)))]
         dialled = board.tell("dialled", _dial([h for h in hosts if rank not in h.ranks]))
@@ -158,8 +161,8 @@ def _try_all(
 def _host(first: int, told: Sequence[Any], cards: Sequence[Any]) -> Host:
     name, place, _ = told[first]
     ranks = [rank for rank, (_, other, _) in enumerate(told) if other == place]
-    choices, faults, nonce = cards[first]
-    return Host(name, ranks, [(str(at), int(port)) for at, port in choices], faults, nonce)
+    choices, nonce = cards[first]
+    return Host(name, ranks, [(str(at), int(port)) for at, port in choices], nonce)
 
 
 def _dial(hosts: Sequence[Host]) -> dict[str, str]:

@@ -200,7 +200,7 @@ class StoreLink:
         try:
             return getattr(self.store, name)(*args)
         except (RuntimeError, AttributeError) as error:  # torch's errors derive from the first
-            reason = str(error).split("Exception raised from")[0].strip()
+            reason = reason_of(error)
             if tries > 1 and reason.startswith("wait timeout"):
                 # torch has told the store so, and the store has answered that: it is only slow.
                 return self._call(name, *args, tries=tries - 1)
@@ -211,6 +211,11 @@ class StoreLink:
                 else f"{self._whose} store is gone: {reason}"
             )
             raise RankLostError(0, self._gone) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return what an error of torch says, without the C++ frames behind it."""
+    return str(error).partition("Exception raised from")[0].strip()
 
 
 def default_store() -> Any:
