@@ -269,6 +269,17 @@ MUTANTS = (
         "tests/tuner/test_random_ops.py::test_what_was_found_once",
     ),
     Mutant(
+        "variables of the ranks are compared", "cli/doctor_ranks.py",
+        "found.items() ^ variables[0].items()", "set[tuple[str, str]]()",
+        "tests/cli/test_doctor_ranks.py"
+        "::test_variables_that_differ_are_named_without_their_values",
+    ),
+    Mutant(
+        "an address that is not reached is told", "cli/doctor_ranks.py",
+        "for rank, fault in asked.items() if fault", "for rank, fault in asked.items() if False",
+        "tests/hosts/test_doctor_on_hosts.py::test_a_card_that_leads_nowhere",
+    ),
+    Mutant(
         "cold steps are imported while programs run", "steps/open_session.py",
         "    if lookup.is_slow:\n", "    if False:\n",
         "tests/tuner/test_kept_environment.py::test_a_start_is_spared_the_look_of_the_one_before",
