@@ -29,6 +29,10 @@ sys.path[:0] = HERE
 import engine_starts  # noqa: E402  # of the tests, which know how SGLang starts without a GPU
 from sglang_on_ranks import LLAMA, PRELOAD, Spec, serve  # noqa: E402
 
+from warmup_plugin.steps.cold_steps import COLD_STEPS  # noqa: E402
+
+PRELOAD.extend(COLD_STEPS)  # SGLang's own modules are loaded before the clock runs, too
+
 TARGET = 1.0
 #: Schedulers live for days: what is kept of the look at the environment is written after the start.
 LIVES_ON_S = 3.0

@@ -31,6 +31,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "engines"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "engines" / "vllm"))
 
 from vllm_jobs import CONTEXT, ENVIRONMENT, inspect, launch, make_job
+from vllm_on_ranks import PRELOAD
+
+from warmup_plugin.steps.cold_steps import COLD_STEPS
+
+PRELOAD.extend(COLD_STEPS)  # vLLM's own modules are loaded before the clock runs, too
 
 #: What each kind of process has imported when vLLM loads its plugins there.
 PROCESSES = {

@@ -7,12 +7,15 @@ import logging
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from warmup_plugin.engines.attempt import follow
+from warmup_plugin.engines import attempt
+from warmup_plugin.engines.attempt import Attempt, Scope, follow
 from warmup_plugin.errors import ForwardError, RankLostError, SessionError, WarmupError
 from warmup_plugin.settings import Settings
+from warmup_plugin.tuner import environment_stamp
 
 SETTINGS = Settings.from_env({})
 COMPLETE = Settings.from_env({}, mode="require-complete")
@@ -111,3 +114,34 @@ def test_the_exception_is_raised_as_it_is() -> None:
     with pytest.raises(RankLostError) as caught:
         follow(RankLostError(1, "process gone"), wait, "vLLM")
     assert caught.value.rank == 1
+
+
+def test_rank_0_begins_the_look_that_all_wait_for_before_all_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(environment_stamp, "begin", lambda **_: done.append("look") or "")
+
+    def make() -> dict[str, object]:
+        done.append("identity")
+        raise OSError("no identity")
+
+    given, reason = Attempt(Scope(0, 1)).prepared(make, SETTINGS, "0", lambda: tmp_path)
+    assert done == ["look", "identity"]
+    assert (given, reason) == ({}, "OSError: no identity")
+
+
+def test_the_other_ranks_get_ready_meanwhile_for_what_follows_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Only where programs are run for the look: a warm start does without."""
+    done: list[str] = []
+
+    def make() -> dict[str, object]:
+        raise OSError("no identity")
+
+    monkeypatch.setattr(attempt, "prepare_cold_steps", lambda **_: done.append("ready"))
+    for is_slow in (False, True):
+        monkeypatch.setattr(environment_stamp, "look_round", lambda is_slow=is_slow: is_slow)
+        Attempt(Scope(1, 1)).prepared(make, SETTINGS, "0", lambda: tmp_path)
+        assert done == ["ready"] * is_slow

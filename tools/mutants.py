@@ -285,6 +285,23 @@ MUTANTS = (
         "tests/tuner/test_kept_environment.py::test_a_start_is_spared_the_look_of_the_one_before",
     ),
     Mutant(
+        "rank 0's look begins before the identity is made", "engines/attempt.py",
+        "            return environment_stamp.begin(tells=scope.size > 1)\n",
+        '            return ""\n',
+        "tests/test_attempt.py::test_rank_0_begins_the_look_that_all_wait_for_before_all_else",
+    ),
+    Mutant(
+        "the others get ready where programs are run", "engines/attempt.py",
+        "        if environment_stamp.look_round():\n", "        if True:\n",
+        "tests/test_attempt.py::test_the_other_ranks_get_ready_meanwhile_for_what_follows_it",
+    ),
+    Mutant(
+        "what is kept is looked up later", "tuner/environment_stamp.py",
+        "        ends.wait(_LATER_S)\n", "        pass\n",
+        "tests/tuner/test_kept_environment.py::"
+        "test_what_is_kept_is_looked_up_after_the_start_or_as_the_process_ends",
+    ),
+    Mutant(
         "a warm start imports no cold step", "steps/open_session.py",
         "    if lookup.is_slow:\n", "    if True:\n",
         "tests/tuner/test_kept_environment.py::test_a_start_is_spared_the_look_of_the_one_before",

@@ -20,7 +20,8 @@ from typing import Any
 
 import pytest
 
-SILENCE_S, GRACE_S, SLACK_S = 3.0, 1.0, 5.0
+#: A silence is longer than the slack, which could hide a second one otherwise.
+SILENCE_S, GRACE_S, SLACK_S = 7.0, 1.0, 5.0
 #: How long a start may take before the rank is lost, on a busy machine too.
 BEFORE_S = 60.0
 #: The documented status of a process that ends itself.

@@ -480,12 +480,17 @@ def environ(_here: Here, **variables: str) -> None:
     os.environ.update(variables)
 
 
+def _new_folder() -> Path:
+    """Make a folder that goes with all else of this run of the tests."""
+    return Path(tempfile.mkdtemp(dir=Path(os.environ["FLASHINFER_WORKSPACE_BASE"]).parent))
+
+
 def blocklist(_here: Here, **metadata: str) -> None:
     """Have a list of tactics that must not run; with ``metadata``, only for such an environment."""
     document: dict[str, Any] = {"invalid_tactics": {"embedded::gemm::BlockedGemmRunner": [0]}}
     if metadata:
         document["_metadata"] = {**autotuner._collect_metadata(), **metadata}
-    path = Path(tempfile.mkdtemp(prefix="blocklist-"), "blocklist.json")
+    path = _new_folder() / "blocklist.json"
     path.write_text(json.dumps(document))
     os.environ["FLASHINFER_TACTICS_BLOCKLIST"] = str(path)
 
@@ -551,7 +556,7 @@ def autotune_v2(here: Here, *, nested: bool = False) -> None:
 def own_cache(here: Here) -> None:
     """Open in the forward a context with a cache file of the engine's own."""
     forward = here.forward
-    path = str(Path(tempfile.mkdtemp(prefix="own-cache-"), "cache.json"))
+    path = str(_new_folder() / "cache.json")
 
     def with_cache() -> object:
         with autotuner.autotune(True, cache=path):

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -298,3 +299,28 @@ def test_a_start_is_spared_the_look_of_the_one_before(children: Children, tp: in
 def test_a_start_that_writes_nothing_keeps_no_look(children: Children, mode: str) -> None:
     children.one("on_kept:start", mode=mode)
     assert not list(children.root.rglob("*"))
+
+
+def test_what_is_kept_is_looked_up_after_the_start_or_as_the_process_ends(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Programs are run for it, while the engine goes on with its start."""
+    kept: list[Path] = []
+    at_end: list[Callable[[], None]] = []
+    is_kept = threading.Event()
+
+    def keep(folder: Path, _process: object) -> None:
+        kept.append(folder)
+        is_kept.set()
+
+    monkeypatch.setattr(environment_stamp, "_process", object())
+    monkeypatch.setattr(environment_stamp, "_LATER_S", 600.0)
+    monkeypatch.setattr(kept_environment, "keep", keep)
+    monkeypatch.setattr(
+        environment_stamp, "Finalize", lambda _, leave, **_options: at_end.append(leave)
+    )
+    environment_stamp.keep_later(tmp_path)
+    assert not is_kept.wait(0.3)
+    (leave,) = at_end
+    leave()
+    assert kept == [tmp_path]

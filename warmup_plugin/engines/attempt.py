@@ -23,10 +23,13 @@ from warmup_plugin.engines.readiness import Readiness
 from warmup_plugin.errors import SessionError
 from warmup_plugin.observability import exposition
 from warmup_plugin.runtime.exit_status import EXIT_ABANDONED
+from warmup_plugin.steps.cold_steps import prepare_cold_steps
 from warmup_plugin.steps.fallback import Way, failure_of, loss_in, way_of
 from warmup_plugin.steps.open_decision import RANK_0S_SETTINGS
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch.distributed as dist
 
     from warmup_plugin.settings import Settings
@@ -80,17 +83,24 @@ class Attempt:
         return bool(rest)
 
     def prepared(
-        self, make: Callable[[], dict[str, Any]], settings: Settings, session: str
+        self,
+        make: Callable[[], dict[str, Any]],
+        settings: Settings,
+        session: str,
+        engine_root: Callable[[], Path | None],
     ) -> tuple[dict[str, Any], str]:
         """Return the arguments of a warm-up, or why the ranks do not warm up together.
+
+        ``engine_root``: where the engine keeps its caches, which is also among the arguments.
 
         The session is over the first scope all of whose ranks are about to begin this one; some of
         a wider one may not be, and are not waited for. The same on every rank of the scope: they
         meet here, in ``session``. What fails on this rank is its word to the others. Raises
         `RankLostError` where one of them is lost.
         """
+        greeting = _begun(self.scope, settings, engine_root)  # first: every rank waits for it
         coordinator = self._coordinator(settings, session)
-        given, reason, greeting = _made(make, self.scope)
+        given, reason = _made(make)
         while True:
             link, why = None, reason
             if coordinator is not None:
@@ -101,7 +111,7 @@ class Attempt:
             if not self.narrow(why):
                 return {}, why
             coordinator = self._coordinator(settings, session)
-            greeting = greeting or _begun(self.scope, given)
+            greeting = greeting or _begun(self.scope, settings, engine_root)
 
     def _coordinator(self, settings: Settings, session: str) -> Readiness | None:
         scope = self.scope
@@ -119,33 +129,36 @@ class Attempt:
         return {"ranks": ranks, "group": scope.group}
 
 
-def _made(make: Callable[[], dict[str, Any]], scope: Scope) -> tuple[dict[str, Any], str, str]:
-    """Return the arguments, or why there are none, and what rank 0 tells of its surroundings."""
-    greeting = ""
+def _made(make: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], str]:
+    """Return the arguments, or why there are none."""
     try:
         from warmup_plugin.tuner import compat
 
         reason = compat.probe().lack
         if not reason:
-            given = make()
-            return given, "", _begun(scope, given)
+            return make(), ""
     except Exception as error:
         logger.exception("warmup-plugin: cannot prepare")
         reason = f"{type(error).__name__}: {error}"[:400]
-    return {}, reason, greeting
+    return {}, reason
 
 
-def _begun(scope: Scope, given: dict[str, Any]) -> str:
-    """Begin rank 0's look at the environment, for which the others wait; it need not succeed."""
-    if scope.rank == 0:
-        with contextlib.suppress(Exception):  # who needs it looks again, and is told then
-            from warmup_plugin.tuner import environment_stamp
+def _begun(scope: Scope, settings: Settings, engine_root: Callable[[], Path | None]) -> str:
+    """Begin rank 0's look at the environment; it need not succeed.
 
-            folder = environment_stamp.folder_of(
-                given["settings"], given.get("cache_root"), given.get("engine_cache_root")
-            )
-            environment_stamp.recall(folder)
+    The others get ready for what follows it meanwhile: in this meeting they wait for rank 0 first.
+    Returns what rank 0 tells of its surroundings.
+    """
+    with contextlib.suppress(Exception):  # who needs it looks again, and is told then
+        from warmup_plugin.tuner import compat, environment_stamp
+
+        if compat.probe().lack:
+            return ""
+        environment_stamp.recall(environment_stamp.folder_of(settings, engine_root=engine_root()))
+        if scope.rank == 0:
             return environment_stamp.begin(tells=scope.size > 1)
+        if environment_stamp.look_round():
+            prepare_cold_steps(is_alone=False)
     return ""
 
 

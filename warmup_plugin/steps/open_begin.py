@@ -7,7 +7,6 @@ No function here raises: the other ranks wait to hear of a fault.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 from typing import TYPE_CHECKING
 
@@ -59,12 +58,6 @@ def begin_look(options: Options) -> str:
         if options.ranks.rank == 0:
             return environment_stamp.begin(tells=not options.is_alone)
     return ""
-
-
-def import_cold_steps() -> None:
-    """Import what a warm start does without, where all wait for other programs anyway."""
-    for name in ("plan", "verify_entries", "tune", "share", "prepare", "publish"):
-        importlib.import_module(f"warmup_plugin.steps.{name}")
 
 
 def begin_fleet(options: Options, stack: contextlib.ExitStack) -> Fleet | None:

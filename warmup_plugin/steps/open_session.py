@@ -31,13 +31,13 @@ from warmup_plugin.observability.exposition import Figures, of_rank
 from warmup_plugin.observability.progress import Progress as ProgressLine
 from warmup_plugin.runtime.standard_streams import hold_standard_streams
 from warmup_plugin.settings import unknown_variables
+from warmup_plugin.steps.cold_steps import prepare_cold_steps
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.fallback import loss_in
 from warmup_plugin.steps.open_begin import (
     begin_fleet,
     begin_look,
     begin_progress,
-    import_cold_steps,
     lack_of,
 )
 from warmup_plugin.steps.open_decision import decide_open, taken_from
@@ -159,7 +159,7 @@ def _join(
 ) -> Job:
     lookup = Lookup(options.settings.task_limit_s)
     if lookup.is_slow:
-        import_cold_steps()
+        prepare_cold_steps(is_alone=options.is_alone)
     lookup.divide(coordinator, rank_0s)
     vote = _vote(options, lookup)
     opened = coordinator.meet(OPEN, vote, decide_open)

@@ -37,10 +37,13 @@ if TYPE_CHECKING:
 #: What the dynamic linker finds without a search, since it is loaded already.
 _LOADED = (b"cublas", b"cudnn")
 
+#: What is kept is looked up this long after the session, seconds: programs are run for it, and the
+#: engine goes on with its start.
+_LATER_S = 1.0
 #: So long a process that ends at once, as a job that only tunes, waits for what it keeps.
 _LEAVE_S = 2.0
 
-#: The one that is looking, if one is, and what this process saw before, where others are told.
+#: The one that is looking, if one is, and what this process saw before.
 _under_way: threading.Thread | None = None
 _seen = ""
 #: Of the slow fields, what an earlier process on this machine has found, and still holds.
@@ -123,15 +126,22 @@ def keep_later(folder: Path) -> None:
     global _process  # noqa: PLW0603  # as above: once per process
     if _process is None:
         return
-    thread = threading.Thread(
-        target=kept_environment.keep, args=(folder, _process), name="warmup-environment",
-        daemon=True,
-    )  # fmt: skip
+    process, ends = _process, threading.Event()
     _process = None
+
+    def keep() -> None:
+        ends.wait(_LATER_S)
+        kept_environment.keep(folder, process)
+
+    def leave() -> None:
+        ends.set()
+        thread.join(_LEAVE_S)
+
+    thread = threading.Thread(target=keep, name="warmup-environment", daemon=True)
     with contextlib.suppress(RuntimeError):  # no thread: the next start looks, too
         thread.start()
         # Not `atexit`, which processes made by `multiprocessing`, as engines' workers, pass by.
-        Finalize(None, thread.join, args=(_LEAVE_S,), exitpriority=0)
+        Finalize(None, leave, exitpriority=0)
 
 
 def _unknown() -> dict[str, Callable[[], str]]:
@@ -156,6 +166,18 @@ def begin(*, tells: bool) -> str:
     if maps is not None:
         _seen = surroundings(maps)
     return _seen
+
+
+def look_round() -> bool:
+    """Note the surroundings of a rank that does not tell others, before anything is looked up.
+
+    Returns whether there is anything to look up for which programs are run.
+    """
+    global _seen  # noqa: PLW0603  # as above
+    is_slow = compat.BY_PROGRAMS in _unknown()
+    if is_slow and not _seen:
+        _seen = surroundings()
+    return is_slow
 
 
 def _look() -> None:
@@ -214,7 +236,7 @@ class Lookup:
             return
         if coordinator.rank == 0:
             self._wait()
-        elif rank_0s and rank_0s == surroundings():
+        elif rank_0s and rank_0s == (_seen or surroundings()):
             self.is_alike = True
         if self.is_alike:
             is_rank_0s = coordinator.rank > 0

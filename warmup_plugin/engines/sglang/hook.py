@@ -22,6 +22,8 @@ from warmup_plugin.engines.sglang import compat
 from warmup_plugin.observability.exposition import left_alone
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from warmup_plugin.observability.report import WarmupReport
     from warmup_plugin.settings import Settings
 
@@ -185,7 +187,7 @@ class Context:
 
         while True:
             given, reason = self.attempt.prepared(
-                lambda: self._given(stack), self._settings, session=name
+                lambda: self._given(stack), self._settings, name, self._engine_root
             )
             if reason:
                 return reason
@@ -240,15 +242,20 @@ class Context:
             "identity": identity_of(self._runner, phase=self._phase),
             "ranks": stages.ranks(self._runner.gpu_id or 0),
             "settings": settings,
-            "engine_cache_root": gate.engine_root(
-                compat.ROOT_VARIABLE, compat.cache_root, settings
-            ),
+            "engine_cache_root": self._engine_root(),
             "engine": ("sglang", compat.version()),
             "extra_tables": own_tables(self._runner) if reuses else (),
             "keep_existing": True,  # of an earlier context, in whose graphs it is captured
             "tuning_context": lambda: survey(self._runner, run_lm_head=self._run_lm_head),
             **given,
         }
+
+    def _engine_root(self) -> Path | None:
+        from warmup_plugin.tuner import compat as flashinfer
+
+        if not compat.reuses():
+            return flashinfer.NOWHERE
+        return gate.engine_root(compat.ROOT_VARIABLE, compat.cache_root, self._settings)
 
     def _refuse_what_is_not_ours(self) -> None:
         """Raise `RuntimeError` where SGLang must warm up as without this package."""

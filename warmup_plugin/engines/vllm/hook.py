@@ -23,6 +23,7 @@ from warmup_plugin.observability.exposition import left_alone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from warmup_plugin.observability.report import WarmupReport
     from warmup_plugin.settings import Settings
@@ -74,7 +75,10 @@ def _warm_up(own: FunctionType, settings: Settings, runner: Any, *, skip_attn: b
         group = world.cpu_group if world.world_size > 1 else None
         given, failure = attempt.Attempt(
             attempt.Scope(world.rank_in_group, world.world_size, group)
-        ).prepared(lambda: _given(settings, runner, world), settings, str(next(_sessions)))
+        ).prepared(
+            lambda: _given(settings, runner, world), settings, str(next(_sessions)),
+            lambda: _engine_root(settings),
+        )  # fmt: skip
         if not failure:
             last_report = warm_up(pass_, tuning_context=contextlib.nullcontext, **given)
     except Exception as error:  # noqa: BLE001  # raised again where it is not ours
@@ -110,10 +114,14 @@ def _given(settings: Settings, runner: Any, world: Any) -> dict[str, Any]:
         "identity": identity_of(runner.vllm_config),
         "ranks": _ranks(runner, world),
         "settings": settings,
-        "engine_cache_root": gate.engine_root(compat.ROOT_VARIABLE, compat.cache_root, settings),
+        "engine_cache_root": _engine_root(settings),
         "engine": ("vllm", compat.version()),
         "extra_tables": own_tables(runner),
     }
+
+
+def _engine_root(settings: Settings) -> Path | None:
+    return gate.engine_root(compat.ROOT_VARIABLE, compat.cache_root, settings)
 
 
 def _ranks(runner: Any, world: Any) -> RankInfo:

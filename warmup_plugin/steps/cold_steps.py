@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a cold start does once in a process: import the steps that a warm start does without.
+
+Done while all ranks wait for the programs that FlashInfer runs to look at its environment.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from warmup_plugin.coordination.decisions import (
+    AGREE,
+    CERTIFY,
+    LOAD,
+    PLAN,
+    READY,
+    SHARE,
+    SURVEY,
+)
+from warmup_plugin.coordination.messages import prepare_reader
+
+#: The modules of the steps that a warm start does not take.
+COLD_STEPS = tuple(
+    f"warmup_plugin.steps.{name}"
+    for name in ("plan", "verify_entries", "tune", "share", "prepare", "publish")
+)
+
+
+def prepare_cold_steps(*, is_alone: bool) -> None:
+    """Do what the steps do once in a process, where all wait for other programs anyway."""
+    for name in COLD_STEPS:
+        importlib.import_module(name)
+    if is_alone:  # nothing is read there
+        return
+    prepare_reader(AGREE)
+    prepare_reader(LOAD)
+    prepare_reader(SURVEY)
+    prepare_reader(PLAN)
+    prepare_reader(SHARE)
+    prepare_reader(READY)
+    prepare_reader(CERTIFY)
