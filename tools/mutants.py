@@ -285,6 +285,12 @@ MUTANTS = (
         "tests/tuner/test_kept_environment.py::test_a_start_is_spared_the_look_of_the_one_before",
     ),
     Mutant(
+        "a rank lost as another comes is named with its host", "engines/readiness.py",
+        "            error.name_host(self._link.leader)\n", "            pass\n",
+        "tests/ranks/test_readiness.py::"
+        "test_a_store_that_goes_as_a_rank_comes_is_named_with_its_host",
+    ),
+    Mutant(
         "rank 0's look begins before the identity is made", "engines/attempt.py",
         "            return environment_stamp.begin(tells=scope.size > 1)\n",
         '            return ""\n',

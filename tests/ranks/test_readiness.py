@@ -224,6 +224,28 @@ print(s.port, flush=True); time.sleep(60)
 """
 
 
+@pytest.mark.parametrize("then", ["link_beside", "Presence"])
+def test_a_store_that_goes_as_a_rank_comes_is_named_with_its_host(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    """Once this rank is connected, and once it has left its card."""
+    with subprocess.Popen([sys.executable, "-c", STORE], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        other = TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
+        own = getattr(readiness, then)
+
+        def kill_after(*args: Any) -> Any:
+            made = own(*args)
+            process.kill()
+            process.wait()
+            return made
+
+        monkeypatch.setattr(readiness, then, kill_after)
+        (seen,) = make_job(2, other).meet(None, "")
+    assert seen.startswith("rank 0 is lost (host 127.0.0.1): its store is gone")
+
+
 def test_a_store_whose_process_is_stopped_is_not_waited_for(make_job: Callable[..., Job]) -> None:
     """A connection that is made to it is never answered, and torch would wait for ever."""
     with subprocess.Popen([sys.executable, "-c", STORE], stdout=subprocess.PIPE) as process:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from warmup_plugin.coordination.heartbeat import announce
@@ -72,7 +72,11 @@ class Readiness:
         self._rank, self._size, self._settings = rank, size, settings
         self._session, self._prefix = session, f"warmup_plugin/{of}"
         self._link = _linked(store, rank, size, settings.silence_s)
-        self._presence = Presence(self._link, rank, self._prefix, self._key)
+        try:
+            self._presence = Presence(self._link, rank, self._prefix, self._key)
+        except RankLostError as error:  # rank 0, with its store
+            error.name_host(self._link.leader)
+            raise
 
     def _key(self, kind: str, rank: int | str = "") -> str:
         return f"{self._prefix}/{self._session}/{kind}/{rank}"
@@ -88,7 +92,7 @@ class Readiness:
         usable: Sequence[bool] | None = None
         self._about = about
         opening = Opening(self._rank, self._size, self._settings, self._store, greeting)
-        with contextlib.closing(opening):
+        with self._naming_hosts(), contextlib.closing(opening):
             while True:
                 found = self._met(opening, reason, usable)
                 if found.get("go") != _ANSWERED:
@@ -97,8 +101,8 @@ class Readiness:
                 if (link := opening.settled(usable)) is not None:
                     return link, ""
                 self._round += 1
-        if "lost" in found:
-            raise self._lost(found["lost"], found["reason"])
+            if "lost" in found:
+                raise RankLostError(found["lost"], found["reason"])
         return None, str(found["reason"])
 
     def _met(self, opening: Opening, reason: str, usable: Sequence[bool] | None) -> dict[str, Any]:
@@ -236,11 +240,17 @@ class Readiness:
         reason = f"rank {named} did not come within {MEET_S:.0f} s: is the plugin there?"
         return {"go": "without", "reason": reason}
 
-    def _lost(self, rank: int, reason: str) -> RankLostError:
-        with contextlib.suppress(RankLostError):
-            self._presence.card(rank)
-        host = self._presence.host(rank)
-        return RankLostError(rank, reason, host or (self._link.leader if rank == 0 else ""))
+    @contextlib.contextmanager
+    def _naming_hosts(self) -> Iterator[None]:
+        """Have the loss of a rank name its host, as far as this rank has heard of it."""
+        try:
+            yield
+        except RankLostError as error:
+            with contextlib.suppress(RankLostError):
+                self._presence.card(error.rank)
+            host = self._presence.host(error.rank)
+            error.name_host(host or (self._link.leader if error.rank == 0 else ""))
+            raise
 
 
 def _linked(store: Any, rank: int, size: int, silence_s: float) -> StoreLink:
