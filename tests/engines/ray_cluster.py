@@ -96,6 +96,7 @@ class Cluster:
 
     def _start_nodes(self) -> None:
         for number, host in enumerate(self.hosts.hosts):
+            host.root.mkdir()
             where = ["--address", self.address] if number else [
                 "--head", "--port", str(PORT), "--include-dashboard", "false",
                 "--temp-dir", self._temporary,
