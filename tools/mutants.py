@@ -31,6 +31,21 @@ class Mutant(NamedTuple):
 
 MUTANTS = (
     Mutant(
+        "only tables of which the command has left a receipt", "cli/tuning.py",
+        "if before.get(path) != at}", "}",
+        "tests/cli/test_tune.py::test_ranks_that_end_by_themselves",
+    ),
+    Mutant(
+        "a rank that fails ends the others", "cli/tuning.py",
+        "            each.add_done_callback(after_failure)\n", "            pass\n",
+        "tests/cli/test_tune.py::test_a_rank_that_fails_ends_the_others",
+    ),
+    Mutant(
+        "nothing of a command outlives its rank", "cli/tuning.py",
+        "            os.killpg(process.pid, signal.SIGKILL)\n", "            pass\n",
+        "tests/cli/test_tune.py::test_what_a_command_has_started_ends_with_it",
+    ),
+    Mutant(
         "sha256 of the wire body", "coordination/blobs.py",
         "        if digest(body) != sha256:\n", "        if False:\n",
         "tests/ranks/test_rendezvous.py::test_bytes_that_do_not_match_their_sha256_are_refused",

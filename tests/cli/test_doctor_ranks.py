@@ -77,7 +77,7 @@ def test_variables_that_differ_are_named_without_their_values() -> None:
     assert found["state"] == "bad"
     assert "rank 1 " in found["words"]
     assert found["words"].endswith("differ in WARMUP_PLUGIN_CACHE_ROOT")
-    assert "VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY" in found["fix"]
+    assert "runtime_env" in found["fix"]
     assert "secret" not in ended[0][1]
 
 

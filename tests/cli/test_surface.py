@@ -41,6 +41,10 @@ SURFACE = {
     "stats": PLACE,
     "diff": {"a", "b", "--all", *PLACE},
     "verify": {"what", *PLACE},
+    "tune": {
+        "command", "-o", "--output", "--ready", "--ranks", "--limit", "--ray", "--gpus", "--place",
+        "--wait", "--retries", "--json",
+    },
     "pack": {
         "identity", "-o", "--output", "--skip-faulty", "--version", "--arch", *PLACE,
     },

@@ -31,10 +31,9 @@ CONFIG = EngineConfig(tp=2, timing=f"{SERVER}:slow_timing")
 
 
 def here(words: list[str], folder: Path, ports: dict[str, str]) -> list[str]:
-    """Return a command with the pod's places replaced by the test's, and shorter pauses."""
+    """Return a command with the pod's places replaced by the test's."""
     pairs = [(f":{theirs}/", f":{ours}/") for theirs, ours in ports.items()]
     pairs += [(rf"(^| ){place}", rf"\1{folder}{place}") for place in ("/archive", "/tables")]
-    pairs.append(("sleep 5", "sleep 0.5"))
     found = list(words)
     for theirs, ours in pairs:
         found = [re.sub(theirs, ours, word) for word in found]
@@ -123,7 +122,7 @@ def test_a_server_that_ends_fails_the_job(folder: Path) -> None:
 
 
 def test_the_job_hands_sigterm_on(folder: Path) -> None:
-    """Its shell is the pod's first process: the server hears of the pod's end only from it."""
+    """`tune` is the pod's first process: the server hears of the pod's end only from it."""
     server = f"trap 'echo heard > {folder}/heard; exit 0' TERM; while true; do sleep 0.2; done"
     job = run_job("vllm", folder, server, free_port())
     assert job.stdout is not None

@@ -153,7 +153,8 @@ def test_both_engines_have_the_same_manifests() -> None:
 
 #: Of vLLM, of SGLang; both become the first.
 SAME = [
-    ("my/model --tensor-parallel-size 8", "--model-path my/model --tp-size 8"),
+    ('serve, my/model, --tensor-parallel-size, "8"]',
+     'serve, --model-path, my/model, --tp-size, "8"]'),
     ('[vllm, serve, my/model, --tensor-parallel-size, "8"]',
      '[sglang, serve, --model-path, my/model, --tp-size, "8", --host, 0.0.0.0]'),
     ("FROM vllm/vllm-openai", "FROM lmsysorg/sglang"),

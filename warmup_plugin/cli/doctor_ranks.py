@@ -214,10 +214,7 @@ def _settings(names: Sequence[str], variables: Sequence[Mapping[str, str]]) -> F
         if differing := {name for name, _ in found.items() ^ variables[0].items()}:
             listed = ", ".join(sorted(differing))
             words = f"rank {rank} ({names[rank]}) and rank 0 differ in {listed}"
-            fix = (
-                "set them alike on every host; under Ray, vLLM hands on those that "
-                "VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY=WARMUP_PLUGIN_,FLASHINFER_ names"
-            )
+            fix = "set them alike on every host; for a job of Ray's, as env_vars of its runtime_env"
             return Finding("settings", "bad", words, fix)
     return Finding("settings", "good", "WARMUP_PLUGIN_* and FLASHINFER_* are the same on all ranks")
 

@@ -32,6 +32,7 @@ from warmup_plugin.cli.commands import (
     show,
     stats,
     status,
+    tune,
     unpack,
     verify,
     where,
@@ -39,8 +40,8 @@ from warmup_plugin.cli.commands import (
 
 #: In the order of the help.
 VERBS = (
-    demo, doctor, config, where, ls, show, status, explain, report, stats, diff, verify, pack,
-    unpack, fleet, import_, prune, rm, retry, completion,
+    demo, doctor, config, where, ls, show, status, explain, report, stats, diff, verify, tune,
+    pack, unpack, fleet, import_, prune, rm, retry, completion,
 )  # fmt: skip
 
 _EXAMPLES = """\

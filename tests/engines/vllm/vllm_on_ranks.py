@@ -273,3 +273,18 @@ def private_names(_spec: Spec) -> list[str]:
 
     assert not hasattr(kernel_warmup.flashinfer_autotune, "warmup_plugin")  # no plugin was loaded
     return compat.missing(kernel_warmup)
+
+
+def handed_on(_spec: Spec) -> dict[str, Any]:
+    """Return which variables vLLM copies to engine cores on Ray, and whether its key is the same.
+
+    The key under which it keeps what it has compiled, with and without us.
+    """
+    from vllm import envs
+    from vllm.plugins import load_general_plugins
+
+    key = envs.compile_factors()
+    load_general_plugins()
+    from vllm.ray.ray_env import get_env_vars_to_copy
+
+    return {"copied": sorted(get_env_vars_to_copy()), "same key": key == envs.compile_factors()}

@@ -8,12 +8,10 @@ as everywhere; a layout that does not divide is wrong usage.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
 from warmup_plugin.cli import output
 from warmup_plugin.cli.demo_clauses import NODES, prove
@@ -21,6 +19,7 @@ from warmup_plugin.cli.demo_progress import ticking
 from warmup_plugin.cli.demo_run import start_twice
 from warmup_plugin.cli.demo_text import print_starts
 from warmup_plugin.cli.output import CommandError
+from warmup_plugin.cli.signals import ended_by_signals
 from warmup_plugin.engines.embedded import EngineConfig
 from warmup_plugin.settings import Settings, Strategy
 
@@ -94,7 +93,7 @@ def run(
             "--design with one rank: must be two ranks or more, or there is nobody to share with"
         )
         raise CommandError(message, code=CommandError.USAGE)
-    with _ended_by_signals():
+    with ended_by_signals():
         found = start_twice(config, root=root, keep=keep, env=env, watch=ticking)
         if design:
             found = replace(found, clauses=prove(config, watch=ticking))
@@ -103,24 +102,6 @@ def run(
     else:
         print_starts(output.console(folded=True), found)
     return 0 if found.holds else CommandError.FAILED
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the body as ^C does: with its ranks, and its temporary root."""
-
-    def leave(number: int, _frame: object) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    own = {}
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            own[number] = signal.signal(number, leave)
-    try:
-        yield
-    finally:
-        for number, handler in own.items():
-            signal.signal(number, handler)
 
 
 def layout(sizes: Mapping[str, Any], tokens: int | None) -> EngineConfig:

@@ -71,7 +71,7 @@ def run(
         sys.stdout.buffer.write(data)
     else:
         archive.write_whole(output, data)
-    _say(output, data, files, as_json=json, err=is_stream)
+    tell(output, data, files, as_json=json, err=is_stream)
     return 0
 
 
@@ -114,7 +114,8 @@ def holds(kept: inventory.Kept, limit: int, *, skip_faulty: bool) -> bool:
     return True
 
 
-def _say(path: Path, data: bytes, files: list[Packed], *, as_json: bool, err: bool) -> None:
+def tell(path: Path, data: bytes, files: list[Packed], *, as_json: bool, err: bool) -> None:
+    """Print what is in an archive, and its digest."""
     digest, identities = archive.digest_of(data), archive.summary(files)
     if as_json:
         output.print_json(

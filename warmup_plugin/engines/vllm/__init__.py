@@ -7,6 +7,7 @@
     identity.py           the identity of a `VllmConfig`
     engine_tables.py      where vLLM's own tables lie
 
+Also has vLLM hand our settings on to the engine cores that it makes by Ray, `off` included.
 Owns the two official ways in: the plugin group `vllm.general_plugins`, and `WorkerExtension` for
 ``--worker-extension-cls``. Never raises: an exception here would end the launch.
 """
@@ -20,15 +21,25 @@ __all__ = ["WorkerExtension", "register"]
 
 
 def register() -> None:
-    """Patch vLLM's warm-up when vLLM imports it, unless ``WARMUP_PLUGIN_MODE`` is off."""
-    if os.environ.get("WARMUP_PLUGIN_MODE") == "off":
-        return
+    """Patch vLLM's warm-up when vLLM imports it, unless ``WARMUP_PLUGIN_MODE`` is off.
+
+    In every mode this process's settings go along to the engine cores that it makes by Ray.
+    """
     try:
         from warmup_plugin.engines.gate import after_import
 
-        after_import("vllm.model_executor.warmup.kernel_warmup", _enter)
+        after_import("vllm.ray.ray_env", _hand_settings_on)
+        if os.environ.get("WARMUP_PLUGIN_MODE") != "off":
+            after_import("vllm.model_executor.warmup.kernel_warmup", _enter)
     except Exception:
         logging.getLogger("vllm").exception("warmup-plugin: vLLM is left alone")
+
+
+def _hand_settings_on(module: object) -> None:
+    """Add to the prefixes of variables that vLLM copies; runs when vLLM imports them."""
+    from warmup_plugin.engines.vllm.compat import hand_settings_on
+
+    hand_settings_on(module)
 
 
 def _enter(module: object) -> None:

@@ -24,6 +24,9 @@ _LOAD = "_load_shared_autotune_cache"
 _FILE = "resolve_rank_flashinfer_autotune_file"
 _STORE = "use_flashinfer_autotune_v2"
 _LOGGER = "logger"
+_PREFIXES = "DEFAULT_ENV_VAR_PREFIXES"
+#: Beginnings of the names of what decides how a rank warms up.
+HANDED_ON = frozenset({"WARMUP_PLUGIN_", "FLASHINFER_"})
 
 
 def version() -> str:
@@ -40,6 +43,17 @@ def missing(module: ModuleType) -> list[str]:
         return [FUNCTION]
     used = own.__code__.co_names
     return [name for name in (_LOAD, _FILE, _STORE) if name not in used]
+
+
+def hand_settings_on(module: Any) -> None:
+    """Let vLLM copy our variables, and FlashInfer's, to the engine cores that it makes by Ray.
+
+    Not by ``VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY``: that is part of the key under which vLLM
+    keeps what it has compiled. A release that has no such set copies what the user names there.
+    """
+    prefixes = getattr(module, _PREFIXES, None)
+    if isinstance(prefixes, set):
+        prefixes |= HANDED_ON
 
 
 def as_survey(own: FunctionType, *, is_hit: bool) -> Callable[..., None]:
