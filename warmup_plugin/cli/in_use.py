@@ -20,7 +20,7 @@ from warmup_plugin.cache.lease import JOURNAL, holder
 from warmup_plugin.cache.store import REPORTS
 from warmup_plugin.cli.inventory import Kept
 from warmup_plugin.cli.load import read_report
-from warmup_plugin.runtime.process_info import ProcessCard, view
+from warmup_plugin.runtime.process_info import view
 from warmup_plugin.runtime.safe_json import Miss
 
 UNSEEN_S: Final = 7 * 86_400.0
@@ -58,11 +58,10 @@ def _of_receipt(path: Path, limit: int) -> str:
     if isinstance(report, Miss):
         return ""
     age_s = time.time() - report.at
-    try:
-        card = ProcessCard(**report.process)
-        seen = view(card)
-    except TypeError:  # written before receipts told of their process, or by a later version
+    card = report.process
+    if card is None:  # written before receipts told of their process
         return "a start of the last week" if age_s < UNSEEN_S else ""
+    seen = view(card)
     if seen in ("runs", "stopped"):
         return f"process {card.pid} of {report.engine}"
     if seen == "unseen" and age_s < UNSEEN_S:

@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from warmup_plugin.coordination.rounds import Vote
+from warmup_plugin.observability.report_rows import Winner
 from warmup_plugin.settings import Mode, OnHit, Strategy
 
 
@@ -105,41 +106,12 @@ class LoadVote(Vote, frozen=True):
     shares_disk: bool
 
 
-class Winner(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A task that one rank has tuned, for the receipt.
-
-    ``began``: seconds since the first meeting; ``ms``, ``default_ms``: milliseconds of the winner
-    and of FlashInfer's default, None where neither has run. From ``launches`` on: of its race.
-    """
-
-    task: str
-    op: str
-    bucket: str
-    rank: int
-    began: float
-    seconds: float
-    runner: str
-    ms: float | None
-    default_ms: float | None
-    reason: str
-    launches: int | None = None
-    device_ms: float | None = None
-    share: float | None = None
-    noise: float | None = None
-    confidence: float | None = None
-    tied: int | None = None
-
-
-#: Of a step or a wait: its name, when it began and how long it took, seconds.
-Span = tuple[str, float, float]
-
-
 class RankRow(msgspec.Struct, frozen=True):
-    """A rank's row in the receipt; ``ops``: tasks by op and by what became."""
+    """A rank's row in the receipt, as of `RankStats`, with the tasks that it has tuned."""
 
     rank: int
-    steps: list[Span]
-    waits: list[Span]
+    steps: list[tuple[str, float, float]]
+    waits: list[tuple[str, float, float]]
     tactics_timed: int
     passed_through_tactics: int
     inputs_synthesised: int

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -28,6 +28,7 @@ from warmup_plugin.errors import (
 from warmup_plugin.identity import Identity
 from warmup_plugin.observability.exposition import Figures
 from warmup_plugin.observability.progress import Progress as ProgressLine
+from warmup_plugin.observability.report_rows import FileRead, RankStats, Span, Wait, Winner
 from warmup_plugin.steps.options import Options
 from warmup_plugin.tuner.counters import Observations
 from warmup_plugin.tuner.known_ops import KnownOps
@@ -61,7 +62,7 @@ class Job(msgspec.Struct):
     seconds: dict[str, float] = msgspec.field(default_factory=dict)
     warnings: list[str] = msgspec.field(default_factory=list)
     logged: set[str] = msgspec.field(default_factory=set)
-    timeline: list[tuple[str, float, float]] = msgspec.field(default_factory=list)
+    timeline: list[Span] = msgspec.field(default_factory=list)
     failure: str = ""
     forward_error: BaseException | None = None
     #: Whether the last record is there, after which nobody waits for anybody any more.
@@ -72,13 +73,13 @@ class Job(msgspec.Struct):
     #: of the steps count from there. ``read``: what became of each file. ``lenders``: borrowed
     #: keys, by whom. ``waited``: for other engines. ``rows``, ``winners``: of all ranks, on rank 0.
     zero: float = 0.0
-    spans: list[tuple[str, float, float]] = msgspec.field(default_factory=list)
-    read: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    spans: list[Span] = msgspec.field(default_factory=list)
+    read: list[FileRead] = msgspec.field(default_factory=list)
     lenders: Mapping[str, str] = msgspec.field(default_factory=dict)
-    waited: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    waited: list[Wait] = msgspec.field(default_factory=list)
     progress: ProgressLine = msgspec.field(default_factory=lambda: ProgressLine(1))
-    rows: list[dict[str, Any]] = msgspec.field(default_factory=list)
-    winners: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    rows: list[RankStats] = msgspec.field(default_factory=list)
+    winners: list[Winner] = msgspec.field(default_factory=list)
     #: On rank 0, where a fleet is set.
     fleet: Fleet | None = None
 
@@ -126,7 +127,7 @@ class Job(msgspec.Struct):
         finally:
             taken = time.monotonic() - began
             self.seconds[step] = self.seconds.get(step, 0.0) + taken
-            self.spans.append((step, began - self.zero, taken))
+            self.spans.append(Span(step, began - self.zero, taken))
 
     @contextlib.contextmanager
     def in_forward(self) -> Iterator[None]:

@@ -29,6 +29,7 @@ from warmup_plugin.errors import (
 from warmup_plugin.identity import Identity
 from warmup_plugin.observability.exposition import Figures, of_rank
 from warmup_plugin.observability.progress import Progress as ProgressLine
+from warmup_plugin.observability.report_rows import Span, Wait
 from warmup_plugin.runtime.standard_streams import hold_standard_streams
 from warmup_plugin.settings import unknown_variables
 from warmup_plugin.steps.cold_steps import prepare_cold_steps
@@ -86,10 +87,9 @@ def open_job(options: Options) -> Iterator[Job]:
             job = _join(options, coordinator, stack, progress, rank_0s, figures=figures)
             job.fleet = fleet
             job.seconds["open"] = time.monotonic() - began
-            job.spans.append(("open", began - job.zero, job.seconds["open"]))
+            job.spans.append(Span("open", began - job.zero, job.seconds["open"]))
             if other:
-                waited = {"at": "open", "ranks": [0], "for": other, "seconds": round(waited_s, 4)}
-                job.waited.append(waited)
+                job.waited.append(Wait("open", (0,), other, round(waited_s, 4)))
             yield job
             with contextlib.suppress(Exception):  # the session is over, whatever the disk says
                 keep_look(job)

@@ -16,9 +16,10 @@ from warmup_plugin.cache.cached_table import CachedTable
 from warmup_plugin.cache.external import Borrowed, borrow
 from warmup_plugin.cache.journal import Death
 from warmup_plugin.cache.merge import give_way, merge
-from warmup_plugin.cache.store import Store, told
+from warmup_plugin.cache.store import Reading, Store
 from warmup_plugin.cache.table import Entry, Table
 from warmup_plugin.coordination.votes import MergeVote
+from warmup_plugin.observability.report_rows import FileRead
 from warmup_plugin.runtime.safe_json import digest
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.resume import known_defaults, resume
@@ -94,7 +95,7 @@ def read(job: Job) -> Held:
 def _read(job: Job, store: Store) -> Held:
     reading = store.read(job.stamp, identity=job.identity.digest, seen=_early_offer(job))
     job.logged |= {f"rank {job.coordinator.rank}: {text}" for text in reading.warnings}
-    job.read = told(reading)
+    job.read = rows_of(reading)
     misses = (f"{path}: {miss.reason}" for path, miss in reading.misses)
     resumed = resume(job, store)
     held = Held(warnings=(*reading.warnings, *misses), deaths=resumed.deaths)
@@ -109,6 +110,21 @@ def _read(job: Job, store: Store) -> Held:
     if not job.leads or held.is_complete(job.options.engine):
         return held
     return _with_borrowed(job, held, ours, kept)
+
+
+def rows_of(reading: Reading) -> list[FileRead]:
+    """Return what became of each file, for the receipt."""
+    rows = [
+        FileRead(
+            part.path,
+            entries=len(part.table.entries),
+            reason="" if part.manifest else "no manifest vouches for it",
+            generation=part.generation if part.manifest else None,
+            complete=bool(part.manifest and part.manifest.complete),
+        )
+        for part in reading.parts
+    ]
+    return rows + [FileRead(str(path), reason=miss.reason) for path, miss in reading.misses]
 
 
 def _early_offer(job: Job) -> Callable[[bytes, str], None]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from warmup_plugin.cache.gains import serving_ms
 from warmup_plugin.cache.task_result import LASTING, Result
 from warmup_plugin.observability.progress import Glance, counted
+from warmup_plugin.observability.report_rows import Span
 from warmup_plugin.planning import work_queue
 from warmup_plugin.runtime.sigterm import Shutdown
 from warmup_plugin.runtime.task_timeout import TaskLimit
@@ -141,7 +142,7 @@ def _tune(
             work.outcomes[outcome.task] = outcome
             served = serving_ms(outcome.entry, outcome.ms, outcome.default_ms)
             job.progress.tuned(served, outcome.default_ms)
-            job.timeline.append((task.label, outcome.began, outcome.seconds))
+            job.timeline.append(Span(task.label, outcome.began, outcome.seconds))
             yield task, outcome
 
 

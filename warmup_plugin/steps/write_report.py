@@ -78,7 +78,7 @@ def make_report(
         met_on=job.coordinator.way, warnings=tuple(job.warnings), at=time.time(),
         read=tuple(job.read), adopted_from=_adopted_from(job, work),
         ranks=tuple(job.rows), winners=tuple(job.winners),
-        waited=(*job.waited, *waited(job.rows)), process=own_card().to_json(),
+        waited=(*job.waited, *waited(job.rows)), process=own_card(),
         factors=job.identity.factors if job.leads else {},
     )  # fmt: skip
     if job.fleet is not None:
