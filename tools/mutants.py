@@ -317,6 +317,16 @@ MUTANTS = (
         "tests/test_votes.py::test_each_field_that_is_missing_is_named",
     ),
     Mutant(
+        "a field of a rank's row", "coordination/votes.py",
+        "    bytes_received: int\n", "    bytes_received: int = 0\n",
+        "tests/test_votes.py::test_each_field_that_is_missing_further_down_is_named",
+    ),
+    Mutant(
+        "a vote's factors", "steps/open_decision.py",
+        "_identity_of(rank, {**vote.factors", "Identity({**vote.factors",
+        "tests/test_decide.py::test_factors_that_are_none_are_named_with_their_rank",
+    ),
+    Mutant(
         "the version of a vote", "coordination/messages.py",
         "(reason := other_version(head.plugin)):\n        raise VoteError(rank",
         "not (reason := other_version(head.plugin)):\n        raise VoteError(rank",

@@ -7,11 +7,12 @@ the first that is not (`messages.read_vote`). Whether values make sense is for `
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from warmup_plugin.coordination.rounds import Vote
+from warmup_plugin.identity import Factors
 from warmup_plugin.observability.report_rows import Winner
 from warmup_plugin.settings import Mode, OnHit, Strategy
 
@@ -42,7 +43,7 @@ class OpenVote(Vote, frozen=True):
     version: str
     lack: str
     keys_tell_options_apart: bool
-    factors: dict[str, Any]
+    factors: Factors
     alike: bool
     takes: list[str]
     must_share: bool
@@ -57,7 +58,7 @@ class OpenVote(Vote, frozen=True):
     race: bool
 
     def __post_init__(self) -> None:
-        """Refuse factors without the stamp, by which ranks are compared."""
+        """Refuse factors without the stamp; the rest of them is checked where ranks differ."""
         if not isinstance(self.factors.get("stamp"), dict):
             raise ValueError("factors: must have an object 'stamp'")  # noqa: TRY004  # of a message
 
