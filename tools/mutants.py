@@ -92,7 +92,8 @@ MUTANTS = (
     ),
     Mutant(
         "progress is the first rank's of a node", "steps/open_session.py",
-        "progress.files(options.settings.progress_file if is_first else None)", "pass",
+        "progress.files(options.settings.progress_file if rank in opened.writers else None)",
+        "pass",
         "tests/ranks/test_modes.py::test_a_node_without_a_local_rank_0_is_told_of",
     ),
     Mutant(

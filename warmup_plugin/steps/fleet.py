@@ -139,7 +139,7 @@ class Fleet:
         if self._answer["state"] not in ("fetched", "kept"):
             return False
         mine = self._answer["directory"]
-        return all(row.path.startswith(mine) for row in job.read)
+        return all(row.path.startswith(mine) for row in job.trace.read)
 
     def _request(self, do: str, job: Job, place: Path, limit_s: float) -> dict[str, Any]:
         settings = self._settings
@@ -170,8 +170,8 @@ def _trust(settings: Settings) -> str:
 
 def _place(job: Job) -> Path:
     """Return where bundles of this start are put: kept for the next one where that is allowed."""
-    root = job.placement.root if job.placement else None
-    if root is not None and job.may_write and job.directory is not None:
+    root = job.files.placement.root if job.files.placement else None
+    if root is not None and job.may_write and job.files.directory is not None:
         place = root / PLACE / _trust(job.options.settings)
         if takes_files(place) and not unsafe(place, root, job.options.settings):
             return place

@@ -189,21 +189,21 @@ def _assign(job: Job, agreed: Agreed, work: Work, *, answered: Collection[str] =
     strategy: Strategy = job.opened.strategy if job.shares else "per_rank"
     return make_plan(
         work.lots, strategy, cost=_costs(job, work.base.manifest), last=agreed.deaths,
-        time_nothing=job.opened.mode in REPLAYS or job.opened.go == "defaults",
+        time_nothing=job.opened.mode in REPLAYS or job.trace.go == "defaults",
         one_rank=job.ops.one_rank, answered=answered,
     )  # fmt: skip
 
 
 def _costs(job: Job, manifest: Manifest | None) -> Costs:
     """Gather what is known of how long tasks take, here and in sibling identities."""
-    if job.directory is None:
+    if job.files.directory is None:
         return Costs()
     candidates: dict[str, int] = {}
     for record in manifest.tasks.values() if manifest else ():
         candidates[record.op] = max(record.candidates or 0, candidates.get(record.op, 0))
     limit = job.options.settings.table_bytes
     known = {op: count for op, count in candidates.items() if count}
-    return Costs(seconds_by_label(job.directory, limit), known)
+    return Costs(seconds_by_label(job.files.directory, limit), known)
 
 
 def _unvouched(agreed: Agreed, lots: Lots) -> set[str]:

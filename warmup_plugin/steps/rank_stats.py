@@ -9,7 +9,7 @@ rows can be laid beside each other without comparing clocks. They travel with th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -43,8 +43,8 @@ def row_of(job: Job, survey: Survey | None, work: Work, entry_of: EntryOf) -> Ra
     """Return this rank's row, with the winners that it has tuned."""
     return RankRow(
         rank=job.coordinator.rank,
-        steps=[(step, round(began, _PLACES), round(s, _PLACES)) for step, began, s in job.spans],
-        waits=_since(job, job.coordinator.waits),
+        steps=_rounded(job.trace.spans),
+        waits=_rounded(job.coordinator.waits, job.zero),
         tactics_timed=job.seen.tactics_timed,
         passed_through_tactics=job.seen.passed_through,
         inputs_synthesised=job.seen.inputs_synthesised,
@@ -107,8 +107,8 @@ def collect(job: Job, votes: Mapping[int, CertifyVote]) -> None:
     """Keep every rank's row on rank 0, which decides about ``votes``."""
     for rank in sorted(votes):
         row = votes[rank].row
-        job.winners += row.winners
-        job.rows.append(msgspec.convert(row, RankStats, from_attributes=True))
+        job.trace.winners += row.winners
+        job.trace.rows.append(msgspec.convert(row, RankStats, from_attributes=True))
 
 
 def what_became(
@@ -175,5 +175,6 @@ def waited(rows: Iterable[RankStats]) -> list[Wait]:
     return found
 
 
-def _since(job: Job, spans: Sequence[Timed]) -> list[Timed]:
-    return [(name, round(at - job.zero, _PLACES), round(s, _PLACES)) for name, at, s in spans]
+def _rounded(spans: Iterable[Timed], zero: float = 0.0) -> list[Timed]:
+    """Return spans whose begins count from ``zero``, with few decimal places."""
+    return [(name, round(at - zero, _PLACES), round(s, _PLACES)) for name, at, s in spans]

@@ -31,21 +31,28 @@ from warmup_plugin.tuner.survey import Survey
 _NO_LIMIT = 1 << 40
 
 
-def share(job: Job, agreed: Agreed, survey: Survey, work: Work) -> CachedTable:
-    """Step 6: rank 0's merged table reaches every rank as bytes, and those are installed."""
+def share(
+    job: Job, agreed: Agreed, survey: Survey, work: Work, failure: str
+) -> tuple[CachedTable, str]:
+    """Step 6: rank 0's merged table reaches every rank as bytes, and those are installed.
+
+    ``failure``: why this rank has not tuned all that it should. Returns the table, and what of that
+    has not been told, or why the table is not installed here; an empty string for neither.
+    """
     with job.timed("share"):
         shared = agreed.cached
         if work.is_new and job.shares:
-            shared = _exchange(job, agreed, survey, work)
-        with job.failing_as_data():
+            shared, failure = _exchange(job, agreed, survey, work, failure), ""
+        with job.failing_as_data() as failed:
             install_shared(job, survey, work, shared)
-        return shared
+        return shared, failed.reason or failure
 
 
-def _exchange(job: Job, agreed: Agreed, survey: Survey, work: Work) -> CachedTable:
+def _exchange(job: Job, agreed: Agreed, survey: Survey, work: Work, failure: str) -> CachedTable:
+    """Send this rank's results to rank 0; return the table that it makes of all."""
     results = [result_of(outcome, job.coordinator.rank) for outcome in work.outcomes.values()]
     body = pack_results(results, {task: place for place, task in enumerate(work.plan.tasks)})
-    vote = ShareVote(results=job.coordinator.put(body), error=job.failure)
+    vote = ShareVote(results=job.coordinator.put(body), error=failure)
 
     def lead(votes: Votes[ShareVote]) -> ShareDecision:
         bodies = dict.fromkeys(vote.results for vote in votes.values())
@@ -71,7 +78,6 @@ def _exchange(job: Job, agreed: Agreed, survey: Survey, work: Work) -> CachedTab
 
     found = job.coordinator.meet(SHARE, vote, lead)
     job.warn(*(f"rank {rank} did not tune: {error}" for rank, error in found.errors.items()))
-    job.failure = ""
     work.failed, apart = found.failed, found.apart
     survey.unshare(apart)
     work.apart = tuple(name for name in apart if name in survey.tasks)

@@ -52,7 +52,7 @@ def await_turn(job: Job, holder: str) -> None:
     except TimeoutError:
         job.warn(f"another engine has tuned here for over {limit_s:.0f} s; not waiting any longer")
     seconds = round(time.monotonic() - began, 4)
-    job.waited.append(Wait("wait", (0,), holder, seconds))
+    job.trace.waited.append(Wait("wait", (0,), holder, seconds))
 
 
 def grow(job: Job, work: Work) -> bool:

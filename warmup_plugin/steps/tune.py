@@ -28,54 +28,63 @@ from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task import Task
 
 
-def tune(job: Job, survey: Survey, work: Work) -> None:
+def tune(job: Job, survey: Survey, work: Work) -> str:
     """Step 5: time tasks for all ranks as long as one is left, then those of this rank alone.
 
     The tuner holds no entry that could answer one of its own: it is timed and stays in memory.
+    Returns why this rank has not timed all that it should, or an empty string.
     """
-    _tune_shared(job, survey, work)
+    failure = _tune_shared(job, survey, work)
     own = work.plan.local.get(job.coordinator.rank, ())
-    if own and not job.opened.require_agreement:
-        with job.failing_as_data():
-            job.coordinator.confirm()
-            job.installed.load_final({}, job.stamp, survey.shared_keys())
-            _tune_own(job, survey, work, own)
+    if not own or job.opened.require_agreement:
+        return failure
+    with job.failing_as_data() as failed:
+        job.coordinator.confirm()
+        job.installed.load_final({}, job.stamp, survey.shared_keys())
+        _tune_own(job, survey, work, own)
+    return failed.reason or failure
 
 
-def tune_again(job: Job, survey: Survey, work: Work) -> None:
-    """Step 5 once more, for the tasks whose winner no table can hold, as step 6 has found out."""
-    if work.apart and not (job.failure or job.opened.require_agreement):
-        with job.failing_as_data():
-            _tune_own(job, survey, work, work.apart)
+def tune_again(job: Job, survey: Survey, work: Work) -> str:
+    """Step 5 once more, for the tasks whose winner no table can hold, as step 6 has found out.
+
+    Returns why that has failed, or an empty string.
+    """
+    if not work.apart or job.opened.require_agreement:
+        return ""
+    with job.failing_as_data() as failed:
+        _tune_own(job, survey, work, work.apart)
+    return failed.reason
 
 
-def _tune_shared(job: Job, survey: Survey, work: Work) -> None:
-    """Time tasks that one rank tunes for all.
+def _tune_shared(job: Job, survey: Survey, work: Work) -> str:
+    """Time tasks that one rank tunes for all; return why not all of them, or an empty string.
 
     Each result is journalled as soon as it is known, so whatever ends this process loses the
     current task at most. A shutdown signal ends it after that task; so does the budget.
     """
     reach = work_queue.reach(work.plan.shared, job.coordinator.rank)
     if not reach:
-        return
-    shutdown = job.shutdown = job.stack.enter_context(Shutdown(job.journal.leaves))
+        return ""
+    shutdown = job.trace.shutdown = job.stack.enter_context(Shutdown(job.files.journal.leaves))
     drawn = work_queue.draw(
         work.plan.shared, job.coordinator.rank, job.coordinator.take,
         lambda: shutdown.is_requested or work.is_over,
     )  # fmt: skip
     tasks = ((survey.tasks[task], place) for task, place in drawn)
     try:
-        with job.timed("tune"), job.failing_as_data():
+        with job.timed("tune"), job.failing_as_data() as failed:
             for task, outcome in _tune(job, tasks, work, reach, margin=job.opened.margin):
                 if outcome.kind in LASTING:
                     result = result_of(outcome, job.coordinator.rank)
-                    job.journal.found(task.op, task.keys, result, synced=False)
+                    job.files.journal.found(task.op, task.keys, result, synced=False)
                 else:
-                    job.journal.leaves()
+                    job.files.journal.leaves()
     finally:
-        job.journal.leaves()
+        job.files.journal.leaves()
     if shutdown.is_requested:
         shutdown.leave()
+    return failed.reason
 
 
 def _tune_own(job: Job, survey: Survey, work: Work, names: Sequence[str]) -> None:
@@ -127,7 +136,7 @@ def _tune(
         if job.options.progress is not None:
             job.options.progress("tune", task.label, in_hand[0][1], of)
         if is_shared:
-            job.journal.begins(task.id, task.label)
+            job.files.journal.begins(task.id, task.label)
 
     with TaskLimit(limit_s, give_up) as limit, compat.telling_candidates(count):
         for outcome in replay.tune(
@@ -142,7 +151,7 @@ def _tune(
             work.outcomes[outcome.task] = outcome
             served = serving_ms(outcome.entry, outcome.ms, outcome.default_ms)
             job.progress.tuned(served, outcome.default_ms)
-            job.timeline.append(Span(task.label, outcome.began, outcome.seconds))
+            job.trace.timeline.append(Span(task.label, outcome.began, outcome.seconds))
             yield task, outcome
 
 
@@ -168,7 +177,7 @@ def give_up_on(job: Job, task: Task, reason: str, *, is_shared: bool = True) -> 
     job.coordinator.abandon(f"{task.label}: {reason}")
     if is_shared:
         outcome = replay.Outcome(task.id, reason=reason)
-        job.journal.found(task.op, task.keys, result_of(outcome, job.coordinator.rank))
+        job.files.journal.found(task.op, task.keys, result_of(outcome, job.coordinator.rank))
     job.coordinator.close()
 
 

@@ -61,7 +61,7 @@ def make_report(
         world_size=job.coordinator.size,
         mode=job.opened.mode, strategy=job.opened.strategy,
         agreement=_agreement(job, certified), differing=tuple(certified.differ),
-        reason=job.opened.reason, certificate=certified.certificate,
+        reason=job.trace.reason, certificate=certified.certificate,
         identity=job.identity.digest,
         path=_path(job),
         published=tuple(certified.published),
@@ -72,13 +72,13 @@ def make_report(
         tactics_timed=job.seen.tactics_timed, passed_through_tactics=job.seen.passed_through,
         inputs_synthesised=job.seen.inputs_synthesised,
         passed_through_inputs=job.seen.passed_through_inputs,
-        seconds=dict(job.seconds), costs=dict(work.costs), timeline=tuple(job.timeline),
+        seconds=dict(job.trace.seconds), costs=dict(work.costs), timeline=tuple(job.trace.timeline),
         race=raced(work.outcomes.values()),
         bytes_sent=job.coordinator.bytes_sent, bytes_received=job.coordinator.bytes_received,
-        met_on=job.coordinator.way, warnings=tuple(job.warnings), at=time.time(),
-        read=tuple(job.read), adopted_from=_adopted_from(job, work),
-        ranks=tuple(job.rows), winners=tuple(job.winners),
-        waited=(*job.waited, *waited(job.rows)), process=own_card(),
+        met_on=job.coordinator.way, warnings=tuple(job.trace.warnings), at=time.time(),
+        read=tuple(job.trace.read), adopted_from=_adopted_from(job, work),
+        ranks=tuple(job.trace.rows), winners=tuple(job.trace.winners),
+        waited=(*job.trace.waited, *waited(job.trace.rows)), process=own_card(),
         factors=job.identity.factors if job.leads else {},
     )  # fmt: skip
     if job.fleet is not None:
@@ -114,26 +114,26 @@ def _adopted_from(job: Job, work: Work) -> dict[str, int]:
     tasks = {item.id: item.keys for lot in work.lots for item in lot.items}
     found: Counter[str] = Counter()
     for name in held & tasks.keys():
-        lenders = [job.lenders[key] for key in tasks[name] if key in job.lenders]
+        lenders = [job.trace.lenders[key] for key in tasks[name] if key in job.trace.lenders]
         found[lenders[0] if lenders else "entries of this table that no manifest vouched for"] += 1
     return dict(found)
 
 
 def _path(job: Job) -> str:
     """Return the table that this node's first rank writes, whichever rank asks."""
-    if job.placement is None or not job.shares:
+    if job.files.placement is None or not job.shares:
         return ""
     node = next(i for i, ranks in enumerate(job.opened.nodes) if job.coordinator.rank in ranks)
-    return str(job.placement.table(*job.opened.coordinates[node]))
+    return str(job.files.placement.table(*job.opened.coordinates[node]))
 
 
 def _agreement(job: Job, certified: CertifyDecision) -> Agreement:
-    if job.opened.go == "share" and certified.differ:
+    if job.trace.go == "share" and certified.differ:
         return "partial"
     found: dict[str, Agreement] = {
         "share": "certified", "per_rank": "none", "unguarded": "unguarded", "defaults": "defaults",
     }  # fmt: skip
-    return found[job.opened.go]
+    return found[job.trace.go]
 
 
 def _encoded(document: Mapping[str, Any]) -> bytes:
