@@ -15,6 +15,7 @@ from warmup_plugin.cache.file_key import shapes_of
 from warmup_plugin.cache.gains import gain, mean_gain, serving_ms
 from warmup_plugin.cache.manifest import Manifest, TaskRecord
 from warmup_plugin.cache.table import Entry
+from warmup_plugin.cli import output
 from warmup_plugin.cli.load import read_table
 from warmup_plugin.observability.report import WarmupReport
 from warmup_plugin.observability.report_rows import Wait
@@ -93,10 +94,6 @@ def by_op(wins: Iterable[Win]) -> list[OpSum]:
 
 def who_waited(row: Wait) -> str:
     """Return one wait in words."""
-    ranks = row.ranks
-    is_run = len(ranks) > 2 and ranks[-1] - ranks[0] == len(ranks) - 1  # noqa: PLR2004  # a range
-    named = f"{ranks[0]}-{ranks[-1]}" if is_run else ", ".join(map(str, ranks))
-    waiting = f"ranks {named}" if len(ranks) > 1 else f"rank {named}"
     last = row.for_whom
     reason = f"rank {last}" if isinstance(last, int) else f"another engine ({last})"
-    return f"{waiting} waited {row.seconds:.2f} s for {reason} at {row.at}"
+    return f"{output.name_ranks(row.ranks)} waited {row.seconds:.2f} s for {reason} at {row.at}"
