@@ -50,37 +50,8 @@ def make_report(
     certified: CertifyDecision | None = None,
 ) -> WarmupReport:
     """Return this rank's receipt; rank 0 logs its line, the first rank of a node keeps it."""
-    work = work or Work()
-    recorded = _not_known(survey, work) if survey else ()
-    became = what_became(survey, work, shared.entry_of if shared else None)
-    options = job.options
-    certified = certified or CertifyDecision(go="")
-    found = WarmupReport(
-        engine=options.engine[0], engine_version=options.engine[1], plugin_version=__version__,
-        flashinfer_version=compat.version(), rank=job.coordinator.rank,
-        world_size=job.coordinator.size,
-        mode=job.opened.mode, strategy=job.opened.strategy,
-        agreement=_agreement(job, certified), differing=tuple(certified.differ),
-        reason=job.trace.reason, certificate=certified.certificate,
-        identity=job.identity.digest,
-        path=_path(job),
-        published=tuple(certified.published),
-        tasks=count(became), ops=by_op(became),
-        passed_through=dict(survey.passed) if survey else {},
-        skipped_ops=tuple(sorted(survey.skipped)) if survey else (),
-        unshared={task.label: task.reason for task in recorded if task.state == "unshared"},
-        tactics_timed=job.seen.tactics_timed, passed_through_tactics=job.seen.passed_through,
-        inputs_synthesised=job.seen.inputs_synthesised,
-        passed_through_inputs=job.seen.passed_through_inputs,
-        seconds=dict(job.trace.seconds), costs=dict(work.costs), timeline=tuple(job.trace.timeline),
-        race=raced(work.outcomes.values()),
-        bytes_sent=job.coordinator.bytes_sent, bytes_received=job.coordinator.bytes_received,
-        met_on=job.coordinator.way, warnings=tuple(job.trace.warnings), at=time.time(),
-        read=tuple(job.trace.read), adopted_from=_adopted_from(job, work),
-        ranks=tuple(job.trace.rows), winners=tuple(job.trace.winners),
-        waited=(*job.trace.waited, *waited(job.trace.rows)), process=own_card(),
-        factors=job.identity.factors if job.leads else {},
-    )  # fmt: skip
+    work, certified = work or Work(), certified or CertifyDecision(go="")
+    found = _receipt(job, survey, work, shared, certified)
     if job.fleet is not None:
         with job.failing_as_data():
             fleet = job.fleet.told(job, found.agreement, is_warm=found.is_warm)
@@ -95,6 +66,42 @@ def make_report(
             body = msgspec.json.format(_encoded(found.to_json()), indent=1)
             job.store.write_report(body, name)
     return found
+
+
+def _receipt(
+    job: Job,
+    survey: Survey | None,
+    work: Work,
+    shared: CachedTable | None,
+    certified: CertifyDecision,
+) -> WarmupReport:
+    """Return what all the steps have come to on this rank."""
+    recorded = _not_known(survey, work) if survey else ()
+    became = what_became(survey, work, shared.entry_of if shared else None)
+    options, coordinator, seen, trace = job.options, job.coordinator, job.seen, job.trace
+    return WarmupReport(
+        engine=options.engine[0], engine_version=options.engine[1], plugin_version=__version__,
+        flashinfer_version=compat.version(), rank=coordinator.rank, world_size=coordinator.size,
+        mode=job.opened.mode, strategy=job.opened.strategy,
+        agreement=_agreement(job, certified), differing=tuple(certified.differ),
+        reason=trace.reason, certificate=certified.certificate, identity=job.identity.digest,
+        path=_path(job), published=tuple(certified.published),
+        tasks=count(became), ops=by_op(became),
+        passed_through=dict(survey.passed) if survey else {},
+        skipped_ops=tuple(sorted(survey.skipped)) if survey else (),
+        unshared={task.label: task.reason for task in recorded if task.state == "unshared"},
+        tactics_timed=seen.tactics_timed, passed_through_tactics=seen.passed_through,
+        inputs_synthesised=seen.inputs_synthesised,
+        passed_through_inputs=seen.passed_through_inputs,
+        seconds=dict(trace.seconds), costs=dict(work.costs), timeline=tuple(trace.timeline),
+        race=raced(work.outcomes.values()),
+        bytes_sent=coordinator.bytes_sent, bytes_received=coordinator.bytes_received,
+        met_on=coordinator.way, warnings=tuple(trace.warnings), at=time.time(),
+        read=tuple(trace.read), adopted_from=_adopted_from(job, work),
+        ranks=tuple(trace.rows), winners=tuple(trace.winners),
+        waited=(*trace.waited, *waited(trace.rows)), process=own_card(),
+        factors=job.identity.factors if job.leads else {},
+    )  # fmt: skip
 
 
 def _not_known(survey: Survey, work: Work) -> Iterable[Task]:
