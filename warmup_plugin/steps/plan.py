@@ -83,7 +83,7 @@ def _decide(job: Job, agreed: Agreed, work: Work, *, has_waited: bool = False) -
     reason = require_complete.judge(job, work.lots)
     return PlanDecision(
         go="refuse" if reason else "tune", reason=reason,
-        plan=job.coordinator.put(packed(work.plan.to_json())),
+        plan=job.coordinator.put(packed(msgspec.to_builtins(work.plan, str_keys=True))),
         refused=list(find_refused(work.lots).values())[:_MOST_SAID],
     )  # fmt: skip
 
@@ -95,7 +95,8 @@ def _taken_up(job: Job, survey: Survey, work: Work, found: PlanDecision) -> Work
     if job.opened.budget_s:
         work.until = time.monotonic() + job.opened.budget_s
     if not job.leads:
-        work.plan = Plan.from_json(unpacked(job.coordinator.get(found.plan)))
+        body = unpacked(job.coordinator.get(found.plan))
+        work.plan = msgspec.convert(body, Plan, str_keys=True)
     job.warn(*(f"a stored tactic is refused: {why}" for why in found.refused))
     if job.shares:
         apart = work.plan.local.get(job.coordinator.rank, ())
