@@ -319,7 +319,7 @@ MUTANTS = (
     ),
     Mutant(
         "a field of a rank's row", "coordination/votes.py",
-        "    bytes_received: int\n", "    bytes_received: int = 0\n",
+        "    winners: list[Winner]\n", "    winners: list[Winner] = []\n",
         "tests/test_votes.py::test_each_field_that_is_missing_further_down_is_named",
     ),
     Mutant(
