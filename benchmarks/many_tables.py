@@ -24,6 +24,7 @@ from warmup_plugin.cache.paths import IDENTITY_NAME, LAYOUT, manifest_name, tabl
 from warmup_plugin.cache.table import Entry, Table, render_table
 from warmup_plugin.identity import Identity
 from warmup_plugin.observability.report import WarmupReport
+from warmup_plugin.runtime.process_info import ProcessCard
 from warmup_plugin.runtime.safe_json import digest
 
 _STAMP = {"flashinfer_version": "0.7.2.post1", "cuda_version": "13.0", "gpu": "NVIDIA B200"}
@@ -45,7 +46,7 @@ def fill(root: Path, number: int) -> None:
     report = WarmupReport(
         engine="vllm", engine_version="0.33.0", plugin_version="0", flashinfer_version="0.7.2",
         rank=0, world_size=8, mode="on", strategy="leader", agreement="certified",
-        at=time.time() - 40 * 86_400, process={"pid": 1, "started": 1, "place": "elsewhere"},
+        at=time.time() - 40 * 86_400, process=ProcessCard(1, 1, "elsewhere"),
     )  # fmt: skip
     receipt = json.dumps(report.to_json())
     for index in range(number):

@@ -21,6 +21,8 @@ from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
+
 from warmup_plugin.cache.cached_table import CachedTable
 from warmup_plugin.cache.manifest import Manifest, render_manifest
 from warmup_plugin.cache.table import Entry, Table, parse_table, render_table
@@ -136,13 +138,13 @@ def simulate(num_ranks: int, num_tasks: int) -> dict[str, Any]:
     began = time.perf_counter()
     lots = plan_step._lots(job, agreed, votes)  # noqa: SLF001  # what rank 0 does, nothing else
     plan = make_plan(lots, "sharded", cost=Costs())
-    body = coordinator.put(packed(plan.to_json()))
+    body = coordinator.put(packed(msgspec.to_builtins(plan, str_keys=True)))
     plan_s = time.perf_counter() - began
     for coordinator.rank in range(1, num_ranks):
         assert len(coordinator.get(body)) > 0
     coordinator.rank = 0
     began = time.perf_counter()
-    plan = Plan.from_json(unpacked(coordinator.bodies[body]))
+    plan = msgspec.convert(unpacked(coordinator.bodies[body]), Plan, str_keys=True)
     read_s = time.perf_counter() - began
 
     rng = random.Random(0)  # noqa: S311  # no secret

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 import torch.distributed as dist
 from flashinfer.autotuner import (
@@ -162,7 +163,7 @@ def start(
         "agreement": report.agreement,
         "seconds": dict(report.seconds),
         "path": report.path,
-        "fleet": dict(report.fleet),
+        "fleet": msgspec.to_builtins(report.fleet),
         "warnings": list(report.warnings),
     }
 

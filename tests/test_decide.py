@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from warmup_plugin.cache.stamps import FINGERPRINT, PACKAGES
 from warmup_plugin.coordination.decisions import LoadDecision, OpenDecision, ReadyDecision
-from warmup_plugin.coordination.rounds import Vote
+from warmup_plugin.coordination.rounds import Vote, VoteError
 from warmup_plugin.coordination.versions import BUILD
 from warmup_plugin.coordination.votes import (
     AgreeVote,
@@ -240,6 +240,23 @@ def test_a_stamp_field_unknown_on_one_side_is_no_difference(unknown: str | None)
         assert record.factors["stamp"]["cudnn_version"] == "9"
     alone = opened({"factors": here})
     assert alone.factors["stamp"]["cudnn_version"] == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("changed", "rule"),
+    [
+        ({"colour": "red"}, "colour is \"'red'\": must be one of the factors model, role,"),
+        ({"tp": "two"}, "tp is 'two': must be a whole number, 1 or more"),
+        ({"stamp": {"flashinfer_version": ["0.7.2"]}, "tp": 0}, "tp is 0: must be a whole number"),
+    ],
+    ids=["unknown", "another type", "out of range"],
+)
+def test_factors_that_are_none_are_named_with_their_rank(changed: Fields, rule: str) -> None:
+    """The rank lives and may be of another build: all ranks hear which one, and what is wrong."""
+    with pytest.raises(VoteError) as caught:
+        opened({}, {"factors": {**factors(), **changed}})
+    assert caught.value.rank == 1
+    assert f"its vote at step open has factors of which {rule}" in caught.value.reason
 
 
 def test_two_ranks_that_know_different_things_differ() -> None:

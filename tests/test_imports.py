@@ -6,15 +6,24 @@ from __future__ import annotations
 import ast
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-_spec = importlib.util.spec_from_file_location("imports", CHECKOUT / "tools/imports.py")
-assert _spec is not None
-assert _spec.loader is not None
-imports = importlib.util.module_from_spec(_spec)  # a script: tools/ is no package
-_spec.loader.exec_module(imports)
+
+
+def script(name: str) -> Any:
+    """Return a script of tools/, which is no package, as a module."""
+    spec = importlib.util.spec_from_file_location(name, CHECKOUT / f"tools/{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+imports, size = script("imports"), script("size")
 
 #: What a reader finds at the top, the extras of `pip install` not counted.
 MOST_ROOMS = 18
@@ -39,6 +48,19 @@ def test_no_file_is_long() -> None:
     most = dict.fromkeys(lengths, imports.LONGEST) | LONGER
     assert {file: n for file, n in lengths.items() if n > most[file]} == {}
     assert [file for file in LONGER if lengths[file] <= imports.LONGEST] == []
+
+
+def test_the_size_is_told_of_modules_that_are_there(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each line is counted once, and a module that has moved is missed."""
+    package = CHECKOUT / "warmup_plugin"
+    numbers = imports.lengths_of(package).values()
+    monkeypatch.setattr("sys.argv", ["size.py", str(package)])
+    assert size.main() == 0
+    assert capsys.readouterr().out.count(f"{sum(numbers):8,}  in all") == 2
+    assert size.capability_of("fleet/pull") == size.capability_of("steps/fleet") != size.CORE
+    assert size.capability_of("steps/agree") == size.capability_of("fleeting") == size.CORE
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from warmup_plugin.cache.gains import over_default
 from warmup_plugin.observability import metrics, textfile
 from warmup_plugin.observability.metrics import Sample, State
 from warmup_plugin.observability.report import WarmupReport
+from warmup_plugin.observability.report_rows import Wait, Winner
 
 #: A dashboard that asks for one of these breaks when it is renamed.
 LABELS = {
@@ -28,14 +30,20 @@ LABELS = {
 COMMON = ("engine", "host", "device", "session")
 LINE = re.compile(r'[a-z_]+\{[a-z_]+="([^"\\\n]|\\.)*"(,[a-z_]+="([^"\\\n]|\\.)*")*\} [-+0-9.e]+')
 
+
+def tuned(ms: Any, default_ms: Any) -> Winner:
+    """A tuned task with these times."""
+    return Winner("t", "op", "1", 0, 0.0, 0.5, "R", ms, default_ms, "")
+
+
 REPORT = WarmupReport(
     engine='an "engine"\\', engine_version="1\n2", plugin_version="0.1.0",
     flashinfer_version="0.7.2.post1", rank=0, world_size=4, mode="on", strategy="leader",
     agreement="certified", identity="ab" * 32, tasks={"seen": 5, "from_cache": 2, "tuned": 3},
     tactics_timed=1234567, passed_through_tactics=67, seconds={"open": 0.25, "tune": 1.5},
     bytes_sent=10, bytes_received=20,
-    waited=({"at": "share", "ranks": [1], "for": 0, "seconds": 1.5},), at=1_790_000_000.123,
-    winners=({"ms": 1.0, "default_ms": 2.0}, {"ms": 1.0, "default_ms": 8.0}, {"ms": 1.0}),
+    waited=(Wait("share", (1,), 0, 1.5),), at=1_790_000_000.123,
+    winners=(tuned(1.0, 2.0), tuned(1.0, 8.0), tuned(1.0, None)),
 )  # fmt: skip
 WARM = dataclasses.replace(
     REPORT, tasks={"seen": 5, "from_cache": 5}, tactics_timed=6, passed_through_tactics=6,
@@ -145,20 +153,20 @@ def test_every_step_has_a_figure() -> None:
 
 
 @pytest.mark.parametrize(
-    ("winners", "gain"),
+    ("times", "gain"),
     [
-        ([{"ms": 1.0, "default_ms": 2.0}, {"ms": 1.0, "default_ms": 8.0}, {"ms": 1.0}], 4.0),
-        ([{"ms": None, "default_ms": 2.0}], None),
-        ([{"ms": -1.0, "default_ms": 2.0}, {"ms": 1.0, "default_ms": -2.0}], None),
-        ([{"ms": 0.0, "default_ms": 2.0}, {"ms": 1.0, "default_ms": 0.0}], None),
-        ([{"ms": float("nan"), "default_ms": 2.0}, {"ms": 1.0, "default_ms": 3.0}], 3.0),
-        ([{"ms": 1e-300, "default_ms": 1e300}, {"ms": float("inf"), "default_ms": 1.0}], None),
-        ([{"ms": "1", "default_ms": True}], None),
+        ([(1.0, 2.0), (1.0, 8.0), (1.0, None)], 4.0),
+        ([(None, 2.0)], None),
+        ([(-1.0, 2.0), (1.0, -2.0)], None),
+        ([(0.0, 2.0), (1.0, 0.0)], None),
+        ([(float("nan"), 2.0), (1.0, 3.0)], 3.0),
+        ([(1e-300, 1e300), (float("inf"), 1.0)], None),
+        ([("1", True)], None),
     ],
     ids=str,
 )  # fmt: skip
 def test_the_gain_is_of_times_that_can_be_some(
-    winners: list[dict[str, object]], gain: float | None
+    times: list[tuple[object, object]], gain: float | None
 ) -> None:
     """Tables and receipts that are kept may hold what a broken clock has said."""
-    assert over_default(winners) == (gain and pytest.approx(gain))
+    assert over_default(tuned(*each) for each in times) == (gain and pytest.approx(gain))

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import pytest
 
 from warmup_plugin.planning.assignment import Plan, Queue
@@ -199,7 +200,8 @@ def test_sizes_of_a_bucket_are_tuned_in_the_order_met() -> None:
 
 @pytest.mark.parametrize(("_inventories", "plan"), LEADER.values(), ids=LEADER)
 def test_plans_cross_ranks_as_json(_inventories: Inventories, plan: Plan) -> None:
-    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    body = json.loads(json.dumps(msgspec.to_builtins(plan, str_keys=True)))
+    assert msgspec.convert(body, Plan, str_keys=True) == plan
 
 
 def test_items_cross_ranks_as_json() -> None:

@@ -86,7 +86,7 @@ def test_a_downgrade_leaves_newer_files_and_serves_without_them(cache_root: Path
 def test_a_receipt_of_another_version_is_read() -> None:
     """Missing fields have their defaults, unknown ones are left out."""
     found = WarmupReport.from_json(LEAST)
-    assert (found.engine, found.ranks, found.process) == ("e", (), {})
+    assert (found.engine, found.ranks, found.process) == ("e", (), None)
     assert WarmupReport.from_json(found.to_json()) == found
 
 

@@ -17,8 +17,12 @@ from warmup_plugin.coordination import decisions, messages
 from warmup_plugin.coordination.decisions import (
     AGREE,
     CERTIFY,
+    LOAD,
+    MERGE,
     OPEN,
+    PLAN,
     READY,
+    SHARE,
     SURVEY,
     UNGUARDED,
     ReadyDecision,
@@ -26,7 +30,14 @@ from warmup_plugin.coordination.decisions import (
 from warmup_plugin.coordination.messages import Head, read_decision, read_vote, said
 from warmup_plugin.coordination.rounds import Round, Vote, VoteError
 from warmup_plugin.coordination.versions import BUILD
-from warmup_plugin.coordination.votes import EmptyVote
+from warmup_plugin.coordination.votes import (
+    EmptyVote,
+    LoadVote,
+    MergeVote,
+    PlanVote,
+    RankRow,
+    ShareVote,
+)
 from warmup_plugin.errors import RankLostError
 
 Fields = dict[str, Any]
@@ -35,6 +46,11 @@ SOUND: dict[str, tuple[Round[Any, Any], Vote]] = {
     "open": (OPEN, hello()), "agree": (AGREE, table("T", deaths={"t": ("op @ 1", ["a"])})),
     "survey0": (SURVEY.again(0), surveyed(sealed=certified())), "ready": (READY, ready()),
     "unguarded": (UNGUARDED, EmptyVote()), "certify": (CERTIFY, certified()),
+    "merge": (MERGE, MergeVote("T", "M", [], complete=True, trusted=True, vouched=True,
+                               warnings=["w"])),
+    "load": (LOAD, LoadVote(error="", shares_disk=False)),
+    "plan": (PLAN, PlanVote(inventory=["i"])),
+    "share": (SHARE, ShareVote(results="r", error="")),
 }  # fmt: skip
 
 
@@ -128,6 +144,28 @@ def test_each_field_that_is_missing_is_named(step: str) -> None:
         with pytest.raises(VoteError) as caught:
             read_vote(held, body(fewer, step), 2)
         assert f"its vote at step {step} has no '{name}'" in caught.value.reason
+
+
+def test_every_vote_is_tried_here() -> None:
+    assert {held.vote for held in ROUNDS} == {held.vote for held, _ in SOUND.values()}
+
+
+@pytest.mark.parametrize(
+    ("step", "field", "inner"),
+    [("open", "ranks", ["rank", "world_size", "node"]),
+     ("certify", "row", [f.name for f in msgspec.structs.fields(RankRow)])],
+)  # fmt: skip
+def test_each_field_that_is_missing_further_down_is_named(
+    step: str, field: str, inner: list[str]
+) -> None:
+    held, vote = SOUND[step]
+    fields = fields_of(vote)
+    for name in inner:
+        fewer = {n: v for n, v in fields[field].items() if n != name}
+        with pytest.raises(VoteError) as caught:
+            read_vote(held, body({**fields, field: fewer}, step), 2)
+        assert f"its vote at step {step} has '{field}'" in caught.value.reason
+        assert f"missing required field `{name}`" in caught.value.reason
 
 
 def test_what_is_no_object_is_the_fault_of_a_rank_that_is_lost() -> None:

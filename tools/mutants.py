@@ -107,7 +107,8 @@ MUTANTS = (
     ),
     Mutant(
         "progress is the first rank's of a node", "steps/open_session.py",
-        "progress.files(options.settings.progress_file if is_first else None)", "pass",
+        "progress.files(options.settings.progress_file if rank in opened.writers else None)",
+        "pass",
         "tests/ranks/test_modes.py::test_a_node_without_a_local_rank_0_is_told_of",
     ),
     Mutant(
@@ -336,6 +337,16 @@ MUTANTS = (
         "a field of a vote", "coordination/votes.py",
         "    leaves: str\n", '    leaves: str = ""\n',
         "tests/test_votes.py::test_each_field_that_is_missing_is_named",
+    ),
+    Mutant(
+        "a field of a rank's row", "coordination/votes.py",
+        "    winners: list[Winner]\n", "    winners: list[Winner] = []\n",
+        "tests/test_votes.py::test_each_field_that_is_missing_further_down_is_named",
+    ),
+    Mutant(
+        "a vote's factors", "steps/open_decision.py",
+        "_identity_of(rank, {**vote.factors", "Identity({**vote.factors",
+        "tests/test_decide.py::test_factors_that_are_none_are_named_with_their_rank",
     ),
     Mutant(
         "the version of a vote", "coordination/messages.py",

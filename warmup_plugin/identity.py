@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from warmup_plugin.errors import IdentityError
 
@@ -41,6 +41,10 @@ FACTOR_NAMES: Final = (
     "extra",
 )
 ROLES: Final = ("target", "draft")
+#: JSON of any form: whatever an engine and its environment give. `Identity` checks all of it.
+Json: TypeAlias = Any
+#: Config factors by name, of the names above.
+Factors: TypeAlias = dict[str, Json]
 MAX_DEPTH: Final = 32
 ABSENT: Final = "(absent)"
 

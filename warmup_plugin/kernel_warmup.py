@@ -276,12 +276,12 @@ def _finish(
     fit = try_stored(job, agreed, survey) if surveyed.go == "plan" else {}
     work = make_work(job, agreed, survey, surveyed)
     work.fit = fit
-    tune(job, survey, work)
-    shared = share(job, agreed, survey, work)
-    tune_again(job, survey, work)
-    prepare(job, survey, work, shared)
+    failure = tune(job, survey, work)  # of this rank alone, until a vote tells of it
+    shared, failure = share(job, agreed, survey, work, failure)
+    failure = failure or tune_again(job, survey, work)
+    failure = prepare(job, survey, work, shared, failure)
     published = publish(job, held, agreed, shared, work)
-    certified = certify(job, survey, work, shared, published)
+    certified = certify(job, survey, work, shared, published, failure=failure)
     return make_report(job, survey, work, shared, certified)
 
 

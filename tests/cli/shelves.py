@@ -58,12 +58,19 @@ def receipt(directory: Path, **changed: Any) -> Path:
         "strategy": "leader", "agreement": "certified", "at": time.time(),
         "tasks": {"seen": 3, "from_cache": 3, "tuned": 0}, "identity": directory.name,
     }  # fmt: skip
-    report = WarmupReport(**{**values, **changed})
+    document = {**WarmupReport(**values).to_json(), **changed}
     folder = directory / "reports"
     folder.mkdir(exist_ok=True)
     path = folder / f"20261120T000000.{len(list(folder.iterdir())):03d}Z_rank0.json"
-    path.write_text(json.dumps(report.to_json()))
+    path.write_text(json.dumps(document))
     return path
+
+
+def tuned(**changed: Any) -> dict[str, Any]:
+    """A receipt's row of a tuned task, with some fields changed."""
+    row = {"task": "t", "op": "op::gemm", "bucket": "1", "rank": 0, "began": 0.0, "seconds": 0.5,
+           "runner": "R", "ms": 1.0, "default_ms": 2.0, "reason": ""}  # fmt: skip
+    return {**row, **changed}
 
 
 def age(directory: Path, days: float) -> None:

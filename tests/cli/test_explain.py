@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.cli.shelves import STAMP, identity, put, receipt
+from tests.cli.shelves import STAMP, identity, put, receipt, tuned
 from warmup_plugin.cli.factor_text import WORDS, reasons
 from warmup_plugin.identity import FACTOR_NAMES
 
@@ -97,7 +97,8 @@ def test_the_same_identity(cli: Cli, tmp_path: Path) -> None:
         ),
         (
             {"tasks": {"seen": 3, "from_cache": 2, "tuned": 1},
-             "winners": [{"op": "op::new"}], "read": [{"path": "/t", "entries": 2, "reason": ""}]},
+             "winners": [tuned(op="op::new")],
+             "read": [{"path": "/t", "entries": 2, "reason": ""}]},
             "incomplete", "1 task was new: op::new",
         ),
         (

@@ -71,11 +71,11 @@ def _plant_in_ops(spec: Any) -> None:
 
 
 def _plant_around(spec: Any) -> None:
-    from warmup_plugin.tuner import compat
-
     if is_planted(spec, "own_cublas"):
         _own_cublas(spec.rank)
     if is_planted(spec, "cannot_prepare"):
+        from warmup_plugin.tuner import compat
+
         compat.probe = _lacking  # type: ignore[assignment]  # the real one is cached
     if is_planted(spec, "no_temporary_directory"):
         os.chdir("/proc")  # Python's last resort is where a process is

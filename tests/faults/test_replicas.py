@@ -61,10 +61,10 @@ def test_the_wait_for_one_that_does_not_get_on_is_bounded(
     assert went_on.tasks_tuned() == len(waiting.tasks())
     assert "another engine has tuned here for over 3 s" in went_on.warnings
     assert "woken" in gave_up[0].said
-    (row,) = [row for row in went_on.reports[0].waited if row["at"] == "wait"]
-    assert row["for"].startswith("process "), row
+    (row,) = [row for row in went_on.reports[0].waited if row.at == "wait"]
+    assert str(row.for_whom).startswith("process "), row
     for rank, report in enumerate(went_on.reports):
         assert report.seconds["wait"] >= 3.0, rank
-    waits = {name: seconds for name, _, seconds in went_on.reports[0].ranks[1]["waits"]}
+    waits = {name: seconds for name, _, seconds in went_on.reports[0].ranks[1].waits}
     assert waits["plan1"] >= 2.9, "the other rank waits for the plan after the wait, and"
     assert waits["plan"] < 2.5, "for no decision that waits itself: a second is the fault above"

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from warmup_plugin import FleetAnswer
 from warmup_plugin.engines.embedded import EngineConfig, launch
 
 sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package stays the wheel's
@@ -39,8 +40,8 @@ class Started:
     seen: list[dict[str, Any]]
 
     @property
-    def fleet(self) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self.ranks[0].report.fleet
+    def fleet(self) -> FleetAnswer:
+        found: FleetAnswer = self.ranks[0].report.fleet
         return found
 
     @property

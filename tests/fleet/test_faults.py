@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
+from warmup_plugin import FleetAnswer
 from warmup_plugin.cache import archive
 from warmup_plugin.cache.archive import Packed
 from warmup_plugin.fleet.objects import Objects
@@ -279,13 +280,13 @@ def test_the_start_is_as_without_it(starts: dict[str, Future[Started]], name: st
     row, begun = ROWS[name], starts[name].result(100)
     assert begun.timed_of_tasks > 0
     assert len(begun.certificate) == 64
-    assert begun.fleet["state"] == row.state
-    assert row.says in begun.fleet["reason"]
-    assert begun.fleet["reason"]
-    assert begun.fleet.get("seconds", 0) < WAIT_S + SLACK_S
-    assert not begun.fleet.get("directory")
+    assert begun.fleet.state == row.state
+    assert row.says in begun.fleet.reason
+    assert begun.fleet.reason
+    assert begun.fleet.seconds < WAIT_S + SLACK_S
+    assert not begun.fleet.directory
     (warning,) = [text for text in begun.ranks[0].report.warnings if "fleet" in text]
-    assert begun.fleet["reason"] in warning
+    assert begun.fleet.reason in warning
     assert warning in " ".join(begun.seen[0]["lines"])
 
 
@@ -295,7 +296,7 @@ def test_a_black_hole_holds_up_no_rank_longer(
     """Rank 1 waits for rank 0, and that only for the bound."""
     with listening() as address:
         begun = start(tmp_path, {**at(address), "WARMUP_PLUGIN_FLEET_WAIT_S": "1"}, tp=2)
-    assert [rank.report.fleet == {} for rank in begun.ranks] == [False, True]
+    assert [rank.report.fleet == FleetAnswer() for rank in begun.ranks] == [False, True]
     for rank in begun.ranks:
         waiting = rank.report.seconds["read"] + rank.report.seconds["agree"]
         assert waiting < 1 + SLACK_S
@@ -311,7 +312,7 @@ def test_a_replayed_pointer_only_costs_what_it_lacks(
     _point(objects, whose, pointer, bundle="1" * 64, generation=9)
     _point(objects, whose, pointer)
     begun = start(tmp_path / "root", env)
-    assert begun.fleet["state"] == "fetched"
+    assert begun.fleet.state == "fetched"
     assert begun.timed_of_tasks == 0
 
 
@@ -335,7 +336,7 @@ def test_credentials_that_only_read_publish_nothing_and_say_so(
         env = {**at(f"http://127.0.0.1:{server.server_port}"), "WARMUP_PLUGIN_FLEET_ROLE": "write"}
         begun = start(tmp_path, env)
         server.shutdown()
-    assert begun.fleet["state"] == "absent"
+    assert begun.fleet.state == "absent"
     assert begun.published["state"] == "failed"
     assert "permission denied" in begun.published["reason"]
     assert any("nothing is published" in line for line in begun.seen[0]["lines"])

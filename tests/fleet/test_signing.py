@@ -172,8 +172,8 @@ def test_a_start_uses_what_is_signed(
     start(tmp_path / "a", {**env, "WARMUP_PLUGIN_FLEET_ROLE": "write"})
     keys = {**env, "WARMUP_PLUGIN_FLEET_KEYS": f"{others}{os.pathsep}{public}"}
     cold = start(tmp_path / "b", keys)
-    assert (cold.fleet["state"], cold.timed_of_tasks > 0) == ("refused", True)
-    assert "is not signed" in cold.fleet["reason"]
+    assert (cold.fleet.state, cold.timed_of_tasks > 0) == ("refused", True)
+    assert "is not signed" in cold.fleet.reason
 
     for name, value in env.items():
         monkeypatch.setenv(name, value)
@@ -184,7 +184,7 @@ def test_a_start_uses_what_is_signed(
     assert [row["state"] for row in answer["identities"]] == ["signed"]
 
     warm = start(tmp_path / "c", keys)
-    assert (warm.fleet["state"], warm.timed_of_tasks) == ("fetched", 0)
+    assert (warm.fleet.state, warm.timed_of_tasks) == ("fetched", 0)
     stranger = start(tmp_path / "c", {**env, "WARMUP_PLUGIN_FLEET_KEYS": others})
-    assert stranger.fleet["state"] == "refused"
-    assert "directory" not in stranger.fleet
+    assert stranger.fleet.state == "refused"
+    assert not stranger.fleet.directory

@@ -13,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
+from warmup_plugin import FleetAnswer
 from warmup_plugin.cli import main
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ def test_one_host_tunes_and_an_empty_one_is_warm(
     a, b = tmp_path / "a", tmp_path / "b"
     cold = start(a, fleet("write"), **layout)
     assert cold.timed_of_tasks > 0
-    assert cold.fleet["state"] == "absent"
+    assert cold.fleet.state == "absent"
     assert cold.published["state"] == "published"
 
     warm = start(b, fleet("read"), **layout)
@@ -51,15 +53,15 @@ def test_one_host_tunes_and_an_empty_one_is_warm(
     assert all(rank.report.is_warm for rank in warm.ranks)
     assert warm.certificate == cold.certificate
     assert warm.served == cold.served
-    assert warm.fleet["state"] == "fetched"
-    assert warm.fleet["bundle"] == cold.published["bundle"]
-    assert warm.fleet["publishes"] == "no: the role is read"
-    assert receipt(b)["fleet"] == json.loads(json.dumps(warm.fleet))
+    assert warm.fleet.state == "fetched"
+    assert warm.fleet.bundle == cold.published["bundle"]
+    assert warm.fleet.publishes == "no: the role is read"
+    assert receipt(b)["fleet"] == msgspec.to_builtins(warm.fleet)
 
     again = start(b, fleet("write"), **layout)
     assert again.timed_of_tasks == 0
-    assert again.fleet["state"] == "kept"
-    assert again.fleet["publishes"] == "no: the fleet has all of it"
+    assert again.fleet.state == "kept"
+    assert again.fleet.publishes == "no: the fleet has all of it"
     assert main(["explain", "--last", "--root", str(b)]) == 0
     assert f"has bundle {cold.published['bundle'][:12]}" in capsys.readouterr().out
 
@@ -76,7 +78,7 @@ def test_two_hosts_that_tune_at_once_come_to_one_table(
     later = [start(root, fleet("read")) for root in [*roots, tmp_path / "c"]]
     assert [each.timed_of_tasks for each in later] == [0, 0, 0]
     assert len({each.certificate for each in later}) == 1
-    assert len({each.fleet["bundle"] for each in later}) == 1
+    assert len({each.fleet.bundle for each in later}) == 1
 
 
 @pytest.fixture
@@ -98,8 +100,8 @@ def test_a_fleet_that_is_gone_leaves_what_was_fetched(
     after = start(tmp_path / "b", folder)
     assert after.timed_of_tasks == 0
     assert after.certificate == before.certificate
-    assert after.fleet["state"] == "failed"
-    assert after.fleet["reason"].endswith("of an earlier start is used")
+    assert after.fleet.state == "failed"
+    assert after.fleet.reason.endswith("of an earlier start is used")
 
 
 @pytest.mark.parametrize("mode", ["read-only", "require-complete"])
@@ -112,7 +114,7 @@ def test_a_mode_that_writes_nothing_here_is_warm_all_the_same(
     warm = start(root, {**folder, "WARMUP_PLUGIN_MODE": mode})
     assert warm.timed_of_tasks == 0
     assert warm.certificate == cold.certificate
-    assert not Path(warm.fleet["directory"]).exists()
+    assert not Path(warm.fleet.directory).exists()
     assert not [
         path for path in root.rglob("*") if path.is_file() and "all_reduce" not in str(path)
     ]
@@ -130,7 +132,7 @@ def test_a_start_without_a_fleet_imports_nothing_of_it(
     begun = start(cache_root, env)
     location = {"warmup_plugin.fleet", "warmup_plugin.fleet.location"} if env else set[str]()
     assert set(begun.seen[0]["modules"]) == location
-    assert begun.fleet == {}
+    assert begun.fleet == FleetAnswer()
 
 
 def test_the_client_library_is_never_in_an_engine(
@@ -181,7 +183,7 @@ def test_a_table_is_published_when_the_engines_own_page_says_that_it_serves(
         server.shutdown()
     assert asked == ["/health", "/health"]
     assert begun.published["state"] == "published"
-    assert begun.fleet["publishes"].endswith("/health answers")
+    assert begun.fleet.publishes.endswith("/health answers")
 
 
 def test_nothing_is_published_that_the_ranks_have_not_certified(
@@ -192,5 +194,5 @@ def test_nothing_is_published_that_the_ranks_have_not_certified(
         **folder, "WARMUP_PLUGIN_FLEET_ROLE": "write", "WARMUP_PLUGIN_STRATEGY": "per_rank",
     }  # fmt: skip
     begun = start(cache_root, env, tp=2)
-    assert begun.fleet["publishes"] == "no: the agreement is none"
+    assert begun.fleet.publishes == "no: the agreement is none"
     assert begun.seen[0]["outcomes"] == []

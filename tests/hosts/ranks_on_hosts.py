@@ -127,7 +127,7 @@ def start(rank: int, word: Word) -> dict[str, Any]:
             return {
                 "seconds": time.monotonic() - began, "error": "", "met_on": report.met_on,
                 "agreement": report.agreement, "timed": report.tactics_timed,
-                "warnings": list(report.warnings), "read": [row["path"] for row in report.read],
+                "warnings": list(report.warnings), "read": [row.path for row in report.read],
                 "published": list(report.published),
             }  # fmt: skip
     except WarmupError as error:

@@ -75,7 +75,7 @@ def test_no_address_is_reached(make_hosts: Callable[..., Hosts]) -> None:
     codes, found = launch(hosts, 2, WARMUP_PLUGIN_ADDRESS="192.168.77.1")
     assert codes == [0] * 4
     (of_first,) = of(found, "rank 0")
-    assert "offers 192.168.77.1: not by ranks 2-3 (" in of_first["words"]
+    assert "offers 192.168.77.1: not by ranks 2, 3 (" in of_first["words"]
     (session,) = of(found, "session")
     assert session["state"] == "note"
     assert session["words"].startswith("opens over the job's own store, in ")

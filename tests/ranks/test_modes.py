@@ -109,7 +109,7 @@ def test_a_layer_answers_and_is_never_written(start: Launch, tuned: Path, tmp_pa
     assert files(layer) == before
     assert files(tmp_path / "own") == {}
     read = ranks[0].report.read
-    assert [row["path"] for row in read] == [str(only(layer, "rank_tp0_pp0_dp0.json"))]
+    assert [row.path for row in read] == [str(only(layer, "rank_tp0_pp0_dp0.json"))]
 
 
 def test_what_a_layer_lacks_is_tuned_into_the_writable_root(
@@ -136,21 +136,21 @@ def test_a_receipt_tells_of_all_ranks(start: Launch, tmp_path: Path) -> None:
     config = EngineConfig(tp=2, pp=2)
     ranks = start(config, root=tmp_path, env={"WARMUP_PLUGIN_STRATEGY": "leader"})
     report = ranks[0].report
-    assert [row["rank"] for row in report.ranks] == [0, 1, 2, 3]
+    assert [row.rank for row in report.ranks] == [0, 1, 2, 3]
     assert len(report.winners) == 62
-    assert {row["rank"] for row in report.winners} == {0, 2}
-    assert all(row["ms"] > 0 and row["default_ms"] >= row["ms"] for row in report.winners)
+    assert {row.rank for row in report.winners} == {0, 2}
+    assert all(row.default_ms >= row.ms > 0 for row in report.winners)
     for row in report.ranks:
-        steps = [step for step, _, _ in row["steps"]]
+        steps = [step.name for step in row.steps]
         assert steps[:4] == ["open", "read", "agree", "survey"]
-        tuned = sum(seconds for step, _, seconds in row["steps"] if step == "tune")
-        assert (tuned > 0) == (row["rank"] in (0, 2))
-        assert row["ops"] == ranks[row["rank"]].report.ops
-    shares = [row for row in report.waited if row["at"] == "share"]
+        tuned = sum(step.seconds for step in row.steps if step.name == "tune")
+        assert (tuned > 0) == (row.rank in (0, 2))
+        assert row.ops == ranks[row.rank].report.ops
+    shares = [row for row in report.waited if row.at == "share"]
     assert shares
-    assert shares[0]["for"] in (0, 2)
-    assert {1, 3} <= set(shares[0]["ranks"])
-    assert report.process["pid"] > 0
+    assert shares[0].for_whom in (0, 2)
+    assert {1, 3} <= set(shares[0].ranks)
+    assert report.process.pid > 0
     assert report.factors["tp"] == 2
     assert all(not rank.report.ranks for rank in ranks[1:])
 
@@ -174,7 +174,7 @@ def test_a_probe_and_an_exporter_find_their_files(start: Launch, tmp_path: Path)
     assert (progress["state"], progress["done"], progress["total"]) == ("ready", 62, 62)
     figures = (tmp_path / "warmup.prom").read_text()
     report = ranks[0].report
-    own = over_default(row for row in report.winners if row["rank"] == 0)
+    own = over_default(row for row in report.winners if row.rank == 0)
     assert own is not None
     assert own >= 1.0
     assert progress["over_default"] == pytest.approx(own, rel=1e-2)
@@ -216,7 +216,7 @@ def test_ops_left_to_themselves_make_no_warm_start_cold(tmp_path: Path) -> None:
         assert report.inputs_synthesised == report.passed_through_inputs == made > 0
         assert report.is_warm
         assert f" 0 tactics timed, {timed} more by ops left to themselves in" in report.line()
-        assert all(row["passed_through_tactics"] == timed for row in report.ranks)
+        assert all(row.passed_through_tactics == timed for row in report.ranks)
     assert [result.report.tactics_timed for result in launch(two, root=tmp_path)] == [0, 0]
 
 

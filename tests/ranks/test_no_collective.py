@@ -79,14 +79,14 @@ def test_ranks_left_alone_time_nothing_during_a_collective_either(
     assert overlaps(start.seen) == []
     assert not any(tactic["group"] for seen in start.seen for tactic in tactics_of(seen))
     for row in start.reports[0].ranks:
-        own = start.reports[row["rank"]]
-        spans = {name: (began, began + s) for name, began, s in row["steps"]}
+        own = start.reports[row.rank]
+        spans = {name: (began, began + s) for name, began, s in row.steps}
         assert list(spans)[-3:] == ["tune", "share", "prepare"]
-        tuned = [winner for winner in start.reports[0].winners if winner["rank"] == row["rank"]]
+        tuned = [winner for winner in start.reports[0].winners if winner.rank == row.rank]
         assert len(tuned) == own.tasks["tuned"] > 10
-        assert spans["tune"][0] < min(winner["began"] for winner in tuned)
-        assert max(w["began"] + w["seconds"] for w in tuned) <= spans["tune"][1] + ROUNDED_S
-        meetings = [name for name, _, _ in row["waits"]]
+        assert spans["tune"][0] < min(winner.began for winner in tuned)
+        assert max(w.began + w.seconds for w in tuned) <= spans["tune"][1] + ROUNDED_S
+        meetings = [wait.name for wait in row.waits]
         assert meetings == ["open", "agree", "load", "survey0", "plan", "ready"]
 
 

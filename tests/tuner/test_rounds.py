@@ -115,11 +115,11 @@ def test_the_receipt_tells_what_it_took(pair: Any, capsys: pytest.CaptureFixture
     found = race["report"].race
     assert found["tasks"] == len(raced.tasks) - 1
     assert 0 < found["device_s"] < found["sweep_s"]
-    rows = {row["op"]: row for row in race["report"].winners}
-    assert rows["many"]["share"] < 0.35
-    assert rows["many"]["launches"] > 3 * 400
-    assert rows["eager"]["confidence"] == 1.0
-    assert "share" not in rows["few"]
+    rows = {row.op: row for row in race["report"].winners}
+    assert rows["many"].share < 0.35
+    assert rows["many"].launches > 3 * 400
+    assert rows["eager"].confidence == 1.0
+    assert rows["few"].share is None
     assert not sweep["report"].race
     (path,) = raced.root.rglob("reports/*.json")
     assert main(["show", str(path)]) == 0

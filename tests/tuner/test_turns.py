@@ -30,9 +30,9 @@ def test_two_threads_at_once(children: Children) -> None:
     assert left == []
     assert one.waited == ()
     (waited,) = two.waited
-    assert waited["for"] == "a session of toys on thread 'first'"
-    assert waited["at"] == "open"
-    assert waited["seconds"] > 0.4
+    assert waited.for_whom == "a session of toys on thread 'first'"
+    assert waited.at == "open"
+    assert waited.seconds > 0.4
 
 
 def test_the_wait_is_bounded(children: Children) -> None:

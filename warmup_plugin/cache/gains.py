@@ -8,11 +8,12 @@ may have what a clock gone wrong has said, and no sum over them fails for it. Pu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from warmup_plugin.cache.table import Entry
+    from warmup_plugin.observability.report_rows import Winner
 
 
 def serving_ms(entry: Entry | None, ms: float | None, default_ms: float | None) -> float | None:
@@ -43,7 +44,7 @@ def mean_gain(gains: Iterable[float]) -> float | None:
     return math.exp(sum(logs) / len(logs)) if logs else None
 
 
-def over_default(winners: Iterable[Mapping[str, Any]]) -> float | None:
+def over_default(winners: Iterable[Winner]) -> float | None:
     """Return the mean gain of a receipt's winners; None where no default was timed."""
-    gains = [gain(row.get("ms"), row.get("default_ms")) for row in winners]
+    gains = [gain(row.ms, row.default_ms) for row in winners]
     return mean_gain(each for each in gains if each)

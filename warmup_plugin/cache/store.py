@@ -19,7 +19,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -62,24 +62,6 @@ class Reading(msgspec.Struct):
     misses: list[tuple[Path, Miss]] = msgspec.field(default_factory=list)
     writable: bool = False
     warnings: list[str] = msgspec.field(default_factory=list)
-
-
-def told(reading: Reading) -> list[dict[str, Any]]:
-    """Return what became of each file, for the receipt."""
-    rows: list[dict[str, Any]] = []
-    for part in reading.parts:
-        generation = part.generation if part.manifest else None
-        rows.append(
-            {
-                "path": part.path,
-                "entries": len(part.table.entries),
-                "generation": generation,
-                "complete": bool(part.manifest and part.manifest.complete),
-                "reason": "" if part.manifest else "no manifest vouches for it",
-            }
-        )
-    rows += [{"path": str(p), "entries": 0, "reason": miss.reason} for p, miss in reading.misses]
-    return rows
 
 
 def unsafe(directory: Path, root: Path, settings: Settings) -> str:

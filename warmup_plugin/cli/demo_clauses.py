@@ -20,7 +20,7 @@ from pathlib import Path
 from warmup_plugin.cache.manifest import Manifest
 from warmup_plugin.cli.demo_run import Check, Ranks, Watch, start
 from warmup_plugin.cli.load import TableFile, read_table
-from warmup_plugin.cli.output import SHORT, plural, size
+from warmup_plugin.cli.output import SHORT, name_ranks, plural, size
 from warmup_plugin.engines.embedded import EngineConfig, RankResult
 from warmup_plugin.identity import Identity
 from warmup_plugin.settings import Settings
@@ -154,16 +154,10 @@ def _one_broadcast(leader: Ranks, nodes: Sequence[Node]) -> Check:
     put = [rank.rank for rank in leader if sha256 in rank.evidence.put]
     got = [rank.rank for rank in leader if sha256 in rank.evidence.got]
     words = (
-        f"leader: {size(number)} with sha256 {sha256[:SHORT]}, put by {_ranks(put)}, "
-        f"taken by {_ranks(got)}, the bytes of {plural(len(nodes), 'file')}"
+        f"leader: {size(number)} with sha256 {sha256[:SHORT]}, put by {name_ranks(put)}, "
+        f"taken by {name_ranks(got)}, the bytes of {plural(len(nodes), 'file')}"
     )
     return Check("one broadcast", put == [0] and len(got) == len(leader), words)
-
-
-def _ranks(numbers: Sequence[int]) -> str:
-    if not numbers:
-        return "no rank"
-    return f"rank{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
 def _local_rank_0_wrote(leader: Ranks, nodes: Sequence[Node]) -> Check:
@@ -173,7 +167,7 @@ def _local_rank_0_wrote(leader: Ranks, nodes: Sequence[Node]) -> Check:
     holds = wrote == dict.fromkeys(first, 1) and len(first) == len(nodes)
     by = ", ".join(f"rank {rank}: {plural(number, 'table')}" for rank, number in wrote.items())
     words = f"leader: {by or 'nobody wrote'}; local rank 0 of {plural(len(nodes), 'node')}: "
-    return Check("local rank 0 wrote", holds, words + _ranks(first))
+    return Check("local rank 0 wrote", holds, words + name_ranks(first))
 
 
 def _barrier(per_rank: Ranks) -> Check:

@@ -53,14 +53,13 @@ def explain_start(path: Path, roots: list[places.Root], limit: int) -> Verdict:
 
 def _fleet_words(report: WarmupReport) -> str:
     """Return what the fleet gave this start, or why not; an empty string where none was asked."""
-    told = {name: str(value) for name, value in report.fleet.items()}
-    if not told:
+    told = report.fleet
+    if not told.state:
         return ""
-    url, reason = told.get("url", ""), told.get("reason", "")
-    bundle = f"bundle {told.get('bundle', '')[:SHORT]}"
-    match told.get("state"):
+    url, reason, bundle = told.url, told.reason, f"bundle {told.bundle[:SHORT]}"
+    match told.state:
         case "fetched":
-            return f"The fleet {url} gave {bundle}, {told.get('entries', '?')} entries."
+            return f"The fleet {url} gave {bundle}, {told.entries} entries."
         case "kept":
             return f"The fleet {url} has {bundle}, which an earlier start had fetched."
         case "absent":
@@ -87,18 +86,19 @@ def _verdict(path: Path, report: WarmupReport, roots: list[places.Root], limit: 
 def _why_tuned(
     path: Path, report: WarmupReport, roots: list[places.Root], limit: int, tuned: int
 ) -> Verdict:
-    spoilt = [row for row in report.read if row.get("reason") and not row.get("entries")]
-    if spoilt and not any(row.get("entries") for row in report.read):
-        files = tuple(f"{row['path']} could not be used: {row['reason']}." for row in spoilt)
+    has_entries = any(row.entries for row in report.read)
+    spoilt = [row for row in report.read if row.reason and not row.entries]
+    if spoilt and not has_entries:
+        files = tuple(f"{row.path} could not be used: {row.reason}." for row in spoilt)
         return Verdict(str(path), "file", files)
-    if any(row.get("entries") for row in report.read):
+    if has_entries:
         return Verdict(str(path), "incomplete", _incomplete(report, tuned))
     return _by_factor(path, report, roots, limit)
 
 
 def _incomplete(report: WarmupReport, tuned: int) -> tuple[str, ...]:
     known = report.tasks.get("from_cache", 0)
-    ops = sorted({str(row["op"]) for row in report.winners})
+    ops = sorted({row.op for row in report.winners})
     named = f": {', '.join(ops)}" if ops else ""
     were = "was" if tuned == 1 else "were"
     words = (
@@ -113,7 +113,7 @@ def _adopted(path: Path, report: WarmupReport, roots: list[places.Root], limit: 
     took = [f"{plural(n, 'task')} from {source}" for source, n in report.adopted_from.items()]
     words = f"It tuned nothing: it took over {'; '.join(took)}."
     found = _by_factor(path, report, roots, limit)
-    if found.cause != "factor" or any(row.get("entries") for row in report.read):
+    if found.cause != "factor" or any(row.entries for row in report.read):
         return Verdict(str(path), "adopted", (words,))
     return Verdict(str(path), "adopted", (words, *found.words), found.nearest, found.factors)
 

@@ -18,7 +18,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from warmup_plugin.cli.doctor_checks import Finding
-from warmup_plugin.cli.output import CommandError, plural
+from warmup_plugin.cli.output import CommandError, name_ranks, plural
 from warmup_plugin.coordination.base import JOB_STORE
 from warmup_plugin.errors import SessionError
 from warmup_plugin.runtime.safe_json import digest
@@ -199,7 +199,7 @@ def _reaches(hosts: Sequence[Host], dialled: Sequence[dict[str, str]]) -> Iterat
 
 
 def _met(hosts: Sequence[Host], size: int) -> Finding:
-    where = "; ".join(f"{host.name}: {_ranks(host.ranks)}" for host in hosts)
+    where = "; ".join(f"{host.name}: {name_ranks(host.ranks)}" for host in hosts)
     counted = f"{plural(size, 'rank')} on {plural(len(hosts), 'host')}"
     return Finding("group", "good", f"{counted}: {where}")
 
@@ -227,7 +227,7 @@ def _reached(reach: Reach) -> Finding:
     reasons: dict[str, list[int]] = {}
     for rank, fault in reach.faults.items():
         reasons.setdefault(fault, []).append(rank)
-    words = "; ".join(f"not by {_ranks(ranks)} ({fault})" for fault, ranks in reasons.items())
+    words = "; ".join(f"not by {name_ranks(ranks)} ({fault})" for fault, ranks in reasons.items())
     fix = "" if reach.host.ranks[0] else (
         f"open {reach.address} to them, or name an address that they reach with "
         "WARMUP_PLUGIN_ADDRESS on rank 0"
@@ -252,15 +252,6 @@ def _session(settings: Settings, hosts: Sequence[Host]) -> Finding:
         fix = f"nothing need be done; a port of {hosts[0].name} open to the others starts faster"
         return Finding("session", "note", words, fix)
     return Finding("session", "good", f"opens over {way}, in {took_s:.1f} s")
-
-
-def _ranks(ranks: Sequence[int]) -> str:
-    """Return ranks in few words: "ranks 0-3", "rank 4"."""
-    if len(ranks) == 1:
-        return f"rank {ranks[0]}"
-    if list(ranks) == list(range(ranks[0], ranks[-1] + 1)):
-        return f"ranks {ranks[0]}-{ranks[-1]}"
-    return f"ranks {', '.join(map(str, ranks))}"
 
 
 def is_told_by(found: Sequence[Finding], environ: Mapping[str, str]) -> bool:

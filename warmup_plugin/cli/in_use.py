@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from warmup_plugin.cache.lease import JOURNAL, holder
-from warmup_plugin.cache.store import REPORTS
 from warmup_plugin.cli.inventory import Kept
 from warmup_plugin.cli.load import read_report
-from warmup_plugin.runtime.process_info import ProcessCard, view
+from warmup_plugin.cli.receipts import receipts_of
+from warmup_plugin.runtime.process_info import view
 from warmup_plugin.runtime.safe_json import Miss
 
 UNSEEN_S: Final = 7 * 86_400.0
@@ -29,7 +28,7 @@ UNSEEN_S: Final = 7 * 86_400.0
 def last_used(kept: Kept) -> float:
     """Return when a table was written or a start wrote its receipt, unix seconds."""
     times = [kept.changed]
-    for path in _receipts(kept):
+    for path in receipts_of(kept):
         with contextlib.suppress(OSError):
             times.append(path.stat().st_mtime)
     return max(times)
@@ -40,17 +39,10 @@ def user_of(kept: Kept, limit: int) -> str:
     directory = Path(kept.directory)
     if JOURNAL in kept.folders and (tuner := holder(directory)):
         return f"{tuner}, which tunes"
-    for path in sorted(_receipts(kept), reverse=True):
+    for path in sorted(receipts_of(kept), reverse=True):
         if found := _of_receipt(path, limit):
             return found
     return ""
-
-
-def _receipts(kept: Kept) -> Iterator[Path]:
-    if REPORTS not in kept.folders:
-        return
-    with contextlib.suppress(OSError):
-        yield from Path(kept.directory, REPORTS).glob("*.json")
 
 
 def _of_receipt(path: Path, limit: int) -> str:
@@ -58,11 +50,10 @@ def _of_receipt(path: Path, limit: int) -> str:
     if isinstance(report, Miss):
         return ""
     age_s = time.time() - report.at
-    try:
-        card = ProcessCard(**report.process)
-        seen = view(card)
-    except TypeError:  # written before receipts told of their process, or by a later version
+    card = report.process
+    if card is None:  # written before receipts told of their process
         return "a start of the last week" if age_s < UNSEEN_S else ""
+    seen = view(card)
     if seen in ("runs", "stopped"):
         return f"process {card.pid} of {report.engine}"
     if seen == "unseen" and age_s < UNSEEN_S:

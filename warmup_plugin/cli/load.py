@@ -123,37 +123,7 @@ def read_report(path: Path, limit: int) -> WarmupReport | Miss:
     """Read a report; fields of a newer version are left out."""
     data = read_bytes(path, limit)
     found: WarmupReport | Miss = data if isinstance(data, Miss) else decode(_REPORT, data)
-    if isinstance(found, WarmupReport) and (fault := _row_fault(found)):
-        return Miss(fault, "unreadable")
     return found
-
-
-#: What the readers of a receipt take for granted of its rows.
-_ROWS: Mapping[str, tuple[str, ...]] = {
-    "read": ("path", "reason"),
-    "ranks": ("rank", "steps"),
-    "winners": ("op",),
-    "waited": ("ranks", "for", "seconds", "at"),
-}
-
-
-def _row_fault(report: WarmupReport) -> str:
-    """Return what a row of a receipt lacks, an empty string where none lacks anything."""
-    for name, wanted in _ROWS.items():
-        for number, row in enumerate(getattr(report, name)):
-            if lacking := [field for field in wanted if field not in row]:
-                return f"{name}, row {number}: without {', '.join(lacking)}"
-    for row in report.ranks:
-        steps = row["steps"]
-        if not isinstance(steps, list) or any(not _is_span(step) for step in steps):
-            return f"ranks, rank {row['rank']}: its steps are no rows of name, begin, seconds"
-    return ""
-
-
-def _is_span(step: object) -> bool:
-    if not isinstance(step, list) or len(step) != 3:  # noqa: PLR2004  # name, begin, seconds
-        return False
-    return isinstance(step[0], str) and all(isinstance(each, (int, float)) for each in step[1:])
 
 
 def factors_in_words(factors: Mapping[str, Any]) -> str:

@@ -95,5 +95,5 @@ def receipt(name: str, roots: Sequence[Root], limit: int) -> Path:
     if path.is_dir():
         return receipts.newest(path.glob(f"{REPORTS}/*.json"), limit, of=f"in {path}")
     found = kept_as(name, roots)
-    paths = [each for kept in found for each in Path(kept.directory).glob(f"{REPORTS}/*.json")]
+    paths = [each for kept in found for each in receipts.receipts_of(kept)]
     return receipts.newest(paths, limit, of=f"of identity {name}")

@@ -167,6 +167,15 @@ def fold_path(path: Path | str, width: int) -> str:
     return "\n".join(lines)
 
 
+def name_ranks(numbers: Sequence[int]) -> str:
+    """Return ranks, given in their order, in few words: "rank 4", "ranks 0, 2", "ranks 0-3"."""
+    if not numbers:
+        return "no rank"
+    is_run = len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1  # noqa: PLR2004  # a range
+    named = f"{numbers[0]}-{numbers[-1]}" if is_run else ", ".join(map(str, numbers))
+    return f"rank{'s' if len(numbers) > 1 else ''} {named}"
+
+
 def plural(count: int, noun: str, several: str = "") -> str:
     """Return a count with its noun."""
     return f"{count} {noun}" if count == 1 else f"{count} {several or noun + 's'}"

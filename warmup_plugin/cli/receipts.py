@@ -6,7 +6,8 @@ Owns that choice, and whether a receipt tells of a start that tuned. Reads only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from warmup_plugin.cache.store import REPORTS
@@ -54,7 +55,7 @@ def newest(paths: Iterable[Path], limit: int, *, of: str, cold: bool = False) ->
 def receipts(roots: list[places.Root]) -> list[Path]:
     """Return every receipt below these roots, the oldest first."""
     return sorted(
-        (path for kept in inventory.walk(roots) for path in _receipts(kept)), key=_recency
+        (path for kept in inventory.walk(roots) for path in receipts_of(kept)), key=_recency
     )
 
 
@@ -78,5 +79,8 @@ def _recency(path: Path) -> tuple[int, bool, float]:
     return int(changed), "_rank0." in path.name, changed
 
 
-def _receipts(kept: inventory.Kept) -> Iterable[Path]:
-    return Path(kept.directory, REPORTS).glob("*.json") if REPORTS in kept.folders else ()
+def receipts_of(kept: inventory.Kept) -> Iterator[Path]:
+    """Yield the receipts beside the tables of one identity, in any order."""
+    if REPORTS in kept.folders:
+        with contextlib.suppress(OSError):
+            yield from Path(kept.directory, REPORTS).glob("*.json")

@@ -22,8 +22,6 @@ _COLOURS = {
     "plan": "#b39ddb", "tune": "#e4572e", "share": "#f4a259", "prepare": "#ffc65d",
     "publish": "#8e9aaf", "certify": "#2e933c", "wait": "#c0c7cf",
 }  # fmt: skip
-#: What of a tuned task is drawn; receipts of other versions may lack some of it.
-_TASK = {"rank", "op", "bucket", "began", "seconds"}
 _OUTCOMES = {
     "from_cache": "#3a7ca5", "tuned": "#e4572e", "received": "#f4a259", "adopted": "#7bc8a4",
     "default": "#9aa5b1", "unshared": "#b39ddb", "left": "#616e7c",
@@ -32,19 +30,18 @@ _OTHER = "#616e7c"
 
 
 def timeline(report: WarmupReport) -> dict[str, Any] | None:
-    rows = [(f"rank {row['rank']}", step, began, seconds)
-            for row in report.ranks for step, began, seconds in row["steps"]]  # fmt: skip
+    rows = [(f"rank {row.rank}", *step) for row in report.ranks for step in row.steps]
     if not rows:
         return None
     data: list[dict[str, Any]] = []
     for step in dict.fromkeys(step for _, step, _, _ in rows):
         mine = [row for row in rows if row[1] == step]
         data.append(_bars(step, mine, _COLOURS.get(step, _OTHER), width=0.7))
-    tasks = [(f"rank {row['rank']}", f"{row['op']} @ {row['bucket']}", row["began"],
-              row["seconds"]) for row in report.winners if row.keys() >= _TASK]  # fmt: skip
+    tasks = [(f"rank {row.rank}", f"{row.op} @ {row.bucket}", row.began, row.seconds)
+             for row in report.winners]  # fmt: skip
     if tasks:
         data.append(_bars("a task", tasks, "#1f2933", width=0.25))
-    ranks = sorted({row["rank"] for row in report.ranks}, reverse=True)
+    ranks = sorted({row.rank for row in report.ranks}, reverse=True)
     layout = {
         "barmode": "overlay", "height": 140 + 44 * len(ranks),
         "xaxis": {"title": "seconds"},
@@ -108,7 +105,7 @@ def _as_number(size: str) -> tuple[int, str]:
 
 def sources(report: WarmupReport) -> dict[str, Any] | None:
     counts: dict[str, Counter[str]] = {}
-    for found in [row.get("ops", {}) for row in report.ranks] or [report.ops]:
+    for found in [row.ops for row in report.ranks] or [report.ops]:
         for op, numbers in found.items():
             counts.setdefault(op, Counter()).update(numbers)
     ops = sorted(counts, reverse=True)

@@ -137,8 +137,8 @@ def _facts(report: WarmupReport) -> Iterable[tuple[str, str]]:
     yield "agreement", f"{report.agreement} {report.certificate[: output.SHORT]} {report.reason}"
     counts = report.tasks.items()
     yield f"tasks of rank {report.rank}", ", ".join(f"{n} {_words(name)}" for name, n in counts)
-    timed = [int(row.get("tactics_timed", 0)) for row in report.ranks]
-    apart = [int(row.get("passed_through_tactics", 0)) for row in report.ranks]
+    timed = [row.tactics_timed for row in report.ranks]
+    apart = [row.passed_through_tactics for row in report.ranks]
     if len(timed) > 1:
         yield "tactics timed by all ranks", str(sum(timed) - sum(apart))
     yield f"tactics timed by rank {report.rank}", str(report.tactics_of_tasks)
@@ -155,7 +155,7 @@ def _words(name: str) -> str:
 
 def _files(report: WarmupReport) -> Iterable[tuple[str, str]]:
     for row in report.read:
-        yield "read", f"{row['path']}: {row.get('entries', 0)} entries {row['reason']}"
+        yield "read", f"{row.path}: {row.entries} entries {row.reason}"
     for source, number in report.adopted_from.items():
         yield "adopted", f"{number} tasks from {source}"
     yield "table", report.path or "memory only"

@@ -7,17 +7,18 @@ winners of an earlier start are read from the manifest that the receipt names.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from warmup_plugin.cache.file_key import shapes_of
 from warmup_plugin.cache.gains import gain, mean_gain, serving_ms
 from warmup_plugin.cache.manifest import Manifest, TaskRecord
 from warmup_plugin.cache.table import Entry
+from warmup_plugin.cli import output
 from warmup_plugin.cli.load import read_table
 from warmup_plugin.observability.report import WarmupReport
+from warmup_plugin.observability.report_rows import Wait
 from warmup_plugin.runtime.safe_json import Miss
 
 
@@ -56,15 +57,8 @@ def wins_of(report: WarmupReport, limit: int) -> list[Win]:
     """Return the tuned tasks: this start's own, else those of the table that it was served from."""
     if report.winners:
         return [
-            Win(
-                str(r["op"]),
-                str(r.get("bucket", "")),
-                r.get("ms"),
-                r.get("default_ms"),
-                r.get("seconds"),
-                r.get("rank"),
-            )
-            for r in report.winners
+            Win(row.op, row.bucket, row.ms, row.default_ms, row.seconds, row.rank)
+            for row in report.winners
         ]
     file = read_table(Path(report.path), limit) if report.path else None
     if file is None or not isinstance(file.manifest, Manifest):
@@ -98,12 +92,8 @@ def by_op(wins: Iterable[Win]) -> list[OpSum]:
     return sorted(found, key=lambda row: (-(row.seconds or 0.0), row.op))
 
 
-def who_waited(row: Mapping[str, Any]) -> str:
+def who_waited(row: Wait) -> str:
     """Return one wait in words."""
-    ranks = row["ranks"]
-    is_run = len(ranks) > 2 and ranks[-1] - ranks[0] == len(ranks) - 1  # noqa: PLR2004  # a range
-    named = f"{ranks[0]}-{ranks[-1]}" if is_run else ", ".join(map(str, ranks))
-    waiting = f"ranks {named}" if len(ranks) > 1 else f"rank {named}"
-    last = row["for"]
+    last = row.for_whom
     reason = f"rank {last}" if isinstance(last, int) else f"another engine ({last})"
-    return f"{waiting} waited {row['seconds']:.2f} s for {reason} at {row['at']}"
+    return f"{output.name_ranks(row.ranks)} waited {row.seconds:.2f} s for {reason} at {row.at}"

@@ -7,7 +7,7 @@ Owns the fields and their types. The rules that make a decision out of the votes
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -25,6 +25,7 @@ from warmup_plugin.coordination.votes import (
     ShareVote,
     SurveyVote,
 )
+from warmup_plugin.identity import Factors
 from warmup_plugin.settings import Mode, OnHit, Strategy
 
 
@@ -42,7 +43,7 @@ class OpenDecision(Decision, frozen=True, kw_only=True):
     hosts: list[str]
     coordinates: list[tuple[int, int, int]]
     require_agreement: bool
-    factors: dict[str, Any]
+    factors: Factors
     looked_up: dict[str, str]
     session: str
     mode: Mode

@@ -7,11 +7,13 @@ the first that is not (`messages.read_vote`). Whether values make sense is for `
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from warmup_plugin.coordination.rounds import Vote
+from warmup_plugin.identity import Factors
+from warmup_plugin.observability.report_rows import Winner
 from warmup_plugin.settings import Mode, OnHit, Strategy
 
 
@@ -41,7 +43,7 @@ class OpenVote(Vote, frozen=True):
     version: str
     lack: str
     keys_tell_options_apart: bool
-    factors: dict[str, Any]
+    factors: Factors
     alike: bool
     takes: list[str]
     must_share: bool
@@ -56,7 +58,7 @@ class OpenVote(Vote, frozen=True):
     race: bool
 
     def __post_init__(self) -> None:
-        """Refuse factors without the stamp, by which ranks are compared."""
+        """Refuse factors without the stamp; the rest of them is checked where ranks differ."""
         if not isinstance(self.factors.get("stamp"), dict):
             raise ValueError("factors: must have an object 'stamp'")  # noqa: TRY004  # of a message
 
@@ -105,41 +107,12 @@ class LoadVote(Vote, frozen=True):
     shares_disk: bool
 
 
-class Winner(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A task that one rank has tuned, for the receipt.
-
-    ``began``: seconds since the first meeting; ``ms``, ``default_ms``: milliseconds of the winner
-    and of FlashInfer's default, None where neither has run. From ``launches`` on: of its race.
-    """
-
-    task: str
-    op: str
-    bucket: str
-    rank: int
-    began: float
-    seconds: float
-    runner: str
-    ms: float | None
-    default_ms: float | None
-    reason: str
-    launches: int | None = None
-    device_ms: float | None = None
-    share: float | None = None
-    noise: float | None = None
-    confidence: float | None = None
-    tied: int | None = None
-
-
-#: Of a step or a wait: its name, when it began and how long it took, seconds.
-Span = tuple[str, float, float]
-
-
 class RankRow(msgspec.Struct, frozen=True):
-    """A rank's row in the receipt; ``ops``: tasks by op and by what became."""
+    """A rank's row in the receipt, as of `RankStats`, with the tasks that it has tuned."""
 
     rank: int
-    steps: list[Span]
-    waits: list[Span]
+    steps: list[tuple[str, float, float]]
+    waits: list[tuple[str, float, float]]
     tactics_timed: int
     passed_through_tactics: int
     inputs_synthesised: int

@@ -98,12 +98,12 @@ def samples(state: State, report: WarmupReport, started: float) -> Iterator[Samp
         yield Sample("step_seconds", (name,), report.seconds.get(name, 0.0))
     yield Sample("bytes", ("sent",), report.bytes_sent)
     yield Sample("bytes", ("received",), report.bytes_received)
-    waits = sum(float(row["seconds"]) for row in report.waited)
+    waits = sum(row.seconds for row in report.waited)
     yield Sample("waited_seconds", (), round(waits, 4))
-    given = str(report.fleet.get("state", "off"))
+    given = report.fleet.state or "off"
     for name in FLEET:
         yield Sample("fleet", (name,), float(name == given))
-    yield Sample("fleet_seconds", (), float(report.fleet.get("seconds", 0.0)))
+    yield Sample("fleet_seconds", (), report.fleet.seconds)
     if gain := over_default(report.winners):  # nothing was raced: there is no such figure
         yield Sample("speed_over_default", (), round(gain, 4))
 

@@ -20,15 +20,25 @@ class Pace:
         self._began: float | None = None
         self._done: dict[int, int] = {}
         self._gains: list[float] = []
-        self._reached = (0.0, 0.0)
+        #: How much of this rank's current task is done, and how much of it is done at once.
+        self._share, self._unit = 0.0, 1.0
+        #: When a task or a part of one was done last.
+        self._moved = 0.0
 
     def begin(self, total: int) -> None:
         """So many tasks are to be tuned by all ranks together, from now on."""
         self.total, self._began = total, self._clock()
+        self._moved = self._began
 
     def note(self, rank: int, done: int) -> None:
         """A rank has done so many tasks."""
-        self._done[rank] = done
+        if done != self._done.get(rank, 0):
+            self._done[rank], self._moved = done, self._clock()
+
+    def reach(self, share: float = 0.0, unit: float = 1.0) -> None:
+        """A share of this rank's current task is done; the next ``unit`` of it is done at once."""
+        if (share, unit) != (self._share, self._unit):
+            self._share, self._unit, self._moved = share, unit, self._clock()
 
     def complete(self, rank: int) -> None:
         """All tasks are done; ``rank`` counts them for all."""
@@ -43,22 +53,19 @@ class Pace:
         """Return how many tasks are done, and of how many."""
         return min(sum(self._done.values()), self.total), self.total
 
-    def left_s(self, share: float = 0.0, unit: float = 1.0) -> float | None:
+    def left_s(self) -> float | None:
         """Return how long the rest will take at the job's pace so far; None where that is unknown.
 
-        ``share``: how much of a further task is done; ``unit``: how much of it is done at once.
         The time counts down while a unit takes as long as those before it, and grows after that.
         """
         whole, total = self.counts()
-        done = whole + share
+        done = whole + self._share
         if not done or self._began is None:
             return None
         now = self._clock()
-        if done != self._reached[0]:
-            self._reached = (done, now)
-        rest, since = max(total - done, 0.0), now - self._reached[1]
-        as_before = (self._reached[1] - self._began) / done * rest - since
-        overdue = (now - self._began) / (done + unit) * (rest - unit)
+        rest, since = max(total - done, 0.0), now - self._moved
+        as_before = (self._moved - self._began) / done * rest - since
+        overdue = (now - self._began) / (done + self._unit) * (rest - self._unit)
         return round(max(as_before, overdue, 0.0), 1) or None
 
     def over_default(self) -> float | None:

@@ -122,7 +122,8 @@ class Progress:
         with self._lock:
             found = self._look()
             if found != self._glance:
-                self._glance, self._changed = found, self._clock()
+                self._see(found)
+                self._changed = self._clock()
         self._tell()
 
     def waits(self, ranks: Iterable[int]) -> None:
@@ -139,7 +140,8 @@ class Progress:
         """This rank begins a step."""
         with self._lock:
             self._step, self._task = step, ""
-            self._look, self._glance, self._limit_s = Glance, Glance(), None
+            self._look, self._limit_s = Glance, None
+            self._see(Glance())
             self._changed = self._clock()
         self._tell(at_once=True)
 
@@ -163,7 +165,8 @@ class Progress:
         with self._lock:
             self._task = label
             self._pace.note(self._rank, done)
-            self._look, self._glance, self._limit_s = look, Glance(), limit_s
+            self._look, self._limit_s = look, limit_s
+            self._see(Glance())
             self._task_began = self._changed = self._clock()
         self._tell()
 
@@ -185,7 +188,8 @@ class Progress:
         self._ticking.end()
         with self._lock:
             self._state, self._reason, self._task = state, reason, ""
-            self._look, self._glance, self._limit_s = Glance, Glance(), None
+            self._look, self._limit_s = Glance, None
+            self._see(Glance())
             self._waits_for = ()
             if state == "ready":
                 self._pace.complete(self._rank)
@@ -209,7 +213,7 @@ class Progress:
             "waits_for": list(self._waits_for),
             "done": done,
             "total": total,
-            "left_s": self._left_s(),
+            "left_s": self._pace.left_s() if self._state == "warming" else None,
             "over_default": self._pace.over_default(),
             "seconds": round(self._clock() - self._began, 3),
             "reason": self._reason,
@@ -227,7 +231,7 @@ class Progress:
             return f"warmup-plugin: step {self._step}, waiting for rank {ranks}"
         if self._step != "tune" and not (total and done < total):
             return f"warmup-plugin: step {self._step}" + (", compiling" * (doing == "compiling"))
-        left, gain = self._left_s(), self._pace.over_default()
+        left, gain = self._pace.left_s(), self._pace.over_default()
         words = [f"{done} of {total} tasks"]
         words += [f"about {duration(left)} left"] if left is not None and doing != "stuck" else []
         words += [f"{gain:.2f} x the default's speed so far"] if gain else []
@@ -261,14 +265,13 @@ class Progress:
     def _in_task_s(self) -> float | None:
         return round(self._clock() - self._task_began, 1) if self._task else None
 
-    def _left_s(self) -> float | None:
-        """Return how long the rest will take; the current task counts by its tactics behind it."""
-        if self._state != "warming":
-            return None
-        seen = self._glance
-        if not self._task or not seen.of:
-            return self._pace.left_s()
-        return self._pace.left_s(max(seen.number - 1, 0) / seen.of, 1 / seen.of)
+    def _see(self, found: Glance) -> None:
+        """Know how far the current task is; it counts by its tactics behind it."""
+        self._glance = found
+        if found.of:
+            self._pace.reach(max(found.number - 1, 0) / found.of, 1 / found.of)
+        else:
+            self._pace.reach()
 
     def _tell(self, *, at_once: bool = False) -> None:
         with self._lock:

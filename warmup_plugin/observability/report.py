@@ -7,16 +7,23 @@ Owns the words for the outcome of a session. Pure; `store` keeps the files.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from warmup_plugin.observability.report_rows import (
+    FileRead,
+    FleetAnswer,
+    RankStats,
+    Span,
+    Wait,
+    Winner,
+)
+from warmup_plugin.runtime.process_info import ProcessCard
 
 #: certified: all ranks serve the certificate's tactics. none: each rank its own. defaults: all
 #: ranks FlashInfer's. unguarded: FlashInfer tuned inside the forward. off: nothing was done.
 #: partial: as certified, but for the tasks named in ``differing``, of which each rank has its own.
 Agreement = Literal["certified", "partial", "none", "defaults", "unguarded", "off"]
-_TUPLES = (
-    "published", "skipped_ops", "differing", "warnings", "read", "ranks", "winners", "waited",
-)  # fmt: skip
 #: The outcomes of a task, in the order of the log line.
 OUTCOMES = (
     "from_cache", "tuned", "received", "adopted", "default", "unshared", "failed", "left",
@@ -61,7 +68,7 @@ class WarmupReport:
         inputs_synthesised: the number of inputs that FlashInfer made on this rank.
         passed_through_inputs: how many of these were made for ops that are passed through.
         seconds: seconds by step, on this rank.
-        timeline: [task, begin on the machine's monotonic clock, seconds] of each task tuned here.
+        timeline: each task tuned here; a begin is on the machine's monotonic clock.
         costs: seconds by task, of every task that the job tuned; on rank 0.
         race: of the tasks raced on this rank: ``tasks``, ``launches``, ``device_s``, and
             ``sweep_s``, the seconds that FlashInfer's sweep would have taken.
@@ -71,17 +78,12 @@ class WarmupReport:
             empty for a single rank.
         warnings: the warnings that were logged.
         at: the end of the session in unix seconds.
-        read: one row for each file of this node: ``path``, ``entries``, ``generation``,
-            ``complete``, and the ``reason`` why it was not used.
+        read: one row for each file of this node.
         adopted_from: table -> number of the job's tasks that it answers.
-        ranks: one row for each rank, on rank 0: ``rank``, ``steps`` and ``waits`` (name, begin,
-            seconds), ``ops``, and the counts of this class.
-        winners: one row for each task that was tuned, on rank 0: ``task``, ``op``, ``bucket``,
-            ``rank``, ``began`` and ``seconds``, ``runner``, ``ms`` and ``default_ms``
-            (milliseconds of one call).
-        waited: one row for each wait, on rank 0: ``at`` (the round), ``ranks`` that waited, ``for``
-            whom, ``seconds`` of the longest wait.
-        process: ``pid``, ``started`` and ``place`` of this process.
+        ranks: one row for each rank, on rank 0.
+        winners: one row for each task that was tuned, on rank 0.
+        waited: one row for each wait, on rank 0.
+        process: this process; None in receipts that do not say so.
         factors: the config factors, on rank 0.
         fleet: what the fleet gave or why not, on rank 0; empty where no fleet is asked.
     """
@@ -111,7 +113,7 @@ class WarmupReport:
     inputs_synthesised: int = 0
     passed_through_inputs: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
-    timeline: tuple[tuple[str, float, float], ...] = ()
+    timeline: tuple[Span, ...] = ()
     costs: Mapping[str, float] = field(default_factory=dict)
     race: Mapping[str, float] = field(default_factory=dict)
     bytes_sent: int = 0
@@ -119,14 +121,14 @@ class WarmupReport:
     met_on: str = ""
     warnings: tuple[str, ...] = ()
     at: float = 0.0
-    read: tuple[Mapping[str, Any], ...] = ()
+    read: tuple[FileRead, ...] = ()
     adopted_from: Mapping[str, int] = field(default_factory=dict)
-    ranks: tuple[Mapping[str, Any], ...] = ()
-    winners: tuple[Mapping[str, Any], ...] = ()
-    waited: tuple[Mapping[str, Any], ...] = ()
-    process: Mapping[str, Any] = field(default_factory=dict)
+    ranks: tuple[RankStats, ...] = ()
+    winners: tuple[Winner, ...] = ()
+    waited: tuple[Wait, ...] = ()
+    process: ProcessCard | None = None
     factors: Mapping[str, Any] = field(default_factory=dict)
-    fleet: Mapping[str, Any] = field(default_factory=dict)
+    fleet: FleetAnswer = field(default_factory=FleetAnswer)
 
     def to_json(self) -> dict[str, Any]:
         """Return the receipt as JSON values.
@@ -148,13 +150,16 @@ class WarmupReport:
 
         Returns:
             The receipt; a field that the document does not have has its default.
+
+        Raises:
+            ValueError: a field is missing that every version writes, or has another type.
         """
-        known = {row.name for row in fields(cls)}
-        values = {name: value for name, value in data.items() if name in known}
-        for name in _TUPLES:
-            values[name] = tuple(values.get(name, ()))
-        values["timeline"] = tuple((n, b, s) for n, b, s in values.get("timeline", ()))
-        return cls(**values)
+        import msgspec
+
+        try:
+            return msgspec.convert(data, cls)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"no receipt: {error}") from error
 
     @property
     def total_seconds(self) -> float:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -34,22 +34,3 @@ class Plan(msgspec.Struct, frozen=True):
     def tasks(self) -> Iterator[str]:
         """The tasks that one rank tunes for all."""
         return (name for queue in self.shared for name in queue.tasks)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the plan as JSON values."""
-        return {
-            "shared": [[list(queue.ranks), list(queue.tasks)] for queue in self.shared],
-            "local": {str(rank): list(ids) for rank, ids in self.local.items()},
-            "held": list(self.held),
-            "resumed": list(self.resumed),
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """Return the plan of JSON values."""
-        return cls(
-            tuple(Queue(tuple(ranks), tuple(tasks)) for ranks, tasks in data["shared"]),
-            {int(rank): tuple(ids) for rank, ids in data["local"].items()},
-            tuple(data["held"]),
-            tuple(data["resumed"]),
-        )

@@ -22,10 +22,13 @@ View = Literal["runs", "stopped", "gone", "cut off", "unseen"]
 
 
 class ProcessCard(msgspec.Struct, frozen=True):
-    """What tells one process from all others. ``place`` is its machine and PID namespace.
+    """What tells one process from all others.
 
-    ``started`` is the kernel's start time of the process, in clock ticks since boot: a process id
-    that has been given out again belongs to another start.
+    Attributes:
+        pid: its process id.
+        started: its start in clock ticks since boot, as the kernel has it: a process id that has
+            been given out again belongs to another start.
+        place: its machine and PID namespace.
     """
 
     pid: int
@@ -33,7 +36,11 @@ class ProcessCard(msgspec.Struct, frozen=True):
     place: str
 
     def to_json(self) -> dict[str, Any]:
-        """Return the card as JSON values."""
+        """Return the card as JSON values.
+
+        Returns:
+            Every field by name.
+        """
         return msgspec.structs.asdict(self)
 
 

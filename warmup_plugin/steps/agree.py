@@ -78,16 +78,15 @@ def agree(job: Job, held: Held) -> Agreed:
         if decision.go == "merge":
             held, decision = _merge(job, held, decision)
         nothing = agreed = Agreed(CachedTable(Table(job.stamp, {})).rendered())
-        with job.failing_as_data():
+        with job.failing_as_data() as failed:
             if decision.heading is not None:
                 agreed = Agreed(_fetch(job, held, decision, decision.heading), decision.heading)
             _load(job, agreed)
-        error, shared_disk = job.take_failure(), _has_leaders_disk(job, mark)
-        own_load = LoadVote(error=error, shares_disk=shared_disk)
+        own_load = LoadVote(error=failed.reason, shares_disk=_has_leaders_disk(job, mark))
         loaded = job.coordinator.meet(LOAD, own_load, decide_load)
         _remove_mark(job, mark)
         if job.coordinator.rank in loaded.redundant:
-            job.store = None  # rank 0 writes the directory of this node too
+            job.trace.is_redundant = True
         if loaded.go == "empty":
             job.warn(f"starting without a table: {loaded.reason}")
             agreed = nothing

@@ -54,21 +54,29 @@ def seal(job: Job, agreed: Agreed, survey: Survey) -> CertifyVote | None:
 
 def certify(
     job: Job, survey: Survey | None, work: Work, shared: CachedTable, published: list[str],
-    *, table_sha256: str = "",
+    *, table_sha256: str = "", failure: str = "",
 ) -> CertifyDecision:  # fmt: skip
     """Step 9: all ranks serve what was agreed, or all serve FlashInfer's defaults.
 
     Without a survey (``on_hit=skip``) the answers are the table itself, of that sha256.
+    ``failure``: why the table is not in force on this rank.
     """
     with job.timed("certify"):
-        vote = _own_vote(job, survey, work, shared, published, table_sha256=table_sha256)
+        served, deviates = _serving(job, survey, work, shared, table_sha256)
+        deviates += [failure] if failure else []
+        vote = CertifyVote(
+            served=served, deviates=deviates[:8], published=published,
+            row=row_of(job, survey, work, shared.entry_of),
+            apart=_apart(job, survey) if survey is not None and job.shares else {},
+            leaves=job.leaves,
+        )  # fmt: skip
 
         def lead(votes: Votes[CertifyVote]) -> CertifyDecision:
             collect(job, votes)
             return decide_certify(votes)
 
         found = job.coordinator.meet(CERTIFY, vote, lead)
-        job.is_settled = True
+        job.trace.is_settled = True
         if found.go == "end":
             _end(job, found)
         if found.differ:
@@ -84,31 +92,26 @@ def certify(
         return found
 
 
-def _own_vote(
-    job: Job, survey: Survey | None, work: Work, shared: CachedTable, published: list[str],
-    *, table_sha256: str,
-) -> CertifyVote:  # fmt: skip
-    """Ask the tuner what it serves; an error on this rank is a part of its vote."""
-    served, deviates = "", list[str]()
-    with job.failing_as_data():
+def _serving(
+    job: Job, survey: Survey | None, work: Work, shared: CachedTable, table_sha256: str
+) -> tuple[str, list[str]]:
+    """Ask the tuner what it serves; return the digest, and tasks that deviate or the error."""
+    with job.failing_as_data() as failed:
         if survey is None:
             entries = shared.table.entries
             if not (job.installed.only(len(entries)) and job.installed.is_intact()):
                 job.installed.load_final(entries, job.stamp, entries.keys())
-            served = table_sha256
-        elif job.shares:
-            served, deviates = _ask(job, survey, work, shared)
-    deviates += [job.failure] if job.failure else []
-    apart: dict[str, tuple[str, str]] = {}
-    row = row_of(job, survey, work, shared.entry_of)
-    if survey is not None and job.shares:
-        with job.failing_as_data():  # what is served apart is told, no condition for serving
-            apart = _tell_apart(survey)
-        job.warn(*filter(None, [job.take_failure()]))
-    return CertifyVote(
-        served=served, deviates=deviates[:8], published=published, row=row, apart=apart,
-        leaves=job.leaves,
-    )  # fmt: skip
+            return table_sha256, []
+        return _ask(job, survey, work, shared) if job.shares else ("", [])
+    return "", [failed.reason]
+
+
+def _apart(job: Job, survey: Survey) -> dict[str, tuple[str, str]]:
+    """Return what is served apart: that is told, and no condition for serving."""
+    with job.failing_as_data() as failed:
+        return _tell_apart(survey)
+    job.warn(failed.reason)
+    return {}
 
 
 def _end(job: Job, found: CertifyDecision) -> NoReturn:

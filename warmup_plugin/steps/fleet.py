@@ -18,9 +18,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from warmup_plugin.cache.files import read_file, takes_files
 from warmup_plugin.cache.store import unsafe
 from warmup_plugin.fleet import client, location
+from warmup_plugin.observability.report_rows import FleetAnswer
 from warmup_plugin.tuner import compat, environment
 
 if TYPE_CHECKING:
@@ -39,9 +42,6 @@ _ONE_REQUEST: Final = 0.9
 _PUBLISH_S: Final = 120.0
 _PUBLISH_REQUEST_S: Final = 15.0
 _HEALTH_S: Final = 2 * 3600.0
-#: What the receipt keeps of an answer.
-_TOLD: Final = ("state", "reason", "bundle", "generation", "entries", "complete", "bytes",
-                "seconds", "directory")  # fmt: skip
 
 
 class Fleet:
@@ -104,16 +104,12 @@ class Fleet:
         logger.info("warmup-plugin: fleet %s: %s (%.2f s)", self.url, what,
                     self._answer["seconds"])  # fmt: skip
 
-    def told(self, job: Job, agreement: str, *, is_warm: bool) -> dict[str, Any]:
+    def told(self, job: Job, agreement: str, *, is_warm: bool) -> FleetAnswer:
         """Return what the receipt says; begin the publication that it speaks of."""
         publishes = self._publishes or self._publish(job, agreement, is_warm=is_warm)
         answer = self._answer or {"state": "failed", "reason": "it was not asked"}
-        return {
-            "url": self.url,
-            "role": self._settings.fleet_role,
-            **{name: answer[name] for name in _TOLD if answer.get(name)},
-            "publishes": publishes,
-        }
+        whose = {"url": self.url, "role": self._settings.fleet_role, "publishes": publishes}
+        return msgspec.convert({**answer, **whose}, FleetAnswer)
 
     def _publish(self, job: Job, agreement: str, *, is_warm: bool) -> str:
         """Begin to give this start's table away; return what is going to happen."""
@@ -143,7 +139,7 @@ class Fleet:
         if self._answer["state"] not in ("fetched", "kept"):
             return False
         mine = self._answer["directory"]
-        return all(str(row["path"]).startswith(mine) for row in job.read)
+        return all(row.path.startswith(mine) for row in job.trace.read)
 
     def _request(self, do: str, job: Job, place: Path, limit_s: float) -> dict[str, Any]:
         settings = self._settings
@@ -174,8 +170,8 @@ def _trust(settings: Settings) -> str:
 
 def _place(job: Job) -> Path:
     """Return where bundles of this start are put: kept for the next one where that is allowed."""
-    root = job.placement.root if job.placement else None
-    if root is not None and job.may_write and job.directory is not None:
+    root = job.files.placement.root if job.files.placement else None
+    if root is not None and job.may_write and job.files.directory is not None:
         place = root / PLACE / _trust(job.options.settings)
         if takes_files(place) and not unsafe(place, root, job.options.settings):
             return place

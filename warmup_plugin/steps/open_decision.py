@@ -7,14 +7,15 @@ Owns what must be equal on all ranks, what may differ, and which difference keep
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import msgspec
 
 from warmup_plugin.cache.stamps import FINGERPRINT, INDETERMINATE, PACKAGES, by_content
 from warmup_plugin.coordination.decisions import OpenDecision
+from warmup_plugin.coordination.rounds import VoteError
 from warmup_plugin.coordination.votes import OpenVote
-from warmup_plugin.identity import Difference, Identity, diff
+from warmup_plugin.errors import IdentityError
+from warmup_plugin.identity import Difference, Factors, Identity, diff
 from warmup_plugin.steps.decisions import Votes
 
 #: Settings of which rank 0's are used by all.
@@ -154,11 +155,19 @@ def _differences(votes: Votes[OpenVote]) -> dict[int, list[Difference]]:
         if vote.factors == factors:  # as good as always, and a thousand ranks are compared here
             continue
         stamp = _known_first(vote.factors, factors)
-        found[rank] = diff(common, Identity({**vote.factors, "stamp": stamp}))
+        found[rank] = diff(common, _identity_of(rank, {**vote.factors, "stamp": stamp}))
     return {rank: differences for rank, differences in found.items() if differences}
 
 
-def _common_factors(votes: Votes[OpenVote]) -> dict[str, Any]:
+def _identity_of(rank: int, factors: Factors) -> Identity:
+    """Return the identity of a rank's factors; what is none is named, with the rank."""
+    try:
+        return Identity(factors)
+    except IdentityError as error:
+        raise VoteError(rank, f"its vote at step open has factors of which {error}") from error
+
+
+def _common_factors(votes: Votes[OpenVote]) -> Factors:
     """Return rank 0's factors; a stamp field it does not know is taken from the first that does."""
     common = dict(votes[0].factors)
     for vote in votes.values():
@@ -166,7 +175,7 @@ def _common_factors(votes: Votes[OpenVote]) -> dict[str, Any]:
     return common
 
 
-def _known_first(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+def _known_first(one: Factors, other: Factors) -> Factors:
     """Return one's stamp, fields unknown to it taken from the other."""
     mine, theirs = one.get("stamp", {}), other.get("stamp", {})
     names = mine.keys() | theirs.keys()

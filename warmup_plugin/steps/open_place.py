@@ -7,14 +7,19 @@ Owns which rank may write where. Without a directory that may be used, a session
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from warmup_plugin.cache.journal import Journal
-from warmup_plugin.cache.paths import resolve
+from warmup_plugin.cache.paths import Placement, resolve
 from warmup_plugin.cache.store import Store, unsafe
+from warmup_plugin.coordination.decisions import OpenDecision
 from warmup_plugin.errors import PlacementError
-from warmup_plugin.steps.context import Job
+from warmup_plugin.steps.context import Files, Job
+from warmup_plugin.steps.options import Options
 from warmup_plugin.tuner import compat, environment, environment_stamp
 
 
@@ -25,41 +30,48 @@ def keep_look(job: Job) -> None:
         options.settings, options.cache_root, options.engine_cache_root
     )
     if (
-        job.opened.mode == "on" and job.store is not None and job.directory is not None
+        job.opened.mode == "on" and job.store is not None and job.files.directory is not None
         and folder is not None and folder.is_dir() and not environment_stamp.kept()
     ):  # fmt: skip
         environment_stamp.keep_later(folder)
 
 
-def place(job: Job) -> None:
-    """Find the directory, and hand it to the first rank of each node; without one, memory only."""
-    options, directory, root, layers = job.options, None, None, list[Path]()
+def place(
+    options: Options, opened: OpenDecision, identity: str, *, rank: int, stamp: Mapping[str, str]
+) -> Files:
+    """Find the directory of an identity; without one that may be used, memory only.
+
+    The first rank of each node gets its tables. Every rank keeps what it finds out, whichever
+    writes the table in the end.
+    """
+    settings, shares = options.settings, opened.go == "share"
+    found, layers, lack = _resolve(options, identity)
+    directory, root = (found.directory, found.root) if found else (None, None)
+    is_safe = directory is not None and not unsafe(directory, root or directory, settings)
+    files = Files(found, directory if is_safe else None, lack=lack)
+    if shares and rank in opened.writers:
+        files = replace(files, store=Store(directory, settings, root=root, layers=layers))
+    if shares and opened.mode == "on" and files.directory is not None:
+        name, driver = f"{opened.session}.{rank}", environment.driver()
+        files = replace(files, journal=Journal(files.directory, name, driver=driver, stamp=stamp))
+    return files
+
+
+def _resolve(options: Options, identity: str) -> tuple[Placement | None, list[Path], str]:
+    """Return where an identity's tables lie, its directories in the layers, and what has none."""
     roots: dict[str, Any] = {
         "argument": options.cache_root, "engine_root": options.engine_cache_root,
     }  # fmt: skip
     parts: dict[str, Any] = {
         "version": compat.version(), "arch": environment.architecture(), "environ": os.environ,
     }  # fmt: skip
+    found = None
     try:
-        job.placement = resolve(options.settings, job.identity.digest, **roots, **parts)
-        directory, root = job.placement.directory, job.placement.root
+        found = resolve(options.settings, identity, **roots, **parts)
         layers = [
-            resolve(options.settings, job.identity.digest, argument=layer, **parts).directory
+            resolve(options.settings, identity, argument=layer, **parts).directory
             for layer in options.settings.layers
         ]
     except PlacementError as error:
-        job.warn(f"memory only: {error}")
-    if directory is not None and not unsafe(directory, root or directory, options.settings):
-        job.directory = directory
-    if job.shares and job.coordinator.rank in job.opened.writers:
-        job.store = Store(directory, options.settings, root=root, layers=layers)
-
-
-def open_journal(job: Job) -> None:
-    """Let this rank keep what it finds out, whichever rank writes the table in the end."""
-    if job.shares and job.opened.mode == "on" and job.directory is not None:
-        job.journal = Journal(
-            job.directory, f"{job.opened.session}.{job.coordinator.rank}",
-            driver=environment.driver(), stamp=job.stamp,
-        )  # fmt: skip
-        job.stack.callback(job.journal.close)
+        return found, [], str(error)
+    return found, layers, ""

@@ -13,6 +13,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from warmup_plugin.coordination.base import JOB_STORE, Alone, Rendezvous
 from warmup_plugin.coordination.decisions import OPEN
@@ -29,10 +30,11 @@ from warmup_plugin.errors import (
 from warmup_plugin.identity import Identity
 from warmup_plugin.observability.exposition import Figures, of_rank
 from warmup_plugin.observability.progress import Progress as ProgressLine
+from warmup_plugin.observability.report_rows import Wait
 from warmup_plugin.runtime.standard_streams import hold_standard_streams
 from warmup_plugin.settings import unknown_variables
 from warmup_plugin.steps.cold_steps import prepare_cold_steps
-from warmup_plugin.steps.context import Job
+from warmup_plugin.steps.context import Job, Trace
 from warmup_plugin.steps.fallback import loss_in
 from warmup_plugin.steps.open_begin import (
     begin_fleet,
@@ -41,7 +43,7 @@ from warmup_plugin.steps.open_begin import (
     lack_of,
 )
 from warmup_plugin.steps.open_decision import decide_open, taken_from
-from warmup_plugin.steps.open_place import keep_look, open_journal, place
+from warmup_plugin.steps.open_place import keep_look, place
 from warmup_plugin.steps.options import Options
 from warmup_plugin.steps.turn import own_turn
 from warmup_plugin.topology import host_name, node_id
@@ -50,6 +52,9 @@ from warmup_plugin.tuner.counters import observe
 from warmup_plugin.tuner.environment_stamp import Lookup
 from warmup_plugin.tuner.known_ops import known_ops
 from warmup_plugin.tuner.tuner_state import Installed
+
+if TYPE_CHECKING:
+    from warmup_plugin.steps.fleet import Fleet
 
 logger = logging.getLogger("warmup_plugin")
 #: Warnings about the environment that this process has logged.
@@ -83,13 +88,12 @@ def open_job(options: Options) -> Iterator[Job]:
         job: Job | None = None
         try:
             coordinator, rank_0s = _meet(options, stack, progress, greeting, lack=lack)
-            job = _join(options, coordinator, stack, progress, rank_0s, figures=figures)
-            job.fleet = fleet
-            job.seconds["open"] = time.monotonic() - began
-            job.spans.append(("open", began - job.zero, job.seconds["open"]))
+            lookup = _divide_look(options, coordinator, rank_0s)
+            job = _join(options, coordinator, stack, lookup, progress=progress, figures=figures,
+                        fleet=fleet)  # fmt: skip
+            job.took("open", began)
             if other:
-                waited = {"at": "open", "ranks": [0], "for": other, "seconds": round(waited_s, 4)}
-                job.waited.append(waited)
+                job.trace.waited.append(Wait("open", (0,), other, round(waited_s, 4)))
             yield job
             with contextlib.suppress(Exception):  # the session is over, whatever the disk says
                 keep_look(job)
@@ -112,7 +116,7 @@ def _told_as(
     The other ranks, progress and figures hear of it, and the tuner holds what it held before.
     """
     reason = f"{type(error).__name__}: {error}"[:1000]
-    is_ours = isinstance(error, Exception) and (job is None or error is not job.forward_error)
+    is_ours = isinstance(error, Exception) and (job is None or error is not job.trace.forward_error)
     lost = _take_leave(coordinator, error, reason, lives=is_ours)
     progress.end("failed", reason)
     figures.fail()
@@ -120,7 +124,7 @@ def _told_as(
         job.installed.put_back()
     if not is_ours:
         return None
-    if job is not None and job.is_settled and loss_in(error) is None:
+    if job is not None and job.trace.is_settled and loss_in(error) is None:
         return LateError(reason)
     if lost is not None and lost is not error:
         return lost  # in which the others have ended already
@@ -148,50 +152,64 @@ def _take_leave(
     return lost
 
 
-def _join(
-    options: Options,
-    coordinator: Rendezvous,
-    stack: contextlib.ExitStack,
-    progress: ProgressLine,
-    rank_0s: str,
-    *,
-    figures: Figures,
-) -> Job:
+def _divide_look(options: Options, coordinator: Rendezvous, rank_0s: str) -> Lookup:
+    """Begin to look at the environment, together with the ranks that see the same one."""
     lookup = Lookup(options.settings.task_limit_s)
     if lookup.is_slow:
         prepare_cold_steps(is_alone=options.is_alone)
     lookup.divide(coordinator, rank_0s)
+    return lookup
+
+
+def _join(
+    options: Options,
+    coordinator: Rendezvous,
+    stack: contextlib.ExitStack,
+    lookup: Lookup,
+    *,
+    progress: ProgressLine,
+    figures: Figures,
+    fleet: Fleet | None,
+) -> Job:
+    """Hold the first round; return what all steps have in common from then on."""
     vote = _vote(options, lookup)
-    opened = coordinator.meet(OPEN, vote, decide_open)
-    zero = time.monotonic()
+    opened, zero = coordinator.meet(OPEN, vote, decide_open), time.monotonic()
     coordinator.name_hosts(opened.nodes, opened.hosts)
     if opened.go == "refuse":
         raise RefusedError(opened.reason)
     taken = taken_from(opened.looked_up, lookup.taken)
     known = {**environment_stamp.kept(), **{name: taken[name] for name in lookup.taken}}
     stack.enter_context(compat.answering(known))  # FlashInfer asks again where it loads or saves
+    rank, identity = coordinator.rank, Identity(opened.factors)
+    stamp = {**vote.factors["stamp"], **taken}
+    files = place(options, opened, identity.digest, rank=rank, stamp=stamp)
+    stack.callback(files.journal.close)
+    figures.tells(is_first=rank in opened.writers)
+    progress.files(options.settings.progress_file if rank in opened.writers else None)
     job = Job(
-        options=options, coordinator=coordinator, opened=opened,
-        identity=Identity(opened.factors), ops=options.ops or known_ops(compat.version()),
-        stamp={**vote.factors["stamp"], **taken},
+        options=options, coordinator=coordinator, opened=opened, identity=identity,
+        ops=options.ops or known_ops(compat.version()), stamp=stamp,
         installed=Installed.take_down(), seen=stack.enter_context(observe()), stack=stack,
-        zero=zero, progress=progress, figures=figures,
+        figures=figures, progress=progress, files=files, fleet=fleet, zero=zero,
+        trace=Trace(opened.go, opened.reason),
     )  # fmt: skip
-    is_first = coordinator.rank in opened.writers
-    figures.tells(is_first=is_first)
-    progress.files(options.settings.progress_file if is_first else None)
-    job.warn(*opened.warnings)
-    if opened.reason:
-        job.warn(f"{opened.go}: {opened.reason}")
+    _warn_of_opening(job)
+    return job
+
+
+def _warn_of_opening(job: Job) -> None:
+    """Say what keeps this session from being as the user may expect it."""
+    job.warn(*job.opened.warnings)
+    if job.opened.reason:
+        job.warn(f"{job.opened.go}: {job.opened.reason}")
     _warn_of_variables(job)
     if job.coordinator.way == JOB_STORE:
         job.warn(
             "the ranks meet on a part of the job's store, since not all reach another port of rank "
             "0: each start waits some seconds for that (WARMUP_PLUGIN_ADDRESS on rank 0)"
         )
-    place(job)
-    open_journal(job)
-    return job
+    if job.files.lack:
+        job.warn(f"memory only: {job.files.lack}")
 
 
 def _warn_of_variables(job: Job) -> None:
@@ -202,7 +220,7 @@ def _warn_of_variables(job: Job) -> None:
     named = [name + (f" (is it {near}?)" if near else "") for name, near in found.items()]
     text = f"no such setting: {', '.join(named)}"
     if text in _told:
-        job.logged.add(text)  # by an earlier session of this process: some engines have several
+        job.trace.logged.add(text)  # by an earlier session of this process
     _told.add(text)
     job.warn(text)
 

@@ -83,7 +83,7 @@ def _decide(job: Job, agreed: Agreed, work: Work, *, has_waited: bool = False) -
     reason = require_complete.judge(job, work.lots)
     return PlanDecision(
         go="refuse" if reason else "tune", reason=reason,
-        plan=job.coordinator.put(packed(work.plan.to_json())),
+        plan=job.coordinator.put(packed(msgspec.to_builtins(work.plan, str_keys=True))),
         refused=list(find_refused(work.lots).values())[:_MOST_SAID],
     )  # fmt: skip
 
@@ -95,7 +95,8 @@ def _taken_up(job: Job, survey: Survey, work: Work, found: PlanDecision) -> Work
     if job.opened.budget_s:
         work.until = time.monotonic() + job.opened.budget_s
     if not job.leads:
-        work.plan = Plan.from_json(unpacked(job.coordinator.get(found.plan)))
+        body = unpacked(job.coordinator.get(found.plan))
+        work.plan = msgspec.convert(body, Plan, str_keys=True)
     job.warn(*(f"a stored tactic is refused: {why}" for why in found.refused))
     if job.shares:
         apart = work.plan.local.get(job.coordinator.rank, ())
@@ -189,21 +190,21 @@ def _assign(job: Job, agreed: Agreed, work: Work, *, answered: Collection[str] =
     strategy: Strategy = job.opened.strategy if job.shares else "per_rank"
     return make_plan(
         work.lots, strategy, cost=_costs(job, work.base.manifest), last=agreed.deaths,
-        time_nothing=job.opened.mode in REPLAYS or job.opened.go == "defaults",
+        time_nothing=job.opened.mode in REPLAYS or job.trace.go == "defaults",
         one_rank=job.ops.one_rank, answered=answered,
     )  # fmt: skip
 
 
 def _costs(job: Job, manifest: Manifest | None) -> Costs:
     """Gather what is known of how long tasks take, here and in sibling identities."""
-    if job.directory is None:
+    if job.files.directory is None:
         return Costs()
     candidates: dict[str, int] = {}
     for record in manifest.tasks.values() if manifest else ():
         candidates[record.op] = max(record.candidates or 0, candidates.get(record.op, 0))
     limit = job.options.settings.table_bytes
     known = {op: count for op, count in candidates.items() if count}
-    return Costs(seconds_by_label(job.directory, limit), known)
+    return Costs(seconds_by_label(job.files.directory, limit), known)
 
 
 def _unvouched(agreed: Agreed, lots: Lots) -> set[str]:

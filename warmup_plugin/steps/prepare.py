@@ -25,15 +25,19 @@ from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task import Task
 
 
-def prepare(job: Job, survey: Survey, work: Work, shared: CachedTable) -> None:
-    """Step 7: build the winners that another rank tuned; go on when every rank has."""
+def prepare(job: Job, survey: Survey, work: Work, shared: CachedTable, failure: str) -> str:
+    """Step 7: build the winners that another rank tuned; go on when every rank has.
+
+    ``failure``: why this rank could not do its part in steps 5 and 6. Returns why it cannot in this
+    one, or an empty string.
+    """
     if not work.is_new:
-        return
+        return failure
     with job.timed("prepare"):
-        failed = _build(job, survey, work, shared) if job.shares and not job.failure else {}
+        failed = _build(job, survey, work, shared) if job.shares and not failure else {}
         told = {name: f"{type(error).__name__}: {error}"[:400] for name, error in failed.items()}
         refused = [name for name, error in failed.items() if type(error) is build.RefusedError]
-        vote = ReadyVote(failed=told, refused=refused, error=job.failure)
+        vote = ReadyVote(failed=told, refused=refused, error=failure)
 
         def lead(votes: Votes[ReadyVote]) -> ReadyDecision:
             found = decide_ready(votes)
@@ -47,12 +51,14 @@ def prepare(job: Job, survey: Survey, work: Work, shared: CachedTable) -> None:
         found = job.coordinator.meet(READY, vote, lead)
         if found.go == "defaults":
             job.serve_defaults(found.reason)
-            return
+            return failure
         work.dropped, work.refused = found.drop, frozenset(found.refused)
-        if work.dropped:
-            job.warn(*(f"{label_of(survey, n)}: default: {why}" for n, why in work.dropped.items()))
-            with job.failing_as_data():
-                install_shared(job, survey, work, shared, work.dropped)
+        if not work.dropped:
+            return ""
+        job.warn(*(f"{label_of(survey, n)}: default: {why}" for n, why in work.dropped.items()))
+        with job.failing_as_data() as installing:
+            install_shared(job, survey, work, shared, work.dropped)
+        return installing.reason
 
 
 def _build(job: Job, survey: Survey, work: Work, shared: CachedTable) -> dict[str, Exception]:
@@ -66,7 +72,7 @@ def _build(job: Job, survey: Survey, work: Work, shared: CachedTable) -> dict[st
         give_up_on(job, task, reason, is_shared=False)  # it may be this rank: the next start tunes
 
     # A winner may kill the process that runs it first: what is in hand is marked here as well.
-    with TaskLimit(limit_s, give_up) as limit, Shutdown(job.journal.leaves):
+    with TaskLimit(limit_s, give_up) as limit, Shutdown(job.files.journal.leaves):
         for name in sorted(new):
             task = survey.tasks.get(name)
             entry = shared.entry_of(task.keys) if task is not None else None
@@ -76,7 +82,7 @@ def _build(job: Job, survey: Survey, work: Work, shared: CachedTable) -> dict[st
                 continue
             limit.begins(task)
             job.coordinator.note("prepare", task.label)
-            job.journal.begins(task.id, task.label, synced=False)
+            job.files.journal.begins(task.id, task.label, synced=False)
             try:
                 # What was timed here ran at its bucket, not yet at the size that was asked for.
                 tuned = work.outcomes.get(name)
@@ -84,5 +90,5 @@ def _build(job: Job, survey: Survey, work: Work, shared: CachedTable) -> dict[st
                 build.prepare(task, entry, key, at_bucket=tuned is None or tuned.entry != entry)
             except Exception as error:  # noqa: BLE001  # whatever a runner raises: this winner is out
                 failed[name] = error
-        job.journal.leaves()
+        job.files.journal.leaves()
     return failed

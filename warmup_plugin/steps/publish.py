@@ -39,17 +39,16 @@ def publish(job: Job, held: Held, agreed: Agreed, shared: CachedTable, work: Wor
             table, manifest = without(table, manifest, work.dropped, again=again)
         job.coordinator.confirm()
         done: Published | NotPublished = NotPublished("")
-        with job.failing_as_data():
+        with job.failing_as_data() as failed:
             done = store.publish(
                 job.options.ranks.coordinates, table, manifest, job.identity, thrown_out=thrown_out
             )
-        failure = job.take_failure()
         if isinstance(done, Published):
             tidy(job, store, manifest)
             return [str(done.path)] if done.written else []
-        text = f"the table is not stored: {failure or done.reason}"
-        if not failure:
-            job.logged.add(text)  # by the store, unless an earlier trouble has been
+        text = f"the table is not stored: {failed.reason or done.reason}"
+        if not failed.reason:
+            job.trace.logged.add(text)  # by the store, unless an earlier trouble has been
         job.warn(text)
         return []
 

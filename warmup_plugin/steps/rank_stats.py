@@ -9,13 +9,15 @@ rows can be laid beside each other without comparing clocks. They travel with th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec.structs import replace
 
 from warmup_plugin.cache.gains import serving_ms
-from warmup_plugin.coordination.votes import CertifyVote, RankRow, Span, Winner
+from warmup_plugin.coordination.votes import CertifyVote, RankRow
+from warmup_plugin.observability.report_rows import RankStats, Wait, Winner
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.work import Work
 from warmup_plugin.tuner.survey import Survey
@@ -31,6 +33,8 @@ WAIT_S = 0.01
 _PLACES = 5
 
 
+#: A name, its begin and its seconds.
+Timed = tuple[str, float, float]
 #: From a task's file keys to its winner in the table in force, None where it has none.
 EntryOf = Callable[[Iterable[str]], object]
 
@@ -39,8 +43,8 @@ def row_of(job: Job, survey: Survey | None, work: Work, entry_of: EntryOf) -> Ra
     """Return this rank's row, with the winners that it has tuned."""
     return RankRow(
         rank=job.coordinator.rank,
-        steps=[(step, round(began, _PLACES), round(s, _PLACES)) for step, began, s in job.spans],
-        waits=_since(job, job.coordinator.waits),
+        steps=_rounded(job.trace.spans),
+        waits=_rounded(job.coordinator.waits, job.zero),
         tactics_timed=job.seen.tactics_timed,
         passed_through_tactics=job.seen.passed_through,
         inputs_synthesised=job.seen.inputs_synthesised,
@@ -57,34 +61,33 @@ def winners_of(job: Job, survey: Survey | None, work: Work) -> list[Winner]:
     found = []
     for outcome in work.outcomes.values():
         task = tasks[outcome.task]
-        found.append(
-            Winner(
-                task=outcome.task,
-                op=task.op,
-                bucket="x".join(map(str, task.buckets)),
-                rank=job.coordinator.rank,
-                began=round(outcome.began - job.zero, _PLACES),
-                seconds=round(outcome.seconds, _PLACES),
-                runner=outcome.entry.runner if outcome.entry else "",
-                ms=serving_ms(outcome.entry, outcome.ms, outcome.default_ms),
-                default_ms=outcome.default_ms,
-                reason=outcome.reason,
-                **(_of_race(outcome.race) if outcome.race is not None else {}),
-            )
+        winner = Winner(
+            task=outcome.task,
+            op=task.op,
+            bucket="x".join(map(str, task.buckets)),
+            rank=job.coordinator.rank,
+            began=round(outcome.began - job.zero, _PLACES),
+            seconds=round(outcome.seconds, _PLACES),
+            runner=outcome.entry.runner if outcome.entry else "",
+            ms=serving_ms(outcome.entry, outcome.ms, outcome.default_ms),
+            default_ms=outcome.default_ms,
+            reason=outcome.reason,
         )
+        found.append(_of_race(winner, outcome.race) if outcome.race is not None else winner)
     return found
 
 
-def _of_race(race: Verdict) -> dict[str, Any]:
-    """Return what a race took and how sure it is of its winner."""
-    return {
-        "launches": race.launches,
-        "device_ms": round(race.device_ms, 3),
-        "share": round(race.share, 4),
-        "noise": round(race.noise, 5),
-        "confidence": round(race.confidence, 4),
-        "tied": len(race.tied),
-    }
+def _of_race(winner: Winner, race: Verdict) -> Winner:
+    """Return a winner with what its race took and how sure that is of it."""
+    return replace(
+        winner,
+        launches=race.launches,
+        device_ms=round(race.device_ms, 3),
+        share=round(race.share, 4),
+        noise=round(race.noise, 5),
+        confidence=round(race.confidence, 4),
+        tied=len(race.tied),
+    )
 
 
 def raced(outcomes: Iterable[Outcome]) -> dict[str, float]:
@@ -103,9 +106,9 @@ def raced(outcomes: Iterable[Outcome]) -> dict[str, float]:
 def collect(job: Job, votes: Mapping[int, CertifyVote]) -> None:
     """Keep every rank's row on rank 0, which decides about ``votes``."""
     for rank in sorted(votes):
-        row = msgspec.to_builtins(votes[rank].row)
-        job.winners += row.pop("winners")
-        job.rows.append(row)
+        row = votes[rank].row
+        job.trace.winners += row.winners
+        job.trace.rows.append(msgspec.convert(row, RankStats, from_attributes=True))
 
 
 def what_became(
@@ -156,23 +159,22 @@ def count(became: Counter[tuple[str, str]], op: str | None = None) -> dict[str, 
     return counts
 
 
-def waited(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def waited(rows: Iterable[RankStats]) -> list[Wait]:
     """Return who waited for whom: at each meeting, for the rank that came last."""
     came: dict[str, dict[int, float]] = {}
     for row in rows:
-        for coordinator, began, _ in row.get("waits", ()):
-            came.setdefault(coordinator, {})[row["rank"]] = began
+        for held, began, _ in row.waits:
+            came.setdefault(held, {})[row.rank] = began
     found = []
-    for coordinator, at in came.items():
+    for held, at in came.items():
         last = max(at, key=lambda rank: at[rank])
         late = {rank: at[last] - began for rank, began in at.items() if at[last] - began > WAIT_S}
         if late:
             seconds = round(max(late.values()), 4)
-            found.append(
-                {"at": coordinator, "ranks": sorted(late), "for": last, "seconds": seconds}
-            )
+            found.append(Wait(held, tuple(sorted(late)), last, seconds))
     return found
 
 
-def _since(job: Job, spans: Sequence[Span]) -> list[Span]:
-    return [(name, round(at - job.zero, _PLACES), round(s, _PLACES)) for name, at, s in spans]
+def _rounded(spans: Iterable[Timed], zero: float = 0.0) -> list[Timed]:
+    """Return spans whose begins count from ``zero``, with few decimal places."""
+    return [(name, round(at - zero, _PLACES), round(s, _PLACES)) for name, at, s in spans]

@@ -16,9 +16,10 @@ from warmup_plugin.cache.cached_table import CachedTable
 from warmup_plugin.cache.external import Borrowed, borrow
 from warmup_plugin.cache.journal import Death
 from warmup_plugin.cache.merge import give_way, merge
-from warmup_plugin.cache.store import Store, told
+from warmup_plugin.cache.store import Reading, Store
 from warmup_plugin.cache.table import Entry, Table
 from warmup_plugin.coordination.votes import MergeVote
+from warmup_plugin.observability.report_rows import FileRead
 from warmup_plugin.runtime.safe_json import digest
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.resume import known_defaults, resume
@@ -86,15 +87,15 @@ def read(job: Job) -> Held:
         if job.store is None:
             job.coordinator.expect()
             return Held()
-        with job.failing_as_data():
+        with job.failing_as_data() as failed:
             return _read(job, job.store)
-        return Held(warnings=[f"no table is read: {job.take_failure()}"])
+        return Held(warnings=[f"no table is read: {failed.reason}"])
 
 
 def _read(job: Job, store: Store) -> Held:
     reading = store.read(job.stamp, identity=job.identity.digest, seen=_early_offer(job))
-    job.logged |= {f"rank {job.coordinator.rank}: {text}" for text in reading.warnings}
-    job.read = told(reading)
+    job.trace.logged |= {f"rank {job.coordinator.rank}: {text}" for text in reading.warnings}
+    job.trace.read = rows_of(reading)
     misses = (f"{path}: {miss.reason}" for path, miss in reading.misses)
     resumed = resume(job, store)
     held = Held(warnings=(*reading.warnings, *misses), deaths=resumed.deaths)
@@ -109,6 +110,21 @@ def _read(job: Job, store: Store) -> Held:
     if not job.leads or held.is_complete(job.options.engine):
         return held
     return _with_borrowed(job, held, ours, kept)
+
+
+def rows_of(reading: Reading) -> list[FileRead]:
+    """Return what became of each file, for the receipt."""
+    rows = [
+        FileRead(
+            part.path,
+            entries=len(part.table.entries),
+            reason="" if part.manifest else "no manifest vouches for it",
+            generation=part.generation if part.manifest else None,
+            complete=bool(part.manifest and part.manifest.complete),
+        )
+        for part in reading.parts
+    ]
+    return rows + [FileRead(str(path), reason=miss.reason) for path, miss in reading.misses]
 
 
 def _early_offer(job: Job) -> Callable[[bytes, str], None]:
@@ -130,8 +146,8 @@ def _with_borrowed(job: Job, held: Held, own: list[CachedTable], kept: Mapping[s
     claimed = set(cached.table.entries if cached else ())
     for record in (cached.manifest.tasks if cached and cached.manifest else {}).values():
         claimed.update(key for keys in record.keys for key in keys)
-    place, layers = job.placement, job.store.layers if job.store else ()
-    usable = [job.directory] if job.directory else []
+    place, layers = job.files.placement, job.store.layers if job.store else ()
+    usable = [job.files.directory] if job.files.directory else []
     shelves, root = [*usable, *layers], place.root if place else None
     found = borrow(
         shelves, options.extra_tables, job.stamp, options.settings, root=root, kept=kept,
@@ -140,6 +156,6 @@ def _with_borrowed(job: Job, held: Held, own: list[CachedTable], kept: Mapping[s
     found = found.without(claimed)
     if not found.entries:
         return held
-    job.lenders = found.lenders
+    job.trace.lenders = found.lenders
     lent = CachedTable(Table(job.stamp, found.entries))
     return replace(held.union([*own, lent], is_whole=held.is_whole), borrowed=found)

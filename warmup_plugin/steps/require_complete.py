@@ -28,7 +28,7 @@ def judge(job: Job, lots: Lots) -> str:
     items = {item.id: item for lot in lots for item in lot.items}
     named = sorted(f"{i.op} {shapes_of(i.keys[0])}" for n, i in items.items() if n in missing)
     more = f"; and {len(named) - _MOST} more" if len(named) > _MOST else ""
-    where = job.placement.directory if job.placement else "no directory"
+    where = job.files.placement.directory if job.files.placement else "no directory"
     return (
         f"mode {MODE}: {len(missing)} of {len(items)} tasks are in no table at {where} nor in a "
         f"layer: {'; '.join(named[:_MOST])}{more}"

@@ -31,47 +31,64 @@ from warmup_plugin.tuner.survey import Survey
 _NO_LIMIT = 1 << 40
 
 
-def share(job: Job, agreed: Agreed, survey: Survey, work: Work) -> CachedTable:
-    """Step 6: rank 0's merged table reaches every rank as bytes, and those are installed."""
+def share(
+    job: Job, agreed: Agreed, survey: Survey, work: Work, failure: str
+) -> tuple[CachedTable, str]:
+    """Step 6: rank 0's merged table reaches every rank as bytes, and those are installed.
+
+    ``failure``: why this rank has not tuned all that it should. Returns the table, and what of that
+    has not been told, or why the table is not installed here; an empty string for neither.
+    """
     with job.timed("share"):
         shared = agreed.cached
         if work.is_new and job.shares:
-            shared = _exchange(job, agreed, survey, work)
-        with job.failing_as_data():
+            shared, failure = _exchange(job, agreed, survey, work, failure), ""
+        with job.failing_as_data() as failed:
             install_shared(job, survey, work, shared)
-        return shared
+        return shared, failed.reason or failure
 
 
-def _exchange(job: Job, agreed: Agreed, survey: Survey, work: Work) -> CachedTable:
+def _exchange(job: Job, agreed: Agreed, survey: Survey, work: Work, failure: str) -> CachedTable:
+    """Send this rank's results to rank 0; return the table that it makes of all."""
     results = [result_of(outcome, job.coordinator.rank) for outcome in work.outcomes.values()]
     body = pack_results(results, {task: place for place, task in enumerate(work.plan.tasks)})
-    vote = ShareVote(results=job.coordinator.put(body), error=job.failure)
-
-    def lead(votes: Votes[ShareVote]) -> ShareDecision:
-        bodies = dict.fromkeys(vote.results for vote in votes.values())
-        tasks = list(work.plan.tasks)
-        found = [unpack_results(job.coordinator.get(body), tasks) for body in bodies]
-        results = [result for some in found for result in some]
-        settled = _settle(agreed, work, results)
-        manifest = Manifest(
-            identity=job.identity.digest, tasks=settled.tasks, complete=settled.complete,
-            generation=work.base.generation,
-            engine=job.options.engine[0], engine_version=job.options.engine[1],
-            inventory=digest("\n".join(sorted(settled.tasks)).encode()),
-        )  # fmt: skip
-        return ShareDecision(
-            go="install",
-            table=job.coordinator.put(render_table(settled.table)),
-            manifest=job.coordinator.put(render_manifest(manifest)),
-            left=_spans(work.plan.tasks, settled.tasks),
-            failed={r.task: r.reason for r in results if r.kind == "failed"},
-            apart={r.task: r.reason for r in results if r.kind == "unshared"},
-            errors={rank: vote.error for rank, vote in votes.items() if vote.error},
-        )
-
-    found = job.coordinator.meet(SHARE, vote, lead)
+    vote = ShareVote(results=job.coordinator.put(body), error=failure)
+    found = job.coordinator.meet(SHARE, vote, lambda votes: _merged(job, agreed, work, votes))
     job.warn(*(f"rank {rank} did not tune: {error}" for rank, error in found.errors.items()))
-    job.failure = ""
+    _take_over(job, survey, work, found)
+    table = parse_table(job.coordinator.get(found.table), limit=_NO_LIMIT)
+    if not isinstance(table, Table):
+        raise InstallError(f"the shared table cannot be read: {table.reason}")
+    work.manifest = found.manifest
+    return CachedTable(table)
+
+
+def _merged(job: Job, agreed: Agreed, work: Work, votes: Votes[ShareVote]) -> ShareDecision:
+    """Make one table of all ranks' results, on rank 0."""
+    bodies = dict.fromkeys(vote.results for vote in votes.values())
+    tasks = list(work.plan.tasks)
+    found = [unpack_results(job.coordinator.get(body), tasks) for body in bodies]
+    results = [result for some in found for result in some]
+    settled = _settle(agreed, work, results)
+    manifest = Manifest(
+        identity=job.identity.digest, tasks=settled.tasks, complete=settled.complete,
+        generation=work.base.generation,
+        engine=job.options.engine[0], engine_version=job.options.engine[1],
+        inventory=digest("\n".join(sorted(settled.tasks)).encode()),
+    )  # fmt: skip
+    return ShareDecision(
+        go="install",
+        table=job.coordinator.put(render_table(settled.table)),
+        manifest=job.coordinator.put(render_manifest(manifest)),
+        left=_spans(work.plan.tasks, settled.tasks),
+        failed={r.task: r.reason for r in results if r.kind == "failed"},
+        apart={r.task: r.reason for r in results if r.kind == "unshared"},
+        errors={rank: vote.error for rank, vote in votes.items() if vote.error},
+    )
+
+
+def _take_over(job: Job, survey: Survey, work: Work, found: ShareDecision) -> None:
+    """Know on every rank which tasks the table does not answer, and say so."""
     work.failed, apart = found.failed, found.apart
     survey.unshare(apart)
     work.apart = tuple(name for name in apart if name in survey.tasks)
@@ -81,11 +98,6 @@ def _exchange(job: Job, agreed: Agreed, survey: Survey, work: Work) -> CachedTab
     if work.left:
         done = f"{len(work.left)} of {len(list(work.plan.tasks))} tasks are left to the next start"
         job.warn(done + (f": budget of {job.opened.budget_s:g} s" if work.is_over else ""))
-    table = parse_table(job.coordinator.get(found.table), limit=_NO_LIMIT)
-    if not isinstance(table, Table):
-        raise InstallError(f"the shared table cannot be read: {table.reason}")
-    work.manifest = found.manifest
-    return CachedTable(table)
 
 
 def _tell_failed(survey: Survey, work: Work) -> str:

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from warmup_plugin.cache.cached_table import CachedTable
 from warmup_plugin.cache.lease import hold
 from warmup_plugin.cache.merge import merge
+from warmup_plugin.observability.report_rows import Wait
 from warmup_plugin.runtime.polling import wait_until, within
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.work import Work
@@ -51,7 +52,7 @@ def await_turn(job: Job, holder: str) -> None:
     except TimeoutError:
         job.warn(f"another engine has tuned here for over {limit_s:.0f} s; not waiting any longer")
     seconds = round(time.monotonic() - began, 4)
-    job.waited.append({"at": "wait", "ranks": [0], "for": holder, "seconds": seconds})
+    job.trace.waited.append(Wait("wait", (0,), holder, seconds))
 
 
 def grow(job: Job, work: Work) -> bool:

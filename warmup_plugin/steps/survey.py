@@ -13,8 +13,6 @@ import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 
-import msgspec
-
 from warmup_plugin.cache.store import Store
 from warmup_plugin.coordination.decisions import SURVEY, SurveyDecision
 from warmup_plugin.coordination.rounds import Decide
@@ -145,8 +143,8 @@ def _compare(
 
 def _distrust_files(job: Job, survey: Survey, reason: str) -> None:
     """Have the next start try stored tactics apart: one of them may have ended this forward."""
-    if survey.has_used_stored and job.opened.mode == "on" and job.placement is not None:
-        place = job.placement
+    if survey.has_used_stored and job.opened.mode == "on" and job.files.placement is not None:
+        place = job.files.placement
         store = job.store or Store(place.directory, job.options.settings, root=place.root)
         store.disown(f"the forward it was used in failed: {reason}")
 
@@ -160,9 +158,9 @@ def _settle(job: Job, survey: Survey, found: SurveyDecision, error: Exception | 
         raise error
     if has_failed:
         raise ForwardError(f"rank {found.rank}: the forward failed: {found.reason}")
-    job.is_settled = found.certified is not None
+    job.trace.is_settled = found.certified is not None
     if found.is_empty:
-        job.opened = msgspec.structs.replace(job.opened, reason=_EMPTY)
+        job.trace.reason = _EMPTY
         job.warn(f"{_EMPTY}: is it the right one, and has it run to its end?")
     for op in found.skipped:
         survey.skip(op)

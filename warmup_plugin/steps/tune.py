@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from warmup_plugin.cache.gains import serving_ms
 from warmup_plugin.cache.task_result import LASTING, Result
 from warmup_plugin.observability.progress import Glance, counted
+from warmup_plugin.observability.report_rows import Span
 from warmup_plugin.planning import work_queue
 from warmup_plugin.runtime.sigterm import Shutdown
 from warmup_plugin.runtime.task_timeout import TaskLimit
@@ -27,54 +28,63 @@ from warmup_plugin.tuner.survey import Survey
 from warmup_plugin.tuner.task import Task
 
 
-def tune(job: Job, survey: Survey, work: Work) -> None:
+def tune(job: Job, survey: Survey, work: Work) -> str:
     """Step 5: time tasks for all ranks as long as one is left, then those of this rank alone.
 
     The tuner holds no entry that could answer one of its own: it is timed and stays in memory.
+    Returns why this rank has not timed all that it should, or an empty string.
     """
-    _tune_shared(job, survey, work)
+    failure = _tune_shared(job, survey, work)
     own = work.plan.local.get(job.coordinator.rank, ())
-    if own and not job.opened.require_agreement:
-        with job.failing_as_data():
-            job.coordinator.confirm()
-            job.installed.load_final({}, job.stamp, survey.shared_keys())
-            _tune_own(job, survey, work, own)
+    if not own or job.opened.require_agreement:
+        return failure
+    with job.failing_as_data() as failed:
+        job.coordinator.confirm()
+        job.installed.load_final({}, job.stamp, survey.shared_keys())
+        _tune_own(job, survey, work, own)
+    return failed.reason or failure
 
 
-def tune_again(job: Job, survey: Survey, work: Work) -> None:
-    """Step 5 once more, for the tasks whose winner no table can hold, as step 6 has found out."""
-    if work.apart and not (job.failure or job.opened.require_agreement):
-        with job.failing_as_data():
-            _tune_own(job, survey, work, work.apart)
+def tune_again(job: Job, survey: Survey, work: Work) -> str:
+    """Step 5 once more, for the tasks whose winner no table can hold, as step 6 has found out.
+
+    Returns why that has failed, or an empty string.
+    """
+    if not work.apart or job.opened.require_agreement:
+        return ""
+    with job.failing_as_data() as failed:
+        _tune_own(job, survey, work, work.apart)
+    return failed.reason
 
 
-def _tune_shared(job: Job, survey: Survey, work: Work) -> None:
-    """Time tasks that one rank tunes for all.
+def _tune_shared(job: Job, survey: Survey, work: Work) -> str:
+    """Time tasks that one rank tunes for all; return why not all of them, or an empty string.
 
     Each result is journalled as soon as it is known, so whatever ends this process loses the
     current task at most. A shutdown signal ends it after that task; so does the budget.
     """
     reach = work_queue.reach(work.plan.shared, job.coordinator.rank)
     if not reach:
-        return
-    shutdown = job.shutdown = job.stack.enter_context(Shutdown(job.journal.leaves))
+        return ""
+    shutdown = job.trace.shutdown = job.stack.enter_context(Shutdown(job.files.journal.leaves))
     drawn = work_queue.draw(
         work.plan.shared, job.coordinator.rank, job.coordinator.take,
         lambda: shutdown.is_requested or work.is_over,
     )  # fmt: skip
     tasks = ((survey.tasks[task], place) for task, place in drawn)
     try:
-        with job.timed("tune"), job.failing_as_data():
+        with job.timed("tune"), job.failing_as_data() as failed:
             for task, outcome in _tune(job, tasks, work, reach, margin=job.opened.margin):
                 if outcome.kind in LASTING:
                     result = result_of(outcome, job.coordinator.rank)
-                    job.journal.found(task.op, task.keys, result, synced=False)
+                    job.files.journal.found(task.op, task.keys, result, synced=False)
                 else:
-                    job.journal.leaves()
+                    job.files.journal.leaves()
     finally:
-        job.journal.leaves()
+        job.files.journal.leaves()
     if shutdown.is_requested:
         shutdown.leave()
+    return failed.reason
 
 
 def _tune_own(job: Job, survey: Survey, work: Work, names: Sequence[str]) -> None:
@@ -98,51 +108,76 @@ def _tune(
     job: Job, tasks: Iterator[tuple[Task, int]], work: Work, of: int, *, margin: float | None
 ) -> Iterator[tuple[Task, replay.Outcome]]:
     """Tune tasks, each drawn when the one before is done. ``margin``: of what is shared."""
-    limit_s, in_hand = job.options.settings.task_limit_s, list[tuple[Task, int]]()
-    is_shared = margin is not None
+    limit_s, is_shared = job.options.settings.task_limit_s, margin is not None
+    current = _Current(job, of, margin)
 
     def give_up(task: Task) -> None:
         give_up_on(job, task, f"did not return within {limit_s:.0f} s", is_shared=is_shared)
 
-    def drawn() -> Iterator[Task]:
-        for task, place in tasks:
-            in_hand[:] = [(task, place)]
-            yield task
-
-    offered, besides = [0], [0]
-
-    def count(candidates: int) -> None:
-        offered[0] += candidates
-
-    def look() -> Glance:
-        return _glance(job.seen.times, offered[0] and offered[0] + besides[0])
-
-    def on_task(task: Task) -> None:
+    def begin(task: Task) -> None:
         limit.begins(task)
-        # The default is timed as well, and is no candidate that is offered.
-        offered[0], besides[0] = 0, int(bool(margin) or task.recorded().options.memory_only_v2)
-        job.progress.task(task.label, len(work.outcomes), look, limit_s)
-        job.coordinator.note("tune", counted(task.label, len(work.outcomes)))
-        if job.options.progress is not None:
-            job.options.progress("tune", task.label, in_hand[0][1], of)
-        if is_shared:
-            job.journal.begins(task.id, task.label)
+        current.begin(task, len(work.outcomes))
 
-    with TaskLimit(limit_s, give_up) as limit, compat.telling_candidates(count):
+    with TaskLimit(limit_s, give_up) as limit, compat.telling_candidates(current.count):
         for outcome in replay.tune(
-            drawn(),
+            current.drawn(tasks),
             job.seen,
-            on_task,
+            begin,
             empty=is_shared,
             margin=margin or 0.0,
             raced=functools.partial(_may_be_raced, job),
         ):
-            task = in_hand[0][0]
             work.outcomes[outcome.task] = outcome
-            served = serving_ms(outcome.entry, outcome.ms, outcome.default_ms)
-            job.progress.tuned(served, outcome.default_ms)
-            job.timeline.append((task.label, outcome.began, outcome.seconds))
-            yield task, outcome
+            current.end(outcome)
+            yield current.task, outcome
+
+
+class _Current:
+    """The task that this rank tunes now: what the job, the user and the journal hear of it.
+
+    ``of``: the number of tasks that are tuned in this way; ``margin``: None for this rank alone.
+    """
+
+    task: Task
+
+    def __init__(self, job: Job, of: int, margin: float | None) -> None:
+        self._job, self._of, self._margin = job, of, margin
+        self._place = 0
+        #: Candidates known by now, and what is timed beside them.
+        self._offered = self._besides = 0
+
+    def drawn(self, tasks: Iterator[tuple[Task, int]]) -> Iterator[Task]:
+        """Take one after the other."""
+        for self.task, self._place in tasks:
+            yield self.task
+
+    def count(self, candidates: int) -> None:
+        """Know of so many candidates more."""
+        self._offered += candidates
+
+    def begin(self, task: Task, done: int) -> None:
+        """Tell that it begins, after so many others on this rank."""
+        job, is_shared = self._job, self._margin is not None
+        # The default is timed as well, and is no candidate that is offered.
+        has_default = bool(self._margin) or task.recorded().options.memory_only_v2
+        self._offered, self._besides = 0, int(has_default)
+        job.progress.task(task.label, done, self._look, job.options.settings.task_limit_s)
+        job.coordinator.note("tune", counted(task.label, done))
+        if job.options.progress is not None:
+            job.options.progress("tune", task.label, self._place, self._of)
+        if is_shared:
+            job.files.journal.begins(task.id, task.label)
+
+    def end(self, outcome: replay.Outcome) -> None:
+        """Tell what it has come to."""
+        served = serving_ms(outcome.entry, outcome.ms, outcome.default_ms)
+        self._job.progress.tuned(served, outcome.default_ms)
+        timeline = self._job.trace.timeline
+        timeline.append(Span(self.task.label, outcome.began, outcome.seconds))
+
+    def _look(self) -> Glance:
+        of = self._offered and self._offered + self._besides
+        return _glance(self._job.seen.times, of)
 
 
 def _may_be_raced(job: Job, task: Task) -> bool:
@@ -167,7 +202,7 @@ def give_up_on(job: Job, task: Task, reason: str, *, is_shared: bool = True) -> 
     job.coordinator.abandon(f"{task.label}: {reason}")
     if is_shared:
         outcome = replay.Outcome(task.id, reason=reason)
-        job.journal.found(task.op, task.keys, result_of(outcome, job.coordinator.rank))
+        job.files.journal.found(task.op, task.keys, result_of(outcome, job.coordinator.rank))
     job.coordinator.close()
 
 

@@ -34,7 +34,7 @@ def try_stored(job: Job, agreed: Agreed, survey: Survey) -> dict[str, Entry]:
     def give_up(task: Task) -> None:
         give_up_on(job, task, f"a stored tactic did not return within {limit_s:.0f} s")
 
-    guard = Shutdown(job.journal.leaves)
+    guard = Shutdown(job.files.journal.leaves)
     with job.timed("try"), TaskLimit(limit_s, give_up) as limit, guard:
         for task in survey.tasks.values():
             key = _stored(task, agreed, survey)
@@ -43,7 +43,7 @@ def try_stored(job: Job, agreed: Agreed, survey: Survey) -> dict[str, Entry]:
                 continue
             limit.begins(task)
             job.coordinator.note("try", task.label)
-            job.journal.begins(task.id, task.label, synced=False)
+            job.files.journal.begins(task.id, task.label, synced=False)
             try:
                 build.prepare(task, entry, key if key in task.keys else "")
             except Exception as error:  # noqa: BLE001  # whatever a runner raises: not this tactic
@@ -52,7 +52,7 @@ def try_stored(job: Job, agreed: Agreed, survey: Survey) -> dict[str, Entry]:
                 task.reason = f"{type(error).__name__}: {error}"[:400]
             else:
                 fit[task.id] = entry
-        job.journal.leaves()
+        job.files.journal.leaves()
     return fit
 
 

@@ -50,37 +50,8 @@ def make_report(
     certified: CertifyDecision | None = None,
 ) -> WarmupReport:
     """Return this rank's receipt; rank 0 logs its line, the first rank of a node keeps it."""
-    work = work or Work()
-    recorded = _not_known(survey, work) if survey else ()
-    became = what_became(survey, work, shared.entry_of if shared else None)
-    options = job.options
-    certified = certified or CertifyDecision(go="")
-    found = WarmupReport(
-        engine=options.engine[0], engine_version=options.engine[1], plugin_version=__version__,
-        flashinfer_version=compat.version(), rank=job.coordinator.rank,
-        world_size=job.coordinator.size,
-        mode=job.opened.mode, strategy=job.opened.strategy,
-        agreement=_agreement(job, certified), differing=tuple(certified.differ),
-        reason=job.opened.reason, certificate=certified.certificate,
-        identity=job.identity.digest,
-        path=_path(job),
-        published=tuple(certified.published),
-        tasks=count(became), ops=by_op(became),
-        passed_through=dict(survey.passed) if survey else {},
-        skipped_ops=tuple(sorted(survey.skipped)) if survey else (),
-        unshared={task.label: task.reason for task in recorded if task.state == "unshared"},
-        tactics_timed=job.seen.tactics_timed, passed_through_tactics=job.seen.passed_through,
-        inputs_synthesised=job.seen.inputs_synthesised,
-        passed_through_inputs=job.seen.passed_through_inputs,
-        seconds=dict(job.seconds), costs=dict(work.costs), timeline=tuple(job.timeline),
-        race=raced(work.outcomes.values()),
-        bytes_sent=job.coordinator.bytes_sent, bytes_received=job.coordinator.bytes_received,
-        met_on=job.coordinator.way, warnings=tuple(job.warnings), at=time.time(),
-        read=tuple(job.read), adopted_from=_adopted_from(job, work),
-        ranks=tuple(job.rows), winners=tuple(job.winners),
-        waited=(*job.waited, *waited(job.rows)), process=own_card().to_json(),
-        factors=job.identity.factors if job.leads else {},
-    )  # fmt: skip
+    work, certified = work or Work(), certified or CertifyDecision(go="")
+    found = _receipt(job, survey, work, shared, certified)
     if job.fleet is not None:
         with job.failing_as_data():
             fleet = job.fleet.told(job, found.agreement, is_warm=found.is_warm)
@@ -95,6 +66,42 @@ def make_report(
             body = msgspec.json.format(_encoded(found.to_json()), indent=1)
             job.store.write_report(body, name)
     return found
+
+
+def _receipt(
+    job: Job,
+    survey: Survey | None,
+    work: Work,
+    shared: CachedTable | None,
+    certified: CertifyDecision,
+) -> WarmupReport:
+    """Return what all the steps have come to on this rank."""
+    recorded = _not_known(survey, work) if survey else ()
+    became = what_became(survey, work, shared.entry_of if shared else None)
+    options, coordinator, seen, trace = job.options, job.coordinator, job.seen, job.trace
+    return WarmupReport(
+        engine=options.engine[0], engine_version=options.engine[1], plugin_version=__version__,
+        flashinfer_version=compat.version(), rank=coordinator.rank, world_size=coordinator.size,
+        mode=job.opened.mode, strategy=job.opened.strategy,
+        agreement=_agreement(job, certified), differing=tuple(certified.differ),
+        reason=trace.reason, certificate=certified.certificate, identity=job.identity.digest,
+        path=_path(job), published=tuple(certified.published),
+        tasks=count(became), ops=by_op(became),
+        passed_through=dict(survey.passed) if survey else {},
+        skipped_ops=tuple(sorted(survey.skipped)) if survey else (),
+        unshared={task.label: task.reason for task in recorded if task.state == "unshared"},
+        tactics_timed=seen.tactics_timed, passed_through_tactics=seen.passed_through,
+        inputs_synthesised=seen.inputs_synthesised,
+        passed_through_inputs=seen.passed_through_inputs,
+        seconds=dict(trace.seconds), costs=dict(work.costs), timeline=tuple(trace.timeline),
+        race=raced(work.outcomes.values()),
+        bytes_sent=coordinator.bytes_sent, bytes_received=coordinator.bytes_received,
+        met_on=coordinator.way, warnings=tuple(trace.warnings), at=time.time(),
+        read=tuple(trace.read), adopted_from=_adopted_from(job, work),
+        ranks=tuple(trace.rows), winners=tuple(trace.winners),
+        waited=(*trace.waited, *waited(trace.rows)), process=own_card(),
+        factors=job.identity.factors if job.leads else {},
+    )  # fmt: skip
 
 
 def _not_known(survey: Survey, work: Work) -> Iterable[Task]:
@@ -114,26 +121,26 @@ def _adopted_from(job: Job, work: Work) -> dict[str, int]:
     tasks = {item.id: item.keys for lot in work.lots for item in lot.items}
     found: Counter[str] = Counter()
     for name in held & tasks.keys():
-        lenders = [job.lenders[key] for key in tasks[name] if key in job.lenders]
+        lenders = [job.trace.lenders[key] for key in tasks[name] if key in job.trace.lenders]
         found[lenders[0] if lenders else "entries of this table that no manifest vouched for"] += 1
     return dict(found)
 
 
 def _path(job: Job) -> str:
     """Return the table that this node's first rank writes, whichever rank asks."""
-    if job.placement is None or not job.shares:
+    if job.files.placement is None or not job.shares:
         return ""
     node = next(i for i, ranks in enumerate(job.opened.nodes) if job.coordinator.rank in ranks)
-    return str(job.placement.table(*job.opened.coordinates[node]))
+    return str(job.files.placement.table(*job.opened.coordinates[node]))
 
 
 def _agreement(job: Job, certified: CertifyDecision) -> Agreement:
-    if job.opened.go == "share" and certified.differ:
+    if job.trace.go == "share" and certified.differ:
         return "partial"
     found: dict[str, Agreement] = {
         "share": "certified", "per_rank": "none", "unguarded": "unguarded", "defaults": "defaults",
     }  # fmt: skip
-    return found[job.opened.go]
+    return found[job.trace.go]
 
 
 def _encoded(document: Mapping[str, Any]) -> bytes:

@@ -9,6 +9,7 @@ between, vLLM's `flashinfer_autotune` above all, is the installed package's.
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import os
 import sys
 import time
@@ -254,6 +255,23 @@ def as_version(spec: Spec) -> dict[str, Any]:
     import vllm
 
     vllm.__version__ = "0.99.0"
+    return warm_up(spec)
+
+
+def as_older_build(spec: Spec) -> dict[str, Any]:
+    """Warm up with the package of commit 1f43ee7, which lies in the folder OLDER_BUILD.
+
+    What this rank has imported of the installed one is let go of. Two modules have other names now.
+    """
+    for name in [name for name in sys.modules if name.partition(".")[0] == "warmup_plugin"]:
+        del sys.modules[name]
+    sys.path.insert(0, os.environ["OLDER_BUILD"])
+    import warmup_plugin
+
+    assert str(warmup_plugin.__file__).startswith(os.environ["OLDER_BUILD"])
+    for name, then in (("readiness", "base"), ("vllm.hook", "vllm.warmup")):
+        module = importlib.import_module(f"warmup_plugin.engines.{then}")
+        sys.modules[f"warmup_plugin.engines.{name}"] = module
     return warm_up(spec)
 
 

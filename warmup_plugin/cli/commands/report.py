@@ -17,6 +17,7 @@ from warmup_plugin.cli import named, output, places, receipts, report_stats
 from warmup_plugin.cli.archive import write_whole
 from warmup_plugin.cli.load import read_report
 from warmup_plugin.cli.output import CommandError
+from warmup_plugin.observability.report_rows import FileRead, RankStats, Span
 from warmup_plugin.runtime.safe_json import Miss
 from warmup_plugin.settings import Settings
 
@@ -121,44 +122,44 @@ def _print(
 
 def _print_waits(out: Console, report: WarmupReport) -> None:
     out.print()
-    waits = sorted(report.waited, key=lambda row: -row["seconds"])
+    waits = sorted(report.waited, key=lambda row: -row.seconds)
     rows = [("waited", report_stats.who_waited(row)) for row in waits[:_MOST_WAITS]]
     output.print_rows(out, rows or [("Nobody waited for longer than 0.01 s.",)])
 
 
 def _print_steps(out: Console, report: WarmupReport) -> None:
     out.print()
-    ranks = report.ranks or ({"rank": report.rank, "steps": _own_steps(report)},)
-    steps = list(dict.fromkeys(step for row in ranks for step, *_ in row["steps"]))
-    header = ("seconds", *(f"rank {row['rank']}" for row in ranks[:8]))
+    ranks = report.ranks or (RankStats(report.rank, _own_steps(report)),)
+    steps = list(dict.fromkeys(step.name for row in ranks for step in row.steps))
+    header = ("seconds", *(f"rank {row.rank}" for row in ranks[:8]))
     rows = []
     for step in steps:
-        spent = [sum(s for name, _, s in row["steps"] if name == step) for row in ranks[:8]]
+        spent = [sum(s for name, _, s in row.steps if name == step) for row in ranks[:8]]
         rows.append((step, *(f"{seconds:.3f}" for seconds in spent)))
     output.print_rows(out, rows, header=header, right=header[1:])
     if len(ranks) > 8:  # noqa: PLR2004  # so many fit
         out.print(output.words(f"  8 of {len(ranks)} ranks; --json has all", "dim"))
 
 
-def _own_steps(report: WarmupReport) -> list[tuple[str, float, float]]:
-    return [(step, 0.0, seconds) for step, seconds in report.seconds.items()]
+def _own_steps(report: WarmupReport) -> tuple[Span, ...]:
+    return tuple(Span(step, 0.0, seconds) for step, seconds in report.seconds.items())
 
 
 def _print_sources(out: Console, report: WarmupReport) -> None:
     out.print()
-    rows = [(("read" if row.get("entries") else "not used"), _of_file(row)) for row in report.read]
+    rows = [(("read" if row.entries else "not used"), _of_file(row)) for row in report.read]
     rows += [("adopted", f"{output.plural(number, 'task')} from {source}")
              for source, number in report.adopted_from.items()]  # fmt: skip
     rows += [("written", path) for path in report.published]
-    moved = sum(int(row.get("bytes_sent", 0)) for row in report.ranks) or report.bytes_sent
+    moved = sum(row.bytes_sent for row in report.ranks) or report.bytes_sent
     where = f", met on: {report.met_on}" if report.met_on else ""
     rows.append(("moved", f"{output.size(moved)} between ranks{where}"))
     output.print_rows(out, rows)
 
 
-def _of_file(row: Any) -> str:
-    entries = output.plural(int(row.get("entries", 0)), "entry", "entries")
-    return f"{row['path']}: {entries}{', ' if row['reason'] else ''}{row['reason']}"
+def _of_file(row: FileRead) -> str:
+    entries = output.plural(row.entries, "entry", "entries")
+    return f"{row.path}: {entries}{', ' if row.reason else ''}{row.reason}"
 
 
 def _print_gains(out: Console, report: WarmupReport, wins: list[report_stats.Win]) -> None:

@@ -119,14 +119,14 @@ def cause_of(report: WarmupReport) -> str:
         return "not shared"
     if not receipts.is_cold(report):
         return "adopted" if report.adopted_from else "warm"
-    if any(row.get("entries") for row in report.read):
+    if any(row.entries for row in report.read):
         return "incomplete"
-    return "file" if any(row.get("reason") for row in report.read) else "no table"
+    return "file" if any(row.reason for row in report.read) else "no table"
 
 
 def tuning_s(report: WarmupReport) -> float:
     """Return how long a start has tuned: as its slowest rank has, since all wait for that one."""
-    spans = [sum(plausible(s) or 0.0 for name, _, s in row["steps"] if name == "tune")
+    spans = [sum(plausible(s) or 0.0 for name, _, s in row.steps if name == "tune")
              for row in report.ranks]  # fmt: skip
     return max(spans, default=plausible(report.seconds.get("tune")) or 0.0)
 
