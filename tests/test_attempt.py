@@ -120,7 +120,12 @@ def test_rank_0_begins_the_look_that_all_wait_for_before_all_else(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     done: list[str] = []
-    monkeypatch.setattr(environment_stamp, "begin", lambda **_: done.append("look") or "")
+
+    def begin(**_options: object) -> str:
+        done.append("look")
+        return ""
+
+    monkeypatch.setattr(environment_stamp, "begin", begin)
 
     def make() -> dict[str, object]:
         done.append("identity")

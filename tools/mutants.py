@@ -307,6 +307,12 @@ MUTANTS = (
         "test_a_store_that_goes_as_a_rank_comes_is_named_with_its_host",
     ),
     Mutant(
+        "a store that does not answer is not asked once more", "coordination/session_end.py",
+        "        if misses_store:\n", "        if False:\n",
+        "tests/protocol/test_pulse.py::"
+        "test_a_store_that_is_stopped_as_the_forward_begins_is_waited_for_once",
+    ),
+    Mutant(
         "rank 0's look begins before the identity is made", "engines/attempt.py",
         "            return environment_stamp.begin(tells=scope.size > 1)\n",
         '            return ""\n',

@@ -446,6 +446,42 @@ def test_a_store_that_is_gone_is_told_from_one_that_is_slow(child: Callable[...,
     link.close()
 
 
+@pytest.mark.multiprocess
+def test_a_store_that_is_stopped_as_the_forward_begins_is_waited_for_once(
+    child: Callable[..., Child],
+) -> None:
+    """While its heartbeat has no connection yet: for one silence, and not once more for its end."""
+    server, silence_s, grace_s = child(STORE), 6.0, 0.5
+    stuck = child(
+        """
+        import ctypes, sys
+        from warmup_plugin.coordination.connecting import client
+        from warmup_plugin.coordination.coordinator import Coordinator
+        from warmup_plugin.coordination.kv_client import StoreLink
+        from warmup_plugin.settings import Settings
+        port, silence_s, grace_s = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
+        settings = Settings(silence_s=silence_s, grace_s=grace_s)
+        link = StoreLink(client("127.0.0.1", port, 10.0), 1, 2, silence_s)
+        coordinator = Coordinator(link, settings)
+        coordinator.name_hosts([[0, 1]], ["node-a"])  # as the first round has
+        print("ready", flush=True)
+        input()
+        with coordinator.in_forward():
+            print("in it", flush=True)
+            ctypes.CDLL(None).sleep(60)
+        """,
+        int(server.line()), silence_s, grace_s,
+    )  # fmt: skip
+    assert stuck.line() == "ready"
+    server.stop()
+    began = time.monotonic()
+    assert stuck.ask("") == "in it"
+    status, said = stuck.end()
+    assert status == EXIT_ABANDONED, said
+    assert time.monotonic() - began < silence_s + grace_s + 4.0, said
+    assert "this process ends (status 79): rank 0" in said
+
+
 def test_no_connection_is_made_for_a_heartbeat_that_has_ended(store: StoreLink) -> None:
     """Nothing of it stays behind."""
     link, before = RenewedLink(store), {*threading.enumerate()}

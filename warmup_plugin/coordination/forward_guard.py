@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from warmup_plugin.coordination import messages
 from warmup_plugin.coordination.failure_detector import FailureDetector
@@ -20,6 +21,19 @@ from warmup_plugin.errors import RankLostError
 from warmup_plugin.runtime.exit_status import EXIT_ABANDONED
 
 logger = logging.getLogger("warmup_plugin")
+
+
+class Tell(Protocol):
+    """Tells the others which rank is lost, and why, before this process ends.
+
+    ``misses_store``: the store has not answered for a silence.
+    """
+
+    def __call__(self, rank: int, reason: str, /, *, misses_store: bool) -> None: ...
+
+
+def _tell_nobody(_rank: int, _reason: str, /, *, misses_store: bool) -> None:
+    """Tell nobody."""
 
 
 class ForwardGuard:
@@ -40,7 +54,7 @@ class ForwardGuard:
         key: str = FAILED,
         *,
         leave: Callable[[int], None] = os._exit,
-        tell: Callable[[int, str], None] = lambda _rank, _reason: None,
+        tell: Tell = _tell_nobody,
         host_of: Callable[[int], str] = lambda _rank: "",
     ) -> None:
         self._others = set(range(size)) - {rank}
@@ -126,5 +140,6 @@ class ForwardGuard:
                 EXIT_ABANDONED, rank, self._where(rank), self._grace_s, reason,
             )  # fmt: skip
             self.is_over = True
-            self._tell(rank, reason)  # else who is waiting elsewhere would name this process
+            # Else who is waiting elsewhere would name this process.
+            self._tell(rank, reason, misses_store=self._misses_store)
             self._leave(EXIT_ABANDONED)

@@ -119,7 +119,7 @@ class Heartbeat:
     def _connect(self) -> None:
         """Make the first connection: on a busy machine that takes longer than an answer."""
         self._link.connect()
-        until = time.monotonic() + self._settings.silence_s + self._interval_s
+        until = time.monotonic() + self._settings.silence_s
         while self._link.is_connecting and time.monotonic() < until:
             if self._stop.wait(CONNECTING_S):
                 return

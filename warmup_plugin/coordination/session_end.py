@@ -86,9 +86,16 @@ class SessionEnd:
                 self._link.set(LOST, body)
             return body
 
-    def _tell_last(self, rank: int, reason: str) -> None:
-        """Tell that a rank is lost before this process ends, with the store if it is rank 0's."""
-        self._tell_lost(rank, reason)
+    def _tell_last(self, rank: int, reason: str, *, misses_store: bool = False) -> None:
+        """Tell that a rank is lost before this process ends, with the store if it is rank 0's.
+
+        ``misses_store``: the store has not answered for a silence, and is not asked once more.
+        """
+        if misses_store:
+            with contextlib.suppress(RankLostError):  # rank 0 may only be stopped, and wake up
+                self._link.set(LOST, said(LOST, Lost(rank, reason)).encode())
+        else:
+            self._tell_lost(rank, reason)
         if self.rank == 0:
             byes = [f"{BYE}/{other}" for other in range(1, self.size)]
             with contextlib.suppress(TimeoutError, RankLostError):  # it ends either way
