@@ -313,6 +313,11 @@ MUTANTS = (
         "test_a_store_that_is_stopped_as_the_forward_begins_is_waited_for_once",
     ),
     Mutant(
+        "a thread that does not come back is not waited for", "coordination/connecting.py",
+        "part(maker, limit_s=_HANG_UP_S)", "part(maker)",
+        "tests/ranks/test_parting.py::test_a_thread_that_does_not_come_back_is_not_waited_for",
+    ),
+    Mutant(
         "rank 0's look begins before the identity is made", "engines/attempt.py",
         "            return environment_stamp.begin(tells=scope.size > 1)\n",
         '            return ""\n',

@@ -102,8 +102,24 @@ _BY_FILE = {
             "connect",
         ): "those of roll_call.py, six times at most",
     },
+    "cli/tuning.py": {
+        ("Rank.run", "subprocess.Popen"): "`_wait` asks how it is, with a time-out, for as long as "
+        "the job may take",
+        ("tune_here", "wait"): "for ranks, each of which ends within the job's time",
+        ("tune_here", "each.result"): "it is done",
+        ("_answers", "urlopen"): "a time-out is given",
+        ("Rank._wait", "process.wait"): "a time-out is given",
+        ("_end", "process.poll"): "does not wait",
+        ("_end", "process.wait"): "a time-out is given; then it has been killed",
+    },
+    "cli/tuning_on_ray.py": {
+        ("_room", "group.wait"): "a time-out is given",
+        ("_all_ranks", "ray.wait"): "for ranks, each of which ends within the job's time, or with "
+        "its node; a time-out is given for their end",
+    },
     "tuner/environment_stamp.py": {
         ("Lookup._wait", "thread.join"): "a time-out is given",
+        ("keep_later.keep", "ends.wait"): "a time-out is given, on a thread of its own",
     },
     "tuner/kept_environment.py": {
         ("_said", "subprocess.run"): "a time-out is given, on a thread of its own",

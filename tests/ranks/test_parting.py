@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
+
+from warmup_plugin.coordination.connecting import in_time
+from warmup_plugin.errors import RankLostError
 
 pytestmark = pytest.mark.multiprocess
 
@@ -94,3 +98,13 @@ def test_a_connection_that_was_given_up_is_given_back_at_once() -> None:
     )  # fmt: skip
     assert "its store accepts no connection for 0.5 s" in done.stdout
     assert "1 thread" in done.stdout, done.stdout
+
+
+def test_a_thread_that_does_not_come_back_is_not_waited_for() -> None:
+    """Its caller knows by then that the rank is lost, and all others wait to hear of it."""
+    never = threading.Event()
+    began = time.monotonic()
+    with pytest.raises(RankLostError, match=r"accepts no connection for 0\.2 s"):
+        in_time(lambda _patience: never.wait(30.0), 9, 0.2, but=())
+    assert time.monotonic() - began < 5.0
+    never.set()

@@ -25,6 +25,8 @@ from warmup_plugin.errors import RankLostError
 CONNECT_S = 12.0
 #: How long torch tries at first, seconds: it would ask a closed port for all the time it is given.
 TRY_S = 1.0
+#: How long a thread is hung up on, seconds; the end of the process does so, too.
+_HANG_UP_S = 1.0
 #: The shortest of its tries: none at all would be without a bound.
 _LEAST_TRY_S = 0.05
 
@@ -78,7 +80,7 @@ def in_time(
         raise OSError(errno.EAGAIN, str(error)) from error
     if not is_done.wait(silence_s):
         patience.is_over.set()
-        part(maker)
+        part(maker, limit_s=_HANG_UP_S)
         raise RankLostError(0, f"its store accepts no connection for {silence_s:.1f} s")
     (found,) = made
     if isinstance(found, Exception):

@@ -136,8 +136,11 @@ def on_thread(
     return thread
 
 
-def part(*threads: threading.Thread) -> None:
-    """Hang up on what these threads wait for, all of them without any, until they have ended."""
+def part(*threads: threading.Thread, limit_s: float = _PART_S) -> None:
+    """Hang up on what these threads wait for, all of them without any, until they have ended.
+
+    ``limit_s``: how long they are waited for, seconds.
+    """
 
     def is_over() -> bool:
         living = [thread for thread in threads or [*_making] if thread.is_alive()]
@@ -146,7 +149,7 @@ def part(*threads: threading.Thread) -> None:
         return not living
 
     with contextlib.suppress(TimeoutError):
-        wait_until(is_over, within(_PART_S))
+        wait_until(is_over, within(limit_s))
 
 
 def _for_each(port: int, but: Collection[int], act: Callable[[socket.socket], None]) -> None:

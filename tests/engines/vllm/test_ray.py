@@ -84,6 +84,7 @@ def test_settings_are_handed_on(job: Callable[..., Any], mode: str) -> None:
     assert found["same key"]
 
 
+@pytest.mark.soak
 def test_two_ranks_on_two_hosts(on_ray: Callable[..., OnRay]) -> None:
     """Cold, warm, and off on both; each host's directory is written."""
     engine = on_ray(TP2, 2)

@@ -80,6 +80,7 @@ def test_a_runner_over_two_nodes(
     assert "0 tactics timed" in done.stdout
 
 
+@pytest.mark.soak
 def test_vllm_ahead_of_a_rollout(
     tune: Callable[..., tuple[int, str]], cluster: Cluster, job: Callable[..., Job], tmp_path: Path
 ) -> None:
