@@ -131,7 +131,9 @@ def test_rank_0_begins_the_look_that_all_wait_for_before_all_else(
         done.append("identity")
         raise OSError("no identity")
 
-    given, reason = Attempt(Scope(0, 1)).prepared(make, SETTINGS, "0", lambda: tmp_path)
+    given, reason = Attempt(Scope(0, 1)).prepared(
+        make, SETTINGS, "0", lambda: {"engine_cache_root": tmp_path}
+    )
     assert done == ["look", "identity"]
     assert (given, reason) == ({}, "OSError: no identity")
 
@@ -148,5 +150,24 @@ def test_the_other_ranks_get_ready_meanwhile_for_what_follows_it(
     monkeypatch.setattr(attempt, "prepare_cold_steps", lambda **_: done.append("ready"))
     for is_slow in (False, True):
         monkeypatch.setattr(environment_stamp, "look_round", lambda is_slow=is_slow: is_slow)
-        Attempt(Scope(1, 1)).prepared(make, SETTINGS, "0", lambda: tmp_path)
+        Attempt(Scope(1, 1)).prepared(make, SETTINGS, "0", lambda: {"engine_cache_root": tmp_path})
         assert done == ["ready"] * is_slow
+
+
+def test_the_look_is_recalled_where_the_warm_up_keeps_its_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An engine that keeps none names a root of its own, which comes before the user's."""
+    recalled: list[Path | None] = []
+    monkeypatch.setattr(environment_stamp, "recall", recalled.append)
+
+    def make() -> dict[str, object]:
+        raise OSError("no identity")
+
+    settings = Settings.from_env({"WARMUP_PLUGIN_CACHE_ROOT": str(tmp_path / "user")})
+    own = tmp_path / "own"
+    roots: dict[str, Path | None] = {"engine_cache_root": tmp_path / "engine", "cache_root": own}
+    Attempt(Scope(1, 1)).prepared(make, settings, "0", lambda: roots)
+    (found,) = recalled
+    assert found is not None
+    assert found.is_relative_to(own)

@@ -37,6 +37,29 @@ def test_what_is_printed_goes_into_no_file_of_ours(tmp_path: Path, closed: tuple
     assert int(number) > 2
 
 
+#: Closes standard error and says which number a file of ours gets, in an engine's very first call.
+MEETS = """
+import os, sys
+from warmup_plugin.engines.attempt import Attempt, Scope
+from warmup_plugin.settings import Settings
+
+def roots():
+    number = os.open(sys.executable, os.O_RDONLY)
+    print(number)
+    raise OSError("looked for nothing else")
+
+os.close(2)
+Attempt(Scope(0, 1)).prepared(roots, Settings.from_env({}), "0", roots)
+"""
+
+
+def test_nothing_precedes_that_in_an_engine() -> None:
+    command = [sys.executable, "-c", MEETS]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    first, second = map(int, done.stdout.split())
+    assert min(first, second) > 2
+
+
 def test_without_a_null_device_or_a_descriptor_nothing_happens(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

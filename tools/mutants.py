@@ -32,7 +32,7 @@ class Mutant(NamedTuple):
 MUTANTS = (
     Mutant(
         "only tables of which the command has left a receipt", "cli/tuning.py",
-        "if before.get(path) != at}", "}",
+        "if kept.tables and _times(kept).items() - before.items()", "if kept.tables",
         "tests/cli/test_tune.py::test_ranks_that_end_by_themselves",
     ),
     Mutant(
@@ -319,14 +319,24 @@ MUTANTS = (
     ),
     Mutant(
         "rank 0's look begins before the identity is made", "engines/attempt.py",
-        "            return environment_stamp.begin(tells=scope.size > 1)\n",
-        '            return ""\n',
+        "        greeting = begin_look(settings, scope.rank, tells=scope.size > 1, **roots())\n",
+        '        greeting = ""\n',
         "tests/test_attempt.py::test_rank_0_begins_the_look_that_all_wait_for_before_all_else",
     ),
     Mutant(
         "the others get ready where programs are run", "engines/attempt.py",
-        "        if environment_stamp.look_round():\n", "        if True:\n",
+        "        if scope.rank and environment_stamp.look_round():\n", "        if scope.rank:\n",
         "tests/test_attempt.py::test_the_other_ranks_get_ready_meanwhile_for_what_follows_it",
+    ),
+    Mutant(
+        "standard streams are held before an engine's ranks meet", "engines/attempt.py",
+        "        hold_standard_streams()  #", "        #",
+        "tests/test_streams.py::test_nothing_precedes_that_in_an_engine",
+    ),
+    Mutant(
+        "a server is asked through no proxy", "runtime/health_page.py",
+        "ProxyHandler({})", "ProxyHandler()",
+        "tests/test_health_page.py::test_a_proxy_of_the_environment_is_not_asked",
     ),
     Mutant(
         "what is kept is looked up later", "tuner/environment_stamp.py",

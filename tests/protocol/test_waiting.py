@@ -107,7 +107,6 @@ _BY_FILE = {
         "the job may take",
         ("tune_here", "wait"): "for ranks, each of which ends within the job's time",
         ("tune_here", "each.result"): "it is done",
-        ("_answers", "urlopen"): "a time-out is given",
         ("Rank._wait", "process.wait"): "a time-out is given",
         ("_end", "process.poll"): "does not wait",
         ("_end", "process.wait"): "a time-out is given; then it has been killed",

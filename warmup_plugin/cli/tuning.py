@@ -21,13 +21,12 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.error import URLError
-from urllib.request import urlopen
 
 from warmup_plugin.cache.archive import render
 from warmup_plugin.cli import archive, inventory, places, receipts
 from warmup_plugin.cli.commands import pack
 from warmup_plugin.cli.output import CommandError
+from warmup_plugin.runtime import health_page
 from warmup_plugin.settings import Settings
 
 _TICK_S: Final = 0.2
@@ -41,7 +40,7 @@ _STDERR: Final = 2
 
 
 @dataclass(frozen=True)
-class Job:
+class TuningJob:
     """What is run. ``ready``: the page of a server, which is ended once that answers 200."""
 
     command: tuple[str, ...]
@@ -82,7 +81,7 @@ class Rank:
         """End the command; `run` then returns as if it had ended well."""
         self._is_stopped.set()
 
-    def run(self, job: Job, place: Place) -> bytes:
+    def run(self, job: TuningJob, place: Place) -> bytes:
         """Run the command; return rank 0's tables as an archive, nothing of another rank's.
 
         Raises:
@@ -93,7 +92,7 @@ class Rank:
             [os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)]
         )
         environ = {**os.environ, "PATH": path, **place.environment(job.ranks)}
-        before = _receipts(environ)
+        before = {path: at for kept in _kept(environ) for path, at in _times(kept).items()}
         try:
             # Its output is no answer of this command.
             process = subprocess.Popen(  # noqa: S603  # the command is what the user has typed
@@ -108,7 +107,7 @@ class Rank:
             _end(process)
         return _tables(environ, before) if place.rank == 0 else b""
 
-    def _wait(self, process: subprocess.Popen[bytes], job: Job, place: Place) -> None:
+    def _wait(self, process: subprocess.Popen[bytes], job: TuningJob, place: Place) -> None:
         """Wait until the command has done what it is for."""
         page = job.ready if place.rank == 0 else ""
         deadline, ask_at = time.monotonic() + job.limit_s, 0.0
@@ -122,12 +121,12 @@ class Rank:
             if time.monotonic() > deadline:
                 raise CommandError(f"rank {place.rank} has not ended within {job.limit_s:g} s")
             if page and time.monotonic() > ask_at:
-                if _answers(page):
+                if health_page.answers(page, _ANSWER_S):
                     return
                 ask_at = time.monotonic() + _ASK_S
 
 
-def tune_here(job: Job) -> bytes:
+def tune_here(job: TuningJob) -> bytes:
     """Run all ranks on this machine; return the archive.
 
     Raises:
@@ -169,14 +168,6 @@ def free_port(address: str) -> int:
         return int(probe.getsockname()[1])
 
 
-def _answers(page: str) -> bool:
-    try:
-        with urlopen(page, timeout=_ANSWER_S) as answer:  # noqa: S310  # the user's own
-            return bool(answer.status == 200)  # noqa: PLR2004  # HTTP's OK
-    except (URLError, OSError):
-        return False
-
-
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a command and all that it has started, first by asking it."""
     try:
@@ -190,26 +181,33 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _receipts(environ: Mapping[str, str]) -> dict[Path, int]:
-    """Return the receipts that a start in this environment could have left, with their times."""
-    roots = places.offered(None, None, Settings.from_env(environ), environ)
-    return {path: path.stat().st_mtime_ns for path in receipts.receipts(roots)}
+def _kept(environ: Mapping[str, str]) -> list[inventory.Kept]:
+    """Return what lies below the roots at which a start in this environment would write."""
+    return [*inventory.walk(_roots(environ))]
+
+
+def _roots(environ: Mapping[str, str]) -> list[places.Root]:
+    return places.offered(None, None, Settings.from_env(environ), environ)
+
+
+def _times(kept: inventory.Kept) -> dict[Path, int]:
+    """Return when each receipt of an identity was written."""
+    return {path: path.stat().st_mtime_ns for path in receipts.receipts_of(kept)}
 
 
 def _tables(environ: Mapping[str, str], before: Mapping[Path, int]) -> bytes:
     """Return the tables of the warm-ups that have left a receipt since."""
-    changed = {path for path, at in _receipts(environ).items() if before.get(path) != at}
-    settings = Settings.from_env(environ)
-    roots = places.offered(None, None, settings, environ)
-    homes = {str(path.parent.parent) for path in changed}
-    found = [kept for kept in inventory.walk(roots) if kept.directory in homes and kept.tables]
+    found = [
+        kept for kept in _kept(environ) if kept.tables and _times(kept).items() - before.items()
+    ]
     if not found:
-        where = ", ".join(str(root.path) for root in roots)
+        where = ", ".join(str(root.path) for root in _roots(environ))
         message = f"no warm-up of the command has left a table below {where}"
         hint = "does it load this package, with WARMUP_PLUGIN_MODE=on?"
         raise CommandError(f"{message}; {hint}")
+    limit = Settings.from_env(environ).table_bytes
     for kept in found:
-        pack.holds(kept, settings.table_bytes, skip_faulty=False)
+        pack.holds(kept, limit, skip_faulty=False)
         if (state := inventory.glance(kept).state) != "complete":
             message = f"{kept.directory}: {state}; a start in require-complete would refuse it"
             raise CommandError(message)

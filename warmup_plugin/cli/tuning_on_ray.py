@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from warmup_plugin.cli.output import CommandError
-from warmup_plugin.cli.tuning import Job, Place, Rank, free_port
+from warmup_plugin.cli.tuning import Place, Rank, TuningJob, free_port
 
 _STRATEGIES: Final = {"pack": "STRICT_PACK", "spread": "SPREAD"}
 #: A driver's variables do not reach the workers of a cluster.
@@ -45,7 +45,7 @@ class RankActor(Rank):
         return context.get_node_id(), address, free_port(address), gpus
 
 
-def tune_there(job: Job, address: str, wanted: Wanted) -> bytes:
+def tune_there(job: TuningJob, address: str, wanted: Wanted) -> bytes:
     """Run the ranks on a cluster; return the archive.
 
     Raises:
@@ -70,7 +70,7 @@ def tune_there(job: Job, address: str, wanted: Wanted) -> bytes:
         ray.shutdown()  # with it all that this job has taken
 
 
-def _room(job: Job, wanted: Wanted) -> Any:
+def _room(job: TuningJob, wanted: Wanted) -> Any:
     """Return a placement group that Ray has found room for."""
     from ray.util import placement_group, placement_group_table
 
@@ -83,7 +83,7 @@ def _room(job: Job, wanted: Wanted) -> Any:
     return group
 
 
-def _all_ranks(job: Job, group: Any, gpus: int) -> bytes:
+def _all_ranks(job: TuningJob, group: Any, gpus: int) -> bytes:
     """Run each rank in its bundle; a task of Ray's, which runs it again where it raises."""
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy as Into

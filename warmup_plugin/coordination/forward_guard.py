@@ -33,7 +33,7 @@ class Tell(Protocol):
 
 
 def _tell_nobody(_rank: int, _reason: str, /, *, misses_store: bool) -> None:
-    """Tell nobody."""
+    """Do not tell the others: this guard knows none of them."""
 
 
 class ForwardGuard:

@@ -119,7 +119,7 @@ def read_decision(held: Round[V, D], body: bytes, head: Head) -> D:
 
 
 def prepare_reader(held: Round[V, D]) -> None:
-    """Make what reads the votes and the decision of a round, which takes a millisecond."""
+    """Make the decoders of a round's votes and of its decision, which takes a millisecond."""
     _decoder(held.vote)
     _decoder(held.decision)
 

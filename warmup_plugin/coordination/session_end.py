@@ -81,10 +81,14 @@ class SessionEnd:
         try:
             return self._link.compare_set(LOST, said(LOST, record))
         except RankLostError as gone:
-            body = said(LOST, lost_by(gone)).encode()
-            with contextlib.suppress(RankLostError):  # rank 0 may only be stopped, and wake up
-                self._link.set(LOST, body)
-            return body
+            return self._leave_word(lost_by(gone))
+
+    def _leave_word(self, record: Lost) -> bytes:
+        """Record the end of the session at a store that does not answer; return the record."""
+        body = said(LOST, record).encode()
+        with contextlib.suppress(RankLostError):  # rank 0 may only be stopped, and wake up
+            self._link.set(LOST, body)
+        return body
 
     def _tell_last(self, rank: int, reason: str, *, misses_store: bool = False) -> None:
         """Tell that a rank is lost before this process ends, with the store if it is rank 0's.
@@ -92,8 +96,7 @@ class SessionEnd:
         ``misses_store``: the store has not answered for a silence, and is not asked once more.
         """
         if misses_store:
-            with contextlib.suppress(RankLostError):  # rank 0 may only be stopped, and wake up
-                self._link.set(LOST, said(LOST, Lost(rank, reason)).encode())
+            self._leave_word(Lost(rank, reason))
         else:
             self._tell_lost(rank, reason)
         if self.rank == 0:

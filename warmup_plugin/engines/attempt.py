@@ -16,15 +16,17 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from warmup_plugin.coordination.kv_client import default_store
 from warmup_plugin.engines.readiness import Readiness
 from warmup_plugin.errors import SessionError
 from warmup_plugin.observability import exposition
 from warmup_plugin.runtime.exit_status import EXIT_ABANDONED
+from warmup_plugin.runtime.standard_streams import hold_standard_streams
 from warmup_plugin.steps.cold_steps import prepare_cold_steps
 from warmup_plugin.steps.fallback import Way, failure_of, loss_in, way_of
+from warmup_plugin.steps.open_begin import begin_look
 from warmup_plugin.steps.open_decision import RANK_0S_SETTINGS
 
 if TYPE_CHECKING:
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
     from warmup_plugin.topology import RankInfo
 
 logger = logging.getLogger("warmup_plugin")
+
+#: Returns a warm-up's arguments ``cache_root`` and ``engine_cache_root``, where it has them.
+Roots: TypeAlias = "Callable[[], dict[str, Path | None]]"
 
 #: So long an engine has for an exception of a loss, whenever it was known, seconds.
 _AT_LEAST_S = 1.0
@@ -87,18 +92,19 @@ class Attempt:
         make: Callable[[], dict[str, Any]],
         settings: Settings,
         session: str,
-        engine_root: Callable[[], Path | None],
+        roots: Roots,
     ) -> tuple[dict[str, Any], str]:
         """Return the arguments of a warm-up, or why the ranks do not warm up together.
 
-        ``engine_root``: where the engine keeps its caches, which is also among the arguments.
+        ``roots``: where files are kept; these are among the arguments, too.
 
         The session is over the first scope all of whose ranks are about to begin this one; some of
         a wider one may not be, and are not waited for. The same on every rank of the scope: they
         meet here, in ``session``. What fails on this rank is its word to the others. Raises
         `RankLostError` where one of them is lost.
         """
-        greeting = _begun(self.scope, settings, engine_root)  # first: every rank waits for it
+        hold_standard_streams()  # before a file of ours is opened, or a store is reached
+        greeting = _begun(self.scope, settings, roots)  # first: every rank waits for it
         coordinator = self._coordinator(settings, session)
         given, reason = _made(make)
         while True:
@@ -111,7 +117,7 @@ class Attempt:
             if not self.narrow(why):
                 return {}, why
             coordinator = self._coordinator(settings, session)
-            greeting = greeting or _begun(self.scope, settings, engine_root)
+            greeting = greeting or _begun(self.scope, settings, roots)
 
     def _coordinator(self, settings: Settings, session: str) -> Readiness | None:
         scope = self.scope
@@ -143,10 +149,10 @@ def _made(make: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], str]:
     return {}, reason
 
 
-def _begun(scope: Scope, settings: Settings, engine_root: Callable[[], Path | None]) -> str:
+def _begun(scope: Scope, settings: Settings, roots: Roots) -> str:
     """Begin rank 0's look at the environment; it need not succeed.
 
-    The others get ready for what follows it meanwhile: in this meeting they wait for rank 0 first.
+    The other ranks prepare the later steps meanwhile: in this meeting they wait for rank 0 first.
     Returns what rank 0 tells of its surroundings.
     """
     with contextlib.suppress(Exception):  # who needs it looks again, and is told then
@@ -154,11 +160,10 @@ def _begun(scope: Scope, settings: Settings, engine_root: Callable[[], Path | No
 
         if compat.probe().lack:
             return ""
-        environment_stamp.recall(environment_stamp.folder_of(settings, engine_root=engine_root()))
-        if scope.rank == 0:
-            return environment_stamp.begin(tells=scope.size > 1)
-        if environment_stamp.look_round():
+        greeting = begin_look(settings, scope.rank, tells=scope.size > 1, **roots())
+        if scope.rank and environment_stamp.look_round():
             prepare_cold_steps(is_alone=False)
+        return greeting
     return ""
 
 

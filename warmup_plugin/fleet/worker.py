@@ -22,10 +22,12 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.fleet.objects import Objects
 from warmup_plugin.fleet.pointer import Pointer, Whose, parse_pointer
 from warmup_plugin.fleet.pull import Refuse, pull, take_all
+from warmup_plugin.runtime import health_page
 
 #: How often a process that waits for an engine to serve looks again.
 _LOOK_S: Final = 1.0
-_HTTP_OK: Final = 200
+#: How long the engine's health page may take to answer, seconds.
+_ANSWER_S: Final = 5.0
 
 
 class Request(msgspec.Struct, kw_only=True):
@@ -168,25 +170,13 @@ def _wait_until_served(request: Request) -> str:
             return "the engine's process has ended before it served"
     if not request.health:
         return ""
-    while not _is_healthy(request.health):
+    while not health_page.answers(request.health, _ANSWER_S):
         if os.getppid() != request.parent:
             return "the engine's process has ended before it served"
         if time.monotonic() - began > request.health_limit_s:
             return f"{request.health} did not answer 200 in {request.health_limit_s:.0f} s"
         time.sleep(_LOOK_S)
     return ""
-
-
-def _is_healthy(url: str) -> bool:
-    """Return whether the engine's own health page says so; asked directly, through no proxy."""
-    import urllib.request
-
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(url, timeout=5) as answer:
-            return bool(answer.status == _HTTP_OK)
-    except (OSError, ValueError):
-        return False
 
 
 if __name__ == "__main__":

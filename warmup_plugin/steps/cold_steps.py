@@ -27,7 +27,7 @@ COLD_STEPS = tuple(
 
 
 def prepare_cold_steps(*, is_alone: bool) -> None:
-    """Do what the steps do once in a process, where all wait for other programs anyway."""
+    """Import the cold steps and make their readers, once in a process, while all ranks wait."""
     for name in COLD_STEPS:
         importlib.import_module(name)
     if is_alone:  # nothing is read there

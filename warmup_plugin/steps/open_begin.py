@@ -16,6 +16,9 @@ from warmup_plugin.steps.options import Options
 from warmup_plugin.tuner import environment_stamp
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from warmup_plugin.settings import Settings
     from warmup_plugin.steps.fleet import Fleet
 
 logger = logging.getLogger("warmup_plugin")
@@ -45,18 +48,24 @@ def lack_of(options: Options) -> str:
         return f"{type(error).__name__}: {error}"
 
 
-def begin_look(options: Options) -> str:
+def begin_look(
+    settings: Settings,
+    rank: int,
+    *,
+    tells: bool,
+    cache_root: Path | None = None,
+    engine_cache_root: Path | None = None,
+) -> str:
     """Recall what is kept of the environment, or begin on rank 0 to look; it need not succeed.
 
-    Returns the surroundings in which it looks, for the other ranks.
+    ``tells``: there are other ranks, which want to know in which surroundings rank 0 looks. Returns
+    these.
     """
     with contextlib.suppress(Exception):  # who needs it looks again, and is told then
-        folder = environment_stamp.folder_of(
-            options.settings, options.cache_root, options.engine_cache_root
-        )
+        folder = environment_stamp.folder_of(settings, cache_root, engine_cache_root)
         environment_stamp.recall(folder)
-        if options.ranks.rank == 0:
-            return environment_stamp.begin(tells=not options.is_alone)
+        if rank == 0:
+            return environment_stamp.begin(tells=tells)
     return ""
 
 

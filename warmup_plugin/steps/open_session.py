@@ -78,7 +78,7 @@ def open_job(options: Options) -> Iterator[Job]:
         lack = lack_of(options)  # while nothing has been taken
         # Near a limit nothing is begun that can be done without: `Thread.start` itself waits for
         # ever for a thread that has no memory to say that it runs.
-        greeting = "" if lack else begin_look(options)  # early: every rank will wait for it
+        greeting = "" if lack else _begin_look(options)  # early: every rank will wait for it
         fleet = None if lack else begin_fleet(options, stack)
         progress = begin_progress(options, begins=not lack)
         stack.callback(progress.hush)
@@ -102,6 +102,13 @@ def open_job(options: Options) -> Iterator[Job]:
             if told is None:
                 raise
             raise told from error
+
+
+def _begin_look(options: Options) -> str:
+    return begin_look(
+        options.settings, options.ranks.rank, tells=not options.is_alone,
+        cache_root=options.cache_root, engine_cache_root=options.engine_cache_root,
+    )  # fmt: skip
 
 
 def _told_as(

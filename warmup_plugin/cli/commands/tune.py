@@ -17,7 +17,7 @@ from warmup_plugin.cli.commands import pack, unpack
 from warmup_plugin.cli.output import CommandError
 from warmup_plugin.cli.places import Root, absolute
 from warmup_plugin.cli.signals import ended_by_signals
-from warmup_plugin.cli.tuning import Job, tune_here
+from warmup_plugin.cli.tuning import TuningJob, tune_here
 from warmup_plugin.settings import Settings
 
 HELP = "run an engine's warm-up ahead of a rollout, here or on a Ray cluster; keep its tables"
@@ -52,10 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ready", metavar="URL", default="", help="the command is a server, ready once this is 200"
     )
-    parser.add_argument("--ranks", metavar="N", type=int, default=1, help="so often (default: 1)")
     parser.add_argument(
-        "--limit", metavar="S", type=float, default=Job.limit_s,
-        help=f"seconds for the command (default: {Job.limit_s:g})",
+        "--ranks", metavar="N", type=int, default=1,
+        help="the number of ranks; the command is run once for each (default: 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--limit", metavar="S", type=float, default=TuningJob.limit_s,
+        help=f"seconds for the command (default: {TuningJob.limit_s:g})",
     )  # fmt: skip
     parser.add_argument("--ray", metavar="ADDRESS", default="", help="auto, or that of a cluster")
     parser.add_argument(
@@ -71,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--retries", metavar="N", type=int, default=1,
-        help="with --ray: so often once more after a failure (default: 1)",
+        help="with --ray: how often to try again after a failure (default: 1)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
@@ -89,7 +92,7 @@ def run(
         if number < least:
             message = f"--{name} {number}: must be at least {least}"
             raise CommandError(message, code=CommandError.USAGE)
-    job = Job(tuple(command), ranks, ready, limit)
+    job = TuningJob(tuple(command), ranks, ready, limit)
     with ended_by_signals():
         if ray:
             from warmup_plugin.cli.tuning_on_ray import Wanted, tune_there

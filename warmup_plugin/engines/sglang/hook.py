@@ -187,7 +187,7 @@ class Context:
 
         while True:
             given, reason = self.attempt.prepared(
-                lambda: self._given(stack), self._settings, name, self._engine_root
+                lambda: self._given(stack), self._settings, name, self._roots
             )
             if reason:
                 return reason
@@ -229,8 +229,7 @@ class Context:
         given: dict[str, Any] = {}
         if _passed_through:
             given["ops"] = known_ops(flashinfer.version()).plus(pass_through=_passed_through)
-        if not reuses:  # nothing to read there, and nothing written
-            given["cache_root"] = flashinfer.NOWHERE
+        if not reuses:
             mode = "read-only" if settings.mode == "on" else settings.mode
             settings = replace(settings, mode=mode, layers=())
         elif compat.uses_megamoe(self._runner):
@@ -242,7 +241,7 @@ class Context:
             "identity": identity_of(self._runner, phase=self._phase),
             "ranks": stages.ranks(self._runner.gpu_id or 0),
             "settings": settings,
-            "engine_cache_root": self._engine_root(),
+            **self._roots(),
             "engine": ("sglang", compat.version()),
             "extra_tables": own_tables(self._runner) if reuses else (),
             "keep_existing": True,  # of an earlier context, in whose graphs it is captured
@@ -250,12 +249,12 @@ class Context:
             **given,
         }
 
-    def _engine_root(self) -> Path | None:
+    def _roots(self) -> dict[str, Path | None]:
         from warmup_plugin.tuner import compat as flashinfer
 
-        if not compat.reuses():
-            return flashinfer.NOWHERE
-        return gate.engine_root(compat.ROOT_VARIABLE, compat.cache_root, self._settings)
+        found = gate.engine_root(compat.ROOT_VARIABLE, compat.cache_root, self._settings)
+        nowhere = None if compat.reuses() else flashinfer.NOWHERE  # nothing is read, or written
+        return {"engine_cache_root": found, "cache_root": nowhere}
 
     def _refuse_what_is_not_ours(self) -> None:
         """Raise `RuntimeError` where SGLang must warm up as without this package."""

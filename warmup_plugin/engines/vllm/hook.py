@@ -77,7 +77,7 @@ def _warm_up(own: FunctionType, settings: Settings, runner: Any, *, skip_attn: b
             attempt.Scope(world.rank_in_group, world.world_size, group)
         ).prepared(
             lambda: _given(settings, runner, world), settings, str(next(_sessions)),
-            lambda: _engine_root(settings),
+            lambda: _roots(settings),
         )  # fmt: skip
         if not failure:
             last_report = warm_up(pass_, tuning_context=contextlib.nullcontext, **given)
@@ -114,14 +114,15 @@ def _given(settings: Settings, runner: Any, world: Any) -> dict[str, Any]:
         "identity": identity_of(runner.vllm_config),
         "ranks": _ranks(runner, world),
         "settings": settings,
-        "engine_cache_root": _engine_root(settings),
+        **_roots(settings),
         "engine": ("vllm", compat.version()),
         "extra_tables": own_tables(runner),
     }
 
 
-def _engine_root(settings: Settings) -> Path | None:
-    return gate.engine_root(compat.ROOT_VARIABLE, compat.cache_root, settings)
+def _roots(settings: Settings) -> dict[str, Path | None]:
+    found = gate.engine_root(compat.ROOT_VARIABLE, compat.cache_root, settings)
+    return {"engine_cache_root": found}
 
 
 def _ranks(runner: Any, world: Any) -> RankInfo:
