@@ -334,6 +334,27 @@ MUTANTS = (
         "tests/test_streams.py::test_nothing_precedes_that_in_an_engine",
     ),
     Mutant(
+        "a package's name that goes on in the next line", "tuner/package_names.py",
+        "\\n(?![ \\t])", "\\n",
+        "tests/tuner/test_package_names.py::test_the_answers_are_the_same",
+    ),
+    Mutant(
+        "names are read quickly for the asking thread alone", "tuner/package_names.py",
+        " if _packages.is_used_here() else found", "",
+        "tests/tuner/test_package_names.py::test_no_other_thread_hears_of_it",
+    ),
+    Mutant(
+        "names are read without a parser", "tuner/package_names.py",
+        "return map(_Package, found) if", "return found if",
+        "tests/tuner/test_package_names.py::test_a_name_takes_no_parser",
+    ),
+    Mutant(
+        "a stand-in stays for a second user", "runtime/stand_in.py",
+        "                if not self._threads:\n                    setattr",
+        "                if True:\n                    setattr",
+        "tests/tuner/test_probe.py::test_a_search_that_cannot_be_made_finds_nothing",
+    ),
+    Mutant(
         "a server is asked through no proxy", "runtime/health_page.py",
         "ProxyHandler({})", "ProxyHandler()",
         "tests/test_health_page.py::test_a_proxy_of_the_environment_is_not_asked",

@@ -37,7 +37,8 @@ ADDED = {
         coordination/addresses coordination/connecting coordination/listeners coordination/offers
         coordination/opening cli/doctor_ranks""",
     "races, and the kept look (22)": """
-        tuner/race tuner/kept_environment tuner/library_search""",
+        tuner/race tuner/kept_environment tuner/library_search tuner/package_names
+        runtime/stand_in""",
     "the fleet (23)": """
         fleet steps/fleet cli/commands/fleet""",
 }

@@ -20,7 +20,7 @@ import pytest
 import torch
 from flashinfer.autotuner import AutoTuner
 
-from warmup_plugin.tuner import behaviour, compat, library_search
+from warmup_plugin.tuner import behaviour, compat
 from warmup_plugin.tuner.behaviour import LAWS
 from warmup_plugin.tuner.compat import REQUIRED, SLOW
 from warmup_plugin.tuner.library_search import bearing_failed_searches
@@ -245,8 +245,7 @@ def test_no_search_where_no_process_can_be_started(
     Six are enough for the search, and too few once a session's threads are started, too.
     """
     searched, few, own = list[str](), iter(range(left)), _thread.start_new_thread
-    monkeypatch.setattr(ctypes.util, "find_library", ctypes.util.find_library)  # put back later
-    monkeypatch.setattr(library_search, "_own_search", searched.append)
+    monkeypatch.setattr(ctypes.util, "find_library", searched.append)
 
     def start(function: Callable[..., object], arguments: tuple[()]) -> None:
         if next(few, None) is None:
@@ -266,9 +265,7 @@ def test_a_search_that_cannot_be_made_finds_nothing(monkeypatch: pytest.MonkeyPa
     def fails(_name: str) -> NoReturn:
         raise FileNotFoundError(2, "No usable temporary directory")
 
-    before = ctypes.util.find_library
-    monkeypatch.setattr(ctypes.util, "find_library", before)  # put back later
-    monkeypatch.setattr(library_search, "_own_search", fails)
+    monkeypatch.setattr(ctypes.util, "find_library", fails)
     with bearing_failed_searches():
         assert ctypes.util.find_library("cublas") is None
         with bearing_failed_searches():
@@ -276,4 +273,4 @@ def test_a_search_that_cannot_be_made_finds_nothing(monkeypatch: pytest.MonkeyPa
         assert ctypes.util.find_library("cublas") is None
         look = sys.modules[AutoTuner.__module__]._get_cublas_version
         assert look.__wrapped__()
-    assert ctypes.util.find_library is not before
+    assert ctypes.util.find_library is fails

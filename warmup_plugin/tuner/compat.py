@@ -31,6 +31,7 @@ import torch
 
 from warmup_plugin.cache.stamps import FINGERPRINT, PACKAGES
 from warmup_plugin.tuner.library_search import bearing_failed_searches
+from warmup_plugin.tuner.package_names import naming_packages_quickly
 from warmup_plugin.tuner.packages import by_content
 from warmup_plugin.tuner.proven import PROVEN
 from warmup_plugin.tuner.race.counts import Counts
@@ -116,7 +117,7 @@ def tuner() -> Any:
 def stamp() -> dict[str, str]:
     """Return FlashInfer's environment stamp, absent values as "unknown", and `stamps.PACKAGES`."""
     collect = getattr(fi, "_collect_metadata", dict)
-    with bearing_failed_searches():
+    with bearing_failed_searches(), naming_packages_quickly():
         found = {name: str(value or "unknown") for name, value in collect().items()}
     packages = by_content(found.get(FINGERPRINT, ""))
     return {**found, PACKAGES: packages} if packages else found
@@ -160,7 +161,8 @@ def looked_up_anew() -> dict[str, str]:
     }
     if not all(hasattr(look, "__wrapped__") for look in looks.values()):
         return {}
-    found = {field: str(look.__wrapped__()) for field, look in looks.items()}
+    with naming_packages_quickly():
+        found = {field: str(look.__wrapped__()) for field, look in looks.items()}
     packages = by_content(found[FINGERPRINT])
     return {**found, PACKAGES: packages} if packages else found
 

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """FlashInfer's environment stamp, the slow half of it looked up once for all ranks that see alike.
 
-Two fields make up nearly all that a stamp costs, 50 to 150 ms of a new process: for the version of
-cuBLAS FlashInfer runs ldconfig, a compiler and a linker, and for that of the CuTe DSL it reads the
-metadata of every installed package (0.7.2.post1). What an earlier process has found is taken where
-it still holds (`kept_environment.py`). Where nothing is kept, ranks with equal `surroundings` look
-each up once among them, at the same time: rank 0 the first, on a thread of its own while the ranks
-meet. Any other rank, and any that cannot tell, looks for itself, and all other fields each reads
-for itself.
+Two fields make up nearly all that a stamp costs: for the version of cuBLAS FlashInfer runs
+ldconfig, a compiler and a linker, and for both it reads the metadata of every installed package
+(0.7.2.post1; `package_names.py`). What an earlier process has found is taken where it still holds
+(`kept_environment.py`). Where nothing is kept, ranks with equal `surroundings` look each up once
+among them, at the same time: rank 0 the first, on a thread of its own while the ranks meet. Any
+other rank, and any that cannot tell, looks for itself, and all other fields each reads for itself.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from warmup_plugin.errors import PlacementError, SessionError
 from warmup_plugin.topology import machine_id
 from warmup_plugin.tuner import compat, kept_environment
 from warmup_plugin.tuner.library_search import bearing_failed_searches
+from warmup_plugin.tuner.package_names import naming_packages_quickly
 from warmup_plugin.tuner.packages import by_content, remember
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def _look() -> None:
     def look_quietly() -> None:
         global _under_way  # noqa: PLW0603  # as above
         # Nobody hears of what fails here: FlashInfer asks again.
-        with contextlib.suppress(Exception), bearing_failed_searches():
+        with contextlib.suppress(Exception), bearing_failed_searches(), naming_packages_quickly():
             look()
         _under_way = None
 
@@ -203,7 +203,8 @@ def _look_meanwhile() -> None:
     """Look up, as long as the programs run, what none is run for."""
     for field, look in _unknown().items():
         if field != compat.BY_PROGRAMS:
-            with contextlib.suppress(Exception):  # told of where it is needed
+            # What fails here is told of where it is needed.
+            with contextlib.suppress(Exception), naming_packages_quickly():
                 by_content(look())
 
 

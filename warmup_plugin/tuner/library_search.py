@@ -6,23 +6,18 @@ Owns what happens where that search cannot run: the library is not found, and no
 
 from __future__ import annotations
 
-import contextlib
 import ctypes.util
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from warmup_plugin.runtime.needs import lacks_processes
+from warmup_plugin.runtime.stand_in import StandIn
 
 #: The compiler, its own part that links, and the linker: processes count as threads do.
 _PROCESSES = 3
 
-_searches = threading.Lock()
-_search_depth = 0
-_own_search = ctypes.util.find_library
 
-
-@contextlib.contextmanager
-def bearing_failed_searches() -> Iterator[None]:
+def bearing_failed_searches() -> AbstractContextManager[None]:
     """Have a library not be found in the body where it cannot be searched for.
 
     Where the linker's cache does not name it, Python has a compiler and a linker look for it, for
@@ -30,23 +25,19 @@ def bearing_failed_searches() -> Iterator[None]:
     own processes, as those of a session are started meanwhile, tries again for a quarter of a
     minute: then there is no search. FlashInfer asks elsewhere.
     """
-    global _search_depth  # noqa: PLW0603  # of the process, as the function it stands for
+    return _search.used()
 
+
+def _bearing(own: Callable[[str], str | None]) -> Callable[[str], str | None]:
     def find_library(name: str) -> str | None:
         if lacks_processes(_PROCESSES):
             return None
         try:
-            return _own_search(name)
+            return own(name)
         except OSError:
             return None
 
-    with _searches:
-        _search_depth += 1
-        ctypes.util.find_library = find_library
-    try:
-        yield
-    finally:
-        with _searches:
-            _search_depth -= 1
-            if not _search_depth:
-                ctypes.util.find_library = _own_search
+    return find_library
+
+
+_search = StandIn(ctypes.util, "find_library", _bearing)
