@@ -29,7 +29,15 @@ VENV = CHECKOUT / ".venv"
 sys.path.append(str(CHECKOUT))  # after all else: the package stays the wheel's
 
 from tests.real_ops.cases.catalogue import CASES  # noqa: E402  # found since
-from tests.real_ops.rows import MAIN, RELEASES, Row, raced_rows, rows_of, smallest  # noqa: E402  # found since
+from tests.real_ops.rows import (  # noqa: E402  # found since
+    MAIN,
+    RELEASES,
+    Row,
+    once_per_release,
+    raced_rows,
+    rows_of,
+    smallest,
+)
 from tests.real_ops.summary import HEAD, slowest, summary  # noqa: E402  # found since
 
 START_S = 90
@@ -171,9 +179,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     params: list[tuple[Row, Any]] = []
     for number, case in enumerate(CASES.values()):
         rows = rows_of(case.name, case.on, case.releases, number)
-        small = smallest(rows, number)
+        small, once = smallest(rows, number), once_per_release(rows, number)
         for row in rows:
-            marks = () if row in small else (pytest.mark.real_ops,)
+            marks: tuple[pytest.MarkDecorator, ...] = ()
+            if row not in small:
+                marks = (pytest.mark.real_ops, *(() if row in once else (pytest.mark.all_rows,)))
             params.append((row, pytest.param(row, id=str(row), marks=marks)))
     params.sort(key=lambda pair: (RELEASES.index(pair[0].release), pair[0].on))
     metafunc.parametrize("row", [param for _, param in params])

@@ -71,6 +71,18 @@ def raced_rows(name: str, on: tuple[str, ...], releases: tuple[str, ...], number
     ]
 
 
+def once_per_release(rows: list[Row], number: int) -> set[Row]:
+    """Return those of a case's rows that a change must pass: one on each release.
+
+    By turns of the cases on another GPU, in another context, with the other margin.
+    """
+    found = set()
+    for release in RELEASES:
+        if of_it := [row for row in rows if row.release == release]:
+            found.add(of_it[number % len(of_it)])
+    return found
+
+
 def smallest(rows: list[Row], number: int) -> set[Row]:
     """Return those of a case's rows that run with the other tests: one for each runner class.
 
