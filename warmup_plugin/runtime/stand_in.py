@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A function of another module, replaced for as long as somebody needs that, on any thread."""
+"""A function of another module, replaced while one context needs that, whatever its thread."""
 
 from __future__ import annotations
 
