@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A function of another module, replaced while one context needs that, whatever its thread."""
+"""A function of another module, replaced on all threads while one of them needs that."""
 
 from __future__ import annotations
 
