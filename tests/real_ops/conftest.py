@@ -33,7 +33,7 @@ from tests.real_ops.rows import (  # noqa: E402  # found since
     MAIN,
     RELEASES,
     Row,
-    once_per_release,
+    for_a_change,
     raced_rows,
     rows_of,
     smallest,
@@ -179,11 +179,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     params: list[tuple[Row, Any]] = []
     for number, case in enumerate(CASES.values()):
         rows = rows_of(case.name, case.on, case.releases, number)
-        small, once = smallest(rows, number), once_per_release(rows, number)
+        small, gate = smallest(rows, number), for_a_change(rows, number)
         for row in rows:
             marks: tuple[pytest.MarkDecorator, ...] = ()
             if row not in small:
-                marks = (pytest.mark.real_ops, *(() if row in once else (pytest.mark.all_rows,)))
+                marks = (pytest.mark.real_ops, *(() if row in gate else (pytest.mark.all_rows,)))
             params.append((row, pytest.param(row, id=str(row), marks=marks)))
     params.sort(key=lambda pair: (RELEASES.index(pair[0].release), pair[0].on))
     metafunc.parametrize("row", [param for _, param in params])

@@ -71,16 +71,15 @@ def raced_rows(name: str, on: tuple[str, ...], releases: tuple[str, ...], number
     ]
 
 
-def once_per_release(rows: list[Row], number: int) -> set[Row]:
-    """Return those of a case's rows that a change must pass: one on each release.
+def for_a_change(rows: list[Row], number: int) -> set[Row]:
+    """Return those of a case's rows that a change must pass: the smallest, and one of the newest.
 
-    By turns of the cases on another GPU, in another context, with the other margin.
+    That is a row on the newest release that has the op; by turns of the cases on another GPU, in
+    another context, with the other margin.
     """
-    found = set()
-    for release in RELEASES:
-        if of_it := [row for row in rows if row.release == release]:
-            found.add(of_it[number % len(of_it)])
-    return found
+    newest = max((row.release for row in rows), key=RELEASES.index)
+    of_it = [row for row in rows if row.release == newest]
+    return {*smallest(rows, number), of_it[number % len(of_it)]}
 
 
 def smallest(rows: list[Row], number: int) -> set[Row]:
