@@ -334,6 +334,11 @@ MUTANTS = (
         "tests/test_streams.py::test_nothing_precedes_that_in_an_engine",
     ),
     Mutant(
+        "runners of one class with keys of other forms", "tuner/batch_fields.py",
+        "key = op, _Kind(name, switches, _form(real))", "key = op, _Kind(name, switches, ())",
+        "tests/tuner/test_random_ops.py::test_what_was_found_once",
+    ),
+    Mutant(
         "a package's name that goes on in the next line", "tuner/package_names.py",
         "\\n(?![ \\t])", "\\n",
         "tests/tuner/test_package_names.py::test_the_answers_are_the_same",

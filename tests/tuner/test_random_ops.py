@@ -121,6 +121,13 @@ FOUND = {
         batches=(16,),
         margin=0.03,
     ),
+    "one of several keys has the batch, and both are of one class": plain(
+        RunnerPlan(0, 0, 0, "raw batch"),
+        RunnerPlan(1, 0, 0),
+        order="reversed",
+        batches=(3, 16),
+        context="sglang",
+    ),
     "the key has what the batch is like": plain(RunnerPlan(0, 0, 3, "parity"), batches=(1,)),
     "one call is skipped": plain(FIRST, steps=(Step(0, 64, "skip"), Step(0, 64))),
     "its tactics are validated": plain(
@@ -202,6 +209,12 @@ FOUND_ON_RANKS = {
         FIRST, SECOND, batches=(4,), order="reversed", others=((Step(0, 64),),)
     ),
     "one of several keys has the batch": FOUND["one of several keys has the batch"],
+    "one of several keys has the batch, and both are of one class": plain(
+        RunnerPlan(0, 0, 0, "raw batch"),
+        RunnerPlan(1, 0, 2),
+        batches=(1,),
+        others=((Step(0, 1),),),
+    ),
     "one rank's batches have fewer runners": plain(
         RunnerPlan(0, 0, 0),
         RunnerPlan(1, 1, 1, "none"),

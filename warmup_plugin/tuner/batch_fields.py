@@ -4,7 +4,8 @@
 FlashInfer stores a winner under the key of the inputs that it makes for a bucket and looks it up
 under the key of the inputs at hand. A runner's extras should be equal for both; cuBLASLt's are not:
 they hold the batch, so that a winner is found at that batch alone. This belongs to the runner, not
-to the call it stands in, so it is asked once for each runner class and its switches.
+to the call it stands in, so it is asked once for each runner class, its switches and the form of
+its extras, which runners of one class need not have in common.
 
 Owns that question. Runners are asked with tensors of undefined contents, and run nothing.
 """
@@ -32,13 +33,21 @@ class Fields(NamedTuple):
     is_made_otherwise: bool = False
 
 
+class _Kind(NamedTuple):
+    """Runners of which one answers for all: class, switches, form of the extras."""
+
+    name: str
+    switches: Switches
+    form: tuple[str, ...]
+
+
 class BatchFields:
-    """The answers of one survey, by op, runner class and switches; ops of one config share them."""
+    """The answers of one survey, by op and kind of runner; ops of one config share them."""
 
     def __init__(self, profiles: Profiles) -> None:
         self._profiles = profiles
-        self._known: dict[tuple[str, str, Switches], Fields] = {}
-        self._by_config: dict[tuple[str, Switches, Same], Fields] = {}
+        self._known: dict[tuple[str, _Kind], Fields] = {}
+        self._by_config: dict[tuple[_Kind, Same], Fields] = {}
 
     def of(
         self,
@@ -53,10 +62,11 @@ class BatchFields:
         """
         op, runner, switches = kind
         # By name: FlashInfer makes some of its runner classes anew for each call.
-        key = op, f"{type(runner).__module__}.{type(runner).__qualname__}", switches
+        name = f"{type(runner).__module__}.{type(runner).__qualname__}"
+        key = op, _Kind(name, switches, _form(real))
         if key not in self._known:
             # What its key is made of is the class's own; ops that share its config share that.
-            of_class = key[1], switches, Same(config)
+            of_class = key[1], Same(config)
             if of_class not in self._by_config:
                 others = self._other_sizes(config, inputs)
                 if not others:  # nothing is dynamic: there is no batch to follow
@@ -76,6 +86,11 @@ class BatchFields:
             twice = tuple(2 * own[spec.input_idx[0]][spec.dim_idx[0]] for spec in specs)
             found = self._profiles.of(narrow(config, twice), inputs)
         return [min(found, key=_elements), max(found, key=_elements)] if found else []
+
+
+def _form(extras: tuple[Any, ...]) -> tuple[str, ...]:
+    """Return what extras look like whatever the batch is: their words, else their types."""
+    return tuple(each if isinstance(each, str) else type(each).__name__ for each in extras)
 
 
 def _elements(shapes: Shapes) -> int:

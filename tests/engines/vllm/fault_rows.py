@@ -148,7 +148,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         number="vi", fault="rank 0 raises in `get_valid_tactics`", is_cold=True,
         options={"fault": "get_valid_tactics+linger@0"},
-        alone=("hang", "tunes"), ours=("tunes, on defaults", "warm, on defaults"),
+        alone=("hang", "tunes"), ours=("tunes, on defaults", "tunes"),
     ),
     Row(
         number="vi-b", fault="rank 0's forward raises", is_cold=True,
@@ -158,7 +158,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         number="vii", fault="a tactic raises on rank 1 only", is_cold=True, is_lasting=True,
         options={"fault": "tactic@1"},
-        alone=("tunes", "warm"), ours=("tunes, on defaults", "warm, on defaults"),
+        alone=("tunes", "warm"), ours=("tunes, on defaults", "tunes, on defaults"),
     ),
     Row(
         number="viii", fault="a file has other keys", spoil=last(edited(_other_keys)),
