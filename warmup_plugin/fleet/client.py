@@ -18,7 +18,10 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from warmup_plugin.fleet.turn_process import TurnProcess
 
 logger = logging.getLogger("warmup_plugin")
 
@@ -32,6 +35,37 @@ _HOME: Final = str(Path(__file__).resolve().parents[2])
 _GONE_S: Final = 5.0
 
 
+def start() -> subprocess.Popen[bytes]:
+    """Start the process of the fleet, which waits for a request.
+
+    Raises:
+        OSError, ValueError, subprocess.SubprocessError: there is no process to be had.
+    """
+    paths = dict.fromkeys([*filter(None, sys.path), _HOME])
+    return subprocess.Popen(  # noqa: S603  # this Python, this package
+        [sys.executable, "-S", "-P", "-c", _CODE, "\n".join(paths)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # no signal of a terminal is meant for it
+    )
+
+
+def end(process: subprocess.Popen[bytes]) -> int:
+    """End a process, wait until it is gone, and return its status."""
+    if process.poll() is None:
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+    status = 0
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        status = process.wait(_GONE_S)
+    for pipe in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):
+            if pipe is not None:
+                pipe.close()
+    return status
+
+
 class Worker:
     """The process of one request. ``reason``: why there is none."""
 
@@ -39,15 +73,8 @@ class Worker:
         self.reason = ""
         self._status = 0
         self._process: subprocess.Popen[bytes] | None = None
-        paths = dict.fromkeys([*filter(None, sys.path), _HOME])
         try:
-            self._process = subprocess.Popen(  # noqa: S603  # this Python, this package
-                [sys.executable, "-S", "-P", "-c", _CODE, "\n".join(paths)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,  # no signal of a terminal is meant for it
-            )
+            self._process = start()
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             self.reason = f"no process can be started: {error}"
 
@@ -69,28 +96,30 @@ class Worker:
     def close(self) -> None:
         """End the process, and wait until it is gone."""
         process, self._process = self._process, None
-        if process is None:
-            return
-        if process.poll() is None:
-            with contextlib.suppress(OSError):
-                os.killpg(process.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._status = process.wait(_GONE_S)
-        for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError):
-                if pipe is not None:
-                    pipe.close()
+        if process is not None:
+            self._status = end(process)
 
 
 def _parsed(answer: bytes, status: int) -> dict[str, Any]:
+    found = parsed(answer)
+    return found if found is not None else {"state": "failed", "reason": why_ended(status)}
+
+
+def parsed(line: bytes) -> dict[str, Any] | None:
+    """Return what the process has said; None where that is no answer."""
     with contextlib.suppress(ValueError):
-        found = json.loads(answer)
+        found = json.loads(line)
         if isinstance(found, dict) and isinstance(found.get("state"), str):
             return found
+    return None
+
+
+def why_ended(status: int) -> str:
+    """Return in words why a process has ended without an answer."""
     if status == -signal.SIGALRM:
-        return {"state": "failed", "reason": "its time was up"}
+        return "its time was up"
     hint = "" if _has_client() else ": pip install 'warmup-plugin[fleet]' brings obstore"
-    return {"state": "failed", "reason": f"its process ended with status {status}{hint}"}
+    return f"its process ended with status {status}{hint}"
 
 
 def _has_client() -> bool:
@@ -118,10 +147,12 @@ class Publication(threading.Thread):
     keeps no engine from ending. ``outcome``: what became of it, empty until then.
     """
 
-    def __init__(self, request: dict[str, Any], limit_s: float, url: str) -> None:
+    def __init__(
+        self, request: dict[str, Any], limit_s: float, url: str, worker: Worker | TurnProcess
+    ) -> None:
         super().__init__(name="warmup-fleet", daemon=True)
         self._request, self._limit_s, self._url = request, limit_s, url
-        self._worker = Worker()
+        self._worker = worker
         self.outcome: dict[str, Any] = {}
 
     def run(self) -> None:
@@ -143,12 +174,19 @@ class Publication(threading.Thread):
 publications: Final[list[Publication]] = []
 
 
-def publish(request: dict[str, Any], limit_s: float, url: str) -> str:
-    """Begin a publication; return why there is none, or an empty string."""
-    thread = Publication(request, limit_s, url)
+def publish(
+    request: dict[str, Any], limit_s: float, url: str, holder: TurnProcess | None = None
+) -> str:
+    """Begin a publication; return why there is none, or an empty string.
+
+    ``holder``: the process that holds the lease, which publishes and then frees it.
+    """
+    thread = Publication(request, limit_s, url, holder or Worker())
     try:
         thread.start()
     except RuntimeError as error:  # no thread to be had
+        if holder is not None:
+            holder.free()
         return str(error)
     publications.append(thread)
     return ""
