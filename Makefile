@@ -156,8 +156,8 @@ bench: $(PACKAGE)  ## warm start against its floor, the cost of the import, ten 
 	@$(PY) benchmarks/many_tables.py
 
 # A seed reproduces a run: WARMUP_SOAK_SEED. About an hour on two cores.
-soak: $(PACKAGE) $(call stamp,dev)  ## 10 000 damaged files and messages, 500 schedules of kills and delays
-	@$(BIN)/pytest -m soak --timeout 900 -rP tests/faults tests/protocol tests/ranks
+soak: $(PACKAGE) $(call stamp,dev)  ## 10 000 damaged files and messages, 500 schedules of kills and delays, a hundred hosts of one fleet
+	@$(BIN)/pytest -m soak --timeout 900 -rP tests/faults tests/fleet tests/protocol tests/ranks
 
 fuzz: $(PACKAGE) $(call stamp,dev)  ## 5 000 examples for each parser; 2 000 runner lists against FlashInfer alone
 	@WARMUP_FUZZ_EXAMPLES=5000 $(BIN)/pytest --timeout 1800 tests/test_fuzz.py
