@@ -82,12 +82,15 @@ class Host:
             text=True,
         )
         self.pid = self._process.pid
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self.said.append(json.loads(line))
+        with self._process.stdout as lines:
+            for line in lines:
+                if line.endswith("\n"):  # else it was killed in the middle of it
+                    self.said.append(json.loads(line))
 
     def states(self) -> list[str]:
         return [line["state"] for line in self.said]
@@ -114,6 +117,7 @@ class Host:
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
+        self._reader.join(10.0)
 
 
 def _parent(stat: Path) -> int:
