@@ -31,20 +31,6 @@ FleetCredentials = Literal["given", "anonymous", "instance"]
 _PREFIX: Final = "WARMUP_PLUGIN_"
 
 
-def _is_location(value: object) -> bool:
-    from warmup_plugin.fleet.location import is_location  # a start without a fleet has no need
-
-    return is_location(value)
-
-
-_FLEET: Final = kinds.Kind(
-    str,
-    _is_location,
-    "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///DIRECTORY, without "
-    "user name, query or ..",
-)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """One value for each row of the table; one that breaks its row's rule is a `SettingError`."""
@@ -195,7 +181,7 @@ class Settings:
     )
     fleet: str | None = setting(
         "WARMUP_PLUGIN_FLEET",
-        _FLEET,
+        kinds.FLEET,
         "an object store or a shared folder in which hosts keep their tables for each other; rank "
         "0 asks it for this start's table",
         default=None,
