@@ -133,6 +133,7 @@ BAD = [
     ("fleet_role", "writes"),
     ("fleet_credentials", "metadata"),
     ("fleet_wait_s", "0"),
+    ("fleet_beat_s", "0"),
     ("fleet_publish_after_s", "-1"),
     ("fleet_keys", "fleet.pub"),
     ("fleet_signing_key", "fleet.key"),
