@@ -39,7 +39,7 @@ class FleetTurn:
         self._url = url
         self._process: TurnProcess | None = None
         self._reason = self._holder = ""
-        self._seconds = 0.0
+        self._seconds, self._has_waited = 0.0, False
 
     @property
     def may_ask(self) -> bool:
@@ -53,7 +53,7 @@ class FleetTurn:
 
         ``answer_s``: for all but the wait for a host that lives, which ends at ``until``.
         """
-        began = time.monotonic()
+        began, self._has_waited = time.monotonic(), False
         self._process = TurnProcess(request)
         try:
             found = self._waited(job, answer_s, until)
@@ -63,7 +63,7 @@ class FleetTurn:
             logger.exception("warmup-plugin: no turn is waited for:")
             found = {"state": "failed", "reason": f"{type(error).__name__}: {error}"[:300]}
         seconds = round(time.monotonic() - began, 4)
-        if self._holder:
+        if self._has_waited:
             self._seconds += seconds
             who = f"{self._holder}, for the fleet"
             job.trace.waited.append(Wait("wait", (0,), who, seconds))
@@ -77,6 +77,7 @@ class FleetTurn:
             nonlocal found, is_heard
             while (line := process.line()) is not None:
                 self._holder = line.get("holder") or self._holder
+                self._has_waited |= line["state"] == "waits"
                 is_heard = line["state"] in ("waits", "fetches")
                 if not is_heard:
                     found = line
