@@ -132,9 +132,13 @@ _BY_FILE = {
     "fleet/push.py": {
         ("push", "pause"): "in the process of its own, between tries that are counted",
     },
+    "fleet/answering.py": {
+        ("answer_one", "sys.stdin.buffer.readline"): "in the process of its own, until its parent "
+        "asks or is gone",
+    },
     "fleet/worker.py": {
-        ("_wait_until_served", "time.sleep"): "in the process of its own, which an alarm ends",
-        ("main", "sys.stdin.buffer.readline"): "the same",
+        ("_wait_until_served", "time.sleep"): "in the process of its own, which ends with the "
+        "engine's, or when the time for its health is over",
     },
     "cli/doctor_disks.py": {
         ("_locks", "fcntl.flock"): "asks with LOCK_NB, on a thread that is bounded",

@@ -1,24 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process in which the fleet is asked: one request on standard input, one answer on output.
+"""The process in which the fleet is asked.
 
-Owns its own end: an alarm ends it where its parent is not there to do so, also while the
-client library waits, and so does a parent that goes away before there is a request. Imports what an
-action needs when it is asked for, since a start waits for this process. Nothing else is written to
-standard output. Never imported by an engine.
+Owns what is asked, and when: a push waits until the engine serves, and ends where that ends before.
+Imports what an action needs when it is asked for, since a start waits for this process. Never
+imported by an engine.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
 
-from warmup_plugin.errors import WarmupError
+from warmup_plugin.fleet.answering import answer_one, end_after
 from warmup_plugin.fleet.objects import Objects
 from warmup_plugin.fleet.pointer import Pointer, Whose, parse_pointer
 from warmup_plugin.fleet.pull import Refuse, pull, take_all
@@ -56,23 +53,14 @@ class Request(msgspec.Struct, kw_only=True):
 
 def main() -> None:
     """Answer one request; an empty one is none."""
-    line = sys.stdin.buffer.readline()
-    if not line.strip():
-        return
-    request = msgspec.json.decode(line, type=Request)
-    try:
-        if request.parent and (why := _wait_until_served(request)):
-            answer: Any = {"state": "failed", "reason": why}
-        else:
-            signal.setitimer(signal.ITIMER_REAL, request.limit_s)  # by default it ends the process
-            answer = _answer(request)
-    except WarmupError as error:
-        answer = {"state": "failed", "reason": str(error)}
-    except Exception as error:  # noqa: BLE001  # the answer is all that anybody hears of it
-        answer = {"state": "failed", "reason": f"{type(error).__name__}: {error}"[:300]}
-    sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
-    sys.stdout.buffer.flush()
-    os._exit(0)  # the client's threads need no farewell
+    answer_one(Request, _begun)
+
+
+def _begun(request: Request) -> Any:
+    if request.parent and (why := _wait_until_served(request)):
+        return {"state": "failed", "reason": why}
+    end_after(request.limit_s)
+    return _answer(request)
 
 
 def _answer(request: Request) -> Any:
