@@ -32,6 +32,8 @@ Cli = Callable[..., "Ran"]
         (["pull", "oci://registry.example/../tables:v1"], "must be oci://HOST/NAME:TAG"),
         (["pull", "oci://user@registry.example/tables:v1"], "must be oci://HOST/NAME:TAG"),
         (["pull", "oci://registry.example/tables:v1", "--limit", "0"], "must be above 0"),
+        (["pull", "oci://registry.example/tables:v1", "--limit", "inf"], "must be above 0"),
+        (["pull", "oci://registry.example/tables:v1", "--limit", "nan"], "must be above 0"),
     ],
 )  # fmt: skip
 def test_wrong_usage(cli: Cli, tmp_path: Path, words: list[str], says: str) -> None:
@@ -63,7 +65,7 @@ def test_the_client_is_imported_where_a_registry_is_asked(tmp_path: Path) -> Non
         "import sys; from warmup_plugin.cli import main; "
         f"code = main(['pack', '--oci', {str(tmp_path / 'image')!r}, '--root', "
         f"{str(tmp_path / 'root')!r}]); "
-        "sys.exit(code or ', '.join({'oras', 'requests', 'urllib3'} & {*sys.modules}))"
+        "sys.exit(code or ', '.join({'oras', 'requests', 'urllib3'} & {*sys.modules}) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True,
                           text=True, cwd=tmp_path)  # fmt: skip

@@ -8,7 +8,7 @@ One gzip layer, a config with labels, a manifest; paths and labels are those of 
 format, so that its readers extract it. Owns the format. Equal tables give equal bytes on every
 machine: the layer is stored in gzip, not compressed, since builds of zlib compress differently.
 Refuses, when reading, what `archive` refuses, a layer that unfolds beyond its bound, and what is
-not the image that its digests say. Raises `ArchiveError`. Pure.
+not the image that its digests say. Raises `ArchiveError`. Touches no disk but for a temporary file.
 """
 
 from __future__ import annotations

@@ -49,6 +49,7 @@ def write(folder: Path, whole: Image) -> None:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ArchiveError(f"{folder} is not empty: a layout is written to a folder of its own")
+    folder = folder.resolve()  # the current one has no name
     folder.parent.mkdir(parents=True, exist_ok=True)
     stage = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(stage, ignore_errors=True)

@@ -12,6 +12,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+import msgspec
+
 from warmup_plugin.cli.output import CommandError
 from warmup_plugin.fleet import client, reference
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from warmup_plugin.fleet.reference import Reference
 
 _LIMIT_S: Final = 120.0
+_MOST_S: Final = 86_400.0
 #: Of a registry that has been asked.
 _SILENCE_S: Final = 15.0
 
@@ -60,12 +63,13 @@ def ask(
     Raises:
         CommandError: it came to nothing; the reason is one line.
     """
-    if not limit > 0:
-        raise CommandError(f"--limit {limit:g}: must be above 0", code=CommandError.USAGE)
+    if not 0 < limit <= _MOST_S:
+        message = f"--limit {limit:g}: must be above 0, and {_MOST_S:g} at most"
+        raise CommandError(message, code=CommandError.USAGE)
     request = {
-        "do": do, "reference": {name: getattr(image, name) for name in image.__struct_fields__},
-        "place": str(place), "limit_s": limit, "timeout_s": min(limit, _SILENCE_S),
-        "table_bytes": table_bytes, "is_plain": is_plain,
+        "do": do, "reference": msgspec.structs.asdict(image), "place": str(place),
+        "limit_s": limit, "timeout_s": min(limit, _SILENCE_S), "table_bytes": table_bytes,
+        "is_plain": is_plain,
     }  # fmt: skip
     answer = client.Worker(client.REGISTRY).ask(request, limit)
     if answer["state"] not in ("pushed", "pulled"):
