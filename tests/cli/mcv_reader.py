@@ -50,7 +50,7 @@ def extract(layout: Path, cache_dir: Path) -> Extracted:
     for name in REQUIRED:
         if f"cache.{kind}.image/{name}" not in labels:
             raise NotCompatError(f"without the label {name}")
-    written, manifest = 0, {}
+    written, manifest = 0, dict[str, Any]()
     for layer in image["layers"]:
         if layer["mediaType"] not in COMPAT_LAYERS:
             raise NotCompatError(layer["mediaType"])
@@ -69,7 +69,7 @@ def _kind(labels: dict[str, str]) -> str:
 
 
 def _extract_layer(data: bytes, kind: str, cache_dir: Path) -> tuple[int, dict[str, Any]]:
-    written, manifest = 0, {}
+    written, manifest = 0, dict[str, Any]()
     with tarfile.open(fileobj=io.BytesIO(gzip.decompress(data)), mode="r:") as layer:
         for member in layer:
             file = layer.extractfile(member) if member.isreg() else None

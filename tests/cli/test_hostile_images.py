@@ -221,6 +221,11 @@ def _linked_elsewhere(path: Path) -> None:
     path.symlink_to(path.parents[3] / path.name)
 
 
+def _piped(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 LAYOUTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "two images": (_index(lambda d: d["manifests"].append(d["manifests"][0])), "2 images"),
     "no image": (_index(lambda d: d["manifests"].clear()), "0 images"),
@@ -239,7 +244,7 @@ LAYOUTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "gone": (_each_blob(lambda path: path.unlink()), "no such file"),
     "links": (_each_blob(_linked_elsewhere), "a link that leads out of"),
-    "pipes": (_each_blob(lambda path: (path.unlink(), os.mkfifo(path))), "not a regular file"),
+    "pipes": (_each_blob(_piped), "not a regular file"),
 }  # fmt: skip
 
 

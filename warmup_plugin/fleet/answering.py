@@ -22,7 +22,7 @@ Asked = TypeVar("Asked", bound=msgspec.Struct)
 
 
 def end_after(limit_s: float) -> None:
-    """End this process when the time is up, whatever it waits for."""
+    """End this process when the time is up, also while it waits."""
     signal.setitimer(signal.ITIMER_REAL, limit_s)  # by default the signal ends it
 
 

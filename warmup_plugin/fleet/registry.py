@@ -207,7 +207,8 @@ def _asks_for_basic(session: Any, request: Request) -> bool:
     scheme = "http" if request.is_plain else "https"
     with session.get(f"{scheme}://{request.reference.host}/v2/", stream=True) as answer:
         wanted = answer.headers.get("WWW-Authenticate", "")
-        return answer.status_code == _UNAUTHORIZED and wanted.lower().startswith("basic")
+        is_asked = answer.status_code == _UNAUTHORIZED
+        return is_asked and str(wanted).lower().startswith("basic")
 
 
 def _credential_files() -> list[str]:

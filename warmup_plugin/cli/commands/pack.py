@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from warmup_plugin.cache import image, image_layout
@@ -176,7 +177,7 @@ def tell_image(
 
 
 def _tell(
-    said: dict[str, str | int], place: str, digest: str, files: list[Packed], *, as_json: bool,
+    said: Mapping[str, object], place: str, digest: str, files: list[Packed], *, as_json: bool,
     err: bool,
 ) -> None:  # fmt: skip
     identities = archive.summary(files)
