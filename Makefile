@@ -72,7 +72,8 @@ OF ?= vllm
 demo-engine: $(call stamp,torch-cpu) $(call stamp,$(OF)-cpu) $(call stamp,runtime) $(call stamp,build) $(WHEEL)
 	@$(PY) tools/demo_engine.py $(OF)
 
-# What `make test` leaves out: real_ops is all but the smallest set of its folder.
+# What `make test` leaves out: real_ops is all but the smallest set of its folder, guarantee is each
+# fault on its other number of ranks.
 LEFT_OUT := not release and not engine and not real_ops and not exhaustive and not guarantee
 # So many files of tests side by side: most of their time they wait, for a silence, for ranks to end.
 # A file is one process's, since its tests share what they start.

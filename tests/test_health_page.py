@@ -18,6 +18,9 @@ class Page(BaseHTTPRequestHandler):
     """Answers with the status that its path names."""
 
     def do_GET(self) -> None:
+        if self.path == "/no-http":
+            self.wfile.write(b"220 mail.example ready\r\n")
+            return
         self.send_response(int(self.path[1:]))
         self.end_headers()
 
@@ -37,6 +40,10 @@ def server() -> Iterator[str]:
 @pytest.mark.parametrize(("status", "is_ready"), [(200, True), (204, False), (503, False)])
 def test_200_alone_is_ready(server: str, status: int, *, is_ready: bool) -> None:
     assert answers(f"{server}/{status}", LIMIT_S) == is_ready
+
+
+def test_a_server_of_another_protocol_is_not_ready(server: str) -> None:
+    assert not answers(f"{server}/no-http", LIMIT_S)
 
 
 def test_a_proxy_of_the_environment_is_not_asked(

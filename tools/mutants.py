@@ -143,8 +143,8 @@ MUTANTS = (
     ),
     Mutant(
         "generation rule", "cache/merge.py",
-        "return part.manifest is None, -generation, part.source",
-        "return part.manifest is None, generation, part.source",
+        "return part.manifest is None, -part.generation, part.source",
+        "return part.manifest is None, part.generation, part.source",
         "tests/test_merge.py::test_higher_generation_wins",
     ),
     Mutant(

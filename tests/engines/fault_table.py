@@ -38,7 +38,8 @@ class Row:
     start with the fault, and the one after it, the cache untouched. ``options`` are those of the
     start with the fault; ``lasting``: it is there at the next one too. ``is_split``: rank 1 has a
     cache root of its own. ``place``: does something to the roots, by rank, before the fault.
-    ``has_nowhere``: nothing can be kept. ``is_left_alone``: we leave the start to the engine.
+    ``has_nowhere``: nothing can be kept of what the fault touches. ``is_left_alone``: we leave the
+    start to the engine.
     """
 
     number: str

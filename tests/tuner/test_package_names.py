@@ -101,13 +101,10 @@ def test_a_name_takes_no_parser(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(importlib.metadata.PathDistribution, "metadata", property(metadata))
     with naming_packages_quickly():
-        names = [told(lambda one: one.metadata["Name"], one) for one in packages_on_path()]
+        found = importlib.metadata.distributions()
+        names = [told(lambda one: one.metadata["Name"], one) for one in found]
     assert "nvidia-cublas-cu13" in names
     assert len(parsed) < len(names) / 2
-
-
-def packages_on_path() -> list[Any]:
-    return [*importlib.metadata.distributions()]
 
 
 @pytest.mark.parametrize("field", compat.SLOW)

@@ -27,7 +27,7 @@ class StandIn:
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
-        """Have the function be replaced in the body; others of its module's callers see it, too."""
+        """Replace the function in the body, for its callers on all threads."""
         thread = threading.get_ident()
         with self._lock:
             if not self._threads:

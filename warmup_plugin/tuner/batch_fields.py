@@ -89,7 +89,7 @@ class BatchFields:
 
 
 def _form(extras: tuple[Any, ...]) -> tuple[str, ...]:
-    """Return what extras look like whatever the batch is: their words, else their types."""
+    """Return what extras look like at any batch: their words, else their types."""
     return tuple(each if isinstance(each, str) else type(each).__name__ for each in extras)
 
 

@@ -22,9 +22,9 @@ _NAMED = re.compile(r"Metadata-Version: [0-9.]+\nName: ([A-Za-z0-9][A-Za-z0-9._-
 
 
 def naming_packages_quickly() -> AbstractContextManager[None]:
-    """Have this thread be told the names of installed packages in the body without a parser.
+    """Read the names of installed packages without a parser in the body, for this thread alone.
 
-    What else is asked of a package is asked of `importlib.metadata`, as by all other threads.
+    `importlib.metadata` answers all else that is asked of a package, and all other threads.
     """
     return _packages.used()
 

@@ -135,6 +135,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         number="vii", fault="a tactic raises on rank 1 only", is_cold=True, is_lasting=True,
+        has_nowhere=True,
         options={"fault": "tactic@1"}, alone=TUNES,
         ours=("tunes, on defaults", "tunes, on defaults"),
     ),
