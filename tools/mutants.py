@@ -605,6 +605,61 @@ MUTANTS = (
         "tests/fleet/test_signing.py::test_who_signs_takes_over_nothing_that_nobody_allowed_has_signed",
     ),
     Mutant(
+        "what a layer unfolds to", "cache/image.py",
+        "            if size > limit:\n", "            if False:\n",
+        "tests/cli/test_hostile_images.py::test_a_hostile_image_writes_nothing[bomb]",
+    ),
+    Mutant(
+        "a blob's digest", "cache/image.py",
+        "    if blob(data).digest != named.digest:\n", "    if False:\n",
+        "tests/cli/test_registry_faults.py::test_what_is_wrong_is_one_line[other bytes]",
+    ),
+    Mutant(
+        "the config's layer", "cache/image.py",
+        "        if config.rootfs.diff_ids != [found]:\n", "        if False:\n",
+        "tests/cli/test_hostile_images.py::test_a_hostile_image_writes_nothing[another layer]",
+    ),
+    Mutant(
+        "folders above a file, no others", "cache/archive.py",
+        'return member.isdir() and name.startswith(f"{member.name}/")', "return member.isdir()",
+        "tests/cli/test_hostile_images.py::test_a_hostile_image_writes_nothing[another folder]",
+    ),
+    Mutant(
+        "one image in a layout", "cache/image_layout.py",
+        "    if len(index.manifests) != 1:\n", "    if not index.manifests:\n",
+        "tests/cli/test_hostile_images.py::test_a_broken_layout_writes_nothing[two images]",
+    ),
+    Mutant(
+        "the digest asked for", "fleet/registry.py",
+        '    if request.reference.digest not in ("", manifest.digest):\n', "    if False:\n",
+        "tests/cli/test_registry_faults.py::test_another_image_than_the_digest_asked_for",
+    ),
+    Mutant(
+        "what a registry sends at most", "fleet/registry.py",
+        "            if len(found) > limit:\n", "            if False:\n",
+        "tests/cli/test_registry_faults.py::test_what_is_wrong_is_one_line[longer]",
+    ),
+    Mutant(
+        "a registry is asked once", "fleet/registry.py",
+        "Registry.do_request.__wrapped__(self", "Registry.do_request(self",
+        "tests/cli/test_registry_faults.py::test_what_is_wrong_is_one_line[401]",
+    ),
+    Mutant(
+        "a token of another request", "fleet/registry.py",
+        "                self.auth.token = None", "                pass",
+        "tests/cli/test_registry_tokens.py::test_a_token_for_reading_is_none_for_writing",
+    ),
+    Mutant(
+        "no password by http", "fleet/registry.py",
+        "adapter if request.is_plain else _Refused()", "adapter",
+        "tests/cli/test_registry_tokens.py::test_a_token_goes_nowhere_by_http",
+    ),
+    Mutant(
+        "no password of a netrc", "fleet/registry.py",
+        "        session.auth = lambda request: request", "        pass",
+        "tests/cli/test_registry_tokens.py::test_a_netrc_is_not_asked",
+    ),
+    Mutant(
         "a race drops by the noise", "tuner/race/rules.py",
         "_OUT = (3.0, 2.5, 2.0)", "_OUT = (0.0, 0.0, 0.0)",
         "tests/tuner/test_race_rules.py::test_a_candidate_drops_only_beyond_the_noise",

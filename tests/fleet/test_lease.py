@@ -231,7 +231,7 @@ def test_of_two_that_take_over_one_is_refused(fleet: Environment, tmp_path: Path
             beat(fast)
         return take(seen)
 
-    slow.turn.take = late  # type: ignore[method-assign]  # the instant in between
+    slow.turn.take = late  # type: ignore[method-assign, assignment]  # the instant in between
     found = slow.wait()
     assert [said["holder"] for said in slow.said] == ["a host that died", "the faster one"]
     assert found["state"] == "held", "that one has died, too"
@@ -320,7 +320,7 @@ def test_a_store_that_fails_for_a_while_is_asked_again(
 
     def meanwhile(pauses: int) -> None:
         if pauses == 4:
-            host.objects.lease = failing  # type: ignore[method-assign]  # a store that fails
+            host.objects.lease = failing  # type: ignore[method-assign, assignment]  # a store that fails
         if pauses == 6:
             del host.objects.lease
 
@@ -349,7 +349,7 @@ def test_the_wait_for_a_store_that_fails_is_as_long_as_a_holder_may_be_silent(
 
     def meanwhile(pauses: int) -> None:
         if pauses == 2:
-            host.objects.lease = failing  # type: ignore[method-assign]  # a store that fails
+            host.objects.lease = failing  # type: ignore[method-assign, assignment]  # a store that fails
 
     host = Host(tmp_path / "host", meanwhile=meanwhile)
     assert host.wait() == {"state": "failed", "reason": "the lease: 503"}

@@ -140,11 +140,15 @@ _BY_FILE = {
     "fleet/push.py": {
         ("push", "pause"): "in the process of its own, between tries that are counted",
     },
+    "fleet/answering.py": {
+        ("answer_one", "sys.stdin.buffer.readline"): "in the process of its own, until its parent "
+        "asks or is gone",
+    },
     "fleet/worker.py": {
-        ("_wait_until_served", "time.sleep"): "in the process of its own, which an alarm ends",
+        ("_wait_until_served", "time.sleep"): "in the process of its own, which ends with the "
+        "engine's, or when the time for its health is over",
         ("_line", "select.select"): "a time-out is given",
         ("_line", "sys.stdin.buffer.readline"): "there is a line, or the end of all",
-        ("main", "sys.stdin.buffer.readline"): "the same",
     },
     "cli/doctor_disks.py": {
         ("_locks", "fcntl.flock"): "asks with LOCK_NB, on a thread that is bounded",

@@ -13,4 +13,7 @@ and `turn_process.py` are the engine's side of that process. An engine imports t
 `location.py` alone, and only where a fleet is set: the client library lives in a process of its
 own, since its threads do not survive a fork, and since a process is what can be ended while it
 waits.
+
+`registry.py` is another such process: it puts images of tables into a registry and takes them from
+there for the command line; no start asks it. `reference.py` says which image is meant.
 """

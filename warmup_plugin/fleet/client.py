@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from warmup_plugin.fleet.turn_process import TurnProcess
@@ -28,22 +28,34 @@ logger = logging.getLogger("warmup_plugin")
 #: On the path of the engine; without `site`, since the files of an environment take time.
 _CODE: Final = (
     "import sys; sys.path[:] = sys.argv[1].split('\\n'); "
-    "from warmup_plugin.fleet.worker import main; main()"
+    "import importlib; importlib.import_module(sys.argv[2]).main()"
 )
 _HOME: Final = str(Path(__file__).resolve().parents[2])
 #: Until a process that is killed is gone.
 _GONE_S: Final = 5.0
 
 
-def start() -> subprocess.Popen[bytes]:
-    """Start the process of the fleet, which waits for a request.
+class Kind(NamedTuple):
+    """What a process does: its module, the client library that it needs, the extra with that."""
+
+    module: str
+    library: str
+    extra: str
+
+
+FLEET: Final = Kind("warmup_plugin.fleet.worker", "obstore", "fleet")
+REGISTRY: Final = Kind("warmup_plugin.fleet.registry", "oras", "oci")
+
+
+def start(kind: Kind = FLEET) -> subprocess.Popen[bytes]:
+    """Start a process that waits for a request.
 
     Raises:
         OSError, ValueError, subprocess.SubprocessError: there is no process to be had.
     """
     paths = dict.fromkeys([*filter(None, sys.path), _HOME])
     return subprocess.Popen(  # noqa: S603  # this Python, this package
-        [sys.executable, "-S", "-P", "-c", _CODE, "\n".join(paths)],
+        [sys.executable, "-S", "-P", "-c", _CODE, "\n".join(paths), kind.module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -69,12 +81,13 @@ def end(process: subprocess.Popen[bytes]) -> int:
 class Worker:
     """The process of one request. ``reason``: why there is none."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Kind = FLEET) -> None:
         self.reason = ""
+        self._kind = kind
         self._status = 0
         self._process: subprocess.Popen[bytes] | None = None
         try:
-            self._process = start()
+            self._process = start(kind)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             self.reason = f"no process can be started: {error}"
 
@@ -91,7 +104,7 @@ class Worker:
             return {"state": "failed", "reason": f"{type(error).__name__}: {error}"}
         finally:
             self.close()  # also where a signal comes in between
-        return _parsed(answer, self._status)
+        return _parsed(answer, self._status, self._kind)
 
     def close(self) -> None:
         """End the process, and wait until it is gone."""
@@ -100,9 +113,9 @@ class Worker:
             self._status = end(process)
 
 
-def _parsed(answer: bytes, status: int) -> dict[str, Any]:
+def _parsed(answer: bytes, status: int, kind: Kind) -> dict[str, Any]:
     found = parsed(answer)
-    return found if found is not None else {"state": "failed", "reason": why_ended(status)}
+    return found if found is not None else {"state": "failed", "reason": why_ended(status, kind)}
 
 
 def parsed(line: bytes) -> dict[str, Any] | None:
@@ -114,20 +127,21 @@ def parsed(line: bytes) -> dict[str, Any] | None:
     return None
 
 
-def why_ended(status: int) -> str:
+def why_ended(status: int, kind: Kind = FLEET) -> str:
     """Return in words why a process has ended without an answer."""
     if status == -signal.SIGALRM:
         return "its time was up"
-    hint = "" if _has_client() else ": pip install 'warmup-plugin[fleet]' brings obstore"
+    brings = f": pip install 'warmup-plugin[{kind.extra}]' brings {kind.library}"
+    hint = "" if _has_client(kind) else brings
     return f"its process ended with status {status}{hint}"
 
 
-def _has_client() -> bool:
+def _has_client(kind: Kind) -> bool:
     """Return whether the client library is there; asked where the process could not say so."""
     import importlib.util
 
     with contextlib.suppress(ImportError, ValueError):
-        return importlib.util.find_spec("obstore") is not None
+        return importlib.util.find_spec(kind.library) is not None
     return False
 
 

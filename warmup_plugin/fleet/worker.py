@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process in which the fleet is asked: one request on standard input, one answer on output.
+"""The process in which the fleet is asked.
 
+Owns what is asked, and when: a push waits until the engine serves, and ends where that ends before.
 The request for the lease is answered by several lines, as things change; the last one is that of
-the publication for which the lease is held. Owns its own end: an alarm ends it where its parent is
-not there to do so, also while the client library waits, and so does a parent that goes away before
-there is a request, or while the lease is waited for or held. Imports what an action needs when it
-is asked for, since a start waits for this process. Nothing else is written to standard output.
-Never imported by an engine.
+the publication for which the lease is held, and a parent that goes away meanwhile frees it. Imports
+what an action needs when it is asked for, since a start waits for this process. Never imported by
+an engine.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -23,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
-from warmup_plugin.errors import WarmupError
+from warmup_plugin.fleet.answering import answer_one, answered, end_after, tell
 from warmup_plugin.fleet.objects import Objects
 from warmup_plugin.fleet.pointer import Pointer, Whose, parse_pointer
 from warmup_plugin.fleet.pull import Pulled, Refuse, pull, take_all
@@ -72,41 +69,18 @@ class Request(msgspec.Struct, kw_only=True):
 
 def main() -> None:
     """Answer one request; an empty one is none."""
-    line = sys.stdin.buffer.readline()
-    if not line.strip():
-        return
-    request = msgspec.json.decode(line, type=Request)
-    _tell(_answered(request, _turn if request.do == "turn" else _once))
-    os._exit(0)  # the client's threads need no farewell
+    answer_one(Request, _begun)
 
 
-def _answered(request: Request, answer: Callable[[Request], Any]) -> Any:
-    """Return the answer, or the reason why there is none: it is all that the engine hears of it."""
-    try:
-        return answer(request)
-    except WarmupError as error:
-        return {"state": "failed", "reason": str(error)}
-    except Exception as error:  # noqa: BLE001  # as above
-        return {"state": "failed", "reason": f"{type(error).__name__}: {error}"[:300]}
-
-
-def _tell(answer: Any) -> None:
-    """Write a line to the engine, if it is still there."""
-    with contextlib.suppress(OSError):
-        sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
-        sys.stdout.buffer.flush()
-
-
-def _limit(seconds: float) -> None:
-    """End this process in so many seconds, unless the limit is set anew: an alarm's default."""
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+def _begun(request: Request) -> Any:
+    return _turn(request) if request.do == "turn" else _once(request)
 
 
 def _once(request: Request, meanwhile: Callable[[], None] = lambda: None) -> Any:
     """Do what is asked once, a push when the engine serves; ``meanwhile``: as it waits for that."""
     if request.parent and (why := _wait_until_served(request, meanwhile)):
         return {"state": "failed", "reason": why}
-    _limit(request.limit_s)
+    end_after(request.limit_s)
     return _answer(request)
 
 
@@ -124,18 +98,18 @@ def _turn(request: Request) -> Any:
         return pull(objects, whose, Path(request.place), request.table_bytes, refuse)
 
     def pause(seconds: float) -> None:
-        _limit(request.limit_s + seconds)
+        end_after(request.limit_s + seconds)
         if _line(request, seconds) is not None:
             os._exit(0)  # nothing is held, and nothing is to be said
 
-    _limit(request.limit_s)
+    end_after(request.limit_s)
     tasks = frozenset(request.tasks)
-    asked = Asked(objects, whose, turn, request.bundle, tasks, place, _tell)
+    asked = Asked(objects, whose, turn, request.bundle, tasks, place, tell)
     found = await_turn(asked, pause=pause)
     if found["state"] != "held":
         return found
     assert turn is not None
-    _tell(found)
+    tell(found)
     return _hold(turn, request)
 
 
@@ -143,12 +117,12 @@ def _hold(turn: Turn, request: Request) -> Any:
     """Renew the lease until the engine publishes or ends its part in it, and free it then."""
 
     def beat() -> None:
-        _limit(request.limit_s)
+        end_after(request.limit_s)
         was_held = turn.is_held
         if _runs(request):
             turn.beat()
         if was_held and not turn.is_held:
-            _tell({"state": "lost"})
+            tell({"state": "lost"})
 
     try:
         while (line := _line(request, min(_LOOK_S, request.beat_s / 2))) is None:
@@ -157,7 +131,7 @@ def _hold(turn: Turn, request: Request) -> Any:
             return {"state": "freed"}
         last = msgspec.json.decode(line, type=Request)
         turn.tell_failed(last.tasks)
-        return _answered(last, lambda asked: _once(asked, beat))
+        return answered(last, lambda asked: _once(asked, beat))
     finally:
         turn.free()
 
