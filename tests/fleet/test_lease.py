@@ -231,7 +231,7 @@ def test_of_two_that_take_over_one_is_refused(fleet: Environment, tmp_path: Path
             beat(fast)
         return take(seen)
 
-    slow.turn.take = late  # type: ignore[method-assign, assignment]  # the instant in between
+    slow.turn.take = late  # type: ignore[method-assign]  # the instant in between
     found = slow.wait()
     assert [said["holder"] for said in slow.said] == ["a host that died", "the faster one"]
     assert found["state"] == "held", "that one has died, too"
