@@ -526,6 +526,17 @@ MUTANTS = (
         "tests/fleet/test_lease.py::test_a_store_that_fails_for_a_while_is_asked_again",
     ),
     Mutant(
+        "thousands of hosts look more rarely", "fleet/single_flight.py",
+        "return max(self.beat_s, _RARER * (self.watch.clock() - self._began))",
+        "return self.beat_s",
+        "tests/fleet/test_lease.py::test_a_long_wait_is_looked_at_ever_more_rarely",
+    ),
+    Mutant(
+        "a dead holder is looked at by the beat", "fleet/single_flight.py",
+        "        if self.watch.stands_still:\n            return self.beat_s\n", "",
+        "tests/fleet/test_lease.py::test_a_long_wait_is_looked_at_ever_more_rarely",
+    ),
+    Mutant(
         "a table before the lease", "fleet/single_flight.py",
         "            if found := self._bundle():\n                return found\n", "",
         "tests/fleet/test_lease.py::test_a_table_that_is_published_is_adopted_when_the_lease_is_freed",

@@ -29,7 +29,7 @@ class Clock:
     """A clock that only the test moves."""
 
     def __init__(self) -> None:
-        self.now = 100.0
+        self.began = self.now = 100.0
 
     def __call__(self) -> float:
         return self.now
@@ -61,7 +61,8 @@ class Host:
         return pull(self.objects, WHOSE, self._place, LIMIT)
 
     def _pause(self, seconds: float) -> None:
-        assert 0.75 * BEAT_S <= seconds <= 1.25 * BEAT_S
+        waited = self.clock.now - self.clock.began
+        assert 0.75 * BEAT_S <= seconds <= max(1.25 * BEAT_S, 0.125 * waited)
         self.clock.now += seconds
         self.pauses += 1
         assert self.pauses < 100, "it waits for ever"
@@ -158,6 +159,18 @@ def test_a_holder_that_renews_it_is_waited_for(fleet: Environment, tmp_path: Pat
     host = Host(tmp_path, meanwhile=meanwhile)
     found = host.wait()
     assert (found["state"], found["is_takeover"], host.pauses) == ("held", False, 30)
+
+
+def test_a_long_wait_is_looked_at_ever_more_rarely(fleet: Environment, tmp_path: Path) -> None:
+    """Thousands of hosts wait; one that sees no renewal looks at each beat again."""
+    fleet()
+    holder = held_by(opened())
+    host = Host(tmp_path, meanwhile=lambda pauses: beat(holder) if pauses < 60 else None)
+    found = host.wait()
+    assert (found["state"], found["is_takeover"]) == ("held", True)
+    waited = host.clock.now - host.clock.began
+    assert waited > 150 * BEAT_S, "at each beat of the holder"
+    assert host.pauses <= 60 + MISSED + 3
 
 
 def test_a_table_that_is_published_is_adopted_when_the_lease_is_freed(

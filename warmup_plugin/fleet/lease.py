@@ -102,6 +102,11 @@ class Watch:
         self._looks += 1
         return self._looks >= _LOOKS and now - self._since >= MISSED * beat_s
 
+    @property
+    def stands_still(self) -> bool:
+        """Whether the state was at the last look as at the one before."""
+        return self._looks > 1
+
     def begin_anew(self) -> None:
         """Forget what was seen: a look has failed, and the holder may have failed to renew it."""
         self._state = None

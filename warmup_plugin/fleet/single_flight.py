@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -37,6 +37,9 @@ from warmup_plugin.runtime.safe_json import Miss
 
 #: A host that waits looks once in a beat of the holder, more or less by this share of it.
 _JITTER: Final = 0.25
+#: While the holder renews the lease, a long wait takes at most this much longer: thousands of hosts
+#: look ever more rarely, and do not fetch the table in the same few seconds.
+_RARER: Final = 0.1
 #: Of so many looks one is at the pointer as well: a host without the lease may have published.
 _LOOKS_A_POINTER: Final = 6
 #: More often than this no other host is faster, one after the other.
@@ -52,9 +55,12 @@ class Turn:
     ``holder``: this host in words; ``beat_s``: how often it renews the lease.
     """
 
-    def __init__(self, objects: Objects, whose: Whose, holder: str, beat_s: float) -> None:
+    def __init__(
+        self, objects: Objects, whose: Whose, holder: str, beat_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         self._objects, self._whose = objects, whose
-        self._holder, self._beat_s = holder, bounded(beat_s)
+        self._holder, self._beat_s, self._clock = holder, bounded(beat_s), clock
         self._token, self._generation = secrets.token_hex(8), 0
         self._seen: Seen | None = None
         self._due = 0.0
@@ -70,9 +76,9 @@ class Turn:
 
     def beat(self) -> None:
         """Renew the lease if that is due; a store that fails is asked again at the next beat."""
-        if not self.is_held or time.monotonic() < self._due:
+        if not self.is_held or self._clock() < self._due:
             return
-        self._due = time.monotonic() + self._beat_s
+        self._due = self._clock() + self._beat_s
         try:
             self.is_held = self._write(self._holder)
         except FleetError:
@@ -106,7 +112,7 @@ class Turn:
             now = done or self._objects.lease(self._whose)
             if now is None or not self.is_mine(now):
                 return False
-            self._seen, self._due = now, time.monotonic() + self._beat_s
+            self._seen, self._due = now, self._clock() + self._beat_s
             if now.data == data:
                 return True
         return False
@@ -143,22 +149,33 @@ def await_turn(
     `pull` answers. While another host holds it the
     engine is told ``waits``. The caller bounds the wait.
     """
-    wait = _Wait(asked, watch or Watch())
+    wait = looks(asked, watch or Watch())
+    while True:
+        try:
+            pause(next(wait))
+        except StopIteration as end:
+            found: dict[str, Any] = end.value
+            return found
+
+
+def looks(asked: Asked, watch: Watch) -> Generator[float, None, dict[str, Any]]:
+    """Look once at each step, yield how long to pause before the next, and return as above."""
+    wait = _Wait(asked, watch)
     began: float | None = None
     while True:
         try:
             found = wait.look()
             began = None
         except FleetError as error:
-            wait.watch.begin_anew()
-            now = wait.watch.clock()
+            watch.begin_anew()
+            now = watch.clock()
             began = now if began is None else began
             if not wait.holder or now - began > MISSED * wait.beat_s:
                 return {"state": "failed", "reason": str(error)}
             found = None
         if found is not None:
             return found
-        pause(wait.beat_s * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311  # no secret
+        yield wait.pause_s * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311  # no secret
 
 
 class _Wait:
@@ -167,7 +184,14 @@ class _Wait:
     def __init__(self, asked: Asked, watch: Watch) -> None:
         self.watch, self.beat_s = watch, beat_of(None)
         self.holder = ""
-        self._asked, self._looks = asked, 0
+        self._asked, self._looks, self._began = asked, 0, watch.clock()
+
+    @property
+    def pause_s(self) -> float:
+        """How long to wait before the next look, more or less."""
+        if self.watch.stands_still:
+            return self.beat_s
+        return max(self.beat_s, _RARER * (self.watch.clock() - self._began))
 
     def look(self) -> dict[str, Any] | None:
         """Look at the lease; return how the wait ends, None where it goes on."""
