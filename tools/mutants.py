@@ -522,7 +522,7 @@ MUTANTS = (
     ),
     Mutant(
         "a fault is no silence", "fleet/single_flight.py",
-        "            wait.watch.begin_anew()\n            now", "            now",
+        "            watch.begin_anew()\n            now", "            now",
         "tests/fleet/test_lease.py::test_a_store_that_fails_for_a_while_is_asked_again",
     ),
     Mutant(
