@@ -27,6 +27,8 @@ export NO_MKDOCS_2_WARNING := 1
 export WARMUP_TEST_RELEASES := $(CURDIR)/$(RELEASES)
 # Where the tests of dashboard and alerts find Debian's Prometheus.
 export WARMUP_TEST_PROMETHEUS := $(CURDIR)/$(VENV)/prometheus
+# Where the tests of `push` and `pull` find Debian's registry, and skopeo.
+export WARMUP_TEST_REGISTRY := $(CURDIR)/$(VENV)/registry
 # Where the tests of FlashInfer's own op code find what that imports.
 export WARMUP_TEST_REAL_OPS := $(CURDIR)/$(VENV)/real-ops
 
@@ -46,6 +48,7 @@ MATRIX_RELEASES := $(patsubst %,$(S)/release-%-once,$(call releases,matrix))
 REAL_OPS        := $(call stamp,real-ops)
 # Where there is no Debian or no network, its tests say that they skip; in CI they fail.
 PROMETHEUS      := $(S)/prometheus-once
+REGISTRY        := $(S)/registry-once
 REAL_OPS_NEXT   := $(patsubst %,$(S)/release-%-once,$(call releases,real-ops))
 
 .PHONY: help demo demo-vllm demo-sglang demo-engine test test-all test-exhaustive retest test-real-ops test-races test-engines test-vllm test-sglang lint docs settings-page questions-page \
@@ -82,7 +85,7 @@ test-vllm test-sglang: BESIDE = 2
 # ON=0.7.4 puts another release in the place of the pinned one.
 ON ?=
 
-test: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES) $(REAL_OPS) $(if $(ON),$(S)/release-$(ON)-once) | $(PROMETHEUS)  ## all tests but the exhaustive ones
+test: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES) $(REAL_OPS) $(if $(ON),$(S)/release-$(ON)-once) | $(PROMETHEUS) $(REGISTRY)  ## all tests but the exhaustive ones
 	@$(if $(ON),PYTHONPATH=$(CURDIR)/$(RELEASES)/$(ON)) $(BIN)/pytest -m "$(LEFT_OUT)" $(SIDE_BY_SIDE)
 
 # Its rows are compared two at a time already, and need the processor. The releases' ranks wait.
@@ -157,8 +160,8 @@ bench: $(PACKAGE)  ## warm start against its floor, the cost of the import, ten 
 	@$(PY) benchmarks/many_tables.py
 
 # A seed reproduces a run: WARMUP_SOAK_SEED. About an hour on two cores.
-soak: $(PACKAGE) $(call stamp,dev)  ## 10 000 damaged files and messages, 500 schedules of kills and delays
-	@$(BIN)/pytest -m soak --timeout 900 -rP tests/faults tests/protocol tests/ranks
+soak: $(PACKAGE) $(call stamp,dev)  ## 10 000 damaged files and messages, 500 schedules of kills and delays, a hundred hosts of one fleet
+	@$(BIN)/pytest -m soak --timeout 900 -rP tests/faults tests/fleet tests/protocol tests/ranks
 
 fuzz: $(PACKAGE) $(call stamp,dev)  ## 5 000 examples for each parser; 2 000 runner lists against FlashInfer alone
 	@WARMUP_FUZZ_EXAMPLES=5000 $(BIN)/pytest --timeout 1800 tests/test_fuzz.py
@@ -207,7 +210,14 @@ $(S)/release-%-once: | $(S)/venv-once
 	    --target $(RELEASES)/$* flashinfer-python==$*
 
 $(PROMETHEUS): | $(S)/venv-once
-	@tools/step $@ "Debian's Prometheus" tools/prometheus $(VENV)/prometheus || true
+	@tools/step $@ "Debian's Prometheus" tools/debian $(VENV)/prometheus promtool \
+	    prometheus prometheus-node-exporter || true
+
+# With the libraries of skopeo that a small Debian lacks.
+$(REGISTRY): | $(S)/venv-once
+	@tools/step $@ "Debian's docker-registry and skopeo" tools/debian $(VENV)/registry \
+	    docker-registry docker-registry skopeo libgpgme11 libassuan0 libgpg-error0 \
+	    libdevmapper1.02.1 || true
 
 $(WHEEL): $(call stamp,build)
 	@tools/step $@ 'wheel of this checkout' tools/wheel $(PY)

@@ -41,6 +41,7 @@ FROZEN = {
     "fleet_role": ("WARMUP_PLUGIN_FLEET_ROLE", "read"),
     "fleet_credentials": ("WARMUP_PLUGIN_FLEET_CREDENTIALS", "given"),
     "fleet_wait_s": ("WARMUP_PLUGIN_FLEET_WAIT_S", 2.0),
+    "fleet_beat_s": ("WARMUP_PLUGIN_FLEET_BEAT_S", 5.0),
     "fleet_publish_after_s": ("WARMUP_PLUGIN_FLEET_PUBLISH_AFTER_S", 60.0),
     "fleet_keys": ("WARMUP_PLUGIN_FLEET_KEYS", ()),
     "fleet_signing_key": ("WARMUP_PLUGIN_FLEET_SIGNING_KEY", None),
@@ -83,6 +84,7 @@ GOOD = [
     ("fleet_role", "write", "write"),
     ("fleet_credentials", "anonymous", "anonymous"),
     ("fleet_wait_s", "0.5", 0.5),
+    ("fleet_beat_s", "0.5", 0.5),
     ("fleet_publish_after_s", "0", 0.0),
     ("fleet_health", "http://127.0.0.1:8000/health", "http://127.0.0.1:8000/health"),
 ]
@@ -131,6 +133,7 @@ BAD = [
     ("fleet_role", "writes"),
     ("fleet_credentials", "metadata"),
     ("fleet_wait_s", "0"),
+    ("fleet_beat_s", "0"),
     ("fleet_publish_after_s", "-1"),
     ("fleet_keys", "fleet.pub"),
     ("fleet_signing_key", "fleet.key"),

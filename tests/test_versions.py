@@ -102,7 +102,9 @@ def test_the_support_page_names_what_is_tested() -> None:
     assert tested == releases | {pinned, its_own} == set(FLASHINFER_TESTED)
     assert set(re.findall(r"^\| vLLM (\S+) \|", page, re.MULTILINE)) == set(VLLM_TESTED)
     assert set(re.findall(r"^\| SGLang (\S+) \|", page, re.MULTILINE)) == set(SGLANG_TESTED)
-    schemas = dict(re.findall(r"^\| (manifest|receipt|archive) \| (\d+) \|", page, re.MULTILINE))
+    schemas = dict(
+        re.findall(r"^\| (manifest|receipt|archive)(?:, image)? \| (\d+) \|", page, re.MULTILINE)
+    )
     assert schemas == {
         "manifest": str(SCHEMA), "receipt": "1", "archive": str(ARCHIVE_SCHEMA)
     }  # fmt: skip

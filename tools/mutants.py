@@ -507,13 +507,82 @@ MUTANTS = (
     ),
     Mutant(
         "pointer's condition", "fleet/objects.py",
-        '            mode: Any = {"e_tag": seen.tag}\n', '            mode: Any = "overwrite"\n',
+        '        return self._put(base, data, {"e_tag": seen.tag})\n',
+        '        return self._put(base, data, "overwrite")\n',
         "tests/fleet/test_publishing.py::test_every_reader_sees_a_whole_bundle_and_the_last_holds_all",
     ),
     Mutant(
         "a folder's free number", "fleet/objects.py",
         "            if max(numbers, default=0) > last + _KEPT:\n", "            if False:\n",
         "tests/fleet/test_publishing.py::test_a_folders_number_that_was_free_again_is_not_taken",
+    ),
+    Mutant(
+        "a lease's silence", "fleet/lease.py",
+        "and now - self._since >= MISSED * beat_s", "and now - self._since >= 0",
+        "tests/fleet/test_lease.py::test_a_holder_that_renews_it_is_waited_for",
+    ),
+    Mutant(
+        "a clock that jumps", "fleet/lease.py",
+        "return self._looks >= _LOOKS and now", "return now",
+        "tests/fleet/test_lease.py::test_a_clock_that_jumps_is_no_silence",
+    ),
+    Mutant(
+        "a fault is no silence", "fleet/single_flight.py",
+        "            watch.begin_anew()\n            now", "            now",
+        "tests/fleet/test_lease.py::test_a_store_that_fails_for_a_while_is_asked_again",
+    ),
+    Mutant(
+        "thousands of hosts look more rarely", "fleet/single_flight.py",
+        "return max(self.beat_s, _RARER * (self.watch.clock() - self._began))",
+        "return self.beat_s",
+        "tests/fleet/test_lease.py::test_a_long_wait_is_looked_at_ever_more_rarely",
+    ),
+    Mutant(
+        "a dead holder is looked at by the beat", "fleet/single_flight.py",
+        "        if self.watch.stands_still:\n            return self.beat_s\n", "",
+        "tests/fleet/test_lease.py::test_a_long_wait_is_looked_at_ever_more_rarely",
+    ),
+    Mutant(
+        "a table before the lease", "fleet/single_flight.py",
+        "            if found := self._bundle():\n                return found\n", "",
+        "tests/fleet/test_lease.py::test_a_table_that_is_published_is_adopted_when_the_lease_is_freed",
+    ),
+    Mutant(
+        "no line for what fails", "fleet/single_flight.py",
+        "asked.tasks and asked.tasks <= {*lease.failed}", "False",
+        "tests/fleet/test_lease.py::test_no_host_waits_in_line_for_what_fails",
+    ),
+    Mutant(
+        "known to have no winner", "steps/single_flight.py",
+        "return found | (held.keys() & set(known_defaults(manifest) if manifest else ()))",
+        "return found",
+        "tests/fleet/test_single_flight.py::test_a_task_without_a_winner_is_answered_as_well",
+    ),
+    Mutant(
+        "whose lease is freed", "fleet/single_flight.py",
+        "        return isinstance(lease, Lease) and lease.token == self._token\n",
+        "        return isinstance(lease, Lease)\n",
+        "tests/fleet/test_lease.py::test_one_host_takes_it_renews_it_and_frees_it",
+    ),
+    Mutant(
+        "a lease for an engine that runs", "fleet/worker.py",
+        "        if _runs(request):\n", "        if True:\n",
+        "tests/fleet/test_turn_process.py::test_a_stopped_engine_loses_it_and_goes_on",
+    ),
+    Mutant(
+        "a lease is freed with its engine", "fleet/worker.py",
+        "    finally:\n        turn.free()\n", "    finally:\n        pass\n",
+        "tests/fleet/test_turn_process.py::test_the_lease_of_an_engine_that_is_killed_is_freed",
+    ),
+    Mutant(
+        "the wait for another host", "steps/fleet_turn.py",
+        "            elif is_heard and time.monotonic() > until:\n", "            elif False:\n",
+        "tests/fleet/test_single_flight.py::test_the_wait_is_bounded",
+    ),
+    Mutant(
+        "who may hold a lease", "steps/fleet.py",
+        'may_hold = settings.fleet_role == "write" and job.may_write', "may_hold = job.may_write",
+        "tests/fleet/test_single_flight.py::test_a_reader_waits_for_a_host_that_tunes",
     ),
     Mutant(
         "a lost answer's token", "fleet/push.py",
@@ -551,6 +620,61 @@ MUTANTS = (
         "what a signature is for", "fleet/push.py",
         "    if why := refuse(pointer, whose):\n", '    if why := "":\n',
         "tests/fleet/test_signing.py::test_who_signs_takes_over_nothing_that_nobody_allowed_has_signed",
+    ),
+    Mutant(
+        "what a layer unfolds to", "cache/image.py",
+        "            if size > limit:\n", "            if False:\n",
+        "tests/cli/test_hostile_images.py::test_a_hostile_image_writes_nothing[bomb]",
+    ),
+    Mutant(
+        "a blob's digest", "cache/image.py",
+        "    if blob(data).digest != named.digest:\n", "    if False:\n",
+        "tests/cli/test_registry_faults.py::test_what_is_wrong_is_one_line[other bytes]",
+    ),
+    Mutant(
+        "the config's layer", "cache/image.py",
+        "        if config.rootfs.diff_ids != [found]:\n", "        if False:\n",
+        "tests/cli/test_hostile_images.py::test_a_hostile_image_writes_nothing[another layer]",
+    ),
+    Mutant(
+        "folders above a file, no others", "cache/archive.py",
+        'return member.isdir() and name.startswith(f"{member.name}/")', "return member.isdir()",
+        "tests/cli/test_hostile_images.py::test_a_hostile_image_writes_nothing[another folder]",
+    ),
+    Mutant(
+        "one image in a layout", "cache/image_layout.py",
+        "    if len(index.manifests) != 1:\n", "    if not index.manifests:\n",
+        "tests/cli/test_hostile_images.py::test_a_broken_layout_writes_nothing[two images]",
+    ),
+    Mutant(
+        "the digest asked for", "fleet/registry.py",
+        '    if request.reference.digest not in ("", manifest.digest):\n', "    if False:\n",
+        "tests/cli/test_registry_faults.py::test_another_image_than_the_digest_asked_for",
+    ),
+    Mutant(
+        "what a registry sends at most", "fleet/registry.py",
+        "            if len(found) > limit:\n", "            if False:\n",
+        "tests/cli/test_registry_faults.py::test_what_is_wrong_is_one_line[longer]",
+    ),
+    Mutant(
+        "a registry is asked once", "fleet/registry.py",
+        "Registry.do_request.__wrapped__(self", "Registry.do_request(self",
+        "tests/cli/test_registry_faults.py::test_what_is_wrong_is_one_line[401]",
+    ),
+    Mutant(
+        "a token of another request", "fleet/registry.py",
+        "                self.auth.token = None", "                pass",
+        "tests/cli/test_registry_tokens.py::test_a_token_for_reading_is_none_for_writing",
+    ),
+    Mutant(
+        "no password by http", "fleet/registry.py",
+        "adapter if request.is_plain else _Refused()", "adapter",
+        "tests/cli/test_registry_tokens.py::test_a_token_goes_nowhere_by_http",
+    ),
+    Mutant(
+        "no password of a netrc", "fleet/registry.py",
+        "        session.auth = lambda request: request", "        pass",
+        "tests/cli/test_registry_tokens.py::test_a_netrc_is_not_asked",
     ),
     Mutant(
         "a race drops by the noise", "tuner/race/rules.py",

@@ -40,7 +40,8 @@ ADDED = {
         tuner/race tuner/kept_environment tuner/library_search tuner/package_names
         runtime/stand_in""",
     "the fleet (23)": """
-        fleet steps/fleet cli/commands/fleet""",
+        fleet steps/fleet cli/commands/fleet cache/image cache/image_layout cli/registry
+        cli/commands/push cli/commands/pull""",
 }
 CORE = "the core, as of 1f43ee7"
 

@@ -30,20 +30,6 @@ FleetCredentials = Literal["given", "anonymous", "instance"]
 _PREFIX: Final = "WARMUP_PLUGIN_"
 
 
-def _is_location(value: object) -> bool:
-    from warmup_plugin.fleet.location import is_location  # a start without a fleet has no need
-
-    return is_location(value)
-
-
-_FLEET: Final = kinds.Kind(
-    str,
-    _is_location,
-    "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///DIRECTORY, without "
-    "user name, query or ..",
-)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """One value for each row of the table; one that breaks its row's rule is a `SettingError`."""
@@ -145,8 +131,8 @@ class Settings:
     replica_wait_s: float = setting(
         "WARMUP_PLUGIN_REPLICA_WAIT_S",
         kinds.seconds(zero=True),
-        "longest that a cold start waits for another engine that tunes the same tasks, or a "
-        "session for another one of its process",
+        "longest that a cold start waits for another engine or another host of the fleet that "
+        "tunes the same tasks, or a session for another one of its process",
         default=1800.0,
     )
     record_bytes: int = setting(
@@ -194,7 +180,7 @@ class Settings:
     )
     fleet: str | None = setting(
         "WARMUP_PLUGIN_FLEET",
-        _FLEET,
+        kinds.FLEET,
         "an object store or a shared folder in which hosts keep their tables for each other; rank "
         "0 asks it for this start's table",
         default=None,
@@ -203,7 +189,8 @@ class Settings:
         "WARMUP_PLUGIN_FLEET_ROLE",
         kinds.choice(FleetRole),
         "`read` takes what the fleet has; `write` also gives it this start's table, once that is "
-        "certified and the engine serves; `off` leaves the fleet alone",
+        "certified and the engine serves, and may hold the lease by which one host tunes; `off` "
+        "leaves the fleet alone",
         default="read",
     )
     fleet_credentials: FleetCredentials = setting(
@@ -216,8 +203,16 @@ class Settings:
     fleet_wait_s: float = setting(
         "WARMUP_PLUGIN_FLEET_WAIT_S",
         kinds.seconds(zero=False),
-        "longest that a start waits for the fleet in all, whatever is amiss with it",
+        "longest that a start waits for the fleet in all, whatever is amiss with it; the wait for "
+        "another host that tunes is WARMUP_PLUGIN_REPLICA_WAIT_S",
         default=2.0,
+    )
+    fleet_beat_s: float = setting(
+        "WARMUP_PLUGIN_FLEET_BEAT_S",
+        kinds.seconds(zero=False),
+        "how often the host that tunes for the fleet renews its lease; after six of these without "
+        "a renewal another host takes over",
+        default=5.0,
     )
     fleet_publish_after_s: float = setting(
         "WARMUP_PLUGIN_FLEET_PUBLISH_AFTER_S",

@@ -46,9 +46,14 @@ SURFACE = {
         "--wait", "--retries", "--json",
     },
     "pack": {
-        "identity", "-o", "--output", "--skip-faulty", "--version", "--arch", *PLACE,
+        "identity", "-o", "--output", "--oci", "--skip-faulty", "--version", "--arch", *PLACE,
     },
     "unpack": {"file", "--digest", "--replace", "--dry-run", *PLACE},
+    "push": {
+        "reference", "identity", "--limit", "--plain-http", "--skip-faulty", "--version", "--arch",
+        *PLACE,
+    },
+    "pull": {"reference", "--limit", "--plain-http", "--replace", "--dry-run", *PLACE},
     "fleet": {"action", "identity", "--url", "--key", "--version", "--arch", *PLACE},
     "import": {"source", "--version", "--arch", "--dry-run", *PLACE},
     "prune": {

@@ -15,7 +15,7 @@ from tests.logs import logged
 from warmup_plugin.engines.embedded.worker import Engine, warm_up_rank
 
 #: Longer than any publication of these tests takes.
-_PUBLISHED_S = 30.0
+_PUBLISHED_S = 60.0
 
 
 def serving(engine: Engine) -> tuple[Any, dict[str, Any]]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -11,6 +12,7 @@ from warmup_plugin.cache.cached_table import Published
 from warmup_plugin.cache.manifest import Manifest, TaskRecord
 from warmup_plugin.cache.store import Store
 from warmup_plugin.cache.table import Entry, Table
+from warmup_plugin.fleet.lease import SCHEMA, Lease
 from warmup_plugin.fleet.pointer import Whose
 from warmup_plugin.identity import Identity
 from warmup_plugin.settings import Settings
@@ -24,6 +26,15 @@ LIMIT: Final = 1 << 20
 def key(name: str) -> str:
     """Return the file key of a task."""
     return f"('op', 'Runner', '{name}')"
+
+
+def lease_of(
+    holder: str, *, identity: str = IDENTITY.digest, schema: int = SCHEMA, beat_s: float = 5.0
+) -> Lease:
+    """Return a lease as another host has written it once."""
+    token = secrets.token_hex(8)
+    return Lease(schema=schema, identity=identity, token=token, generation=1, holder=holder,
+                 beat_s=beat_s)  # fmt: skip
 
 
 def write(directory: Path, names: Iterable[str], *, tactic: int = 0, complete: bool = True) -> None:

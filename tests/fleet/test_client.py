@@ -113,7 +113,7 @@ def test_the_extra_that_is_not_installed_is_named(
 ) -> None:
     """With what installs it."""
     monkeypatch.setattr(client, "_CODE", "import nothing_of_that_name")
-    monkeypatch.setattr(client, "_has_client", lambda: False)
+    monkeypatch.setattr(client, "_has_client", lambda _kind: False)
     assert "pip install 'warmup-plugin[fleet]'" in Worker().ask(silent, 20.0)["reason"]
 
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,8 +25,9 @@ from warmup_plugin.cache.manifest import Manifest
 from warmup_plugin.fleet.bundle import Bundle, own_part, parse_bundle, render_bundle, united
 from warmup_plugin.fleet.objects import Objects
 from warmup_plugin.fleet.pointer import Pointer, bundle_key, parse_pointer, render_pointer
-from warmup_plugin.fleet.pull import latest, pull
+from warmup_plugin.fleet.pull import Pulled, latest, pull
 from warmup_plugin.fleet.push import push
+from warmup_plugin.fleet.single_flight import Asked, Turn, await_turn
 from warmup_plugin.runtime.safe_json import Miss
 
 Environment = Callable[..., dict[str, str]]
@@ -197,10 +198,11 @@ class Counting(http.server.BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def test_a_warm_start_makes_one_request_and_an_empty_host_two(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The pointer; and the bundle, where it is not here yet."""
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """An empty fleet on that server; the requests of this test so far."""
+    Counting.objects.clear()
+    Counting.asked.clear()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Counting) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         for name, value in {
@@ -209,16 +211,56 @@ def test_a_warm_start_makes_one_request_and_an_empty_host_two(
             "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1",
         }.items():  # fmt: skip
             monkeypatch.setenv(name, value)
-        objects = Objects("s3://tables/p", "given", timeout_s=10)
-        write(tmp_path / "a", ["x"])
-        assert push(objects, WHOSE, tmp_path / "a", LIMIT).state == "published"
-        Counting.asked.clear()
-        assert pull(objects, WHOSE, tmp_path / "b", LIMIT).state == "fetched"
-        assert Counting.asked == ["GET v1/ptr", "GET v1/bundle"]
-        Counting.asked.clear()
-        assert pull(objects, WHOSE, tmp_path / "b", LIMIT).state == "kept"
-        assert Counting.asked == ["GET v1/ptr"]
+        yield Counting.asked
         server.shutdown()
+
+
+def test_a_warm_start_makes_one_request_and_an_empty_host_two(
+    counted: list[str], tmp_path: Path
+) -> None:
+    """The pointer; and the bundle, where it is not here yet."""
+    objects = Objects("s3://tables/p", "given", timeout_s=10)
+    write(tmp_path / "a", ["x"])
+    assert push(objects, WHOSE, tmp_path / "a", LIMIT).state == "published"
+    counted.clear()
+    assert pull(objects, WHOSE, tmp_path / "b", LIMIT).state == "fetched"
+    assert counted == ["GET v1/ptr", "GET v1/bundle"]
+    counted.clear()
+    assert pull(objects, WHOSE, tmp_path / "b", LIMIT).state == "kept"
+    assert counted == ["GET v1/ptr"]
+
+
+def test_the_requests_of_a_lease(counted: list[str], tmp_path: Path) -> None:
+    """Of a reader where no host tunes, of one that tunes, and of one that waits and adopts."""
+    objects = Objects("s3://tables/p", "given", timeout_s=10)
+    told = list[dict[str, Any]]()
+
+    def placed() -> Pulled:
+        return pull(objects, WHOSE, tmp_path / "b", LIMIT)
+
+    def wait(turn: Turn | None, pause: Callable[[float], None] = time.sleep) -> dict[str, Any]:
+        asked = Asked(objects, WHOSE, turn, "", frozenset(), placed, told.append)
+        return await_turn(asked, pause=pause)
+
+    assert wait(None)["state"] == "free"
+    assert counted == ["GET v1/lease", "GET v1/ptr"]
+    counted.clear()
+    turn = Turn(objects, WHOSE, "a host", 5.0)
+    assert wait(turn)["state"] == "held"
+    turn._due = 0.0
+    turn.beat()
+    assert counted == ["GET v1/lease", "GET v1/ptr", "PUT v1/lease", "PUT v1/lease"]
+    counted.clear()
+
+    def pause(_seconds: float) -> None:
+        assert counted == ["GET v1/lease"]
+        write(tmp_path / "a", ["x"])
+        push(objects, WHOSE, tmp_path / "a", LIMIT)
+        turn.free()
+        counted.clear()
+
+    assert wait(Turn(objects, WHOSE, "another", 5.0), pause)["state"] == "fetched"
+    assert counted == ["GET v1/lease", "GET v1/ptr", "GET v1/ptr", "GET v1/bundle"]
 
 
 def test_a_bundle_that_has_changed_on_this_disk_is_fetched_again(

@@ -71,8 +71,9 @@ def test_two_hosts_that_tune_at_once_come_to_one_table(
 ) -> None:
     """Each has winners of its own; from the next start on all hosts serve one table."""
     roots = [tmp_path / name for name in "ab"]
+    env = {**fleet("write"), "WARMUP_PLUGIN_REPLICA_WAIT_S": "0"}  # neither waits for the other
     with ThreadPoolExecutor() as pool:
-        first = list(pool.map(lambda root: start(root, fleet("write")), roots))
+        first = list(pool.map(lambda root: start(root, env), roots))
     assert all(each.timed_of_tasks > 0 for each in first)
     assert {each.published["state"] for each in first} <= {"published", "unchanged"}
     later = [start(root, fleet("read")) for root in [*roots, tmp_path / "c"]]
@@ -148,13 +149,16 @@ def test_the_client_library_is_never_in_an_engine(
 def test_an_engine_that_ends_before_it_serves_publishes_nothing(
     start: Start, folder: dict[str, str], cache_root: Path, tmp_path: Path
 ) -> None:
-    """Its table may be what ended it."""
+    """Its table may be what ended it; the lease that it has held is free."""
     env = {
         **folder, "WARMUP_PLUGIN_FLEET_ROLE": "write", "WARMUP_PLUGIN_FLEET_PUBLISH_AFTER_S": "2",
     }  # fmt: skip
     start(cache_root, env, script="ending")
     time.sleep(6)  # it would be there by now
-    assert not [path for path in (tmp_path / "shared").rglob("*") if path.is_file()]
+    found = [path for path in (tmp_path / "shared").rglob("*") if path.is_file()]
+    assert {path.relative_to(tmp_path / "shared").parts[:2] for path in found} == {("v1", "lease")}
+    leases = [json.loads(path.read_bytes()) for path in sorted(found)]
+    assert [bool(lease.get("holder")) for lease in leases] == [True] * (len(leases) - 1) + [False]
 
 
 def test_a_table_is_published_when_the_engines_own_page_says_that_it_serves(

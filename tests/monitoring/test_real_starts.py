@@ -124,6 +124,8 @@ PANELS: dict[str, Any] = {
     "Starts": "engine",
     "What the fleet gave": "state",
     "Waited for the fleet": ALL,
+    "Whose turn it was to tune for the fleet": "state",
+    "Waited for a host that tuned": ALL,
     "Waited for the last rank": ALL,
     "Bytes between ranks": "direction",
     "Time since the last start ended": HOSTS - {"killed"},

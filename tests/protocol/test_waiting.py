@@ -124,17 +124,31 @@ _BY_FILE = {
         ("_said", "subprocess.run"): "a time-out is given, on a thread of its own",
     },
     "fleet/client.py": {
-        ("Worker.__init__", "subprocess.Popen"): "only starts it",
+        ("start", "subprocess.Popen"): "only starts it",
         ("Worker.ask", "self._process.communicate"): "a time-out is given",
-        ("Worker.close", "process.poll"): "only asks",
-        ("Worker.close", "process.wait"): "a time-out is given, after it has been killed",
+        ("end", "process.poll"): "only asks",
+        ("end", "process.wait"): "a time-out is given, after it has been killed",
+    },
+    "fleet/single_flight.py": {
+        ("await_turn", "pause"): "in the process of its own, which its engine ends after "
+        "`replica_wait_s`; it ends with its engine",
+    },
+    "fleet/turn_process.py": {
+        ("TurnProcess.line", "select.select"): "a time-out is given",
+        ("_ended", "process.wait"): "a time-out is given; then it is killed",
     },
     "fleet/push.py": {
         ("push", "pause"): "in the process of its own, between tries that are counted",
     },
+    "fleet/answering.py": {
+        ("answer_one", "sys.stdin.buffer.readline"): "in the process of its own, until its parent "
+        "asks or is gone",
+    },
     "fleet/worker.py": {
-        ("_wait_until_served", "time.sleep"): "in the process of its own, which an alarm ends",
-        ("main", "sys.stdin.buffer.readline"): "the same",
+        ("_wait_until_served", "time.sleep"): "in the process of its own, which ends with the "
+        "engine's, or when the time for its health is over",
+        ("_line", "select.select"): "a time-out is given",
+        ("_line", "sys.stdin.buffer.readline"): "there is a line, or the end of all",
     },
     "cli/doctor_disks.py": {
         ("_locks", "fcntl.flock"): "asks with LOCK_NB, on a thread that is bounded",

@@ -37,15 +37,17 @@ class ArchiveError(WarmupError):
     """What is wrong with an archive."""
 
 
-class _Row(msgspec.Struct, frozen=True):
+class Row(msgspec.Struct, frozen=True):
     path: str
     bytes: int
     sha256: str
 
 
-class _Listing(msgspec.Struct, frozen=True):
+class Listing(msgspec.Struct, frozen=True):
+    """Every file of an archive, in order."""
+
     schema: int
-    files: list[_Row]
+    files: list[Row]
 
 
 @dataclass(frozen=True)
@@ -62,15 +64,35 @@ class Packed:
 
 def render(files: Iterable[Packed]) -> bytes:
     """Return the archive of these files: the same bytes for the same files."""
-    ordered = sorted({file.path: file for file in files}.values(), key=lambda file: file.path)
-    rows = [{"path": f.path, "bytes": len(f.data), "sha256": digest(f.data)} for f in ordered]
-    listing = msgspec.json.format(msgspec.json.encode({"schema": SCHEMA, "files": rows}), indent=1)
+    files = in_order(files)
+    listing = msgspec.json.format(msgspec.json.encode(listing_of(files)), indent=1)
+    return tar((LISTING, listing), *((file.path, file.data) for file in files))
+
+
+def in_order(files: Iterable[Packed]) -> list[Packed]:
+    """Return these files, each once, as an archive has them."""
+    return sorted({file.path: file for file in files}.values(), key=lambda file: file.path)
+
+
+def listing_of(files: Iterable[Packed]) -> Listing:
+    """Return the list of these files."""
+    return Listing(SCHEMA, [Row(f.path, len(f.data), digest(f.data)) for f in files])
+
+
+def tar(*members: tuple[str, bytes | None]) -> bytes:
+    """Return a tar of these files, and of a folder where there are no bytes.
+
+    It has no times and no owners: equal members give equal bytes.
+    """
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for name, data in ((LISTING, listing), *((file.path, file.data) for file in ordered)):
+        for name, data in members:
             member = tarfile.TarInfo(name)  # no time, no owner, mode 0644
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
+            if data is None:
+                member.type, member.mode = tarfile.DIRTYPE, 0o755
+            else:
+                member.size = len(data)
+            archive.addfile(member, io.BytesIO(data or b""))
     return out.getvalue()
 
 
@@ -89,12 +111,30 @@ def read(file: BinaryIO, limit: int) -> Iterator[Packed]:
 
 
 def _members(archive: tarfile.TarFile, limit: int) -> Iterator[Packed]:
-    listing = _listing(archive, limit)
+    data = next_file(archive, LISTING, limit)
+    try:
+        listing = msgspec.json.decode(data, type=Listing)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ArchiveError(f"{LISTING}: {error}") from None
+    yield from listed_files(archive, listing, limit)
+
+
+def listed_files(
+    archive: tarfile.TarFile, listing: Listing, limit: int, *, below: str = ""
+) -> Iterator[Packed]:
+    """Yield what comes next in a tar: these files and no other, each as it is listed.
+
+    ``below``: the folder in which they lie; the folders above them may come before each.
+
+    Raises:
+        ArchiveError: the list is none of this package's, or other files come.
+    """
+    _check(listing)
     for row in listing.files:
         match = _PATH.fullmatch(row.path)
         if match is None:
             raise ArchiveError(f"{row.path!r}: not a name that a table's file has")
-        data = _next(archive, row.path, limit)
+        data = next_file(archive, below + row.path, limit, may_have_folders=bool(below))
         if len(data) != row.bytes or digest(data) != row.sha256:
             raise ArchiveError(f"{row.path}: other bytes than listed")
         yield Packed(row.path, data, match["version"], match["arch"], match["identity"],
@@ -103,23 +143,27 @@ def _members(archive: tarfile.TarFile, limit: int) -> Iterator[Packed]:
         raise ArchiveError(f"{more.name!r}: not in the list of files")
 
 
-def _listing(archive: tarfile.TarFile, limit: int) -> _Listing:
-    try:
-        found = msgspec.json.decode(_next(archive, LISTING, limit), type=_Listing)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ArchiveError(f"{LISTING}: {error}") from None
-    if found.schema != SCHEMA:
-        raise ArchiveError(f"schema {found.schema}, this version reads {SCHEMA}")
-    if len(found.files) > _MOST_FILES:
-        raise ArchiveError(f"{len(found.files)} files, more than {_MOST_FILES}")
-    paths = [row.path for row in found.files]
+def _check(listing: Listing) -> None:
+    if listing.schema != SCHEMA:
+        raise ArchiveError(f"schema {listing.schema}, this version reads {SCHEMA}")
+    if len(listing.files) > _MOST_FILES:
+        raise ArchiveError(f"{len(listing.files)} files, more than {_MOST_FILES}")
+    paths = [row.path for row in listing.files]
     if paths != sorted(set(paths)):
-        raise ArchiveError(f"{LISTING}: its files are not in order")
-    return found
+        raise ArchiveError("the list of files is not in order")
 
 
-def _next(archive: tarfile.TarFile, name: str, limit: int) -> bytes:
+def next_file(
+    archive: tarfile.TarFile, name: str, limit: int, *, may_have_folders: bool = False
+) -> bytes:
+    """Return the bytes of the file that must come next, after folders above it where they may.
+
+    Raises:
+        ArchiveError: another one comes, it is no plain file, or it is too large or cut off.
+    """
     member = archive.next()
+    while may_have_folders and member is not None and _is_above(member, name):
+        member = archive.next()
     if member is None or member.name != name:
         raise ArchiveError(f"{name} should come next, not {member.name if member else 'the end'!r}")
     if member.type != tarfile.REGTYPE or member.issparse():
@@ -131,3 +175,7 @@ def _next(archive: tarfile.TarFile, name: str, limit: int) -> bytes:
     if len(data) != member.size:
         raise ArchiveError(f"{name}: cut off")
     return data
+
+
+def _is_above(member: tarfile.TarInfo, name: str) -> bool:
+    return member.isdir() and name.startswith(f"{member.name}/")

@@ -7,6 +7,7 @@
                     result, demo_clauses.py proves the clauses of the design
     environment.py  this machine; identity_summary.py, what is kept on it for an identity
     load.py         reads a file; show_text.py prints it
+    archive.py      archives and images as files; registry.py, how `push` and `pull` ask
     removal.py      deletes an identity; in_use.py says who uses it
     diagnose.py     why the last start tuned; receipts.py, which that was
     doctor_*.py     the checks of `doctor`; report_*.py, the sums, drawings and page of `report`

@@ -2,7 +2,8 @@
 """Archives of tables as files of the command line: what goes in, and where they come from.
 
 Owns which files of which identities are packed, and reading an archive from a path or from standard
-input; `warmup_plugin.cache.archive` has the format. Raises `CommandError`.
+input, or an image from its folder; `warmup_plugin.cache.archive` and `image` have the formats.
+Raises `CommandError`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from warmup_plugin.cache import image, image_layout
 from warmup_plugin.cache.archive import ArchiveError, Packed
 from warmup_plugin.cache.archive import read as read_files
 from warmup_plugin.cache.paths import IDENTITY_NAME, LAYOUT, manifest_name, parse_table_name
@@ -58,25 +60,36 @@ def environment_of(kept: inventory.Kept) -> tuple[str, str]:
 
 
 def read(path: Path, limit: int, sha256: str = "") -> list[Packed]:
-    """Return the files of an archive, each checked; none is larger than ``limit``.
+    """Return the files of an archive or an image, each checked; none is larger than ``limit``.
 
     Raises:
-        CommandError: it is not the archive that was pinned, or not one of this package's.
+        CommandError: it is not the one that was pinned, or not one of this package's.
     """
     try:
+        if path.is_dir():
+            return _of_image(path, limit, sha256)
         with _opened(path) as file:
             if sha256:
-                found = _digest_of(file)
-                if found != sha256.lower().removeprefix("sha256:"):
-                    raise CommandError(
-                        f"{path}: sha256 {found}, not the {sha256} that was asked for"
-                    )
+                _check_pinned(_digest_of(file), sha256)
                 file.seek(0)
             return list(read_files(file, limit))
     except ArchiveError as error:
         raise CommandError(f"{path}: {error}") from None
     except OSError as error:
         raise CommandError(f"{error.filename or path}: {error.strerror or error}") from None
+
+
+def _of_image(folder: Path, limit: int, sha256: str) -> list[Packed]:
+    """Return the files of an image that lies in OCI's layout; its digest is the manifest's."""
+    whole = image_layout.read(folder, limit)
+    if sha256:
+        _check_pinned(whole.manifest.digest.removeprefix("sha256:"), sha256)
+    return image.read(whole, limit)
+
+
+def _check_pinned(found: str, wanted: str) -> None:
+    if found != wanted.lower().removeprefix("sha256:"):
+        raise ArchiveError(f"sha256 {found}, not the {wanted} that was asked for")
 
 
 def _digest_of(file: BinaryIO) -> str:

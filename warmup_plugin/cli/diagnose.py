@@ -53,9 +53,13 @@ def explain_start(path: Path, roots: list[places.Root], limit: int) -> Verdict:
 
 def _fleet_words(report: WarmupReport) -> str:
     """Return what the fleet gave this start, or why not; an empty string where none was asked."""
-    told = report.fleet
-    if not told.state:
+    if not report.fleet.state:
         return ""
+    return " ".join(filter(None, (_gift(report), _lease_words(report))))
+
+
+def _gift(report: WarmupReport) -> str:
+    told = report.fleet
     url, reason, bundle = told.url, told.reason, f"bundle {told.bundle[:SHORT]}"
     match told.state:
         case "fetched":
@@ -67,6 +71,24 @@ def _fleet_words(report: WarmupReport) -> str:
         case "refused":
             return f"What the fleet {url} has was not used: {reason}."
     return f"The fleet {url} gave nothing: {reason}."
+
+
+def _lease_words(report: WarmupReport) -> str:
+    """Return whose turn it was to tune for the fleet; an empty string where that was not asked."""
+    told = report.fleet
+    waited = f"waited {told.waited:.1f} s for {told.holder}, which tuned for the fleet"
+    why = f": {told.lease_reason}" if told.lease_reason else ""
+    words = {
+        "held": f"This start tuned for the fleet{why}.",
+        "adopted": "" if told.holder else "Another host had published it a moment before.",
+        "free": "No other host tuned, and the role read tunes for itself alone.",
+        "tried": "Another host has had no result for what was left, so this start tried it, too.",
+        "over": "This start then tuned by itself.",
+        "lost": "This start tuned for the fleet until another host took that over.",
+        "failed": f"Whose turn it was to tune could not be asked{why}.",
+    }
+    before = f"It {waited}." if told.holder else ""
+    return " ".join(filter(None, (before, words.get(told.lease, ""))))
 
 
 def _verdict(path: Path, report: WarmupReport, roots: list[places.Root], limit: int) -> Verdict:

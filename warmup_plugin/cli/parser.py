@@ -26,6 +26,8 @@ from warmup_plugin.cli.commands import (
     ls,
     pack,
     prune,
+    pull,
+    push,
     report,
     retry,
     rm,
@@ -41,7 +43,7 @@ from warmup_plugin.cli.commands import (
 #: In the order of the help.
 VERBS = (
     demo, doctor, config, where, ls, show, status, explain, report, stats, diff, verify, tune,
-    pack, unpack, fleet, import_, prune, rm, retry, completion,
+    pack, unpack, push, pull, fleet, import_, prune, rm, retry, completion,
 )  # fmt: skip
 
 _EXAMPLES = """\

@@ -3,12 +3,17 @@
 
     v1/bundle/<sha256>                          an archive of one identity's table, never replaced
     v1/ptr/<FlashInfer>/<arch>/<identity>       the pointer: which bundle is the latest
+    v1/lease/<FlashInfer>/<arch>/<identity>     which host tunes it for the others, while one does
     v1/ptr/.../<identity>/<number>              the same in a folder, where nothing can be swapped
 
 `location.py` reads the setting and `objects.py` talks to the store. `pointer.py` and `bundle.py`
 are what lies there, `signing.py` says by whom it is. `pull.py` and `push.py` are what a start does
-with it, in the process of `worker.py`; `client.py` is the engine's side of that process. An engine
-imports `client.py` and `location.py` alone, and these only where a fleet is set: the client library
-lives in a process of its own, since its threads do not survive a fork, and since a process is what
-can be ended while it waits.
+with it, `single_flight.py` with the lease (`lease.py`), in the process of `worker.py`; `client.py`
+and `turn_process.py` are the engine's side of that process. An engine imports these two and
+`location.py` alone, and only where a fleet is set: the client library lives in a process of its
+own, since its threads do not survive a fork, and since a process is what can be ended while it
+waits.
+
+`registry.py` is another such process: it puts images of tables into a registry and takes them from
+there for the command line; no start asks it. `reference.py` says which image is meant.
 """

@@ -18,36 +18,76 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from warmup_plugin.fleet.turn_process import TurnProcess
 
 logger = logging.getLogger("warmup_plugin")
 
 #: On the path of the engine; without `site`, since the files of an environment take time.
 _CODE: Final = (
     "import sys; sys.path[:] = sys.argv[1].split('\\n'); "
-    "from warmup_plugin.fleet.worker import main; main()"
+    "import importlib; importlib.import_module(sys.argv[2]).main()"
 )
 _HOME: Final = str(Path(__file__).resolve().parents[2])
 #: Until a process that is killed is gone.
 _GONE_S: Final = 5.0
 
 
+class Kind(NamedTuple):
+    """What a process does: its module, the client library that it needs, the extra with that."""
+
+    module: str
+    library: str
+    extra: str
+
+
+FLEET: Final = Kind("warmup_plugin.fleet.worker", "obstore", "fleet")
+REGISTRY: Final = Kind("warmup_plugin.fleet.registry", "oras", "oci")
+
+
+def start(kind: Kind = FLEET) -> subprocess.Popen[bytes]:
+    """Start a process that waits for a request.
+
+    Raises:
+        OSError, ValueError, subprocess.SubprocessError: there is no process to be had.
+    """
+    paths = dict.fromkeys([*filter(None, sys.path), _HOME])
+    return subprocess.Popen(  # noqa: S603  # this Python, this package
+        [sys.executable, "-S", "-P", "-c", _CODE, "\n".join(paths), kind.module],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # no signal of a terminal is meant for it
+    )
+
+
+def end(process: subprocess.Popen[bytes]) -> int:
+    """End a process, wait until it is gone, and return its status."""
+    if process.poll() is None:
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+    status = 0
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        status = process.wait(_GONE_S)
+    for pipe in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):
+            if pipe is not None:
+                pipe.close()
+    return status
+
+
 class Worker:
     """The process of one request. ``reason``: why there is none."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Kind = FLEET) -> None:
         self.reason = ""
+        self._kind = kind
         self._status = 0
         self._process: subprocess.Popen[bytes] | None = None
-        paths = dict.fromkeys([*filter(None, sys.path), _HOME])
         try:
-            self._process = subprocess.Popen(  # noqa: S603  # this Python, this package
-                [sys.executable, "-S", "-P", "-c", _CODE, "\n".join(paths)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,  # no signal of a terminal is meant for it
-            )
+            self._process = start(kind)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             self.reason = f"no process can be started: {error}"
 
@@ -64,41 +104,44 @@ class Worker:
             return {"state": "failed", "reason": f"{type(error).__name__}: {error}"}
         finally:
             self.close()  # also where a signal comes in between
-        return _parsed(answer, self._status)
+        return _parsed(answer, self._status, self._kind)
 
     def close(self) -> None:
         """End the process, and wait until it is gone."""
         process, self._process = self._process, None
-        if process is None:
-            return
-        if process.poll() is None:
-            with contextlib.suppress(OSError):
-                os.killpg(process.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._status = process.wait(_GONE_S)
-        for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError):
-                if pipe is not None:
-                    pipe.close()
+        if process is not None:
+            self._status = end(process)
 
 
-def _parsed(answer: bytes, status: int) -> dict[str, Any]:
+def _parsed(answer: bytes, status: int, kind: Kind) -> dict[str, Any]:
+    found = parsed(answer)
+    return found if found is not None else {"state": "failed", "reason": why_ended(status, kind)}
+
+
+def parsed(line: bytes) -> dict[str, Any] | None:
+    """Return what the process has said; None where that is no answer."""
     with contextlib.suppress(ValueError):
-        found = json.loads(answer)
+        found = json.loads(line)
         if isinstance(found, dict) and isinstance(found.get("state"), str):
             return found
+    return None
+
+
+def why_ended(status: int, kind: Kind = FLEET) -> str:
+    """Return in words why a process has ended without an answer."""
     if status == -signal.SIGALRM:
-        return {"state": "failed", "reason": "its time was up"}
-    hint = "" if _has_client() else ": pip install 'warmup-plugin[fleet]' brings obstore"
-    return {"state": "failed", "reason": f"its process ended with status {status}{hint}"}
+        return "its time was up"
+    brings = f": pip install 'warmup-plugin[{kind.extra}]' brings {kind.library}"
+    hint = "" if _has_client(kind) else brings
+    return f"its process ended with status {status}{hint}"
 
 
-def _has_client() -> bool:
+def _has_client(kind: Kind) -> bool:
     """Return whether the client library is there; asked where the process could not say so."""
     import importlib.util
 
     with contextlib.suppress(ImportError, ValueError):
-        return importlib.util.find_spec("obstore") is not None
+        return importlib.util.find_spec(kind.library) is not None
     return False
 
 
@@ -118,10 +161,12 @@ class Publication(threading.Thread):
     keeps no engine from ending. ``outcome``: what became of it, empty until then.
     """
 
-    def __init__(self, request: dict[str, Any], limit_s: float, url: str) -> None:
+    def __init__(
+        self, request: dict[str, Any], limit_s: float, url: str, worker: Worker | TurnProcess
+    ) -> None:
         super().__init__(name="warmup-fleet", daemon=True)
         self._request, self._limit_s, self._url = request, limit_s, url
-        self._worker = Worker()
+        self._worker = worker
         self.outcome: dict[str, Any] = {}
 
     def run(self) -> None:
@@ -143,12 +188,19 @@ class Publication(threading.Thread):
 publications: Final[list[Publication]] = []
 
 
-def publish(request: dict[str, Any], limit_s: float, url: str) -> str:
-    """Begin a publication; return why there is none, or an empty string."""
-    thread = Publication(request, limit_s, url)
+def publish(
+    request: dict[str, Any], limit_s: float, url: str, holder: TurnProcess | None = None
+) -> str:
+    """Begin a publication; return why there is none, or an empty string.
+
+    ``holder``: the process that holds the lease, which publishes and then frees it.
+    """
+    thread = Publication(request, limit_s, url, holder or Worker())
     try:
         thread.start()
     except RuntimeError as error:  # no thread to be had
+        if holder is not None:
+            holder.free()
         return str(error)
     publications.append(thread)
     return ""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The objects of a fleet: read whole and bounded, written once, the pointer swapped.
+"""The objects of a fleet: read whole and bounded, written once, pointers and leases swapped.
 
-Owns the only use of obstore, and what its errors mean in words. A pointer is swapped by its ETag;
-in a folder, which knows no such condition, pointers are numbered and each is created once: the
-highest number is the latest. Raises `FleetError`, whose text names no secret.
+Owns the only use of obstore, and what its errors mean in words. What is swapped is swapped by its
+ETag; in a folder, which knows no such condition, its states are numbered and each is created once:
+the highest number is the latest. Raises `FleetError`, whose text names no secret.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from obstore import exceptions, store
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.fleet.location import Location, parse
-from warmup_plugin.fleet.pointer import LIMIT, POINTERS, Whose, parse_base
+from warmup_plugin.fleet.pointer import LEASES, LIMIT, POINTERS, Whose, parse_base
 
 if TYPE_CHECKING:
     from warmup_plugin.settings import FleetCredentials
 
-#: Numbered pointers that stay, so that a reader that has listed them finds the one it chose.
+#: Numbered states that stay, so that a reader that has listed them finds the one it chose.
 _KEPT: Final = 16
+_NUMBER: Final = re.compile("[0-9]{8}")
 _ABSENT: Final = (exceptions.NotFoundError, FileNotFoundError)
 _TAKEN: Final = (exceptions.AlreadyExistsError, FileExistsError)
 _DENIED: Final = (exceptions.PermissionDeniedError, PermissionError)
@@ -46,7 +47,7 @@ class FleetError(WarmupError):
 
 
 class Seen(NamedTuple):
-    """A pointer as it stood. ``tag``: by which it is swapped, its number in a folder."""
+    """A pointer or lease as it stood. ``tag``: by which it is swapped, its number in a folder."""
 
     data: bytes
     tag: str
@@ -82,12 +83,20 @@ class Objects:
 
     def create(self, key: str, data: bytes) -> bool:
         """Write an object that is not there yet; return False where it is."""
+        return self._put(key, data, "create") is not None
+
+    def _put(self, key: str, data: bytes, mode: Any) -> Seen | None:
+        """Write an object on a condition; return None where that does not hold."""
         with _in_words(_named(key)):
             try:
-                obstore.put(self._store, key, data, mode="create", use_multipart=False)
-            except _TAKEN:
-                return False
-            return True
+                done = obstore.put(self._store, key, data, mode=mode, use_multipart=False)
+            except (exceptions.PreconditionError, *_TAKEN):
+                return None
+            except _ABSENT:
+                if mode == "create":
+                    raise
+                return None
+            return Seen(data, done["e_tag"] or "")
 
     def overwrite(self, key: str, data: bytes) -> None:
         """Write an object, also over another one: only for one that is not what its name says."""
@@ -96,27 +105,35 @@ class Objects:
 
     def pointer(self, whose: Whose) -> Seen | None:
         """Return the latest pointer of an identity, None where there is none."""
-        if not self._place.is_numbered:
-            return self._get(whose.base, LIMIT)
-        numbers = sorted(self._numbers(whose), reverse=True)
-        for number in numbers[:_KEPT]:
-            if found := self._get(_numbered(whose, number), LIMIT):
-                return Seen(found.data, str(number))
-        return None
+        return self._latest(whose.base)
 
     def swap(self, whose: Whose, data: bytes, seen: Seen | None) -> bool:
         """Replace the pointer that was seen; return False where it is another one by now."""
+        return self._swap(whose.base, data, seen) is not None
+
+    def lease(self, whose: Whose) -> Seen | None:
+        """Return the lease of an identity as it stands, None where there is none."""
+        return self._latest(whose.lease)
+
+    def swap_lease(self, whose: Whose, data: bytes, seen: Seen | None) -> Seen | None:
+        """Replace the lease that was seen; return None where it is another one by now."""
+        return self._swap(whose.lease, data, seen)
+
+    def _latest(self, base: str) -> Seen | None:
+        if not self._place.is_numbered:
+            return self._get(base, LIMIT)
+        numbers = sorted(self._numbers(base), reverse=True)
+        for number in numbers[:_KEPT]:
+            if found := self._get(_numbered(base, number), LIMIT):
+                return Seen(found.data, str(number))
+        return None
+
+    def _swap(self, base: str, data: bytes, seen: Seen | None) -> Seen | None:
         if self._place.is_numbered:
-            return self._number_next(whose, data, int(seen.tag) if seen else 0)
+            return self._number_next(base, data, int(seen.tag) if seen else 0)
         if seen is None:
-            return self.create(whose.base, data)
-        with _in_words(_named(whose.base)):
-            mode: Any = {"e_tag": seen.tag}
-            try:
-                obstore.put(self._store, whose.base, data, mode=mode, use_multipart=False)
-            except (exceptions.PreconditionError, *_TAKEN, *_ABSENT):
-                return False
-            return True
+            return self._put(base, data, "create")
+        return self._put(base, data, {"e_tag": seen.tag})
 
     def all_pointers(self) -> Iterator[Whose]:
         """Yield every identity that the fleet has a pointer of, each once."""
@@ -129,36 +146,35 @@ class Objects:
                         seen.add(found[0])
                         yield found[0]
 
-    def _numbers(self, whose: Whose) -> list[int]:
-        with _in_words(_named(whose.base)):
+    def _numbers(self, base: str) -> list[int]:
+        with _in_words(_named(base)):
             try:
-                rows = [row for part in obstore.list(self._store, prefix=whose.base)
-                        for row in part]  # fmt: skip
+                rows = [row for part in obstore.list(self._store, prefix=base) for row in part]
             except _ABSENT:
                 return []
-        found = (parse_base(row["path"]) for row in rows)
-        return [each[1] for each in found if each and each[0] == whose and each[1]]
+        found = (row["path"].removeprefix(f"{base}/") for row in rows)
+        return [int(number) for number in found if _NUMBER.fullmatch(number) and int(number)]
 
-    def _number_next(self, whose: Whose, data: bytes, last: int) -> bool:
-        """Create the pointer after the last one that was seen."""
-        mine = _numbered(whose, last + 1)
+    def _number_next(self, base: str, data: bytes, last: int) -> Seen | None:
+        """Create the state after the last one that was seen."""
+        mine = _numbered(base, last + 1)
         if not self.create(mine, data):
-            return False
-        numbers = self._numbers(whose)
-        with _in_words(_named(whose.base)):
+            return None
+        numbers = self._numbers(base)
+        with _in_words(_named(base)):
             if max(numbers, default=0) > last + _KEPT:
                 # So many came since that this number had been removed: it is free, and not ours.
                 obstore.delete(self._store, mine)
-                return False
-        with contextlib.suppress(FleetError), _in_words(_named(whose.base)):
+                return None
+        with contextlib.suppress(FleetError), _in_words(_named(base)):
             for old in sorted(numbers):
                 if old <= last + 1 - _KEPT:
-                    obstore.delete(self._store, _numbered(whose, old))
-        return True
+                    obstore.delete(self._store, _numbered(base, old))
+        return Seen(data, str(last + 1))
 
 
-def _numbered(whose: Whose, number: int) -> str:
-    return f"{whose.base}/{number:08d}"
+def _numbered(base: str, number: int) -> str:
+    return f"{base}/{number:08d}"
 
 
 def _opened(
@@ -219,7 +235,8 @@ def _shown(text: str) -> str:
 
 def _named(key: str) -> str:
     """Return an object's name as people say it."""
-    if key.startswith(POINTERS):
-        return "the pointer"
+    for prefix, name in ((POINTERS, "the pointer"), (LEASES, "the lease")):
+        if key.startswith(prefix):
+            return name
     kind, _, name = key.removeprefix("v1/").partition("/")
     return f"{kind} {name[:12]}"

@@ -19,6 +19,7 @@ SCHEMA: Final = 1
 #: A pointer is a few hundred bytes.
 LIMIT: Final = 1 << 16
 POINTERS: Final = "v1/ptr/"
+LEASES: Final = "v1/lease/"
 _SHA256: Final = re.compile("[0-9a-f]{64}")
 _BASE: Final = re.compile(
     POINTERS + r"(?P<version>[0-9][0-9A-Za-z.+!_-]*)/(?P<arch>sm[0-9]+|cpu)/"
@@ -37,6 +38,11 @@ class Whose(NamedTuple):
     def base(self) -> str:
         """Return the name of its pointer, or what the numbered names begin with."""
         return f"{POINTERS}{self.version}/{self.arch}/{self.identity}"
+
+    @property
+    def lease(self) -> str:
+        """Return the name of its lease, or what the numbered names begin with."""
+        return f"{LEASES}{self.version}/{self.arch}/{self.identity}"
 
 
 class Signature(msgspec.Struct, frozen=True):

@@ -1,28 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process in which the fleet is asked: one request on standard input, one answer on output.
+"""The process in which the fleet is asked.
 
-Owns its own end: an alarm ends it where its parent is not there to do so, also while the
-client library waits, and so does a parent that goes away before there is a request. Imports what an
-action needs when it is asked for, since a start waits for this process. Nothing else is written to
-standard output. Never imported by an engine.
+Owns what is asked, and when: a push waits until the engine serves, and ends where that ends before.
+The request for the lease is answered by several lines, as things change; the last one is that of
+the publication for which the lease is held, and a parent that goes away meanwhile frees it. Imports
+what an action needs when it is asked for, since a start waits for this process. Never imported by
+an engine.
 """
 
 from __future__ import annotations
 
 import os
-import signal
+import select
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
-from warmup_plugin.errors import WarmupError
+from warmup_plugin.fleet.answering import answer_one, answered, end_after, tell
 from warmup_plugin.fleet.objects import Objects
 from warmup_plugin.fleet.pointer import Pointer, Whose, parse_pointer
-from warmup_plugin.fleet.pull import Refuse, pull, take_all
+from warmup_plugin.fleet.pull import Pulled, Refuse, pull, take_all
 from warmup_plugin.runtime import health_page
+
+if TYPE_CHECKING:
+    from warmup_plugin.fleet.single_flight import Turn
 
 #: How often a process that waits for an engine to serve looks again.
 _LOOK_S: Final = 1.0
@@ -31,11 +36,14 @@ _ANSWER_S: Final = 5.0
 
 
 class Request(msgspec.Struct, kw_only=True):
-    """What is asked. ``do``: pull into ``place``, push what lies in ``place``, list, get, or sign.
+    """What is asked. ``do``: pull into ``place``, push what lies there, list, get, sign, or turn.
 
     ``limit_s`` is for all of it once an engine serves, ``timeout_s`` for one request. A push waits
     until an engine serves where ``parent`` is its process: ``after_s`` of life, and an answer of
-    ``health``, where that is given.
+    ``health``, where that is given. A turn is waited for and held for the ``engine``, a
+    `ProcessCard`, by its ``holder`` in words, who renews the lease each ``beat_s``; without a
+    ``holder`` it is waited for alone. ``bundle``: the latest that the engine knows; ``tasks``:
+    those that it lacks, or those that a push has had no result for.
     """
 
     do: str
@@ -52,27 +60,98 @@ class Request(msgspec.Struct, kw_only=True):
     after_s: float = 0.0
     health: str | None = None
     health_limit_s: float = 0.0
+    engine: dict[str, Any] | None = None
+    holder: str = ""
+    beat_s: float = 0.0
+    bundle: str = ""
+    tasks: tuple[str, ...] = ()
 
 
 def main() -> None:
     """Answer one request; an empty one is none."""
-    line = sys.stdin.buffer.readline()
-    if not line.strip():
-        return
-    request = msgspec.json.decode(line, type=Request)
+    answer_one(Request, _begun)
+
+
+def _begun(request: Request) -> Any:
+    return _turn(request) if request.do == "turn" else _once(request)
+
+
+def _once(request: Request, meanwhile: Callable[[], None] = lambda: None) -> Any:
+    """Do what is asked once, a push when the engine serves; ``meanwhile``: as it waits for that."""
+    if request.parent and (why := _wait_until_served(request, meanwhile)):
+        return {"state": "failed", "reason": why}
+    end_after(request.limit_s)
+    return _answer(request)
+
+
+def _turn(request: Request) -> Any:
+    """Wait for the turn to tune; hold it until the table is published, or the engine has ended."""
+    from warmup_plugin.fleet.single_flight import Asked, Turn, await_turn
+
+    writes, whose = bool(request.holder), request.whose
+    objects = Objects(request.url, request.credentials, timeout_s=request.timeout_s, writes=writes)
+    assert whose is not None
+    turn = Turn(objects, whose, request.holder, request.beat_s) if writes else None
+    refuse = _refuse(request)
+
+    def place() -> Pulled:
+        return pull(objects, whose, Path(request.place), request.table_bytes, refuse)
+
+    def pause(seconds: float) -> None:
+        end_after(request.limit_s + seconds)
+        if _line(request, seconds) is not None:
+            os._exit(0)  # nothing is held, and nothing is to be said
+
+    end_after(request.limit_s)
+    tasks = frozenset(request.tasks)
+    asked = Asked(objects, whose, turn, request.bundle, tasks, place, tell)
+    found = await_turn(asked, pause=pause)
+    if found["state"] != "held":
+        return found
+    assert turn is not None
+    tell(found)
+    return _hold(turn, request)
+
+
+def _hold(turn: Turn, request: Request) -> Any:
+    """Renew the lease until the engine publishes or ends its part in it, and free it then."""
+
+    def beat() -> None:
+        end_after(request.limit_s)
+        was_held = turn.is_held
+        if _runs(request):
+            turn.beat()
+        if was_held and not turn.is_held:
+            tell({"state": "lost"})
+
     try:
-        if request.parent and (why := _wait_until_served(request)):
-            answer: Any = {"state": "failed", "reason": why}
-        else:
-            signal.setitimer(signal.ITIMER_REAL, request.limit_s)  # by default it ends the process
-            answer = _answer(request)
-    except WarmupError as error:
-        answer = {"state": "failed", "reason": str(error)}
-    except Exception as error:  # noqa: BLE001  # the answer is all that anybody hears of it
-        answer = {"state": "failed", "reason": f"{type(error).__name__}: {error}"[:300]}
-    sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
-    sys.stdout.buffer.flush()
-    os._exit(0)  # the client's threads need no farewell
+        while (line := _line(request, min(_LOOK_S, request.beat_s / 2))) is None:
+            beat()
+        if not line.strip():
+            return {"state": "freed"}
+        last = msgspec.json.decode(line, type=Request)
+        turn.tell_failed(last.tasks)
+        return answered(last, lambda asked: _once(asked, beat))
+    finally:
+        turn.free()
+
+
+def _line(request: Request, limit_s: float) -> bytes | None:
+    """Return the engine's next line, an empty one where it has ended; None where it says nothing.
+
+    A child of the engine may hold the other end of the pipe.
+    """
+    ready, _, _ = select.select([sys.stdin], [], [], limit_s)
+    if ready:
+        return sys.stdin.buffer.readline()
+    return None if os.getppid() == request.parent else b""
+
+
+def _runs(request: Request) -> bool:
+    """Return whether the engine's process is not stopped, as far as this one sees it."""
+    from warmup_plugin.runtime.process_info import ProcessCard, view
+
+    return request.engine is None or view(ProcessCard(**request.engine)) != "stopped"
 
 
 def _answer(request: Request) -> Any:
@@ -82,14 +161,7 @@ def _answer(request: Request) -> Any:
         return {"state": "listed", "rows": _rows(objects)}
     assert request.whose is not None
     place = Path(request.place)
-    refuse: Refuse = take_all
-    if request.keys or request.sign_key:
-        from warmup_plugin.fleet.signing import Keys
-
-        keys = Keys(request.keys)
-        if request.sign_key:
-            keys.add(request.sign_key)
-        refuse = keys.refuse
+    refuse = _refuse(request)
     if request.do == "pull":
         return pull(objects, request.whose, place, request.table_bytes, refuse)
     if request.do == "push":
@@ -97,6 +169,18 @@ def _answer(request: Request) -> Any:
     if request.do == "sign":
         return _sign(objects, request.whose, request)
     return _get(objects, request.whose, place, request.table_bytes, refuse)
+
+
+def _refuse(request: Request) -> Refuse:
+    """Return what says which bundles are not used."""
+    if not (request.keys or request.sign_key):
+        return take_all
+    from warmup_plugin.fleet.signing import Keys
+
+    keys = Keys(request.keys)
+    if request.sign_key:
+        keys.add(request.sign_key)
+    return keys.refuse
 
 
 def _push(objects: Objects, whose: Whose, place: Path, request: Request, refuse: Refuse) -> Any:
@@ -161,10 +245,11 @@ def _get(objects: Objects, whose: Whose, place: Path, table_bytes: int, refuse: 
     )  # fmt: skip
 
 
-def _wait_until_served(request: Request) -> str:
+def _wait_until_served(request: Request, meanwhile: Callable[[], None]) -> str:
     """Return once the engine serves; else why nothing is published."""
     began = time.monotonic()
     while time.monotonic() - began < request.after_s:
+        meanwhile()
         time.sleep(min(_LOOK_S, request.after_s))
         if os.getppid() != request.parent:
             return "the engine's process has ended before it served"
@@ -175,6 +260,7 @@ def _wait_until_served(request: Request) -> str:
             return "the engine's process has ended before it served"
         if time.monotonic() - began > request.health_limit_s:
             return f"{request.health} did not answer 200 in {request.health_limit_s:.0f} s"
+        meanwhile()
         time.sleep(_LOOK_S)
     return ""
 

@@ -34,6 +34,8 @@ STEPS: Final = (
 )  # fmt: skip
 #: What a start got from the fleet; `off` where none was asked.
 FLEET: Final = ("off", "fetched", "kept", "absent", "refused", "failed")
+#: Whether it was the last start's turn to tune for the fleet; `none` where that was not asked.
+LEASES: Final = ("none", "held", "adopted", "free", "tried", "over", "failed", "lost")
 
 
 class Family(NamedTuple):
@@ -64,6 +66,8 @@ FAMILIES: Final = {
     "waited_seconds": Family("Seconds that ranks waited for the last one, longest waits."),
     "fleet": Family("1 for what the fleet gave the last start, 0 for all else.", ("state",)),
     "fleet_seconds": Family("Seconds that the last start waited for the fleet."),
+    "fleet_lease": Family("1 for what became of the fleet's lease, 0 for all else.", ("state",)),
+    "fleet_lease_seconds": Family("Seconds that the last start waited for a host that tuned."),
     "speed_over_default": Family("Default's time over the winner's, geometric mean."),
 }
 
@@ -104,6 +108,10 @@ def samples(state: State, report: WarmupReport, started: float) -> Iterator[Samp
     for name in FLEET:
         yield Sample("fleet", (name,), float(name == given))
     yield Sample("fleet_seconds", (), report.fleet.seconds)
+    lease = report.fleet.lease or "none"
+    for name in LEASES:
+        yield Sample("fleet_lease", (name,), float(name == lease))
+    yield Sample("fleet_lease_seconds", (), report.fleet.waited)
     if gain := over_default(report.winners):  # nothing was raced: there is no such figure
         yield Sample("speed_over_default", (), round(gain, 4))
 

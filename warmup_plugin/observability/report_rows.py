@@ -144,6 +144,11 @@ class FleetAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
         seconds: how long the start waited for the fleet.
         directory: where the bundle's files lie on this host.
         publishes: when this start's table is given to the fleet, or ``no`` and why.
+        lease: whether it was this start's turn to tune: ``held``, ``adopted``, ``free``, ``tried``,
+            ``over``, ``failed`` or ``lost``; empty where it was not asked.
+        lease_reason: why it was not, or was taken over; empty otherwise.
+        holder: the host that it has waited for, in words; empty where it has not.
+        waited: how many seconds it has waited for that host.
     """
 
     url: str = ""
@@ -158,3 +163,7 @@ class FleetAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     seconds: float = 0.0
     directory: str = ""
     publishes: str = ""
+    lease: str = ""
+    lease_reason: str = ""
+    holder: str = ""
+    waited: float = 0.0

@@ -146,3 +146,17 @@ URL: Final = Kind(
     lambda value: isinstance(value, str) and bool(re.fullmatch(r"https?://[^\s@]+", value)),
     "an address that begins with http:// or https://, without user name",
 )
+
+
+def _is_location(value: object) -> bool:
+    from warmup_plugin.fleet.location import is_location  # a start without a fleet has no need
+
+    return is_location(value)
+
+
+FLEET: Final = Kind(
+    str,
+    _is_location,
+    "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///DIRECTORY, without "
+    "user name, query or ..",
+)

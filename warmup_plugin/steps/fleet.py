@@ -3,8 +3,9 @@
 
 Owns which rank asks (rank 0, whose table all ranks get), where a bundle is put (below the cache
 root; in a temporary folder where nothing may be written), when a table is given away (after it is
-certified, once the engine serves), and what of all that the receipt says. Imported where a fleet is
-set. Nothing here raises, and no rank is in a collective meanwhile.
+certified, once the engine serves), and what of all that the receipt says. In between, where tasks
+are left to tune, it asks whose turn that is (`fleet_turn.py`). Imported where a fleet is set. No
+fault of the fleet raises here, and no rank is in a collective meanwhile.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +26,9 @@ from warmup_plugin.cache.files import read_file, takes_files
 from warmup_plugin.cache.store import unsafe
 from warmup_plugin.fleet import client, location
 from warmup_plugin.observability.report_rows import FleetAnswer
+from warmup_plugin.runtime.process_info import own_card
+from warmup_plugin.steps.fleet_turn import FleetTurn
+from warmup_plugin.topology import host_name
 from warmup_plugin.tuner import compat, environment
 
 if TYPE_CHECKING:
@@ -42,6 +47,8 @@ _ONE_REQUEST: Final = 0.9
 _PUBLISH_S: Final = 120.0
 _PUBLISH_REQUEST_S: Final = 15.0
 _HEALTH_S: Final = 2 * 3600.0
+#: Of so many tasks the fleet is told: one more than a lease tells of.
+_MOST_TASKS: Final = 65
 
 
 class Fleet:
@@ -51,6 +58,8 @@ class Fleet:
         assert settings.fleet is not None
         self._settings, self.url = settings, settings.fleet
         self._answer: dict[str, Any] = {}
+        self._place: Path | None = None
+        self._turn = FleetTurn(self.url)
         self._publishes = "" if settings.fleet_role == "write" else "no: the role is read"
         self._lack = location.lacking(
             location.parse(self.url), settings.fleet_credentials, os.environ
@@ -59,9 +68,10 @@ class Fleet:
         self._worker = None if self._lack else client.Worker()
 
     def close(self) -> None:
-        """End the process, where nobody has asked it."""
+        """End what is left at the session's end: a process that was not asked, a lease."""
         if self._worker is not None:
             self._worker.close()
+        self._turn.free()
 
     def ask(self, job: Job) -> None:
         """Take the latest bundle of this identity as one more layer of the store; never raises."""
@@ -71,13 +81,49 @@ class Fleet:
             logger.exception("warmup-plugin: the fleet is not asked:")
             self._answer = {"state": "failed", "reason": f"{type(error).__name__}: {error}"[:300]}
         finally:
-            self.close()
+            if self._worker is not None:
+                self._worker.close()
         self._say(job)
+
+    @property
+    def adopted(self) -> str:
+        """Return in words what another host has tuned while this start waited; empty without it."""
+        if self._turn.lease != "adopted":
+            return ""
+        return f"the fleet's bundle {self._answer['bundle'][:12]}"
+
+    def may_wait(self, job: Job) -> bool:
+        """Return whether it is to be asked who tunes, before this start does; asks nothing.
+
+        A start with a budget is to serve soon: it waits for one other host's tuning, not for more.
+        """
+        if self.adopted and job.opened.budget_s:
+            return False
+        was_asked = self._answer.get("state", "failed") != "failed" and self._place is not None
+        return was_asked and job.store is not None and self._turn.may_ask
+
+    def await_turn(self, job: Job, tasks: Sequence[str], until: float) -> None:
+        """Wait until this start is to tune these tasks, or has the table of a host that did."""
+        assert self._place is not None
+        assert job.store is not None
+        settings, seconds = self._settings, self._answer["seconds"]
+        may_hold = settings.fleet_role == "write" and job.may_write
+        request = {
+            **self._request("turn", job, self._place, _PUBLISH_S),
+            "timeout_s": _PUBLISH_REQUEST_S, "parent": os.getpid(), "engine": own_card().to_json(),
+            "holder": f"process {os.getpid()} on {host_name()}" if may_hold else "",
+            "beat_s": settings.fleet_beat_s, "bundle": self._answer.get("bundle", ""),
+            "tasks": tasks[:_MOST_TASKS],
+        }  # fmt: skip
+        found = self._turn.ask(job, request, settings.fleet_wait_s - seconds, until)
+        if found:
+            self._answer = {**found, "seconds": seconds}
+            job.store.layers = (*job.store.layers, Path(found["directory"]))
 
     def _asked(self, job: Job) -> dict[str, Any]:
         if job.store is None:
             return {"state": "failed", "reason": "this rank reads no tables in this session"}
-        place = _place(job)
+        place = self._place = _place(job)
         if self._worker is None:
             answer: dict[str, Any] = {"state": "failed", "reason": self._lack}
         else:
@@ -106,10 +152,11 @@ class Fleet:
 
     def told(self, job: Job, agreement: str, *, is_warm: bool) -> FleetAnswer:
         """Return what the receipt says; begin the publication that it speaks of."""
+        turn = self._turn.told()
         publishes = self._publishes or self._publish(job, agreement, is_warm=is_warm)
         answer = self._answer or {"state": "failed", "reason": "it was not asked"}
         whose = {"url": self.url, "role": self._settings.fleet_role, "publishes": publishes}
-        return msgspec.convert({**answer, **whose}, FleetAnswer)
+        return msgspec.convert({**answer, **whose, **turn}, FleetAnswer)
 
     def _publish(self, job: Job, agreement: str, *, is_warm: bool) -> str:
         """Begin to give this start's table away; return what is going to happen."""
@@ -119,7 +166,8 @@ class Fleet:
             return f"no: the agreement is {agreement}"
         if not job.may_write or job.store is None or job.store.directory is None:
             return "no: this start keeps no table on disk"
-        if is_warm and self._gave_all(job):
+        is_all_given = is_warm or (bool(self.adopted) and not job.trace.winners)
+        if is_all_given and self._gave_all(job):
             return "no: the fleet has all of it"
         settings = self._settings
         after_s = settings.fleet_publish_after_s
@@ -127,9 +175,11 @@ class Fleet:
             **self._request("push", job, job.store.directory, _PUBLISH_S),
             "timeout_s": _PUBLISH_REQUEST_S, "parent": os.getpid(), "after_s": after_s,
             "health": settings.fleet_health, "health_limit_s": after_s + _HEALTH_S,
+            "tasks": [row.task for row in job.trace.winners if row.reason][:_MOST_TASKS],
         }  # fmt: skip
         limit_s = after_s + (_HEALTH_S if settings.fleet_health else 0) + 2 * _PUBLISH_S
-        if why := client.publish(request, limit_s, self.url):
+        holder = self._turn.handed_over()
+        if why := client.publish(request, limit_s, self.url, holder):
             return f"no: {why}"
         page = f" and {settings.fleet_health} answers" if settings.fleet_health else ""
         return f"once the engine has lived for {after_s:g} s{page}"

@@ -7,6 +7,7 @@ only where rank 0 does not have it yet.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Collection, Mapping
 
@@ -28,7 +29,7 @@ from warmup_plugin.steps import require_complete
 from warmup_plugin.steps.agree import Agreed
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.decisions import Votes
-from warmup_plugin.steps.single_flight import answered, await_turn, grow, take_turn
+from warmup_plugin.steps.single_flight import Turns, answered, grow
 from warmup_plugin.steps.work import Work
 from warmup_plugin.tuner.survey import Survey
 
@@ -39,41 +40,45 @@ _MOST_SAID = 8
 def make_work(job: Job, agreed: Agreed, survey: Survey, surveyed: SurveyDecision) -> Work:
     """Step 4: rank 0 assigns what no entry answers; every rank gets the whole plan.
 
-    Where another engine tunes for this directory, all ranks hear of it, rank 0 waits for it, and a
-    second round plans what is left to do.
+    Where another engine tunes for this directory or for the fleet, all ranks hear of it, rank 0
+    waits for it, and one more round plans what is left to do.
     """
     _tell_deaths(job, agreed.deaths)
     if surveyed.go == "warm":
         return Work()
-    work = Work(is_new=True, base=agreed.cached)
+    work, turns = Work(is_new=True, base=agreed.cached), Turns()
     with job.timed("plan"):
         own = PlanVote(inventory=[job.coordinator.put(b) for b in _inventories(job, survey)])
 
         def lead(votes: Votes[PlanVote]) -> PlanDecision:
             work.lots = _lots(job, agreed, votes)
-            return _decide(job, agreed, work)
+            return _decide(job, agreed, work, turns)
 
         found = job.coordinator.meet(PLAN, own, lead)
         if found.go != "wait":
             return _taken_up(job, survey, work, found)
     with job.timed("wait"):
-        if job.leads:
-            await_turn(job, found.reason)
-        found = job.coordinator.meet(
-            PLAN.again(1), own, lambda _votes: _decide(job, agreed, work, has_waited=True)
-        )
+        rounds = itertools.count(1)
+        while found.go == "wait":
+            if job.leads:
+                turns.await_next(job, found.reason, work.plan)
+            found = job.coordinator.meet(
+                PLAN.again(next(rounds)), own, lambda _votes: _decide(job, agreed, work, turns)
+            )
         return _taken_up(job, survey, work, found)
 
 
-def _decide(job: Job, agreed: Agreed, work: Work, *, has_waited: bool = False) -> PlanDecision:
+def _decide(job: Job, agreed: Agreed, work: Work, turns: Turns) -> PlanDecision:
     """Make the plan on rank 0, unless another engine is to be waited for."""
-    work.plan = _assign(job, agreed, work)
+    work.plan = _assign(job, agreed, work, answered=turns.answered)
     if work.plan.shared:
-        if not has_waited and (holder := take_turn(job)):
+        if holder := turns.next(job):
             return PlanDecision(go="wait", reason=holder)
         if grow(job, work):
-            found = answered(work) - agreed.deaths.keys()
-            work.plan = _assign(job, agreed, work, answered=found)
+            turns.answered = frozenset(answered(work) - agreed.deaths.keys())
+            work.plan = _assign(job, agreed, work, answered=turns.answered)
+    if work.plan.shared and (holder := turns.next_in_fleet(job)):
+        return PlanDecision(go="wait", reason=holder)
     loose = _unvouched(agreed, work.lots)
     manifest = work.base.manifest
     resumed = loose & manifest.tasks.keys() if loose and manifest else ()

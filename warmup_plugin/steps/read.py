@@ -71,7 +71,7 @@ class Held(msgspec.Struct, frozen=True):
         return MergeVote(
             table=self.sha256,
             manifest=digest(cached.manifest_bytes) if cached and manifest and is_named else "",
-            defaults=_known_defaults(manifest) if manifest else [],
+            defaults=known_defaults(manifest) if manifest else [],
             complete=self.is_complete(job.options.engine),
             trusted=is_verified and self.is_whole,
             vouched=is_verified,
@@ -139,7 +139,7 @@ def _resumed(job: Job, store: Store) -> tuple[list[CachedTable], Mapping[str, De
     return found.parts, found.deaths
 
 
-def _known_defaults(manifest: Manifest) -> list[str]:
+def known_defaults(manifest: Manifest) -> list[str]:
     """Return the tasks known to have no winner, but for those blocked under another driver."""
     blocked = manifest.blocked
     if not blocked:

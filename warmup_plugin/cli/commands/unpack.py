@@ -46,12 +46,14 @@ DESCRIPTION = """\
 Take tables out of a file that `pack` has written, into the cache root where the
 next start will look. Everything is checked before anything is written. What is
 there already is kept: of another table of an identity only the tasks are taken
-that it lacks, or all with --replace. FILE may be - for standard input."""
+that it lacks, or all with --replace. FILE may be - for standard input, or the
+folder of an image as `pack --oci` and skopeo write it."""
 EXAMPLES = """\
 examples:
   warmup-plugin unpack tables.tar
   warmup-plugin unpack tables.tar --root /opt/tables --digest sha256:4be1...
   warmup-plugin unpack -                          from standard input
+  warmup-plugin unpack ./tables-image             of pack --oci
   warmup-plugin unpack tables.tar --dry-run       check only
 """
 
@@ -79,8 +81,15 @@ class Placed:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
-    parser.add_argument("file", metavar="FILE", type=Path, help="an archive written by pack")
+    parser.add_argument(
+        "file", metavar="FILE", type=Path, help="an archive or an image written by pack"
+    )
     parser.add_argument("--digest", metavar="SHA256", default="", help="refuse any other file")
+    add_ways(parser)
+
+
+def add_ways(parser: argparse.ArgumentParser) -> None:
+    """Declare how, and where, tables are put in place."""
     parser.add_argument(
         "--replace", action="store_true", help="where tables differ, take the archive's winners"
     )
@@ -97,22 +106,30 @@ def run(
     settings = Settings.from_env()
     target = places.target(places.find(root, engine_root, settings, os.environ))
     found = archive.read(file, settings.table_bytes, digest)
+    put(found, target, settings, {}, replace=replace, dry_run=dry_run, as_json=json)
+    return 0
+
+
+def put(
+    found: list[Packed], target: Root, settings: Settings, said: Mapping[str, str], *,
+    replace: bool, dry_run: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Put an archive's files in place and print what became of them, after what is ``said``."""
     try:
         placed = unpack(found, target, settings, replace=replace, dry_run=dry_run)
     except OSError as error:
         raise CommandError(f"{error.filename or target.path}: {error.strerror}") from None
-    if json:
+    if as_json:
         rows = [asdict(each) for each in placed]
         output.print_json(
-            {"schema": 1, "dry_run": dry_run, "root": str(target.path), "source": target.source,
-             "identities": rows}
+            {"schema": 1, **said, "dry_run": dry_run, "root": str(target.path),
+             "source": target.source, "identities": rows}
         )  # fmt: skip
-        return 0
+        return
     out = output.console()
     for each in placed:
         output.print_path(out, Path(each.directory))
         output.print_rows(out, [(f"would be {each.words()}" if dry_run else each.words(),)])
-    return 0
 
 
 def unpack(
