@@ -4,8 +4,9 @@
     python benchmarks/import_time.py [--repeats 20]
 
 Starts processes with and without the import, in turn, and compares medians. Engines import this
-package in every process, whether or not it is used there. All that a session needs is imported by
+package in every process, whether or not it is used there. What a warm session needs is imported by
 the first one, in a process that has torch and FlashInfer: other benchmarks have it imported before.
+A cold one imports more, while programs are run for FlashInfer's look: that is told beside it.
 """
 
 from __future__ import annotations
@@ -18,15 +19,23 @@ from collections.abc import Sequence
 from statistics import median
 
 TARGET_MS = 20.0
+#: At least, since a busy machine only adds to it.
+SESSION_TARGET_MS = 30.0
 STATEMENTS = {"python": "pass", "warmup_plugin": "import warmup_plugin"}
 
-#: Prints the milliseconds that a session's own modules take to import.
+#: Prints the milliseconds that a session's own modules take to import, and a cold one's besides.
 FIRST_SESSION = """
-import time, torch, flashinfer.autotuner
+import importlib, time, torch, flashinfer.autotuner{}
 began = time.perf_counter()
 import warmup_plugin.kernel_warmup
-print(1e3 * (time.perf_counter() - began))
+warm = time.perf_counter()
+from warmup_plugin.steps.cold_steps import COLD_STEPS
+for name in COLD_STEPS:
+    importlib.import_module(name)
+print(1e3 * (warm - began), 1e3 * (time.perf_counter() - warm))
 """
+#: vLLM and SGLang have imported msgspec before they warm up; a runner of one's own may not have.
+PROCESSES = {"as it is": "", "msgspec there": ", msgspec"}
 
 
 def start_ms(statement: str) -> float:
@@ -36,11 +45,23 @@ def start_ms(statement: str) -> float:
     return 1e3 * (time.perf_counter() - began)
 
 
-def first_session_ms() -> float:
-    """Return what importing a session's modules takes in a new process."""
-    command = [sys.executable, "-c", FIRST_SESSION]
+def first_session_ms(more: str) -> tuple[float, float]:
+    """Return what importing a warm session's modules takes in a new process, and a cold one's."""
+    command = [sys.executable, "-c", FIRST_SESSION.format(more)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(done.stdout)
+    warm, cold = map(float, done.stdout.split())
+    return warm, cold
+
+
+def first_session(process: str, repeats: int) -> float:
+    """Print what the first session imports in such a process; return the least."""
+    rows = [first_session_ms(PROCESSES[process]) for _ in range(1 + repeats // 4)]
+    warm, cold = zip(*rows, strict=True)
+    print(
+        f"the first session's modules, {process}: {min(warm):.1f} ms min, {median(warm):.1f} ms "
+        f"median; a cold one's besides: {min(cold):.1f} ms min, {median(cold):.1f} ms median"
+    )
+    return float(min(warm))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,9 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     cost = medians["warmup_plugin"] - medians["python"]
     at_best = minima["warmup_plugin"] - minima["python"]
     print(f"the import: {cost:.1f} ms by medians, {at_best:.1f} by minima; target {TARGET_MS:g}")
-    found = sorted(first_session_ms() for _ in range(1 + repeats // 4))
-    print(f"the first session's modules: {found[0]:.0f} ms min, {median(found):.0f} ms median")
-    return 1 if cost > TARGET_MS else 0
+    least = {name: first_session(name, repeats) for name in PROCESSES}
+    print(f"target of the first session, as it is, at least: {SESSION_TARGET_MS:g} ms")
+    return 1 if cost > TARGET_MS or least["as it is"] > SESSION_TARGET_MS else 0
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from warmup_plugin.engines import attempt
 from warmup_plugin.engines.attempt import Attempt, Scope, follow
 from warmup_plugin.errors import ForwardError, RankLostError, SessionError, WarmupError
 from warmup_plugin.settings import Settings
+from warmup_plugin.steps import cold_steps
 from warmup_plugin.tuner import environment_stamp
 
 SETTINGS = Settings.from_env({})
@@ -147,7 +147,7 @@ def test_the_other_ranks_get_ready_meanwhile_for_what_follows_it(
     def make() -> dict[str, object]:
         raise OSError("no identity")
 
-    monkeypatch.setattr(attempt, "prepare_cold_steps", lambda **_: done.append("ready"))
+    monkeypatch.setattr(cold_steps, "prepare_cold_steps", lambda **_: done.append("ready"))
     for is_slow in (False, True):
         monkeypatch.setattr(environment_stamp, "look_round", lambda is_slow=is_slow: is_slow)
         Attempt(Scope(1, 1)).prepared(make, SETTINGS, "0", lambda: {"engine_cache_root": tmp_path})

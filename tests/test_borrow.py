@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from warmup_plugin.cache.external import BLOCKLIST, Borrowed, borrow
+from warmup_plugin.cache.borrowed import Borrowed
+from warmup_plugin.cache.external import borrow
 from warmup_plugin.cache.manifest import Manifest, TaskRecord, render_manifest
 from warmup_plugin.cache.paths import manifest_name, table_name
+from warmup_plugin.cache.stamps import BLOCKLIST
 from warmup_plugin.cache.table import Entry, Table, render_table
 from warmup_plugin.runtime.safe_json import digest
 from warmup_plugin.settings import Settings

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 import warmup_plugin
 from warmup_plugin.cache.gains import over_default
@@ -46,7 +46,7 @@ REPORT = WarmupReport(
     waited=(Wait("share", (1,), 0, 1.5),), at=1_790_000_000.123,
     winners=(tuned(1.0, 2.0), tuned(1.0, 8.0), tuned(1.0, None)),
 )  # fmt: skip
-WARM = dataclasses.replace(
+WARM = replace(
     REPORT, tasks={"seen": 5, "from_cache": 5}, tactics_timed=6, passed_through_tactics=6,
     winners=(),
 )  # fmt: skip
@@ -138,7 +138,7 @@ def test_every_series_is_there_in_every_state(state: State) -> None:
     """So an alert can tell a start that failed from one that nobody has made."""
     text = rendered(state, LEAST)
     series = re.findall(r"^(warmup_plugin_(?!info)\w+\{.*\}) ", text, re.MULTILINE)
-    ok = rendered("certified", dataclasses.replace(WARM, engine="e"))
+    ok = rendered("certified", replace(WARM, engine="e"))
     assert series == re.findall(r"^(warmup_plugin_(?!info)\w+\{.*\}) ", ok, re.MULTILINE)
     assert [name for name in metrics.STATES if value(text, "state", state=name)] == [state]
     has_ended = state not in ("warming", "failed", "left_alone")

@@ -29,9 +29,9 @@ from msgspec import structs
 
 from warmup_plugin.cache import files as disk_files
 from warmup_plugin.cache import locks, publishing, reader
+from warmup_plugin.cache.cached_table import NotPublished, Published
 from warmup_plugin.cache.lease import hold
 from warmup_plugin.cache.manifest import Manifest, TaskRecord
-from warmup_plugin.cache.publishing import NotPublished, Published
 from warmup_plugin.cache.store import Reading, Store
 from warmup_plugin.cache.table import Entry, Table, render_table
 from warmup_plugin.identity import Identity
@@ -582,6 +582,7 @@ from warmup_plugin.cache.manifest import Manifest, TaskRecord
 from warmup_plugin.settings import Settings
 from warmup_plugin.cache.store import Store
 from warmup_plugin.cache.table import Entry, Table
+import warmup_plugin.cache.publishing  # while this user may read where Python is
 if os.geteuid() == 0:  # permissions do not bind root
     os.setgroups([])
     os.setgid(65534)
@@ -865,7 +866,7 @@ import json, os, sys
 from pathlib import Path
 from warmup_plugin.cache.manifest import Manifest, TaskRecord
 from warmup_plugin.settings import Settings
-from warmup_plugin.cache.publishing import Published
+from warmup_plugin.cache.cached_table import Published
 from warmup_plugin.cache.store import Store
 from warmup_plugin.cache.table import Entry, Table
 directory, stamp, name = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]

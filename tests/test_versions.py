@@ -7,7 +7,6 @@ without this package: tuner/test_flashinfer_alone.py.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -115,7 +114,7 @@ def test_the_receipts_page_names_every_field() -> None:
     """Of the receipt, of the progress file, of the figures."""
     page = (CHECKOUT / "docs" / "receipts.md").read_text()
     names = set(re.findall(r"`(\w+)`", page))
-    assert {row.name for row in dataclasses.fields(WarmupReport)} <= names
+    assert {*WarmupReport.__struct_fields__} <= names
     assert Progress(1).document().keys() <= names
     families = re.findall(r"^\| `warmup_plugin_(\w+)` \| ([^|]*) \|", page, re.MULTILINE)
     assert {name: tuple(cell.split(", ")) if cell else () for name, cell in families} == {

@@ -376,6 +376,12 @@ MUTANTS = (
         "tests/tuner/test_kept_environment.py::test_a_start_is_spared_the_look_of_the_one_before",
     ),
     Mutant(
+        "a start that finds no journal imports nothing for it", "steps/read.py",
+        "    if not store.has_journals:\n", "    if False:\n",
+        "tests/tuner/test_warm_imports.py::"
+        "test_the_second_has_imported_no_module_of_a_cold_start",
+    ),
+    Mutant(
         "tasks of each rank are compared by file keys", "steps/certify.py",
         "(task.id, *(digest(key.encode())[:_NAME_DIGITS] for key in task.keys))", "(task.id,)",
         "tests/tuner/test_survey.py::test_two_runner_lists_on_two_ranks_share_nothing",

@@ -78,6 +78,16 @@ class RankLostError(WarmupError):
         self.args = (self.rank, self.reason, self.host)
 
 
+def loss_in(error: BaseException) -> RankLostError | None:
+    """Return the loss that an exception tells of, or that is its cause.
+
+    A forward raises its own error where its collective ends because a rank is lost.
+    """
+    if isinstance(error, RankLostError):
+        return error
+    return error.__cause__ if isinstance(error.__cause__, RankLostError) else None
+
+
 class RuleError(ValueError):
     """A value breaks a rule. This is the base of the package's errors of values.
 

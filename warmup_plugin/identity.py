@@ -12,9 +12,10 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias
+
+import msgspec
 
 from warmup_plugin.errors import IdentityError
 
@@ -52,8 +53,7 @@ ABSENT: Final = "(absent)"
 _NOT_THE_MODEL: Final = frozenset({"_name_or_path", "name_or_path", "transformers_version"})
 
 
-@dataclass(frozen=True, eq=False)
-class Identity:
+class Identity(msgspec.Struct, frozen=True, eq=False, dict=True):
     """Config factors in canonical form; equal factors give equal digests on every machine.
 
     Make one with `Identity.of`, which names the factors.
@@ -70,7 +70,7 @@ class Identity:
     def __post_init__(self) -> None:
         """Normalise a private copy, so that the digest cannot drift from the factors."""
         normal = {name: _normalised(name, value) for name, value in self.factors.items()}
-        object.__setattr__(self, "factors", normal)
+        msgspec.structs.force_setattr(self, "factors", normal)
 
     @classmethod
     def of(
@@ -166,11 +166,11 @@ class Identity:
             IdentityError: a factor is unknown or has no canonical form.
         """
         found = Identity(more)  # what is here is normal already
-        object.__setattr__(found, "factors", {**self.factors, **found.factors})
+        msgspec.structs.force_setattr(found, "factors", {**self.factors, **found.factors})
         return found
 
 
-class Difference(NamedTuple):
+class Difference(msgspec.Struct, frozen=True):
     """One factor in which two identities differ; `ABSENT` where a side does not have it."""
 
     path: str

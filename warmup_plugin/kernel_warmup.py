@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Unpack
 
@@ -237,7 +236,6 @@ def session(
         outcome.report = _finish(job, held, agreed, survey, outcome.surveyed)
 
 
-@dataclass
 class Session:
     """What `session` yields.
 
@@ -245,8 +243,9 @@ class Session:
         report: the receipt of this rank's session, None until the body has ended.
     """
 
-    report: WarmupReport | None = None
-    surveyed: SurveyDecision | None = field(default=None, repr=False)
+    def __init__(self, report: WarmupReport | None = None) -> None:
+        self.report = report
+        self.surveyed: SurveyDecision | None = None
 
     @property
     def retry(self) -> dict[str, str]:

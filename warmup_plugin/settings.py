@@ -8,7 +8,6 @@ argument, raises `SettingError`.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -290,6 +289,8 @@ def unknown_variables(environ: Mapping[str, str]) -> dict[str, str]:
     found = {}
     for name in given:
         if name not in known:
+            import difflib  # few have such a variable
+
             nearest = difflib.get_close_matches(name, known, n=1)
             found[f"{_PREFIX}{name}"] = known[nearest[0]] if nearest else ""
     return found

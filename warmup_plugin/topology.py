@@ -15,9 +15,10 @@ import operator
 import os
 import socket
 import struct
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _MOUNTS = Path("/proc/self/ns/mnt")
@@ -77,8 +78,7 @@ def host_name() -> str:
     return os.fsencode(socket.gethostname()).decode(errors="replace")
 
 
-@dataclass(frozen=True, kw_only=True)
-class RankInfo:
+class RankInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One rank's coordinates among the ranks that warm up together.
 
     A launcher such as torchrun gives the first three (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``),
@@ -126,7 +126,7 @@ class RankInfo:
         for name in _NUMBERS:
             value = getattr(self, name)
             try:
-                object.__setattr__(self, name, operator.index(value))
+                msgspec.structs.force_setattr(self, name, operator.index(value))
             except TypeError:
                 raise ValueError(f"{name}={value!r}: must be a whole number") from None
         if not isinstance(self.node, (str, type(None))):
@@ -153,4 +153,4 @@ class RankInfo:
         Returns:
             Every field by name; ``node`` is this machine's where it is None.
         """
-        return {**asdict(self), "node": self.node or node_id()}
+        return {**msgspec.structs.asdict(self), "node": self.node or node_id()}

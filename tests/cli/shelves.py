@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from warmup_plugin.cache.cached_table import Published
 from warmup_plugin.cache.manifest import Manifest, TaskRecord
 from warmup_plugin.cache.paths import LAYOUT
-from warmup_plugin.cache.publishing import Published
 from warmup_plugin.cache.store import Store
 from warmup_plugin.cache.table import Entry, Table
 from warmup_plugin.identity import Identity

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from warmup_plugin.cli.demo_clauses import Node, Starts, judge_design, start_by_strategy
@@ -41,7 +42,7 @@ def altered(ranks: Any, rank: int, *, tasks: dict[str, int] | None = None, **see
     """Return a start with what was seen of one rank changed."""
     found: list[RankResult] = list(ranks)
     old = found[rank]
-    report = replace(old.report, tasks={**old.report.tasks, **(tasks or {})})
+    report = msgspec.structs.replace(old.report, tasks={**old.report.tasks, **(tasks or {})})
     found[rank] = replace(old, report=report, evidence=replace(old.evidence, **seen))
     return found
 

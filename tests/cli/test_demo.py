@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from warmup_plugin.cli import demo_run as work
@@ -56,7 +57,7 @@ def altered(
     old = ranks[rank]
     ranks[rank] = replace(
         old,
-        report=replace(old.report, **report),
+        report=msgspec.structs.replace(old.report, **report),
         counts={**old.counts, **(counts or {})},
         served={**old.served, **(served or {})},
     )
@@ -265,7 +266,12 @@ def test_no_when_the_table_is_missing_or_not_alone(two_starts: TwoStarts) -> Non
 def test_a_start_without_a_forward_has_a_certificate_of_its_own(two_starts: TwoStarts) -> None:
     """`on_hit=skip`: no tasks were met, so it is over the table alone; still one for all ranks."""
     warm = [
-        replace(rank, report=replace(rank.report, certificate="cd" * 32, seconds={"open": 0.1}))
+        replace(
+            rank,
+            report=msgspec.structs.replace(
+                rank.report, certificate="cd" * 32, seconds={"open": 0.1}
+            ),
+        )
         for rank in two_starts.warm
     ]
     assert verdict(two_starts.cold, warm, two_starts.table)["same certificate"]

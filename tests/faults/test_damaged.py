@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 
 from tests.test_decide import certified, ready, surveyed
+from warmup_plugin.cache.cached_table import Published
 from warmup_plugin.cache.lease import hold
 from warmup_plugin.cache.manifest import Manifest, TaskRecord
-from warmup_plugin.cache.publishing import Published
 from warmup_plugin.cache.store import Store
 from warmup_plugin.cache.table import Entry, Table
 from warmup_plugin.coordination.coordinator import Coordinator

@@ -29,7 +29,7 @@ import fcntl, json, sys
 from pathlib import Path
 from warmup_plugin.cache.manifest import Manifest, TaskRecord
 from warmup_plugin.settings import Settings
-from warmup_plugin.cache.publishing import Published
+from warmup_plugin.cache.cached_table import Published
 from warmup_plugin.cache.store import Store
 from warmup_plugin.cache.table import Entry, Table
 directory, stamp, identity, name, times, locks = (json.loads(word) for word in sys.argv[1:])

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from warmup_plugin.cache.cached_table import Published
 from warmup_plugin.cache.manifest import Manifest, TaskRecord
-from warmup_plugin.cache.publishing import Published
 from warmup_plugin.cache.store import Store
 from warmup_plugin.cache.table import Entry, Table
 from warmup_plugin.fleet.lease import SCHEMA, Lease

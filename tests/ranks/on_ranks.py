@@ -10,7 +10,6 @@ from __future__ import annotations
 import _thread
 import contextlib
 import ctypes
-import dataclasses
 import gc
 import hashlib
 import logging
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import flashinfer.autotuner
+import msgspec
 import torch
 import torch.distributed as dist
 from flashinfer.autotuner import AutoTuner, DynamicTensorSpec, TuningConfig, autotune
@@ -44,8 +44,8 @@ from warmup_plugin.engines.embedded import host_clock, parallel, worker
 from warmup_plugin.engines.embedded.runners import BlockedGemmRunner
 from warmup_plugin.engines.embedded.worker import Engine, warm_up_rank
 from warmup_plugin.errors import RankLostError, SessionError
+from warmup_plugin.runtime import needs
 from warmup_plugin.settings import Settings
-from warmup_plugin.steps import open_begin
 from warmup_plugin.tuner import compat, environment_stamp
 
 
@@ -64,7 +64,7 @@ def obeying_permissions(engine: Engine) -> tuple[Any, list[str]]:
 
 def far_from_0(engine: Engine) -> tuple[Any, list[str]]:
     """Warm up on a node of which no rank says that it is the first."""
-    patch(engine, ranks=dataclasses.replace(engine.ranks, local_rank=5))
+    patch(engine, ranks=msgspec.structs.replace(engine.ranks, local_rank=5))
     return plain(engine)
 
 
@@ -399,9 +399,9 @@ def lacking_something(engine: Engine, rank: int, what: str) -> str:
     """Warm up where one rank lacks something before it has a meeting; say how that ended."""
     own_and_jobs, ways = ("TCPStore", "link_beside"), ("patient_client", "link_beside")
     lack: dict[str, Any] = {
-        "an import": (open_begin, {"lacking": failing(ImportError("injected"))}),
+        "an import": (needs, {"lacking": failing(ImportError("injected"))}),
         "a look": (environment_stamp, {"begin": failing(RuntimeError("injected"))}),
-        "descriptors": (open_begin, {"lacking": lambda *_: "2 files more can open: injected"}),
+        "descriptors": (needs, {"lacking": lambda *_: "2 files more can open: injected"}),
         "a store": (opening, {name: failing(OSError(24, "injected")) for name in own_and_jobs}),
         "a way to it": (opening, {name: failing(RuntimeError("injected")) for name in ways}),
         "an answer": (kv_client, {"bound_answers": failing(RuntimeError("injected"))}),

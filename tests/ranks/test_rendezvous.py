@@ -38,10 +38,11 @@ from warmup_plugin.coordination.session_end import turn_away
 from warmup_plugin.engines.embedded import LaunchError
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.identity import Identity
+from warmup_plugin.runtime import needs
 from warmup_plugin.runtime.polling import wait_until, within
 from warmup_plugin.runtime.safe_json import digest
 from warmup_plugin.settings import Settings
-from warmup_plugin.steps import open_begin, open_session
+from warmup_plugin.steps import open_session
 from warmup_plugin.steps.options import Options
 from warmup_plugin.topology import RankInfo
 from warmup_plugin.tuner import environment_stamp
@@ -637,7 +638,7 @@ def test_what_a_session_takes_is_asked_for_before_anything_is_taken(
     def far_enough(*_: object) -> None:
         raise SessionError("far enough")
 
-    monkeypatch.setattr(open_begin, "lacking", note("asked"))
+    monkeypatch.setattr(needs, "lacking", note("asked"))
     monkeypatch.setattr(environment_stamp, "begin", note("begun"))
     monkeypatch.setattr(opening, "connect", far_enough)
     identity = Identity.of(model="any", dtype="float32")

@@ -22,3 +22,12 @@ def publish(engine: Engine) -> dict[str, Any]:
     """Warm up, and say what is served afterwards."""
     report = child.warm(engine, every_op)
     return {"report": report, "served": every_op()}
+
+
+def one_op(engine: Engine) -> Any:
+    """Warm up over the op of `warm_alone.py`."""
+
+    def forward() -> None:
+        toys.call("toy", [toys.Toy("toy")], toys.STATIC, toys.rows(16), toys.WEIGHT)
+
+    return child.warm(engine, forward)

@@ -7,7 +7,6 @@ The places of rank numbers in the keys of releases 0.6.18 to 0.7.1 are checked i
 from __future__ import annotations
 
 import ast
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from tests.tuner.conftest import Children
 
 SOURCE = Path(flashinfer.__file__).parent
-RANK_FIELDS = {field.name for field in fields(RankInfo)}
+RANK_FIELDS = {*RankInfo.__struct_fields__}
 MOE = ("trtllm::fused_moe::gemm1", "trtllm::fused_moe::gemm2")
 
 

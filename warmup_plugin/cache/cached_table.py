@@ -2,12 +2,14 @@
 """One table as a value: its entries, its manifest, where both are from, and what is verified.
 
 Owns that value, which everything passes on that reads, merges, agrees on or publishes a table. It
-never changes: what makes another table of it returns a new one. Pure.
+never changes: what makes another table of it returns a new one. Beside it, what became of writing
+one. Pure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Self
 
 import msgspec
@@ -76,3 +78,19 @@ class CachedTable(msgspec.Struct, frozen=True):
             self, table_bytes=table, sha256=digest(table),
             manifest_bytes=render_manifest(self.manifest) if self.manifest else b"",
         )  # fmt: skip
+
+
+class Published(msgspec.Struct, frozen=True):
+    """The table as it now stands on disk; `written` is false where it stood there already."""
+
+    path: Path
+    sha256: str
+    bytes: int
+    generation: int
+    written: bool
+
+
+class NotPublished(msgspec.Struct, frozen=True):
+    """Why nothing was written."""
+
+    reason: str

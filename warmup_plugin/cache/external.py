@@ -15,17 +15,17 @@ What cannot be read is left out.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from warmup_plugin.cache.borrowed import Borrowed
 from warmup_plugin.cache.files import read_file
-from warmup_plugin.cache.manifest import Manifest
 from warmup_plugin.cache.paths import IDENTITY_NAME
-from warmup_plugin.cache.stamps import stamp_conflicts
+from warmup_plugin.cache.stamps import BLOCKLIST, stamp_conflicts
 from warmup_plugin.cache.store import Store
 from warmup_plugin.cache.table import Entry, Table, parse_entry, parse_table
 from warmup_plugin.runtime.safe_json import Miss, decode
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 #: The most recent siblings are asked, no more: a directory may have seen hundreds of configs.
 MOST_SIBLINGS: Final = 16
 IMPORTED: Final = "imported"
-#: FlashInfer's variable that names a file of tactics which are no candidates; among the switches.
-BLOCKLIST: Final = "FLASHINFER_TACTICS_BLOCKLIST"
 #: The switch that says how candidates are timed, and takes none away.
 _TIMER: Final = "FLASHINFER_AUTOTUNE_TIMER"
 _MOST_FILES: Final = 20_000
@@ -46,59 +44,6 @@ _MANIFEST: Final = "manifest.json"
 _SCHEMA: Final = "cache_schema"  # of the store, beside the environment's fields
 #: How the key of a record begins that is no winner: of an op that tunes in a loop of its own.
 _PROTOCOL: Final = "('__protocol__', "
-
-
-class Borrowed(msgspec.Struct):
-    """Entries by key. ``owners``: the tasks a key's entry may answer; none named is any task.
-
-    ``lenders``: the file or folder that a key's entry is from.
-    """
-
-    entries: dict[str, Entry] = msgspec.field(default_factory=dict)
-    owners: dict[str, frozenset[str]] = msgspec.field(default_factory=dict)
-    lenders: dict[str, str] = msgspec.field(default_factory=dict)
-
-    def take_sibling(self, table: Table, manifest: Manifest, lender: str = "") -> None:
-        """Take the winners of tasks that are not here yet."""
-        known = frozenset().union(*self.owners.values())
-        for task, record in manifest.tasks.items():
-            keys = {key for keys in record.keys for key in keys}
-            if task in known or not keys.isdisjoint(self.entries):
-                continue
-            for key in keys & table.entries.keys():
-                self.entries[key], self.owners[key] = table.entries[key], frozenset({task})
-                self.lenders[key] = lender
-
-    def take_engine(self, table: Table, lender: str = "") -> None:
-        """Take an engine's entries: of the same calls, without a word about whose they are."""
-        for key, entry in table.entries.items():
-            if key not in self.entries:
-                self.entries[key], self.owners[key] = entry, frozenset()
-                self.lenders[key] = lender
-
-    def without(self, keys: Collection[str]) -> Borrowed:
-        """Return what is not under these keys."""
-        kept = [key for key in self.entries if key not in keys]
-        held: tuple[dict[str, Any], ...] = (self.entries, self.owners, self.lenders)
-        return Borrowed(*({key: each[key] for key in kept if key in each} for each in held))
-
-    def answers(self, task: str, keys: Iterable[str]) -> bool:
-        """Return whether a task is answered from here and may be."""
-        owners = [self.owners[key] for key in keys if key in self.owners]
-        return bool(owners) and all(not named or task in named for named in owners)
-
-    def pick(self, task: str, keys: Collection[str]) -> str:
-        """Return the key to go by where several answer a task, else nothing; the first read wins.
-
-        So it is where the stages of an engine's pipeline have chosen differently.
-        """
-        found = [key for key in self.entries if key in keys]
-        return found[0] if len(found) > 1 and self.answers(task, keys) else ""
-
-    def misleads(self, task: str, keys: Iterable[str]) -> bool:
-        """Return whether an entry from here stands under a key of a task it was not tuned for."""
-        owners = [self.owners[key] for key in keys if key in self.owners]
-        return any(named and task not in named for named in owners)
 
 
 def borrow(

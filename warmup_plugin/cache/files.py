@@ -15,14 +15,16 @@ import secrets
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from warmup_plugin.runtime.safe_json import Miss
 
 FOREIGN: Final = "foreign"
 
 
-class Mark(NamedTuple):
+class Mark(msgspec.Struct, frozen=True):
     """Which file it was that was read: a file replaced since then has another mark."""
 
     device: int
@@ -31,7 +33,7 @@ class Mark(NamedTuple):
     changed_ns: int
 
 
-class File(NamedTuple):
+class File(msgspec.Struct, frozen=True):
     path: Path
     content: bytes | Miss
     mark: Mark | None = None

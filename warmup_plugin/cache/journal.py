@@ -32,7 +32,7 @@ from warmup_plugin.cache.journal_records import (
     decoded,
     encoded,
 )
-from warmup_plugin.cache.lease import JOURNAL
+from warmup_plugin.cache.paths import JOURNAL, JOURNAL_SUFFIX
 from warmup_plugin.cache.task_result import Result
 from warmup_plugin.runtime.process_info import ProcessCard, own_card, view
 from warmup_plugin.runtime.safe_json import Miss
@@ -40,7 +40,6 @@ from warmup_plugin.topology import host_name
 
 logger = logging.getLogger("warmup_plugin")
 
-_SUFFIX: Final = ".log"
 #: Who cannot be seen and has not written for so long has ended, seconds.
 _LONGEST_S: Final = 86_400.0
 #: The files that this process is writing.
@@ -56,7 +55,7 @@ class Journal:
         self, directory: Path | None, name: str, *, driver: str, stamp: Mapping[str, str]
     ) -> None:
         self._directory = directory
-        self._path = directory / JOURNAL / f"{name}{_SUFFIX}" if directory else None
+        self._path = directory / JOURNAL / f"{name}{JOURNAL_SUFFIX}" if directory else None
         self._driver, self._stamp = driver, dict(stamp)
         self._name = self._path or Path()
         self._descriptor: int | None = None
@@ -169,7 +168,7 @@ class Past(msgspec.Struct, frozen=True):
 def read_journals(directory: Path, limit: int) -> list[Past]:
     """Return the journals of a directory by name, up to ``limit`` bytes each. Never raises."""
     try:
-        paths = sorted(p for p in (directory / JOURNAL).iterdir() if p.suffix == _SUFFIX)
+        paths = sorted(p for p in (directory / JOURNAL).iterdir() if p.suffix == JOURNAL_SUFFIX)
     except OSError:
         return []
     return [past for path in paths if (past := _read(path, limit)) is not None]
@@ -255,7 +254,7 @@ def lift(past: Past) -> None:
 def remove_session(directory: Path, session: str) -> None:
     """Remove the journals of a session of our own, unread: what they say is in the table."""
     with contextlib.suppress(OSError):
-        for path in [*(directory / JOURNAL).glob(f"{session}.*{_SUFFIX}")]:
+        for path in [*(directory / JOURNAL).glob(f"{session}.*{JOURNAL_SUFFIX}")]:
             path.unlink()
 
 

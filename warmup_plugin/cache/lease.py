@@ -25,11 +25,11 @@ from typing import Any, Final
 
 from warmup_plugin.cache.files import make_directory, read_file
 from warmup_plugin.cache.locks import locked
+from warmup_plugin.cache.paths import JOURNAL
 from warmup_plugin.runtime.process_info import ProcessCard, own_card, view
 from warmup_plugin.runtime.safe_json import Miss
 from warmup_plugin.topology import host_name
 
-JOURNAL: Final = "journal"
 _NAME: Final = "tuning.json"
 _TOUCH_S: Final = 2.0
 #: A holder that nobody sees and that has not touched its file for this long is gone.

@@ -9,6 +9,7 @@ are no tasks, with the reason in `tasks_miss`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, Literal, TypeAlias, cast
 
@@ -201,7 +202,6 @@ _END: Final = b"\n}\n"
 _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _HEADER: Final = msgspec.json.Decoder(_Header)
 _ANYTHING: Final = msgspec.json.Decoder()
-_TASKS: Final = msgspec.json.Decoder(dict[str, TaskRecord])
 _OBJECTS: Final = msgspec.json.Decoder(dict[str, dict[str, Any]])
 
 
@@ -247,8 +247,13 @@ def _halves(data: bytes) -> tuple[dict[str, msgspec.Raw] | Miss, _Raw]:
     return fields, b"{}" if isinstance(fields, Miss) else fields.pop("tasks", b"{}")
 
 
+@functools.cache
+def _of_tasks() -> msgspec.json.Decoder[dict[str, TaskRecord]]:
+    return msgspec.json.Decoder(dict[str, TaskRecord])
+
+
 def _decode_tasks(raw: bytes) -> dict[str, TaskRecord] | Miss:
-    tasks: dict[str, TaskRecord] | Miss = decode(_TASKS, raw)
+    tasks: dict[str, TaskRecord] | Miss = decode(_of_tasks(), raw)
     if not isinstance(tasks, Miss):
         return tasks
     objects = decode(_OBJECTS, raw)  # slower, for what it may be: a later version's fields

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "IDENTITY_NAME",
+    "JOURNAL",
+    "JOURNAL_SUFFIX",
     "Component",
     "Placement",
     "PlacementError",
@@ -36,6 +38,9 @@ __all__ = [
 ]
 
 IDENTITY_NAME: Final = "identity.json"
+#: The folder of what starts have tuned, and how its files end.
+JOURNAL: Final = "journal"
+JOURNAL_SUFFIX: Final = ".log"
 LAYOUT: Final = "flashinfer_autotune"
 USER_FOLDER: Final = "warmup_plugin"
 

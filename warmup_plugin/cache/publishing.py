@@ -14,10 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-import msgspec
 from msgspec.structs import replace
 
-from warmup_plugin.cache.cached_table import CachedTable, Source
+from warmup_plugin.cache.cached_table import CachedTable, NotPublished, Published, Source
 from warmup_plugin.cache.files import Mark, is_marked, move_aside, write_files
 from warmup_plugin.cache.locks import locked
 from warmup_plugin.cache.manifest import Manifest, parse_manifest, render_manifest
@@ -29,22 +28,6 @@ from warmup_plugin.runtime.safe_json import Miss, digest
 
 #: More often than this nobody comes in between.
 _MOST_TRIES: Final = 16
-
-
-class Published(msgspec.Struct, frozen=True):
-    """The table as it now stands on disk; `written` is false where it stood there already."""
-
-    path: Path
-    sha256: str
-    bytes: int
-    generation: int
-    written: bool
-
-
-class NotPublished(msgspec.Struct, frozen=True):
-    """Why nothing was written."""
-
-    reason: str
 
 
 def publish_union(

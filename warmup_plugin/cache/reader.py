@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -27,7 +27,7 @@ from warmup_plugin.runtime.safe_json import Miss, digest
 _SET_ASIDE: Final = frozenset({"foreign", "too_large", "unreadable"})
 
 
-class Found(NamedTuple):
+class Found(msgspec.Struct, frozen=True):
     """A table's place: what can be used, what cannot and why, and what should make room."""
 
     part: CachedTable | None

@@ -16,6 +16,8 @@ from typing import Final
 INDETERMINATE: Final = (None, "unknown", "None")
 FINGERPRINT: Final = "cutlass_dsl_version"
 PACKAGES: Final = "warmup_plugin_packages"
+#: FlashInfer's variable that names a file of tactics which are no candidates; among the switches.
+BLOCKLIST: Final = "FLASHINFER_TACTICS_BLOCKLIST"
 
 
 def by_content(stamp: Mapping[str, str]) -> dict[str, str]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from warmup_plugin.cache.cached_table import CachedTable, Source
+from warmup_plugin.cache.cached_table import CachedTable, NotPublished, Published, Source
 from warmup_plugin.cache.files import (
     exposed,
     is_inside,
@@ -36,8 +36,14 @@ from warmup_plugin.cache.files import (
     write_files,
 )
 from warmup_plugin.cache.manifest import Manifest
-from warmup_plugin.cache.paths import IDENTITY_NAME, manifest_name, parse_table_name, table_name
-from warmup_plugin.cache.publishing import NotPublished, Published, publish_union
+from warmup_plugin.cache.paths import (
+    IDENTITY_NAME,
+    JOURNAL,
+    JOURNAL_SUFFIX,
+    manifest_name,
+    parse_table_name,
+    table_name,
+)
 from warmup_plugin.cache.reader import Shelf
 from warmup_plugin.cache.table import Entry, Table
 from warmup_plugin.runtime.safe_json import Miss
@@ -131,6 +137,15 @@ class Store:
                     reading.warnings += [f"{path}: {m.reason}" for path, m in found.misses]
         return reading
 
+    @property
+    def has_journals(self) -> bool:
+        """Whether starts that have not finished have left word of what they tuned."""
+        if self.directory is None:
+            return False
+        with contextlib.suppress(OSError):
+            return any(p.suffix == JOURNAL_SUFFIX for p in (self.directory / JOURNAL).iterdir())
+        return False
+
     def _read_own(
         self, stamp: Mapping[str, str], identity: str | None, seen: Callable[[bytes, str], None]
     ) -> Reading:
@@ -186,6 +201,8 @@ class Store:
         if self._mode != "on":
             return NotPublished(f"mode is {self._mode}")
         try:
+            from warmup_plugin.cache.publishing import publish_union  # a warm start writes no table
+
             make_directory(self.directory, self._root)
             mine = CachedTable(table, manifest, name)
             published = publish_union(self._shelf(self.directory), mine, thrown_out or {})

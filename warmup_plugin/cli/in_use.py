@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 from typing import Final
 
-from warmup_plugin.cache.lease import JOURNAL, holder
+from warmup_plugin.cache.lease import holder
+from warmup_plugin.cache.paths import JOURNAL
 from warmup_plugin.cli.inventory import Kept
 from warmup_plugin.cli.load import read_report
 from warmup_plugin.cli.receipts import receipts_of

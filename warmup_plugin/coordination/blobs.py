@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from warmup_plugin.coordination import messages
 from warmup_plugin.errors import SessionError
 from warmup_plugin.runtime.safe_json import digest
 
 if TYPE_CHECKING:
-    from warmup_plugin.coordination.kv_client import Link
+    from warmup_plugin.coordination.kv_client import Link  # noqa: TC004  # of a struct never decoded
 
 _OFFER = "offer"  # the sha256 of a body that the next meeting will most likely agree on
 _PARTS = "parts: "  # in place of a body: it is found in so many
@@ -26,8 +27,7 @@ _PARTS = "parts: "  # in place of a body: it is found in so many
 Wait = Callable[[str, Callable[[], None]], None]
 
 
-@dataclass
-class Traffic:
+class Traffic(msgspec.Struct):
     """What crosses between this rank and the store but for heartbeats, in bytes."""
 
     link: Link

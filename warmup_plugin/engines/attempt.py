@@ -15,25 +15,25 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from warmup_plugin.coordination.kv_client import default_store
-from warmup_plugin.engines.readiness import Readiness
-from warmup_plugin.errors import SessionError
+import msgspec
+from msgspec.structs import replace
+
+from warmup_plugin.errors import SessionError, loss_in
 from warmup_plugin.observability import exposition
 from warmup_plugin.runtime.exit_status import EXIT_ABANDONED
 from warmup_plugin.runtime.standard_streams import hold_standard_streams
-from warmup_plugin.steps.cold_steps import prepare_cold_steps
-from warmup_plugin.steps.fallback import Way, failure_of, loss_in, way_of
+from warmup_plugin.steps.fallback import Way, failure_of, way_of
 from warmup_plugin.steps.open_begin import begin_look
 from warmup_plugin.steps.open_decision import RANK_0S_SETTINGS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import torch.distributed as dist
+    import torch.distributed as dist  # noqa: TC004  # of a struct that is never decoded
 
+    from warmup_plugin.engines.readiness import Readiness
     from warmup_plugin.settings import Settings
     from warmup_plugin.topology import RankInfo
 
@@ -46,8 +46,7 @@ Roots: TypeAlias = "Callable[[], dict[str, Path | None]]"
 _AT_LEAST_S = 1.0
 
 
-@dataclass(frozen=True)
-class Scope:
+class Scope(msgspec.Struct, frozen=True):
     """The ranks that one session may be over, and which of them this one is.
 
     ``group``: theirs, where there is more than one. ``name``: what part of the engine they are,
@@ -123,6 +122,10 @@ class Attempt:
         scope = self.scope
         if scope.size == 1:
             return None
+        # One rank meets nobody, and does without all that.
+        from warmup_plugin.coordination.kv_client import default_store
+        from warmup_plugin.engines.readiness import Readiness
+
         return Readiness(
             default_store(), session, scope.rank, scope.size, settings,
             of=scope.name, may_stay_away=not self.is_last,
@@ -162,6 +165,8 @@ def _begun(scope: Scope, settings: Settings, roots: Roots) -> str:
             return ""
         greeting = begin_look(settings, scope.rank, tells=scope.size > 1, **roots())
         if scope.rank and environment_stamp.look_round():
+            from warmup_plugin.steps.cold_steps import prepare_cold_steps  # a warm start has none
+
             prepare_cold_steps(is_alone=False)
         return greeting
     return ""

@@ -11,7 +11,6 @@ start that ends without a word stays "warming" in the file, since when it says.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import os
 import time
@@ -114,7 +113,7 @@ class Figures:
         return Figures(engine, settings, is_first=self._is_first, device=self._labels[2])
 
     def _now(self) -> WarmupReport:
-        return dataclasses.replace(self._known, at=time.time())
+        return msgspec.structs.replace(self._known, at=time.time())
 
     def _tell(self, state: State, report: WarmupReport, *, in_gauges: bool = True) -> None:
         try:

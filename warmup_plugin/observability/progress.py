@@ -45,7 +45,7 @@ FILE_S: Final = 1.0
 #: How often it is looked whether the log or the file has something to be told, seconds.
 TICK_S: Final = 5.0
 STUCK_S: Final = 60.0
-_COUNT: Final = re.compile(r".* \((\d+) done\)")
+_COUNT: Final = r".* \((\d+) done\)"
 
 
 def counted(label: str, done: int) -> str:
@@ -177,7 +177,7 @@ class Progress:
 
     def heard(self, rank: int, step: str, task: str) -> None:
         """Another rank's heartbeat has come."""
-        match = _COUNT.fullmatch(task)
+        match = re.fullmatch(_COUNT, task)
         if match and step == "tune":
             with self._lock:
                 self._pace.note(rank, int(match[1]))

@@ -7,8 +7,9 @@ Owns the words for the outcome of a session. Pure; `store` keeps the files.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import msgspec
 
 from warmup_plugin.observability.report_rows import (
     FileRead,
@@ -32,8 +33,7 @@ OUTCOMES = (
 _NEW = ("tuned", "received", "default", "failed", "left")
 
 
-@dataclass(frozen=True, kw_only=True)
-class WarmupReport:
+class WarmupReport(msgspec.Struct, frozen=True, kw_only=True):
     """One rank's receipt of one session.
 
     A task is a custom op at one bucket. Times are seconds. A begin is in seconds since the rank's
@@ -102,33 +102,33 @@ class WarmupReport:
     identity: str = ""
     path: str = ""
     published: tuple[str, ...] = ()
-    tasks: Mapping[str, int] = field(default_factory=dict)
-    ops: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    passed_through: Mapping[str, str] = field(default_factory=dict)
+    tasks: Mapping[str, int] = msgspec.field(default_factory=dict)
+    ops: Mapping[str, Mapping[str, int]] = msgspec.field(default_factory=dict)
+    passed_through: Mapping[str, str] = msgspec.field(default_factory=dict)
     skipped_ops: tuple[str, ...] = ()
-    unshared: Mapping[str, str] = field(default_factory=dict)
+    unshared: Mapping[str, str] = msgspec.field(default_factory=dict)
     differing: tuple[str, ...] = ()
     tactics_timed: int = 0
     passed_through_tactics: int = 0
     inputs_synthesised: int = 0
     passed_through_inputs: int = 0
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = msgspec.field(default_factory=dict)
     timeline: tuple[Span, ...] = ()
-    costs: Mapping[str, float] = field(default_factory=dict)
-    race: Mapping[str, float] = field(default_factory=dict)
+    costs: Mapping[str, float] = msgspec.field(default_factory=dict)
+    race: Mapping[str, float] = msgspec.field(default_factory=dict)
     bytes_sent: int = 0
     bytes_received: int = 0
     met_on: str = ""
     warnings: tuple[str, ...] = ()
     at: float = 0.0
     read: tuple[FileRead, ...] = ()
-    adopted_from: Mapping[str, int] = field(default_factory=dict)
+    adopted_from: Mapping[str, int] = msgspec.field(default_factory=dict)
     ranks: tuple[RankStats, ...] = ()
     winners: tuple[Winner, ...] = ()
     waited: tuple[Wait, ...] = ()
     process: ProcessCard | None = None
-    factors: Mapping[str, Any] = field(default_factory=dict)
-    fleet: FleetAnswer = field(default_factory=FleetAnswer)
+    factors: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    fleet: FleetAnswer = msgspec.field(default_factory=FleetAnswer)
 
     def to_json(self) -> dict[str, Any]:
         """Return the receipt as JSON values.
@@ -136,8 +136,6 @@ class WarmupReport:
         Returns:
             Every field by name, and ``schema``, the number of the form.
         """
-        import msgspec  # an import of this package writes no receipt
-
         values: dict[str, Any] = msgspec.to_builtins(self, str_keys=True, enc_hook=dict)
         return {"schema": 1, **values}
 
@@ -154,8 +152,6 @@ class WarmupReport:
         Raises:
             ValueError: a field is missing that every version writes, or has another type.
         """
-        import msgspec
-
         try:
             return msgspec.convert(data, cls)
         except msgspec.ValidationError as error:

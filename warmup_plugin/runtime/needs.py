@@ -16,7 +16,9 @@ import resource
 import socket
 import time
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from warmup_plugin.runtime.polling import wait_until, within
 
@@ -93,7 +95,7 @@ def lacks_processes(number: int) -> str:
     return lacks_threads(number + 2 * (_THREADS + _THREADS_OF_STORE))
 
 
-class _Threads(NamedTuple):
+class _Threads(msgspec.Struct, frozen=True):
     """Threads that were alive at one time: how many, why no more, and which have ended."""
 
     started: int

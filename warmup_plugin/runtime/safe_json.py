@@ -65,7 +65,7 @@ TOO_DEEP: Final = Miss(f"nested more than {MAX_DEPTH} deep", "unreadable")
 _SAFE_RECURSION: Final = 5_000
 
 
-_STRINGS: Final = re.compile(rb'"[^"\\]*+(?:\\.?+[^"\\]*+)*+(?:"|\Z)', re.DOTALL)
+_STRINGS: Final = rb'(?s)"[^"\\]*+(?:\\.?+[^"\\]*+)*+(?:"|\Z)'
 
 
 _NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
@@ -76,7 +76,7 @@ def _has_deep_brackets(data: bytes) -> bool:
 
     Also true of brackets that never close, which is no loss: such JSON is malformed.
     """
-    brackets = _STRINGS.sub(b"", data).translate(None, _NOT_BRACKETS)
+    brackets = re.sub(_STRINGS, b"", data).translate(None, _NOT_BRACKETS)
     for _ in range(MAX_DEPTH + 2):  # the document and the entry stand around what is measured
         brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
     return bool(brackets)

@@ -13,14 +13,16 @@ import re
 from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar, get_args
+from typing import Final, TypeVar, get_args
+
+import msgspec
 
 _Value = TypeVar("_Value")
 _TRUE: Final = ("1", "true", "yes", "on")
 _FALSE: Final = ("0", "false", "no", "off")
 
 
-class Kind(NamedTuple):
+class Kind(msgspec.Struct, frozen=True):
     """How a kind of value is read from text, checked, and described.
 
     ``parse`` raises `ValueError`. ``normal`` makes of an argument what the variable would have been

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec.structs import replace
 
+from warmup_plugin.cache.borrowed import Borrowed
 from warmup_plugin.cache.cached_table import CachedTable
-from warmup_plugin.cache.external import Borrowed
-from warmup_plugin.cache.journal import Death
 from warmup_plugin.cache.lazy_table import unread_table
 from warmup_plugin.cache.manifest import Manifest, parse_manifest
 from warmup_plugin.cache.table import Table, parse_table
@@ -31,6 +31,9 @@ from warmup_plugin.errors import InstallError
 from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.decisions import Votes, decide_agree, decide_load, heading_of
 from warmup_plugin.steps.read import NO_LIMIT, Held
+
+if TYPE_CHECKING:
+    from warmup_plugin.cache.journal import Death  # noqa: TC004  # of a struct that is never decoded
 
 
 class Agreed(msgspec.Struct, frozen=True):
@@ -97,8 +100,14 @@ def agree(job: Job, held: Held) -> Agreed:
         return replace(
             agreed,
             is_held=job.store is None or held.sha256 == agreed.heading.table,
-            deaths={task: Death(label, tuple(names)) for task, (label, names) in found.items()},
+            deaths=_deaths(found) if found else {},
         )
+
+
+def _deaths(found: Mapping[str, tuple[str, list[str]]]) -> dict[str, Death]:
+    from warmup_plugin.cache.journal import Death  # few starts hear of one
+
+    return {task: Death(label, tuple(names)) for task, (label, names) in found.items()}
 
 
 def _load(job: Job, agreed: Agreed) -> None:

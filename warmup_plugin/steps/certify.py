@@ -6,7 +6,7 @@ Where they are not, every rank drops our entries and serves the defaults of Flas
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
@@ -20,9 +20,11 @@ from warmup_plugin.steps.context import Job
 from warmup_plugin.steps.decisions import Votes, decide_certify
 from warmup_plugin.steps.rank_stats import collect, row_of
 from warmup_plugin.steps.work import Work
-from warmup_plugin.tuner import build
 from warmup_plugin.tuner.survey import Survey
-from warmup_plugin.tuner.task_summary import Tally, answer_key
+from warmup_plugin.tuner.task_summary import Answer, Tally, answer_key
+
+if TYPE_CHECKING:
+    from warmup_plugin.tuner.task import Task
 
 #: A file key is told by as many digits of its sha256 as a task's id has.
 _NAME_DIGITS = 32
@@ -129,10 +131,16 @@ def _tell_apart(survey: Survey) -> dict[str, tuple[str, str]]:
     """
     found: dict[str, tuple[str, set[str]]] = {}
     for task in (task for task in survey.tally().others if task.state == "unshared"):
-        answer = str(build.served(task))
+        answer = str(_served(task))
         for name in (task.id, *(digest(key.encode())[:_NAME_DIGITS] for key in task.keys)):
             found.setdefault(name, (task.label, set()))[1].add(answer)
     return {name: (label, " or ".join(sorted(of))) for name, (label, of) in found.items()}
+
+
+def _served(task: Task) -> Answer:
+    from warmup_plugin.tuner.build import served  # a warm start has asked in its forward
+
+    return served(task)
 
 
 def _ask(job: Job, survey: Survey, work: Work, shared: CachedTable) -> tuple[str, list[str]]:
@@ -147,7 +155,7 @@ def _ask(job: Job, survey: Survey, work: Work, shared: CachedTable) -> tuple[str
     for task in tally.others if asked_already else survey.tasks.values():
         if task.state == "unshared":
             continue
-        answer = task.served if asked_already else build.served(task)
+        answer = task.served if asked_already else _served(task)
         entry = shared.entry_of(task.keys) if task.id not in work.dropped else None
         if answer != (entry[:2] if entry else None):
             deviates.append(task.label)

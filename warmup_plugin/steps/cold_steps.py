@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a cold start does once in a process: import the steps that a warm start does without.
+"""What a cold start does once in a process: import what a warm start does without.
 
 Done while all ranks wait for the programs that FlashInfer runs to look at its environment.
 """
@@ -19,10 +19,16 @@ from warmup_plugin.coordination.decisions import (
 )
 from warmup_plugin.coordination.messages import prepare_reader
 
-#: The modules of the steps that a warm start does not take.
-COLD_STEPS = tuple(
-    f"warmup_plugin.steps.{name}"
-    for name in ("plan", "verify_entries", "tune", "share", "prepare", "publish")
+#: What only the steps have a use for that a warm start does not take.
+COLD_STEPS = (
+    "warmup_plugin.cache.external",
+    "warmup_plugin.cache.journal",
+    "warmup_plugin.cache.publishing",
+    *(
+        f"warmup_plugin.steps.{name}"
+        for name in ("plan", "verify_entries", "tune", "share", "prepare", "publish", "resume")
+    ),
+    "warmup_plugin.tuner.race.counts",
 )
 
 

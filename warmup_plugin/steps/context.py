@@ -9,15 +9,15 @@ with the next vote is neither: the step returns it (`Failure`).
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from warmup_plugin.cache.journal import Journal
 from warmup_plugin.cache.paths import Placement
 from warmup_plugin.cache.store import Store
 from warmup_plugin.coordination.base import Rendezvous
@@ -36,6 +36,7 @@ from warmup_plugin.tuner.known_ops import KnownOps
 from warmup_plugin.tuner.tuner_state import Installed
 
 if TYPE_CHECKING:
+    from warmup_plugin.cache.journal import Journal  # noqa: TC004  # of a struct that is never decoded
     from warmup_plugin.runtime.sigterm import Shutdown  # noqa: TC004  # of a struct that is never decoded
     from warmup_plugin.steps.fleet import Fleet  # noqa: TC004  # of a struct that is never decoded
 
@@ -48,19 +49,29 @@ class Failure(msgspec.Struct):
     reason: str = ""
 
 
-class Files(msgspec.Struct, frozen=True):
+class Files(msgspec.Struct, frozen=True, dict=True):
     """Where a session keeps files on this rank."""
 
+    #: Makes the journal; where nothing may be kept, one that forgets.
+    make_journal: Callable[[], Journal]
     #: Where the tables of this identity lie; None where no path can be made.
     placement: Placement | None = None
     #: Its directory, where that may be used.
     directory: Path | None = None
     #: Reads and writes the tables, on the first rank of a node.
     store: Store | None = None
-    #: What this rank has tuned and is about to tune.
-    journal: Journal = msgspec.field(default_factory=lambda: Journal(None, "", driver="", stamp={}))
     #: Why there is no placement, or no layer; an empty string otherwise.
     lack: str = ""
+
+    @functools.cached_property
+    def journal(self) -> Journal:
+        """What this rank has tuned and is about to tune; a warm start has none."""
+        return self.make_journal()
+
+    def close(self) -> None:
+        """Close the journal, where one was begun."""
+        if "journal" in vars(self):
+            self.journal.close()
 
 
 class Trace(msgspec.Struct):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 
-from warmup_plugin.errors import ForwardError, LateError, RankLostError, WarmupError
+from warmup_plugin.errors import ForwardError, LateError, WarmupError, loss_in
 
 
 class Failure(enum.Enum):
@@ -43,16 +43,6 @@ _WAYS = {
     Failure.TOO_LATE: Way.RAISE,
     Failure.NOT_OURS: Way.RAISE,
 }
-
-
-def loss_in(error: BaseException) -> RankLostError | None:
-    """Return the loss that an exception tells of, or that is its cause.
-
-    A forward raises its own error where its collective ends because a rank is lost.
-    """
-    if isinstance(error, RankLostError):
-        return error
-    return error.__cause__ if isinstance(error.__cause__, RankLostError) else None
 
 
 def failure_of(error: BaseException | str) -> Failure:

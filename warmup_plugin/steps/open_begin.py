@@ -11,7 +11,6 @@ import logging
 from typing import TYPE_CHECKING
 
 from warmup_plugin.observability.progress import Progress as ProgressLine
-from warmup_plugin.runtime.needs import lacking
 from warmup_plugin.steps.options import Options
 from warmup_plugin.tuner import environment_stamp
 
@@ -43,6 +42,8 @@ def lack_of(options: Options) -> str:
     if options.is_alone or options.link:
         return ""
     try:
+        from warmup_plugin.runtime.needs import lacking  # a lone rank takes nothing of all that
+
         return lacking(options.ranks.rank, options.ranks.world_size)
     except Exception as error:  # noqa: BLE001  # whatever it is, all hear of it
         return f"{type(error).__name__}: {error}"

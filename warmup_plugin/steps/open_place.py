@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from warmup_plugin.cache.journal import Journal
 from warmup_plugin.cache.paths import Placement, resolve
 from warmup_plugin.cache.store import Store, unsafe
 from warmup_plugin.coordination.decisions import OpenDecision
@@ -21,6 +21,9 @@ from warmup_plugin.errors import PlacementError
 from warmup_plugin.steps.context import Files, Job
 from warmup_plugin.steps.options import Options
 from warmup_plugin.tuner import compat, environment, environment_stamp
+
+if TYPE_CHECKING:
+    from warmup_plugin.cache.journal import Journal
 
 
 def keep_look(job: Job) -> None:
@@ -48,13 +51,20 @@ def place(
     found, layers, lack = _resolve(options, identity)
     directory, root = (found.directory, found.root) if found else (None, None)
     is_safe = directory is not None and not unsafe(directory, root or directory, settings)
-    files = Files(found, directory if is_safe else None, lack=lack)
+    usable = directory if is_safe else None
+    keeps = shares and opened.mode == "on"
+    journal = partial(_journal, usable if keeps else None, f"{opened.session}.{rank}", stamp)
+    files = Files(journal, found, usable, lack=lack)
     if shares and rank in opened.writers:
         files = replace(files, store=Store(directory, settings, root=root, layers=layers))
-    if shares and opened.mode == "on" and files.directory is not None:
-        name, driver = f"{opened.session}.{rank}", environment.driver()
-        files = replace(files, journal=Journal(files.directory, name, driver=driver, stamp=stamp))
     return files
+
+
+def _journal(directory: Path | None, name: str, stamp: Mapping[str, str]) -> Journal:
+    """Return this rank's journal; without a directory what it is told is forgotten."""
+    from warmup_plugin.cache.journal import Journal  # a warm start has nothing to tell it
+
+    return Journal(directory, name, driver=environment.driver(), stamp=stamp)
 
 
 def _resolve(options: Options, identity: str) -> tuple[Placement | None, list[Path], str]:

@@ -26,6 +26,7 @@ from warmup_plugin.errors import (
     RefusedError,
     SessionError,
     WarmupError,
+    loss_in,
 )
 from warmup_plugin.identity import Identity
 from warmup_plugin.observability.exposition import Figures, of_rank
@@ -33,9 +34,7 @@ from warmup_plugin.observability.progress import Progress as ProgressLine
 from warmup_plugin.observability.report_rows import Wait
 from warmup_plugin.runtime.standard_streams import hold_standard_streams
 from warmup_plugin.settings import unknown_variables
-from warmup_plugin.steps.cold_steps import prepare_cold_steps
 from warmup_plugin.steps.context import Job, Trace
-from warmup_plugin.steps.fallback import loss_in
 from warmup_plugin.steps.open_begin import (
     begin_fleet,
     begin_look,
@@ -163,6 +162,8 @@ def _divide_look(options: Options, coordinator: Rendezvous, rank_0s: str) -> Loo
     """Begin to look at the environment, together with the ranks that see the same one."""
     lookup = Lookup(options.settings.task_limit_s)
     if lookup.is_slow:
+        from warmup_plugin.steps.cold_steps import prepare_cold_steps  # a warm start has it kept
+
         prepare_cold_steps(is_alone=options.is_alone)
     lookup.divide(coordinator, rank_0s)
     return lookup
@@ -190,7 +191,7 @@ def _join(
     rank, identity = coordinator.rank, Identity(opened.factors)
     stamp = {**vote.factors["stamp"], **taken}
     files = place(options, opened, identity.digest, rank=rank, stamp=stamp)
-    stack.callback(files.journal.close)
+    stack.callback(files.close)
     figures.tells(is_first=rank in opened.writers)
     progress.files(options.settings.progress_file if rank in opened.writers else None)
     job = Job(

@@ -7,9 +7,8 @@ table that cannot be stored is a warning, never an error: the next start tunes a
 
 from __future__ import annotations
 
-from warmup_plugin.cache.cached_table import CachedTable
+from warmup_plugin.cache.cached_table import CachedTable, NotPublished, Published
 from warmup_plugin.cache.manifest import Manifest
-from warmup_plugin.cache.publishing import NotPublished, Published
 from warmup_plugin.cache.table import Entry
 from warmup_plugin.planning.merge_results import without
 from warmup_plugin.steps.agree import Agreed, fetch_manifest

@@ -8,21 +8,24 @@ for. What cannot be used is a warning, never an error.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec.structs import replace
 
+from warmup_plugin.cache.borrowed import Borrowed
 from warmup_plugin.cache.cached_table import CachedTable
-from warmup_plugin.cache.external import Borrowed, borrow
-from warmup_plugin.cache.journal import Death
-from warmup_plugin.cache.merge import give_way, merge
+from warmup_plugin.cache.manifest import Manifest
 from warmup_plugin.cache.store import Reading, Store
 from warmup_plugin.cache.table import Entry, Table
 from warmup_plugin.coordination.votes import MergeVote
 from warmup_plugin.observability.report_rows import FileRead
 from warmup_plugin.runtime.safe_json import digest
 from warmup_plugin.steps.context import Job
-from warmup_plugin.steps.resume import known_defaults, resume
+from warmup_plugin.tuner import environment
+
+if TYPE_CHECKING:
+    from warmup_plugin.cache.journal import Death  # noqa: TC004  # of a struct that is never decoded
 
 NO_LIMIT = 1 << 40  # these bytes were checked against their limits when they were read
 
@@ -47,7 +50,7 @@ class Held(msgspec.Struct, frozen=True):
 
     def union(self, parts: list[CachedTable], *, is_whole: bool) -> Held:
         """Return it with the union of several tables for its table."""
-        merged = merge(parts).rendered()
+        merged = _merged(parts).rendered()
         differ = [f"tables differ in {merged.conflicts} tasks"] if merged.conflicts else []
         return replace(self, cached=merged, warnings=(*self.warnings, *differ), is_whole=is_whole)
 
@@ -97,19 +100,52 @@ def _read(job: Job, store: Store) -> Held:
     job.trace.logged |= {f"rank {job.coordinator.rank}: {text}" for text in reading.warnings}
     job.trace.read = rows_of(reading)
     misses = (f"{path}: {miss.reason}" for path, miss in reading.misses)
-    resumed = resume(job, store)
-    held = Held(warnings=(*reading.warnings, *misses), deaths=resumed.deaths)
-    parts = [*reading.parts, *resumed.parts]
+    resumed, deaths = _resumed(job, store)
+    held = Held(warnings=(*reading.warnings, *misses), deaths=deaths)
+    parts = [*reading.parts, *resumed]
     kept = job.installed.others if job.options.keep_existing else {}
-    ours = [give_way(part, kept) for part in parts] if kept and job.leads else parts
+    ours = _giving_way(parts, kept) if kept and job.leads else parts
     if parts:
         # With a journal beside them the tables are written anew, which takes it away.
-        is_whole = not reading.misses and not resumed.parts
+        is_whole = not reading.misses and not resumed
         is_all = all(part is before for part, before in zip(ours, parts, strict=True))
         held = held.union(ours, is_whole=is_whole and is_all)
     if not job.leads or held.is_complete(job.options.engine):
         return held
     return _with_borrowed(job, held, ours, kept)
+
+
+def _merged(parts: list[CachedTable]) -> CachedTable:
+    if len(parts) == 1 and parts[0].manifest is not None:
+        return parts[0]  # as it is, without what a warm start has no other use for
+    from warmup_plugin.cache.merge import merge
+
+    return merge(parts)
+
+
+def _giving_way(parts: list[CachedTable], kept: Mapping[str, Entry]) -> list[CachedTable]:
+    from warmup_plugin.cache.merge import give_way  # few sessions keep what is there
+
+    return [give_way(part, kept) for part in parts]
+
+
+def _resumed(job: Job, store: Store) -> tuple[list[CachedTable], Mapping[str, Death]]:
+    """Return what starts that did not finish have tuned, and in which tasks they have died."""
+    if not store.has_journals:
+        return [], {}
+    from warmup_plugin.steps.resume import resume
+
+    found = resume(job, store)
+    return found.parts, found.deaths
+
+
+def known_defaults(manifest: Manifest) -> list[str]:
+    """Return the tasks known to have no winner, but for those blocked under another driver."""
+    blocked = manifest.blocked
+    if not blocked:
+        return list(manifest.known_defaults)
+    driver = environment.driver()
+    return [task for task in manifest.known_defaults if blocked.get(task, driver) == driver]
 
 
 def rows_of(reading: Reading) -> list[FileRead]:
@@ -146,6 +182,8 @@ def _with_borrowed(job: Job, held: Held, own: list[CachedTable], kept: Mapping[s
     claimed = set(cached.table.entries if cached else ())
     for record in (cached.manifest.tasks if cached and cached.manifest else {}).values():
         claimed.update(key for keys in record.keys for key in keys)
+    from warmup_plugin.cache.external import borrow  # a complete table borrows nothing
+
     place, layers = job.files.placement, job.store.layers if job.store else ()
     usable = [job.files.directory] if job.files.directory else []
     shelves, root = [*usable, *layers], place.root if place else None

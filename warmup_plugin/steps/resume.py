@@ -89,15 +89,6 @@ def part_of(
     return CachedTable(Table(stamp, entries), manifest, (0, 0, 0))
 
 
-def known_defaults(manifest: Manifest) -> list[str]:
-    """Return the tasks known to have no winner, but for those blocked under another driver."""
-    blocked = manifest.blocked
-    if not blocked:
-        return list(manifest.known_defaults)
-    driver = environment.driver()
-    return [task for task in manifest.known_defaults if blocked.get(task, driver) == driver]
-
-
 def tidy(job: Job, store: Store, manifest: Manifest) -> None:
     """Remove the journals that a table has taken in; a blocked task's marks stay.
 

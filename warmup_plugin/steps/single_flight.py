@@ -22,7 +22,7 @@ from warmup_plugin.observability.report_rows import Wait
 from warmup_plugin.planning.assignment import Plan
 from warmup_plugin.runtime.polling import wait_until, within
 from warmup_plugin.steps.context import Job
-from warmup_plugin.steps.resume import known_defaults
+from warmup_plugin.steps.read import known_defaults
 from warmup_plugin.steps.work import Work
 
 #: What is waited for where it is not an engine on the same directory.

@@ -7,7 +7,6 @@ first rank of each node.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections import Counter
@@ -18,7 +17,6 @@ import msgspec
 
 from warmup_plugin import __version__
 from warmup_plugin.cache.cached_table import CachedTable
-from warmup_plugin.coordination import messages
 from warmup_plugin.coordination.decisions import CertifyDecision
 from warmup_plugin.observability.report import Agreement, WarmupReport
 from warmup_plugin.runtime.process_info import own_card
@@ -55,7 +53,7 @@ def make_report(
     if job.fleet is not None:
         with job.failing_as_data():
             fleet = job.fleet.told(job, found.agreement, is_warm=found.is_warm)
-            found = dataclasses.replace(found, fleet=fleet)
+            found = msgspec.structs.replace(found, fleet=fleet)
     job.progress.end("ready")
     if job.leads:
         logger.info(found.line())
@@ -147,4 +145,6 @@ def _encoded(document: Mapping[str, Any]) -> bytes:
     try:
         return msgspec.json.encode(document)
     except UnicodeEncodeError:  # a path of bytes that are no text
+        from warmup_plugin.coordination import messages  # a lone rank has no other use for it
+
         return messages.text(document).encode()

@@ -13,7 +13,9 @@ Owns that question. Runners are asked with tensors of undefined contents, and ru
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from warmup_plugin.tuner.capture import at_size
 from warmup_plugin.tuner.intercepted_call import Same, dynamic_inputs, shapes_of
@@ -22,7 +24,7 @@ from warmup_plugin.tuner.recorded import narrow
 from warmup_plugin.tuner.task import Shapes, Switches
 
 
-class Fields(NamedTuple):
+class Fields(msgspec.Struct, frozen=True):
     """What is known of a runner's extras.
 
     ``batch``: the indices of those that are another at another batch. ``is_made_otherwise``: they
@@ -33,7 +35,7 @@ class Fields(NamedTuple):
     is_made_otherwise: bool = False
 
 
-class _Kind(NamedTuple):
+class _Kind(msgspec.Struct, frozen=True):
     """Runners of which one answers for all: class, switches, form of the extras."""
 
     name: str

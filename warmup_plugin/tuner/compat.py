@@ -22,7 +22,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flashinfer
 import flashinfer.autotuner as fi
@@ -34,7 +34,6 @@ from warmup_plugin.tuner.library_search import bearing_failed_searches
 from warmup_plugin.tuner.package_names import naming_packages_quickly
 from warmup_plugin.tuner.packages import by_content
 from warmup_plugin.tuner.proven import PROVEN
-from warmup_plugin.tuner.race.counts import Counts
 
 #: The fields of a file key that tells options apart: op, runner, profile, extras.
 ALL_FIELDS = 4
@@ -487,7 +486,7 @@ def skipped_ops(tuner: Any) -> frozenset[str]:
 OVERRIDES = ("tuning_buckets", "round_up", "cuda_graph_profile_replays", "tie_tolerance")
 
 
-class Options(NamedTuple):
+class Options(msgspec.Struct, frozen=True):
     """What of the open contexts a replay needs besides the effective config.
 
     ``unknown``: why an option in force cannot be replayed, or an empty string.
@@ -509,7 +508,7 @@ def options_in_force(tuner: Any) -> Options:
     return Options(in_v2_context(tuner), tie or None, unknown)
 
 
-class Winner(NamedTuple):
+class Winner(msgspec.Struct, frozen=True):
     """An entry of the tuner's, as it would be saved.
 
     Only where `held` gives it: the policy, and ``more``, what 0.7.4 writes after that.
@@ -558,7 +557,7 @@ def held(tuner: Any, keys: Keys | None = None) -> list[Winner]:
             "policy": policies.get((None, key)),
             "more": more.get((None, key)),
         }
-        found.append(_winner(keys, key, value)._replace(**beside))
+        found.append(msgspec.structs.replace(_winner(keys, key, value), **beside))
     return found
 
 
@@ -765,6 +764,7 @@ def telling_candidates(tell: Callable[[int], None]) -> Iterator[None]:
 
 #: The tuner's own attributes by which a measurement is made.
 _COUNTS = ("warmup", "repeat", "stream_delay_micro_secs")
+Counts = tuple[int, int, float, int]  # the fields of `race.counts.Counts`, which is one
 
 
 def can_narrow(tuner: Any) -> bool:
@@ -775,13 +775,12 @@ def can_narrow(tuner: Any) -> bool:
 
 def counts_of(tuner: Any, config: Any) -> Counts:
     """Return how FlashInfer measures under this config."""
-    delay_us = tuner.stream_delay_micro_secs
-    replays = 1
+    delay_us, replays = tuner.stream_delay_micro_secs, 1
     if config.use_cuda_graph:
         delay_us = getattr(tuner, "_CUDA_GRAPH_DELAY_MICRO_SECS", delay_us)
         replays = getattr(config, "cuda_graph_profile_replays", 1)
     repeat = samples_of(tuner, config) or tuner.repeat
-    return Counts(tuner.warmup, repeat, delay_us / 1000, max(1, replays))
+    return tuner.warmup, repeat, delay_us / 1000, max(1, replays)
 
 
 @contextlib.contextmanager
@@ -793,13 +792,14 @@ def measuring(tuner: Any, counts: Counts | None, args: tuple[Any, ...]) -> Itera
     if counts is None:
         yield args
         return
+    warmup, repeat, delay_ms, _ = counts
     given = args
     if args and getattr(args[0], "profiling_repeat", None) is not None:
-        given = (dataclasses.replace(args[0], profiling_repeat=counts.repeat), *args[1:])
+        given = (dataclasses.replace(args[0], profiling_repeat=repeat), *args[1:])
     before = {name: getattr(tuner, name) for name in _COUNTS}
-    delay_us = round(counts.delay_ms * 1000)
+    delay_us = round(delay_ms * 1000)
     try:
-        tuner.warmup, tuner.repeat, tuner.stream_delay_micro_secs = *counts[:2], delay_us
+        tuner.warmup, tuner.repeat, tuner.stream_delay_micro_secs = warmup, repeat, delay_us
         yield given
     finally:
         for name, value in before.items():

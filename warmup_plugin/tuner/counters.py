@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
 
 from warmup_plugin.tuner import compat, device
-from warmup_plugin.tuner.race.counts import Counts
+
+if TYPE_CHECKING:
+    from warmup_plugin.tuner.race.counts import Counts  # noqa: TC004  # of a struct never decoded
 
 #: Runner class, tactic, milliseconds; infinity for a tactic that failed.
 Time = tuple[str, Any, float]

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from warmup_plugin.cache.external import BLOCKLIST
+from warmup_plugin.cache.stamps import BLOCKLIST
 
 #: FlashInfer's variables that change candidates or what they are timed on (read in 0.7.2.post1).
 SWITCHES = (

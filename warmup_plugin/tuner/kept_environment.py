@@ -25,7 +25,7 @@ import sys
 from collections.abc import Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 import torch
@@ -82,7 +82,7 @@ def state_of(path: str | os.PathLike[str]) -> State:
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-class Process(NamedTuple):
+class Process(msgspec.Struct, frozen=True):
     """This process before it looks, since a look may load a library.
 
     ``record``: the name of its record, by all that is no file. ``import_path``: where its packages

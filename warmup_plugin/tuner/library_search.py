@@ -10,7 +10,6 @@ import ctypes.util
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from warmup_plugin.runtime.needs import lacks_processes
 from warmup_plugin.runtime.stand_in import StandIn
 
 #: The compiler, its own part that links, and the linker: processes count as threads do.
@@ -30,10 +29,10 @@ def bearing_failed_searches() -> AbstractContextManager[None]:
 
 def _bearing(own: Callable[[str], str | None]) -> Callable[[str], str | None]:
     def find_library(name: str) -> str | None:
-        if lacks_processes(_PROCESSES):
-            return None
         try:
-            return own(name)
+            from warmup_plugin.runtime.needs import lacks_processes  # only a search asks
+
+            return None if lacks_processes(_PROCESSES) else own(name)
         except OSError:
             return None
 

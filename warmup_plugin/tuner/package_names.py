@@ -18,7 +18,7 @@ from typing import Any
 from warmup_plugin.runtime.stand_in import StandIn
 
 #: The first two headers of a file, as every builder writes them; no third line belongs to the name.
-_NAMED = re.compile(r"Metadata-Version: [0-9.]+\nName: ([A-Za-z0-9][A-Za-z0-9._-]*)\n(?![ \t])")
+_NAMED = r"Metadata-Version: [0-9.]+\nName: ([A-Za-z0-9][A-Za-z0-9._-]*)\n(?![ \t])"
 
 
 def naming_packages_quickly() -> AbstractContextManager[None]:
@@ -48,7 +48,7 @@ class _Package:
 
     @functools.cached_property
     def metadata(self) -> Any:
-        named = _NAMED.match(self._own.read_text("METADATA") or "")
+        named = re.match(_NAMED, self._own.read_text("METADATA") or "")
         return _Metadata(self._own, named[1]) if named else self._own.metadata
 
 

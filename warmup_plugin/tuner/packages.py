@@ -15,8 +15,8 @@ import json
 import re
 
 #: One package in FlashInfer's fingerprint: name, version, sha256 of RECORD and direct_url.json.
-_PACKAGE = re.compile(r"([a-z0-9][a-z0-9._-]*)==([^:;]+):([0-9a-f]{64})")
-_SCRIPT = re.compile(r'"?(\.\./)*(bin|Scripts)/')
+_PACKAGE = r"([a-z0-9][a-z0-9._-]*)==([^:;]+):([0-9a-f]{64})"
+_SCRIPT = r'"?(\.\./)*(bin|Scripts)/'
 #: Of the notes beside a package only these two are the wheel's own.
 _WHEELS_OWN = (".dist-info/METADATA,", ".dist-info/WHEEL,")
 
@@ -28,8 +28,8 @@ _found: dict[str, str] = {}
 def by_content(fingerprint: str) -> str:
     """Return the fingerprint by what is installed; empty where it has no such digests."""
     if fingerprint not in _found:
-        has_digests = _PACKAGE.search(fingerprint) is not None
-        _found[fingerprint] = _PACKAGE.sub(_package, fingerprint) if has_digests else ""
+        has_digests = re.search(_PACKAGE, fingerprint) is not None
+        _found[fingerprint] = re.sub(_PACKAGE, _package, fingerprint) if has_digests else ""
     return _found[fingerprint]
 
 
@@ -61,7 +61,7 @@ def _records(name: str) -> list[tuple[str | None, str | None]]:
 
 def content_digest(record: str) -> str:
     """Return a digest of the files that an installation record names, in any order."""
-    rows = [row for row in record.splitlines() if ".pyc," not in row and not _SCRIPT.match(row)]
+    rows = [row for row in record.splitlines() if ".pyc," not in row and not re.match(_SCRIPT, row)]
     kept = [
         row for row in rows if ".dist-info/" not in row or any(own in row for own in _WHEELS_OWN)
     ]

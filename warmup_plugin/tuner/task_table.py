@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, ValuesView
-from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import astuple
 
 from warmup_plugin.cache.table import Tactic
 from warmup_plugin.tuner.task import Switches, Task
 from warmup_plugin.tuner.task_summary import Tally, answer_key, tally_of
 
 
-class Known(NamedTuple):
+class Known(msgspec.Struct, frozen=True):
     """A task that the agreed table answers as it says; of use to no replay."""
 
     id: str
@@ -44,7 +46,7 @@ class Register(Mapping[str, Task]):
     def add_known(self, known: Known, switches: Sequence[Switches]) -> None:
         """Take in a task that the agreed table answers as it says."""
         self._tasks[known.id] = switches
-        for column, value in zip(self._columns, known, strict=True):
+        for column, value in zip(self._columns, astuple(known), strict=True):
             column.append(value)
         key = answer_key(known.served)
         if (ids := self._answered.get(key)) is None:
@@ -75,7 +77,7 @@ class Register(Mapping[str, Task]):
     def clear(self) -> None:
         """Forget all tasks."""
         self._tasks.clear()
-        self._columns = tuple([] for _ in Known._fields)
+        self._columns = tuple([] for _ in Known.__struct_fields__)
         self._answered.clear()
 
     def _unfolded(self) -> dict[str, Task]:
@@ -83,7 +85,7 @@ class Register(Mapping[str, Task]):
             for row in zip(*self._columns, strict=True):
                 known = Known(*row)
                 self._tasks[known.id] = _task_of(known, self.switches_of(known.id))
-            self._columns = tuple([] for _ in Known._fields)
+            self._columns = tuple([] for _ in Known.__struct_fields__)
             self._answered.clear()
         return self._tasks  # type: ignore[return-value]  # no row is left folded
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -74,18 +73,17 @@ class LoadedEntries:
         return key in self._configs
 
 
-@dataclass
-class Installed:
+class Installed(msgspec.Struct, eq=False):
     """The tuner's loaded entries, before, during and after a session.
 
     ``others``: what was there before. ``_loaded``: what this session has loaded, and ``_agreed``,
     the arguments of the last `load`. ``_memory``: winners in memory that stay over a load.
     """
 
-    others: Mapping[str, Entry] = field(default_factory=dict)
-    _loaded: dict[str, Any] = field(default_factory=dict)
+    others: Mapping[str, Entry] = msgspec.field(default_factory=dict)
+    _loaded: dict[str, Any] = msgspec.field(default_factory=dict)
     _agreed: tuple[bytes, Mapping[str, str], Collection[str]] = (b"", {}, ())
-    _memory: compat.Memory = field(default_factory=dict)
+    _memory: compat.Memory = msgspec.field(default_factory=dict)
 
     @classmethod
     def take_down(cls) -> Installed:

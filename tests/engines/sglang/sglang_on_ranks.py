@@ -31,6 +31,7 @@ PRELOAD = [
     "warmup_plugin.engines.embedded.ops",
     "warmup_plugin.kernel_warmup",
     "warmup_plugin.engines.attempt",
+    "warmup_plugin.engines.readiness",
     "warmup_plugin.engines.sglang.hook",
     "warmup_plugin.engines.sglang.identity",
     "warmup_plugin.engines.sglang.stages",

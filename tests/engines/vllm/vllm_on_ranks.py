@@ -33,6 +33,7 @@ PRELOAD = [
     "warmup_plugin.engines.embedded.ops",
     "warmup_plugin.kernel_warmup",
     "warmup_plugin.engines.attempt",
+    "warmup_plugin.engines.readiness",
     "warmup_plugin.engines.vllm.hook",
     "warmup_plugin.engines.vllm.identity",
 ]

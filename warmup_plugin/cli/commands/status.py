@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from warmup_plugin.cache.journal import read_journals
-from warmup_plugin.cache.lease import JOURNAL, holder
+from warmup_plugin.cache.lease import holder
+from warmup_plugin.cache.paths import JOURNAL
 from warmup_plugin.cli import inventory, output, places
 from warmup_plugin.cli.output import CommandError
 from warmup_plugin.settings import Settings

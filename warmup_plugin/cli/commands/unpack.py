@@ -20,7 +20,7 @@ from typing import Literal
 import msgspec
 
 from warmup_plugin.cache.archive import Packed
-from warmup_plugin.cache.cached_table import CachedTable, Source
+from warmup_plugin.cache.cached_table import CachedTable, NotPublished, Source
 from warmup_plugin.cache.files import is_inside, make_directory, write_files
 from warmup_plugin.cache.locks import locked
 from warmup_plugin.cache.manifest import Manifest, parse_manifest
@@ -32,7 +32,6 @@ from warmup_plugin.cache.paths import (
     parse_table_name,
     table_name,
 )
-from warmup_plugin.cache.publishing import NotPublished
 from warmup_plugin.cache.store import Store
 from warmup_plugin.cache.table import Table, parse_table
 from warmup_plugin.cli import archive, output, places

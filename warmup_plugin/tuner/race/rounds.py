@@ -56,7 +56,7 @@ class Look:
 @contextlib.contextmanager
 def first_round(tuner: Any, config: Any, seen: Observations) -> Iterator[Look]:
     """Have FlashInfer measure with the counts of round 1 in the body, where it is worth a race."""
-    look = Look(compat.counts_of(tuner, config))
+    look = Look(Counts(*compat.counts_of(tuner, config)))
 
     def offer(_runner: Any, tactics: list[Any]) -> list[Any]:
         look.offered += len(tactics)
