@@ -83,6 +83,8 @@ def surveying(job: Job, agreed: Agreed, tell: Callable[[SurveyDecision], None]) 
 
 
 def _new_survey(job: Job, agreed: Agreed) -> Survey:
+    if job.fleet is not None and agreed.heading.vouched:  # else no stored tactic runs in a forward
+        job.fleet.begins_to_serve(job)
     return Survey(
         compat.Keys(compat.probe()), job.ops, job.options.ranks,
         clone_bytes=job.options.settings.record_bytes,
