@@ -624,6 +624,27 @@ MUTANTS = (
         "::test_it_is_tried_again_when_that_is_lifted_and_by_every_other_host",
     ),
     Mutant(
+        "what loses is not published", "steps/fleet.py",
+        "        if slower := sum(row.is_slower for row in self.checks):\n",
+        "        if slower := 0:\n",
+        "tests/fleet/test_spot_check.py::test_what_loses_is_told_and_not_published[2]",
+    ),
+    Mutant(
+        "a check is no tuning", "tuner/spot_check.py",
+        "compat.no_bars(), seen.uncounted(),", "compat.no_bars(),",
+        "tests/fleet/test_spot_check.py::test_what_loses_is_told_and_not_published[2]",
+    ),
+    Mutant(
+        "a check that fails", "steps/spot_check.py",
+        "    except Exception as error:", "    except KeyError as error:",
+        "tests/fleet/test_spot_check.py::test_what_cannot_be_timed_costs_nothing[serving]",
+    ),
+    Mutant(
+        "a check's bound", "steps/spot_check.py",
+        "time.monotonic() < until and ", "",
+        "tests/fleet/test_spot_check.py::test_what_cannot_be_timed_costs_nothing[impatient]",
+    ),
+    Mutant(
         "a lost answer's token", "fleet/push.py",
         "return isinstance(found, Pointer) and found.token == pointer.token", "return False",
         "tests/fleet/test_publishing.py::test_a_pointer_whose_answer_was_lost_is_known_again",

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package s
 from tests.logs import logged
 from warmup_plugin import kernel_warmup
 from warmup_plugin.engines.embedded.worker import Engine, warm_up_rank
-from warmup_plugin.steps import tune
+from warmup_plugin.steps import spot_check, tune
 
 #: Longer than any publication of these tests takes.
 _PUBLISHED_S = 60.0
@@ -42,6 +43,25 @@ def serving(engine: Engine) -> tuple[Any, dict[str, Any]]:
 def ending(engine: Engine) -> tuple[Any, dict[str, Any]]:
     """Warm up and end at once, as an engine that dies after its warm-up."""
     return warm_up_rank(engine), {}
+
+
+def by_environment(_rank: int) -> Callable[[str, str, int, Any], float]:
+    """A clock of this host: what the default takes stands in the environment."""
+
+    def milliseconds(_op: str, _runner: str, _batch: int, tactic: Any) -> float:
+        if tactic != -1:
+            return 1.0 + 0.1 * int(tactic[-1] if isinstance(tactic, tuple) else tactic)
+        if os.environ["DEFAULT_MS"] == "raises":
+            raise RuntimeError("no default")
+        return float(os.environ["DEFAULT_MS"])
+
+    return milliseconds
+
+
+def impatient(engine: Engine) -> tuple[Any, dict[str, Any]]:
+    """Warm up with no time left for a check."""
+    spot_check._LONGEST_S = -1.0  # type: ignore[misc]
+    return serving(engine)
 
 
 def dying(engine: Engine, at: str, rank: int = 0) -> tuple[Any, dict[str, Any]]:

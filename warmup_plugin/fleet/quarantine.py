@@ -110,6 +110,18 @@ def relied_on(parts: Sequence[CachedTable], union: CachedTable | None) -> set[st
     }
 
 
+def winners(parts: Sequence[CachedTable], union: CachedTable) -> list[str]:
+    """Return the file keys under which the union of these tables has a bundle's winner."""
+    entries = union.table.entries
+    return [
+        key
+        for part in parts
+        if bundle_in(Path(part.path).parent)
+        for key, entry in part.table.entries.items()
+        if entry.tactic != -1 and entries.get(key) == entry
+    ]
+
+
 def begin(folder: Path, bundle: str, identity: str, driver: str) -> None:
     """Note that this process begins to serve a bundle, unless it has done so already."""
     if bundle in _own:

@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fleet, before step 1 and after step 9: what it gives a start, and what it is given.
 
-Owns which rank asks (rank 0, whose table all ranks get), where a bundle is put (below the cache
-root; in a temporary folder where nothing may be written), when a table is given away (after it is
-certified, once the engine serves), and what of all that the receipt says. In between, where tasks
-are left to tune, it asks whose turn that is (`fleet_turn.py`). Imported where a fleet is set. No
-fault of the fleet raises here, and no rank is in a collective meanwhile.
+Owns which rank asks (rank 0, whose table all ranks get), when a table is given away (after it is
+certified, once the engine serves), and what of all that the receipt says. `fleet_place.py` says
+where a bundle is put. In between, where tasks are left to tune, it asks whose turn that is
+(`fleet_turn.py`). Imported where a fleet is set. No fault of the fleet raises here, and no rank is
+in a collective meanwhile.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,13 +20,13 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from warmup_plugin.cache.cached_table import CachedTable
-from warmup_plugin.cache.files import read_file, takes_files
-from warmup_plugin.cache.store import unsafe
 from warmup_plugin.errors import ForwardError
 from warmup_plugin.fleet import client, location, quarantine
-from warmup_plugin.observability.report_rows import FleetAnswer
+from warmup_plugin.observability.report_rows import FleetAnswer, FleetCheck
 from warmup_plugin.runtime.process_info import own_card
+from warmup_plugin.settings import REPLAYS
 from warmup_plugin.steps.fallback import loss_in
+from warmup_plugin.steps.fleet_place import notes_of, place_of
 from warmup_plugin.steps.fleet_turn import FleetTurn
 from warmup_plugin.topology import host_name
 from warmup_plugin.tuner import compat, environment
@@ -37,11 +34,10 @@ from warmup_plugin.tuner import compat, environment
 if TYPE_CHECKING:
     from warmup_plugin.settings import Settings
     from warmup_plugin.steps.context import Job
+    from warmup_plugin.tuner.spot_check import Sample
 
 logger = logging.getLogger("warmup_plugin")
 
-#: Of a key's file.
-_MOST_BYTES: Final = 1 << 16
 #: How much of the time one request may take; the rest is for what comes after it.
 _ONE_REQUEST: Final = 0.9
 #: A publication waits for nobody: it may take its time, and ends all the same.
@@ -63,6 +59,8 @@ class Fleet:
         self._passed_over: dict[str, str] = {}
         self._passes_over = False
         self._relied_on: set[str] = set()
+        self.sample: Sample | None = None
+        self.checks: list[FleetCheck] = []
         self._turn = FleetTurn(self.url)
         self._publishes = "" if settings.fleet_role == "write" else "no: the role is read"
         self._lack = location.lacking(
@@ -125,15 +123,25 @@ class Fleet:
             self._answer = {**found, "seconds": seconds}
             job.store.layers = (*job.store.layers, Path(found["directory"]))
 
-    def has_read(self, parts: Sequence[CachedTable], union: CachedTable | None) -> None:
+    def has_read(self, job: Job, parts: Sequence[CachedTable], union: CachedTable | None) -> None:
         """Know to which bundles the table is owed that rank 0 begins with."""
         self._relied_on = quarantine.relied_on(parts, union)
+        number = 0 if job.opened.mode in REPLAYS else self._settings.fleet_spot_check
+        if number and union is not None:
+            from warmup_plugin.tuner.spot_check import Sample  # only where it is asked for
+
+            self.sample = Sample(quarantine.winners(parts, union), number, job.ops.one_rank)
 
     def begins_to_serve(self, job: Job) -> None:
         """Note it before the forward runs a bundle's winners: they may end this start."""
-        if job.may_write and (folder := _notes(job)) is not None:
+        if job.may_write and (folder := notes_of(job)) is not None:
             for bundle in self._relied_on:
                 quarantine.begin(folder, bundle, job.identity.digest, environment.driver())
+
+    @property
+    def has_sample(self) -> bool:
+        """Return whether the forward has met winners of the fleet that are to be timed."""
+        return self.sample is not None and bool(self.sample.tasks)
 
     def has_failed(self, job: Job, error: BaseException) -> None:
         """Take the notes back unless the session's failure may be the work of a winner.
@@ -153,8 +161,8 @@ class Fleet:
     def _asked(self, job: Job) -> dict[str, Any]:
         if job.store is None:
             return {"state": "failed", "reason": "this rank reads no tables in this session"}
-        place = self._place = _place(job)
-        if (folder := _notes(job)) is not None:
+        place = self._place = place_of(job)
+        if (folder := notes_of(job)) is not None:
             self._passed_over = quarantine.passed_over(folder, environment.driver())
         if self._worker is None:
             answer: dict[str, Any] = {"state": "failed", "reason": self._lack}
@@ -173,8 +181,9 @@ class Fleet:
         """Have a bundle of an earlier start used, where there is one that is not passed over."""
         whys = self._passed_over.items()
         here = [why for bundle, why in whys if (directory / f"bundle-{bundle}").exists()]
-        self._passes_over = bool(here) or answer["reason"] in self._passed_over.values()
+        self._passes_over = answer["reason"] in self._passed_over.values()
         if answer["state"] == "failed":
+            self._passes_over = bool(here)
             answer["reason"] = "; ".join([answer["reason"], *here])
         kept = client.kept_directory(directory, self._passed_over)
         if kept is not None:
@@ -197,8 +206,9 @@ class Fleet:
         turn = self._turn.told()
         publishes = self._publishes or self._publish(job, agreement, is_warm=is_warm)
         answer = self._answer or {"state": "failed", "reason": "it was not asked"}
+        checks = msgspec.to_builtins(self.checks)
         whose = {"url": self.url, "role": self._settings.fleet_role, "publishes": publishes}
-        return msgspec.convert({**answer, **whose, **turn}, FleetAnswer)
+        return msgspec.convert({**answer, **whose, **turn, "checks": checks}, FleetAnswer)
 
     def _publish(self, job: Job, agreement: str, *, is_warm: bool) -> str:
         """Begin to give this start's table away; return what is going to happen."""
@@ -227,6 +237,8 @@ class Fleet:
             return self._lack
         if agreement != "certified":
             return f"the agreement is {agreement}"
+        if slower := sum(row.is_slower for row in self.checks):
+            return f"{slower} of the fleet's winners are slower here than FlashInfer's default"
         if self._passes_over:  # united with it, this host's table would be one more that holds it
             return "this host passes the fleet's bundle over"
         is_all_given = is_warm or (bool(self.adopted) and not job.trace.winners)
@@ -250,37 +262,3 @@ class Fleet:
             "passed_over": self._passed_over if do != "push" else {},
             "whose": [compat.version(), environment.architecture(), job.identity.digest],
         }  # fmt: skip
-
-
-def _trust(settings: Settings) -> str:
-    """Return the folder of bundles that these keys allow: others' are not found there.
-
-    So what an earlier start has left is used without the fleet only under the keys of that start.
-    """
-    paths = [*settings.fleet_keys, *filter(None, [settings.fleet_signing_key])]
-    if not paths:
-        return "any"
-    found = hashlib.sha256()
-    for path in paths:
-        content = read_file(path, _MOST_BYTES).content
-        found.update(content if isinstance(content, bytes) else b"unreadable")
-    return f"keys-{found.hexdigest()[:16]}"
-
-
-def _notes(job: Job) -> Path | None:
-    """Return where this host notes which starts serve a bundle; None without a cache root."""
-    if job.files.placement is None or job.files.directory is None:
-        return None
-    return quarantine.folder_of(job.files.placement.root)
-
-
-def _place(job: Job) -> Path:
-    """Return where bundles of this start are put: kept for the next one where that is allowed."""
-    root = job.files.placement.root if job.files.placement else None
-    if root is not None and job.may_write and job.files.directory is not None:
-        place = root / quarantine.PLACE / _trust(job.options.settings)
-        if takes_files(place) and not unsafe(place, root, job.options.settings):
-            return place
-    folder = tempfile.mkdtemp(prefix="warmup-fleet-")
-    job.stack.callback(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
