@@ -290,9 +290,8 @@ def unknown_variables(environ: Mapping[str, str]) -> dict[str, str]:
     """
     known = {row.metadata["variable"].removeprefix(_PREFIX): row.metadata["variable"]
              for row in fields(Settings)}  # fmt: skip
-    given = sorted(name.removeprefix(_PREFIX) for name in environ if name.startswith(_PREFIX))
     found = {}
-    for name in given:
+    for name in sorted(each.removeprefix(_PREFIX) for each in environ if each.startswith(_PREFIX)):
         if name not in known:
             import difflib  # few have such a variable
 
