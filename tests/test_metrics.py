@@ -26,7 +26,7 @@ LABELS = {
     "finished_timestamp_seconds": (), "ranks": (), "tasks": ("outcome",), "tactics_timed": (),
     "passed_through_tactics_timed": (), "step_seconds": ("step",), "bytes": ("direction",),
     "waited_seconds": (), "fleet": ("state",), "fleet_seconds": (), "fleet_lease": ("state",),
-    "fleet_lease_seconds": (), "speed_over_default": (),
+    "fleet_lease_seconds": (), "fleet_checks": ("result",), "speed_over_default": (),
 }  # fmt: skip
 COMMON = ("engine", "host", "device", "session")
 LINE = re.compile(r'[a-z_]+\{[a-z_]+="([^"\\\n]|\\.)*"(,[a-z_]+="([^"\\\n]|\\.)*")*\} [-+0-9.e]+')

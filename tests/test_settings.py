@@ -45,6 +45,7 @@ FROZEN = {
     "fleet_publish_after_s": ("WARMUP_PLUGIN_FLEET_PUBLISH_AFTER_S", 60.0),
     "fleet_keys": ("WARMUP_PLUGIN_FLEET_KEYS", ()),
     "fleet_signing_key": ("WARMUP_PLUGIN_FLEET_SIGNING_KEY", None),
+    "fleet_spot_check": ("WARMUP_PLUGIN_FLEET_SPOT_CHECK", 0),
     "fleet_health": ("WARMUP_PLUGIN_FLEET_HEALTH", None),
 }
 
@@ -85,6 +86,7 @@ GOOD = [
     ("fleet_credentials", "anonymous", "anonymous"),
     ("fleet_wait_s", "0.5", 0.5),
     ("fleet_beat_s", "0.5", 0.5),
+    ("fleet_spot_check", "3", 3),
     ("fleet_publish_after_s", "0", 0.0),
     ("fleet_health", "http://127.0.0.1:8000/health", "http://127.0.0.1:8000/health"),
 ]
@@ -134,6 +136,7 @@ BAD = [
     ("fleet_credentials", "metadata"),
     ("fleet_wait_s", "0"),
     ("fleet_beat_s", "0"),
+    ("fleet_spot_check", "-1"),
     ("fleet_publish_after_s", "-1"),
     ("fleet_keys", "fleet.pub"),
     ("fleet_signing_key", "fleet.key"),

@@ -585,6 +585,66 @@ MUTANTS = (
         "tests/fleet/test_single_flight.py::test_a_reader_waits_for_a_host_that_tunes",
     ),
     Mutant(
+        "a bundle that ends its starts", "fleet/quarantine.py",
+        "        if note.deaths + 1 >= MOST_DEATHS\n", "        if False\n",
+        "tests/fleet/test_notes.py::test_two_starts_that_died_one_after_the_other",
+    ),
+    Mutant(
+        "side by side is one start", "fleet/quarantine.py",
+        "note.deaths + 1 >= MOST_DEATHS", "len([*_dead(folder, driver)]) >= MOST_DEATHS",
+        "tests/fleet/test_notes.py::test_processes_that_ran_side_by_side_are_one_start",
+    ),
+    Mutant(
+        "whose deaths count", "fleet/quarantine.py",
+        "is_ours = note.boot == boot_id() or note.host == host_name()", "is_ours = True",
+        "tests/fleet/test_notes.py::test_whose_deaths_count[another host]",
+    ),
+    Mutant(
+        "a certified start's note", "steps/fleet.py",
+        "        self.has_served()\n        turn = ", "        turn = ",
+        "tests/fleet/test_quarantine.py::test_what_is_no_death_by_a_bundle",
+    ),
+    Mutant(
+        "a failure that is no bundle's", "steps/fleet.py",
+        "        if job.trace.is_settled or not may_be:\n", "        if job.trace.is_settled:\n",
+        "tests/fleet/test_quarantine.py::test_what_is_no_death_by_a_bundle",
+    ),
+    Mutant(
+        "a table that owes nothing to a bundle", "fleet/quarantine.py",
+        "if bundle and (not others or any(itertools.starmap(is_owed, table.entries.items())))",
+        "if bundle",
+        "tests/fleet/test_quarantine.py"
+        "::test_a_table_of_this_host_that_is_newer_owes_nothing_to_the_bundle",
+    ),
+    Mutant(
+        "what is passed over is not kept either", "steps/fleet.py",
+        "client.kept_directory(directory, self._passed_over)",
+        "client.kept_directory(directory, ())",
+        "tests/fleet/test_quarantine.py"
+        "::test_it_is_tried_again_when_that_is_lifted_and_by_every_other_host",
+    ),
+    Mutant(
+        "what loses is not published", "steps/fleet.py",
+        "        if slower := sum(row.is_slower for row in self.checks):\n",
+        "        if slower := 0:\n",
+        "tests/fleet/test_spot_check.py::test_what_loses_is_told_and_not_published[2]",
+    ),
+    Mutant(
+        "a check is no tuning", "tuner/spot_check.py",
+        "compat.no_bars(), seen.uncounted(),", "compat.no_bars(),",
+        "tests/fleet/test_spot_check.py::test_what_loses_is_told_and_not_published[2]",
+    ),
+    Mutant(
+        "a check that fails", "steps/spot_check.py",
+        "    except Exception as error:", "    except KeyError as error:",
+        "tests/fleet/test_spot_check.py::test_what_cannot_be_timed_costs_nothing[serving]",
+    ),
+    Mutant(
+        "a check's bound", "steps/spot_check.py",
+        "time.monotonic() < until and ", "",
+        "tests/fleet/test_spot_check.py::test_what_cannot_be_timed_costs_nothing[impatient]",
+    ),
+    Mutant(
         "a lost answer's token", "fleet/push.py",
         "return isinstance(found, Pointer) and found.token == pointer.token", "return False",
         "tests/fleet/test_publishing.py::test_a_pointer_whose_answer_was_lost_is_known_again",

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from warmup_plugin.observability.report_rows import (
         FileRead,
         FleetAnswer,
+        FleetCheck,
         RankStats,
         Span,
         Wait,
@@ -59,6 +60,7 @@ __all__ = [
     "EngineInfo",
     "FileRead",
     "FleetAnswer",
+    "FleetCheck",
     "FleetCredentials",
     "FleetRole",
     "ForwardError",
@@ -103,6 +105,7 @@ _HOMES = {
     "EngineInfo": "steps.options",
     "FileRead": "observability.report_rows",
     "FleetAnswer": "observability.report_rows",
+    "FleetCheck": "observability.report_rows",
     "FleetCredentials": "settings",
     "FleetRole": "settings",
     "ForwardFailure": "settings",

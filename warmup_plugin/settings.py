@@ -233,6 +233,12 @@ class Settings:
         "fleet; its own bundles are used, too, and no others where no keys are listed",
         default=None,
     )
+    fleet_spot_check: int = setting(
+        "WARMUP_PLUGIN_FLEET_SPOT_CHECK",
+        kinds.count(0),
+        "how many winners of the fleet rank 0 times against FlashInfer's default at a start",
+        default=0,
+    )
     fleet_health: str | None = setting(
         "WARMUP_PLUGIN_FLEET_HEALTH",
         kinds.URL,
@@ -268,8 +274,7 @@ class Settings:
         environ = os.environ if environ is None else environ
         values: dict[str, Any] = dict(overrides)
         for row in fields(cls):
-            about = row.metadata
-            text = environ.get(about["variable"], "")
+            about, text = row.metadata, environ.get(row.metadata["variable"], "")
             if text and row.name not in values:
                 try:
                     values[row.name] = about["kind"].read(text)
@@ -285,9 +290,8 @@ def unknown_variables(environ: Mapping[str, str]) -> dict[str, str]:
     """
     known = {row.metadata["variable"].removeprefix(_PREFIX): row.metadata["variable"]
              for row in fields(Settings)}  # fmt: skip
-    given = sorted(name.removeprefix(_PREFIX) for name in environ if name.startswith(_PREFIX))
     found = {}
-    for name in given:
+    for name in sorted(each.removeprefix(_PREFIX) for each in environ if each.startswith(_PREFIX)):
         if name not in known:
             import difflib  # few have such a variable
 

@@ -80,13 +80,17 @@ class Started:
         return str(found)
 
 
-def start(root: Path, env: Mapping[str, str], *, script: str = "serving", **config: Any) -> Started:
+def start(
+    root: Path, env: Mapping[str, str], *, script: str = "serving",
+    arguments: Mapping[str, Any] | None = None, **config: Any,
+) -> Started:  # fmt: skip
     """Start all ranks of one job on one host, with that host's cache root."""
     found = launch(
         EngineConfig(**{**SMALL, **config}),
         root=root,
         env={**AT_ONCE, **PATIENT, **env},
         script=f"{ON_RANKS}:{script}",
+        arguments=arguments,
         timeout_s=90.0,
     )
     return Started([ranks for ranks, _ in found], [seen for _, seen in found])

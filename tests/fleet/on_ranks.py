@@ -4,15 +4,20 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package stays the wheel's
 
 from tests.logs import logged
+from warmup_plugin import kernel_warmup
 from warmup_plugin.engines.embedded.worker import Engine, warm_up_rank
+from warmup_plugin.steps import spot_check, tune
 
 #: Longer than any publication of these tests takes.
 _PUBLISHED_S = 60.0
@@ -38,3 +43,49 @@ def serving(engine: Engine) -> tuple[Any, dict[str, Any]]:
 def ending(engine: Engine) -> tuple[Any, dict[str, Any]]:
     """Warm up and end at once, as an engine that dies after its warm-up."""
     return warm_up_rank(engine), {}
+
+
+def by_environment(_rank: int) -> Callable[[str, str, int, Any], float]:
+    """A clock of this host: what the default takes stands in the environment."""
+
+    def milliseconds(_op: str, _runner: str, _batch: int, tactic: Any) -> float:
+        if tactic != -1:
+            return 1.0 + 0.1 * int(tactic[-1] if isinstance(tactic, tuple) else tactic)
+        if os.environ["DEFAULT_MS"] == "raises":
+            raise RuntimeError("no default")
+        return float(os.environ["DEFAULT_MS"])
+
+    return milliseconds
+
+
+def impatient(engine: Engine) -> tuple[Any, dict[str, Any]]:
+    """Warm up with no time left for a check."""
+    spot_check._LONGEST_S = -1.0  # type: ignore[misc]
+    return serving(engine)
+
+
+def dying(engine: Engine, at: str, rank: int = 0) -> tuple[Any, dict[str, Any]]:
+    """Warm up; one rank dies on the way, where ``at`` says."""
+    forward = engine.forward
+
+    def strike(*_arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def failing(*_arguments: Any) -> Any:
+        forward()
+        raise RuntimeError("an illegal memory access was encountered")
+
+    def leaving(*_arguments: Any) -> Any:
+        raise SystemExit(0)
+
+    if engine.ranks.rank != rank:
+        return serving(engine)
+    if at == "before the winners are used":
+        vars(kernel_warmup)["agree"] = strike
+    elif at == "while it tunes what is left":
+        vars(tune)["tune"] = strike
+    else:
+        ways = {"in the forward": strike, "by an error of the forward": failing,
+                "by a shutdown": leaving}  # fmt: skip
+        engine.forward = ways[at]  # type: ignore[method-assign,assignment]
+    return serving(engine)

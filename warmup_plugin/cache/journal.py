@@ -196,14 +196,17 @@ def _lines(path: Path, limit: int) -> list[Record]:
 
 
 def _is_dead(path: Path, card: ProcessCard) -> bool:
-    """Return whether no process writes here any more.
+    """Return whether no process writes here any more; this one knows."""
+    return path not in _own if card == own_card() else has_ended(path, card)
 
-    A process that is seen to live does, against what a lock says; but for this one, which knows.
-    One that cannot be seen from here is dead once it has released a lock that is known to work, or
-    has not written for a day: no task takes as long.
+
+def has_ended(path: Path, card: ProcessCard) -> bool:
+    """Return whether the process is gone that writes a file and has locked it.
+
+    One that is seen to live has not, against what a lock says. One that cannot be seen from here
+    has, once it has released a lock that is known to work, or has not written for a day: no task
+    takes as long.
     """
-    if card == own_card():
-        return path not in _own
     seen = view(card)
     if seen != "unseen":
         return seen == "gone"

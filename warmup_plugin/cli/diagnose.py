@@ -55,7 +55,7 @@ def _fleet_words(report: WarmupReport) -> str:
     """Return what the fleet gave this start, or why not; an empty string where none was asked."""
     if not report.fleet.state:
         return ""
-    return " ".join(filter(None, (_gift(report), _lease_words(report))))
+    return " ".join(filter(None, (_gift(report), _check_words(report), _lease_words(report))))
 
 
 def _gift(report: WarmupReport) -> str:
@@ -71,6 +71,22 @@ def _gift(report: WarmupReport) -> str:
         case "refused":
             return f"What the fleet {url} has was not used: {reason}."
     return f"The fleet {url} gave nothing: {reason}."
+
+
+def _check_words(report: WarmupReport) -> str:
+    """Return what the winners of the fleet came to that were timed; empty where none was."""
+    timed = [row for row in report.fleet.checks if row.ms and row.default_ms]
+    if not report.fleet.checks:
+        return ""
+    slower = "; ".join(
+        f"{row.op} @ {row.bucket} takes {row.ms:.4g} ms, the default {row.default_ms:.4g} ms"
+        for row in timed
+        if row.is_slower
+    )
+    found = f", slower than FlashInfer's default: {slower}" if slower else ", none of them slower"
+    failed = len(report.fleet.checks) - len(timed)
+    left = f"; {failed} could not be timed" if failed else ""
+    return f"Of its winners {len(timed)} were timed on this host{found}{left}."
 
 
 def _lease_words(report: WarmupReport) -> str:

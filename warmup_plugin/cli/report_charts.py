@@ -20,7 +20,7 @@ from warmup_plugin.observability.report import WarmupReport
 _COLOURS = {
     "open": "#9aa5b1", "read": "#7bc8a4", "agree": "#4cc3d9", "survey": "#3a7ca5",
     "plan": "#b39ddb", "tune": "#e4572e", "share": "#f4a259", "prepare": "#ffc65d",
-    "publish": "#8e9aaf", "certify": "#2e933c", "wait": "#c0c7cf",
+    "publish": "#8e9aaf", "check": "#c3423f", "certify": "#2e933c", "wait": "#c0c7cf",
 }  # fmt: skip
 _OUTCOMES = {
     "from_cache": "#3a7ca5", "tuned": "#e4572e", "received": "#f4a259", "adopted": "#7bc8a4",

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -145,10 +146,17 @@ def _has_client(kind: Kind) -> bool:
     return False
 
 
-def kept_directory(place: Path, identity: str) -> Path | None:
-    """Return the bundle that an earlier start has left here, the newest one; None without one."""
+def kept_directory(directory: Path, without: Collection[str]) -> Path | None:
+    """Return the bundle that an earlier start has left in an identity's directory, the newest one.
+
+    ``without``: the sha256 of those that are not used.
+    """
     try:
-        found = [p for p in (place / identity).iterdir() if not p.name.startswith(".")]
+        found = [
+            path
+            for path in directory.iterdir()
+            if not path.name.startswith(".") and path.name.removeprefix("bundle-") not in without
+        ]
         return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
     except OSError:
         return None

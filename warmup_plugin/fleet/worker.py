@@ -43,7 +43,8 @@ class Request(msgspec.Struct, kw_only=True):
     ``health``, where that is given. A turn is waited for and held for the ``engine``, a
     `ProcessCard`, by its ``holder`` in words, who renews the lease each ``beat_s``; without a
     ``holder`` it is waited for alone. ``bundle``: the latest that the engine knows; ``tasks``:
-    those that it lacks, or those that a push has had no result for.
+    those that it lacks, or those that a push has had no result for. ``passed_over``: bundles that
+    are not used on this host, each with the reason.
     """
 
     do: str
@@ -65,6 +66,7 @@ class Request(msgspec.Struct, kw_only=True):
     beat_s: float = 0.0
     bundle: str = ""
     tasks: tuple[str, ...] = ()
+    passed_over: dict[str, str] = {}
 
 
 def main() -> None:
@@ -173,6 +175,16 @@ def _answer(request: Request) -> Any:
 
 def _refuse(request: Request) -> Refuse:
     """Return what says which bundles are not used."""
+    by_keys = _refuse_strangers(request)
+
+    def refuse(pointer: Pointer, whose: Whose) -> str:
+        return request.passed_over.get(pointer.bundle) or by_keys(pointer, whose)
+
+    return refuse
+
+
+def _refuse_strangers(request: Request) -> Refuse:
+    """Return what says by which keys a bundle must be signed to be used."""
     if not (request.keys or request.sign_key):
         return take_all
     from warmup_plugin.fleet.signing import Keys

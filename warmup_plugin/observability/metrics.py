@@ -30,7 +30,7 @@ STATES: Final = (
 #: Of these a zero is shown as well. Steps as in a receipt, of which not every start takes all.
 STEPS: Final = (
     "open", "read", "agree", "survey", "try", "plan", "wait", "tune", "share", "prepare",
-    "publish", "certify", "unguarded",
+    "publish", "check", "certify", "unguarded",
 )  # fmt: skip
 #: What a start got from the fleet; `off` where none was asked.
 FLEET: Final = ("off", "fetched", "kept", "absent", "refused", "failed")
@@ -68,6 +68,7 @@ FAMILIES: Final = {
     "fleet_seconds": Family("Seconds that the last start waited for the fleet."),
     "fleet_lease": Family("1 for what became of the fleet's lease, 0 for all else.", ("state",)),
     "fleet_lease_seconds": Family("Seconds that the last start waited for a host that tuned."),
+    "fleet_checks": Family("Winners of the fleet timed by the last start.", ("result",)),
     "speed_over_default": Family("Default's time over the winner's, geometric mean."),
 }
 
@@ -112,6 +113,12 @@ def samples(state: State, report: WarmupReport, started: float) -> Iterator[Samp
     for name in LEASES:
         yield Sample("fleet_lease", (name,), float(name == lease))
     yield Sample("fleet_lease_seconds", (), report.fleet.waited)
+    checks = report.fleet.checks
+    slower = sum(row.is_slower for row in checks)
+    failed = sum(bool(row.reason) for row in checks)
+    results = {"holds": len(checks) - slower - failed, "slower": slower, "failed": failed}
+    for result, number in results.items():
+        yield Sample("fleet_checks", (result,), number)
     if gain := over_default(report.winners):  # nothing was raced: there is no such figure
         yield Sample("speed_over_default", (), round(gain, 4))
 

@@ -128,6 +128,36 @@ class Wait(msgspec.Struct, frozen=True):
     seconds: float
 
 
+class FleetCheck(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A winner of the fleet that was timed on this host.
+
+    Attributes:
+        task: the task's id, 32 hex digits.
+        op: the custom op.
+        bucket: its dynamic dimensions, ``64`` or ``64x8``.
+        runner: the class of the winner's runner.
+        tactic: its tactic, as text.
+        ms: milliseconds of one call of the winner; None where it was not timed.
+        default_ms: milliseconds of one call of FlashInfer's default; None as above.
+        is_slower: whether the default is faster by more than the margin.
+        host: the host's name.
+        gpu: the GPU's name.
+        reason: why it was not timed; empty where it was.
+    """
+
+    task: str
+    op: str
+    bucket: str
+    runner: str = ""
+    tactic: str = ""
+    ms: float | None = None
+    default_ms: float | None = None
+    is_slower: bool = False
+    host: str = ""
+    gpu: str = ""
+    reason: str = ""
+
+
 class FleetAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the fleet gave a start, and what it is given. Without a fleet every field is empty.
 
@@ -149,6 +179,7 @@ class FleetAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
         lease_reason: why it was not, or was taken over; empty otherwise.
         holder: the host that it has waited for, in words; empty where it has not.
         waited: how many seconds it has waited for that host.
+        checks: its winners that were timed on this host.
     """
 
     url: str = ""
@@ -167,3 +198,4 @@ class FleetAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     lease_reason: str = ""
     holder: str = ""
     waited: float = 0.0
+    checks: tuple[FleetCheck, ...] = ()

@@ -41,6 +41,7 @@ def seal(job: Job, agreed: Agreed, survey: Survey) -> CertifyVote | None:
         or survey.unrecorded
         or agreed.deaths
         or agreed.needs_healing
+        or (job.fleet is not None and job.fleet.has_sample)
     )
     if is_left or not (job.shares and survey.is_vouched and agreed.is_held):
         return None
@@ -63,6 +64,10 @@ def certify(
     Without a survey (``on_hit=skip``) the answers are the table itself, of that sha256.
     ``failure``: why the table is not in force on this rank.
     """
+    if survey is not None and job.fleet is not None and job.fleet.has_sample:
+        from warmup_plugin.steps.spot_check import check_fleet  # only where it is asked for
+
+        check_fleet(job, job.fleet, survey, shared)
     with job.timed("certify"):
         served, deviates = _serving(job, survey, work, shared, table_sha256)
         deviates += [failure] if failure else []

@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fleet, before step 1 and after step 9: what it gives a start, and what it is given.
 
-Owns which rank asks (rank 0, whose table all ranks get), where a bundle is put (below the cache
-root; in a temporary folder where nothing may be written), when a table is given away (after it is
-certified, once the engine serves), and what of all that the receipt says. In between, where tasks
-are left to tune, it asks whose turn that is (`fleet_turn.py`). Imported where a fleet is set. No
-fault of the fleet raises here, and no rank is in a collective meanwhile.
+Owns which rank asks (rank 0, whose table all ranks get), when a table is given away (after it is
+certified, once the engine serves), and what of all that the receipt says. `fleet_place.py` says
+where a bundle is put. In between, where tasks are left to tune, it asks whose turn that is
+(`fleet_turn.py`). Imported where a fleet is set. No fault of the fleet raises here, and no rank is
+in a collective meanwhile.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +19,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from warmup_plugin.cache.files import read_file, takes_files
-from warmup_plugin.cache.store import unsafe
-from warmup_plugin.fleet import client, location
-from warmup_plugin.observability.report_rows import FleetAnswer
+from warmup_plugin.cache.cached_table import CachedTable
+from warmup_plugin.errors import ForwardError
+from warmup_plugin.fleet import client, location, quarantine
+from warmup_plugin.observability.report_rows import FleetAnswer, FleetCheck
 from warmup_plugin.runtime.process_info import own_card
+from warmup_plugin.settings import REPLAYS
+from warmup_plugin.steps.fallback import loss_in
+from warmup_plugin.steps.fleet_place import notes_of, place_of
 from warmup_plugin.steps.fleet_turn import FleetTurn
 from warmup_plugin.topology import host_name
 from warmup_plugin.tuner import compat, environment
@@ -34,13 +34,10 @@ from warmup_plugin.tuner import compat, environment
 if TYPE_CHECKING:
     from warmup_plugin.settings import Settings
     from warmup_plugin.steps.context import Job
+    from warmup_plugin.tuner.spot_check import Sample
 
 logger = logging.getLogger("warmup_plugin")
 
-#: Below the cache root.
-PLACE: Final = "fleet"
-#: Of a key's file.
-_MOST_BYTES: Final = 1 << 16
 #: How much of the time one request may take; the rest is for what comes after it.
 _ONE_REQUEST: Final = 0.9
 #: A publication waits for nobody: it may take its time, and ends all the same.
@@ -59,6 +56,11 @@ class Fleet:
         self._settings, self.url = settings, settings.fleet
         self._answer: dict[str, Any] = {}
         self._place: Path | None = None
+        self._passed_over: dict[str, str] = {}
+        self._passes_over = False
+        self._relied_on: set[str] = set()
+        self.sample: Sample | None = None
+        self.checks: list[FleetCheck] = []
         self._turn = FleetTurn(self.url)
         self._publishes = "" if settings.fleet_role == "write" else "no: the role is read"
         self._lack = location.lacking(
@@ -100,6 +102,7 @@ class Fleet:
         if self.adopted and job.opened.budget_s:
             return False
         was_asked = self._answer.get("state", "failed") != "failed" and self._place is not None
+        was_asked &= not self._passes_over
         return was_asked and job.store is not None and self._turn.may_ask
 
     def await_turn(self, job: Job, tasks: Sequence[str], until: float) -> None:
@@ -120,10 +123,47 @@ class Fleet:
             self._answer = {**found, "seconds": seconds}
             job.store.layers = (*job.store.layers, Path(found["directory"]))
 
+    def has_read(self, job: Job, parts: Sequence[CachedTable], union: CachedTable | None) -> None:
+        """Know to which bundles the table is owed that rank 0 begins with."""
+        self._relied_on = quarantine.relied_on(parts, union)
+        number = 0 if job.opened.mode in REPLAYS else self._settings.fleet_spot_check
+        if number and union is not None:
+            from warmup_plugin.tuner.spot_check import Sample  # only where it is asked for
+
+            self.sample = Sample(quarantine.winners(parts, union), number, job.ops.one_rank)
+
+    def begins_to_serve(self, job: Job) -> None:
+        """Note it before the forward runs a bundle's winners: they may end this start."""
+        if job.may_write and (folder := notes_of(job)) is not None:
+            for bundle in self._relied_on:
+                quarantine.begin(folder, bundle, job.identity.digest, environment.driver())
+
+    @property
+    def has_sample(self) -> bool:
+        """Return whether the forward has met winners of the fleet that are to be timed."""
+        return self.sample is not None and bool(self.sample.tasks)
+
+    def has_failed(self, job: Job, error: BaseException) -> None:
+        """Take the notes back unless the session's failure may be the work of a winner.
+
+        That is one of a forward, or the loss of a rank, before the last record.
+        """
+        is_forwards = error is job.trace.forward_error and isinstance(error, Exception)
+        may_be = is_forwards or isinstance(error, ForwardError) or loss_in(error) is not None
+        if job.trace.is_settled or not may_be:
+            self.has_served()
+
+    def has_served(self) -> None:
+        """Take the notes back: what ends this start from now on is not the forward."""
+        for bundle in self._relied_on:
+            quarantine.take_back(bundle)
+
     def _asked(self, job: Job) -> dict[str, Any]:
         if job.store is None:
             return {"state": "failed", "reason": "this rank reads no tables in this session"}
-        place = self._place = _place(job)
+        place = self._place = place_of(job)
+        if (folder := notes_of(job)) is not None:
+            self._passed_over = quarantine.passed_over(folder, environment.driver())
         if self._worker is None:
             answer: dict[str, Any] = {"state": "failed", "reason": self._lack}
         else:
@@ -132,13 +172,23 @@ class Fleet:
             answer = self._worker.ask(request, self._settings.fleet_wait_s)
             answer["seconds"] = round(time.monotonic() - began, 4)
         if answer["state"] in ("failed", "refused"):
-            kept = client.kept_directory(place, job.identity.digest)
-            if kept is not None:
-                answer["directory"] = str(kept)
-                answer["reason"] += f"; {kept.name[:19]} of an earlier start is used"
+            self._use_kept(place / job.identity.digest, answer)
         if directory := answer.get("directory"):
             job.store.layers = (*job.store.layers, Path(directory))
         return answer
+
+    def _use_kept(self, directory: Path, answer: dict[str, Any]) -> None:
+        """Have a bundle of an earlier start used, where there is one that is not passed over."""
+        whys = self._passed_over.items()
+        here = [why for bundle, why in whys if (directory / f"bundle-{bundle}").exists()]
+        self._passes_over = answer["reason"] in self._passed_over.values()
+        if answer["state"] == "failed":
+            self._passes_over = bool(here)
+            answer["reason"] = "; ".join([answer["reason"], *here])
+        kept = client.kept_directory(directory, self._passed_over)
+        if kept is not None:
+            answer["directory"] = str(kept)
+            answer["reason"] += f"; {kept.name[:19]} of an earlier start is used"
 
     def _say(self, job: Job) -> None:
         state, reason = self._answer["state"], self._answer.get("reason", "")
@@ -152,27 +202,24 @@ class Fleet:
 
     def told(self, job: Job, agreement: str, *, is_warm: bool) -> FleetAnswer:
         """Return what the receipt says; begin the publication that it speaks of."""
+        self.has_served()
         turn = self._turn.told()
         publishes = self._publishes or self._publish(job, agreement, is_warm=is_warm)
         answer = self._answer or {"state": "failed", "reason": "it was not asked"}
+        checks = msgspec.to_builtins(self.checks)
         whose = {"url": self.url, "role": self._settings.fleet_role, "publishes": publishes}
-        return msgspec.convert({**answer, **whose, **turn}, FleetAnswer)
+        return msgspec.convert({**answer, **whose, **turn, "checks": checks}, FleetAnswer)
 
     def _publish(self, job: Job, agreement: str, *, is_warm: bool) -> str:
         """Begin to give this start's table away; return what is going to happen."""
-        if self._lack:
-            return f"no: {self._lack}"
-        if agreement != "certified":
-            return f"no: the agreement is {agreement}"
-        if not job.may_write or job.store is None or job.store.directory is None:
-            return "no: this start keeps no table on disk"
-        is_all_given = is_warm or (bool(self.adopted) and not job.trace.winners)
-        if is_all_given and self._gave_all(job):
-            return "no: the fleet has all of it"
+        directory = job.store.directory if job.may_write and job.store is not None else None
+        why = self._why_not(job, agreement, is_warm=is_warm)
+        if why or directory is None:
+            return f"no: {why or 'this start keeps no table on disk'}"
         settings = self._settings
         after_s = settings.fleet_publish_after_s
         request = {
-            **self._request("push", job, job.store.directory, _PUBLISH_S),
+            **self._request("push", job, directory, _PUBLISH_S),
             "timeout_s": _PUBLISH_REQUEST_S, "parent": os.getpid(), "after_s": after_s,
             "health": settings.fleet_health, "health_limit_s": after_s + _HEALTH_S,
             "tasks": [row.task for row in job.trace.winners if row.reason][:_MOST_TASKS],
@@ -183,6 +230,19 @@ class Fleet:
             return f"no: {why}"
         page = f" and {settings.fleet_health} answers" if settings.fleet_health else ""
         return f"once the engine has lived for {after_s:g} s{page}"
+
+    def _why_not(self, job: Job, agreement: str, *, is_warm: bool) -> str:
+        """Return why this start's table is not to be given away, empty where it is."""
+        if self._lack:
+            return self._lack
+        if agreement != "certified":
+            return f"the agreement is {agreement}"
+        if slower := sum(row.is_slower for row in self.checks):
+            return f"{slower} of the fleet's winners are slower here than FlashInfer's default"
+        if self._passes_over:  # united with it, this host's table would be one more that holds it
+            return "this host passes the fleet's bundle over"
+        is_all_given = is_warm or (bool(self.adopted) and not job.trace.winners)
+        return "the fleet has all of it" if is_all_given and self._gave_all(job) else ""
 
     def _gave_all(self, job: Job) -> bool:
         """Return whether the fleet's bundle is all that has been read."""
@@ -199,32 +259,6 @@ class Fleet:
             "table_bytes": settings.table_bytes, "place": str(place),
             "keys": [str(path) for path in settings.fleet_keys],
             "sign_key": str(settings.fleet_signing_key or ""),
+            "passed_over": self._passed_over if do != "push" else {},
             "whose": [compat.version(), environment.architecture(), job.identity.digest],
         }  # fmt: skip
-
-
-def _trust(settings: Settings) -> str:
-    """Return the folder of bundles that these keys allow: others' are not found there.
-
-    So what an earlier start has left is used without the fleet only under the keys of that start.
-    """
-    paths = [*settings.fleet_keys, *filter(None, [settings.fleet_signing_key])]
-    if not paths:
-        return "any"
-    found = hashlib.sha256()
-    for path in paths:
-        content = read_file(path, _MOST_BYTES).content
-        found.update(content if isinstance(content, bytes) else b"unreadable")
-    return f"keys-{found.hexdigest()[:16]}"
-
-
-def _place(job: Job) -> Path:
-    """Return where bundles of this start are put: kept for the next one where that is allowed."""
-    root = job.files.placement.root if job.files.placement else None
-    if root is not None and job.may_write and job.files.directory is not None:
-        place = root / PLACE / _trust(job.options.settings)
-        if takes_files(place) and not unsafe(place, root, job.options.settings):
-            return place
-    folder = tempfile.mkdtemp(prefix="warmup-fleet-")
-    job.stack.callback(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)

@@ -128,6 +128,8 @@ def _told_as(
     figures.fail()
     if job is not None:
         job.installed.put_back()
+        if job.fleet is not None:
+            job.fleet.has_failed(job, error)
     if not is_ours:
         return None
     if job is not None and job.trace.is_settled and loss_in(error) is None:

@@ -97,6 +97,8 @@ def _taken_up(job: Job, survey: Survey, work: Work, found: PlanDecision) -> Work
     """Do on every rank what the plan asks for before a task is tuned; return the work."""
     if found.go == "refuse":
         raise SessionError(found.reason)
+    if job.fleet is not None:
+        job.fleet.has_served()  # from here on the journal names the task in which a process dies
     if job.opened.budget_s:
         work.until = time.monotonic() + job.opened.budget_s
     if not job.leads:

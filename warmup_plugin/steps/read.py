@@ -110,6 +110,8 @@ def _read(job: Job, store: Store) -> Held:
         is_whole = not reading.misses and not resumed
         is_all = all(part is before for part, before in zip(ours, parts, strict=True))
         held = held.union(ours, is_whole=is_whole and is_all)
+    if job.fleet is not None:
+        job.fleet.has_read(job, parts, held.cached)
     if not job.leads or held.is_complete(job.options.engine):
         return held
     return _with_borrowed(job, held, ours, kept)

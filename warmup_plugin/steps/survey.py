@@ -83,6 +83,9 @@ def surveying(job: Job, agreed: Agreed, tell: Callable[[SurveyDecision], None]) 
 
 
 def _new_survey(job: Job, agreed: Agreed) -> Survey:
+    if job.fleet is not None and agreed.heading.vouched:  # else no stored tactic runs in a forward
+        job.fleet.begins_to_serve(job)
+    sample = job.fleet.sample if job.fleet is not None else None
     return Survey(
         compat.Keys(compat.probe()), job.ops, job.options.ranks,
         clone_bytes=job.options.settings.record_bytes,
@@ -91,6 +94,7 @@ def _new_survey(job: Job, agreed: Agreed) -> Survey:
         entries=job.installed.entries(agreed.cached.table),
         is_vouched=not agreed.heading.table or agreed.heading.vouched,
         passing=job.seen.passing_through,
+        is_checked=sample.takes if sample is not None else lambda _task: False,
     )  # fmt: skip
 
 

@@ -7,6 +7,8 @@ FlashInfer gives to the recorded call.
 
 from __future__ import annotations
 
+from typing import Any
+
 from warmup_plugin.cache.table import Entry, Tactic, canonical_tactic
 from warmup_plugin.tuner import compat
 from warmup_plugin.tuner.counters import OUT_OF_MEMORY
@@ -27,12 +29,7 @@ def prepare(task: Task, entry: Entry, key: str = "", *, at_bucket: bool = True) 
     not take every size between two buckets. Raises `RefusedError` where its runner is not there or
     refuses the tactic, and what it raises: that winner cannot be served here.
     """
-    tuner, call = compat.tuner(), task.recorded()
-    places = (call.places[i] for i, own in enumerate(task.keys) if key in ("", own))
-    runners = (call.runners[place] for place in places)
-    runner = next((r for r in runners if type(r).__name__ == entry.runner), None)
-    if runner is None:
-        raise RefusedError(f"no runner is called {entry.runner!r}")
+    tuner, call, runner = compat.tuner(), task.recorded(), runner_of(task, entry, key)
     if compat.is_blocked(tuner, call.op, runner, entry.tactic):
         raise RefusedError(f"{entry.runner}'s tactic {entry.tactic!r} is on FlashInfer's blocklist")
     sizes = [task.buckets] if at_bucket or hasattr(runner, "validate_tactic") else []
@@ -60,6 +57,20 @@ def prepare(task: Task, entry: Entry, key: str = "", *, at_bucket: bool = True) 
                 at = "x".join(map(str, size))
                 reason = f"{entry.runner}'s tactic {entry.tactic!r} does not take {at}: "
                 raise RefusedError(f"{reason}{type(error).__name__}: {error}") from error
+
+
+def runner_of(task: Task, entry: Entry, key: str = "") -> Any:
+    """Return the runner of an entry, which stands under this file key, or under any.
+
+    Raises `RefusedError` where the call has none of its class.
+    """
+    call = task.recorded()
+    places = (call.places[i] for i, own in enumerate(task.keys) if key in ("", own))
+    runners = (call.runners[place] for place in places)
+    runner = next((r for r in runners if type(r).__name__ == entry.runner), None)
+    if runner is None:
+        raise RefusedError(f"no runner is called {entry.runner!r}")
+    return runner
 
 
 def served(task: Task) -> tuple[str, Tactic] | None:

@@ -119,6 +119,20 @@ class Observations(msgspec.Struct):
             del self.times[noted:], self.tried[noted:]
         return float(ms)
 
+    def time_apart(self, runner: Any, inputs: list[Any], tactic: Any, *args: Any, **kw: Any) -> Any:
+        """Have FlashInfer time one tactic on these inputs; what it raises is raised."""
+        return compat.tuner()._profile_single_kernel(runner, inputs, tactic, *args, **kw)
+
+    @contextlib.contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Leave what is timed and made in the body out of the counts: it is no tuning."""
+        timed, made = self.tactics_timed, self.inputs_synthesised
+        try:
+            yield
+        finally:
+            self.tactics_timed, self.inputs_synthesised = timed, made
+            self.begin_task()
+
     def forget_inputs(self) -> None:
         """Let go of the inputs of the task in hand, before others are made."""
         self._last = None

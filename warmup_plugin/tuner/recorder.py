@@ -43,8 +43,8 @@ class Recorder:
     """What is recorded of one rank's forward. ``tasks``: by id, in the order met.
 
     Unless ``is_vouched``, calls are kept also of tasks that the agreed table answers: its tactics
-    are tried apart before they are served. ``clone_bytes``: how much may be copied, which
-    ``budget`` keeps count of.
+    are tried apart before they are served. ``is_checked``: of which others they are kept, too.
+    ``clone_bytes``: how much may be copied, which ``budget`` keeps count of.
     """
 
     def __init__(
@@ -57,9 +57,10 @@ class Recorder:
         *,
         clone_bytes: int,
         is_vouched: bool,
+        is_checked: Callable[[Task], bool],
     ) -> None:
         self.tasks = Register()
-        self.is_vouched = is_vouched
+        self.is_vouched, self._is_checked = is_vouched, is_checked
         self.budget = capture.Budget(clone_bytes)
         self._tuner, self._keys, self._answers = tuner, keys, answers
         self._ops, self._ranks = ops, ranks
@@ -184,7 +185,7 @@ class Recorder:
         self._compare(name, bucket, keys, asked)
 
     def _take_in(self, task: Task, asked: Asked, keep: Callable[[], Call]) -> None:
-        is_answered = task.state == "known" and self.is_vouched
+        is_answered = task.state == "known" and self.is_vouched and not self._is_checked(task)
         if is_answered and task.is_agreed and task.served is not None and not task.bucket_id:
             self.tasks.add_known(
                 Known(task.id, task.op, task.keys, task.buckets, task.served), asked.switches

@@ -25,6 +25,7 @@ from warmup_plugin.tuner.intercepted_call import shapes_of
 from warmup_plugin.tuner.known_ops import KnownOps, distribution_aware
 from warmup_plugin.tuner.recorder import Recorder
 from warmup_plugin.tuner.table_answer import TableAnswers
+from warmup_plugin.tuner.task import Task
 from warmup_plugin.tuner.task_summary import Tally
 from warmup_plugin.tuner.tuner_state import LoadedEntries
 
@@ -38,6 +39,7 @@ class Survey:
     ``adopted``: task id -> key of the old file's entry that answers it.
     Unless ``is_vouched``, stored tactics do not run in the forward: one that a runner refuses would
     leave the other ranks in a collective. They are tried before step 4, and only then served.
+    ``is_checked``: of which known tasks the call is kept all the same.
     """
 
     def __init__(
@@ -51,13 +53,15 @@ class Survey:
         restore: Callable[[], bool],
         entries: Mapping[str, Entry] | LoadedEntries,
         is_vouched: bool = True,
+        is_checked: Callable[[Task], bool] = lambda _task: False,
         passing: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self._tuner = compat.tuner()
         answers = TableAnswers(self._tuner, keys, entries, is_default)
         self._recorder = Recorder(
-            self._tuner, keys, ops, ranks, answers, clone_bytes=clone_bytes, is_vouched=is_vouched
-        )
+            self._tuner, keys, ops, ranks, answers, clone_bytes=clone_bytes, is_vouched=is_vouched,
+            is_checked=is_checked,
+        )  # fmt: skip
         self.tasks, self.adopted = self._recorder.tasks, answers.adopted
         self.passed: dict[str, str] = {}
         self.unrecorded: dict[str, str] = {}

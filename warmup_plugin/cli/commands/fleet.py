@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`warmup-plugin fleet`: what the fleet has, and tables put there or taken from there by hand.
 
-Owns the three actions. Each asks in a process of its own, as a start does, and passes all the
-checks that a start makes; what is taken is put in place as `unpack` does. Exit code 1 where the
-fleet cannot be asked or one of the identities has no table.
+Owns the actions. Each asks in a process of its own, as a start does, and passes all the checks that
+a start makes; what is taken is put in place as `unpack` does. `retry` asks no fleet: it forgets
+which bundles this host's starts have died with. Exit code 1 where the fleet cannot be asked or one
+of the identities has no table.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from warmup_plugin.cli import archive, inventory, output, places
 from warmup_plugin.cli.commands import pack, unpack
 from warmup_plugin.cli.output import SHORT, CommandError
-from warmup_plugin.fleet import client, location
+from warmup_plugin.fleet import client, location, quarantine
 from warmup_plugin.settings import Settings
 
 if TYPE_CHECKING:
@@ -31,26 +32,29 @@ has, and what of it is on this machine. `push` gives it the tables that are kept
 here, or those of the identities named by first digits: its pointer is swapped
 only if nobody else has done so, and both tables are united. `pull` takes what
 it has into the cache root where the next start will look, as `unpack` does.
-`sign` adds a signature to what others have published."""
+`sign` adds a signature to what others have published. `retry` lets this host
+use bundles again with which two of its starts have died."""
 EXAMPLES = """\
 examples:
   warmup-plugin fleet status
   warmup-plugin fleet push                        all tables of this machine
   warmup-plugin fleet pull ed16c9                 one identity, by first digits
   warmup-plugin fleet sign ed16c9 --key fleet.key
+  warmup-plugin fleet retry                       try what was passed over
   warmup-plugin fleet pull --arch sm100 --version 0.7.2.post1 --root /opt/tables
   warmup-plugin fleet status --url file:///mnt/shared/tables --json
 """
 #: For one identity, and for one request of it.
 _LIMIT_S: Final = 120.0
 _REQUEST_S: Final = 15.0
+_ACTIONS: Final = ("status", "push", "pull", "sign", "retry")
 _HEADER: Final = ("identity", "FlashInfer", "arch", "entries", "state", "generation", "published",
                   "by", "here")  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
-    parser.add_argument("action", choices=("status", "push", "pull", "sign"), help="what to do")
+    parser.add_argument("action", choices=_ACTIONS, help="what to do")
     parser.add_argument("identity", metavar="HEX", nargs="*", help="first digits of identities")
     parser.add_argument("--url", metavar="URL", default="", help="this fleet, not the setting's")
     parser.add_argument("--key", metavar="FILE", type=Path, help="sign with this private key")
@@ -69,6 +73,9 @@ def run(
     if key is not None:
         given["fleet_signing_key"] = places.absolute(key)
     settings = Settings.from_env(None, **given)
+    if action == "retry":
+        offered = places.offered(root, engine_root, settings, os.environ)
+        return _retry(identity, offered, as_json=json)
     fleet = _Asked(settings)
     if action == "push":
         roots = places.find(root, engine_root, settings, os.environ)
@@ -215,10 +222,39 @@ def _told(fleet: _Asked, rows: list[dict[str, Any]], *, as_json: bool) -> int:
     return CommandError.FAILED if bad else 0
 
 
+def _retry(identities: list[str], roots: list[Root], *, as_json: bool) -> int:
+    """Forget the starts that have died with a bundle, and say of which these were.
+
+    Raises:
+        CommandError: a note cannot be removed.
+    """
+    lifted = []
+    for root in roots:
+        try:
+            lifted += quarantine.lift(quarantine.folder_of(root.path), identities)
+        except OSError as error:
+            raise CommandError(f"{error.filename or root.path}: {error.strerror}") from None
+    if as_json:
+        rows = [{"bundle": note.bundle, "identity": note.identity} for note in lifted]
+        output.print_json({"schema": 1, "lifted": rows})
+        return 0
+    out = output.console()
+    for bundle, identity in sorted({(note.bundle, note.identity) for note in lifted}):
+        out.print(f"  {identity[:SHORT]}: bundle {bundle[:SHORT]} may be used again.")
+    if not lifted:
+        out.print("  No start of this host has died with a bundle.")
+    return 0
+
+
 def _status(fleet: _Asked, rows: list[dict[str, Any]], roots: list[Root], *, as_json: bool) -> int:
     """Print what the fleet has; faults of pointers are no fault of the question."""
+    passed_over: dict[str, str] = {}
+    for root in roots:
+        passed_over |= quarantine.passed_over(quarantine.folder_of(root.path), driver=None)
     here = {(kept.version, kept.identity) for kept in inventory.walk(roots) if kept.tables}
     for row in rows:
+        bundle = (row.get("pointer") or {}).get("bundle", "")
+        row["passed_over"] = passed_over.get(bundle, "")
         row["here"] = bool({(row["version"], row["identity"]), ("", row["identity"])} & here)
     if as_json:
         output.print_json({"schema": 1, "fleet": fleet.url, "identities": rows})
@@ -229,6 +265,9 @@ def _status(fleet: _Asked, rows: list[dict[str, Any]], roots: list[Root], *, as_
         return 0
     output.print_rows(out, [_line(row) for row in rows], header=_HEADER,
                       right=("entries", "generation"))  # fmt: skip
+    for row in rows:
+        if why := row["passed_over"]:
+            out.print(f"  {row['identity'][:SHORT]}: {why}.")
     return 0
 
 
@@ -240,5 +279,6 @@ def _line(row: dict[str, Any]) -> tuple[str, ...]:
         return (*first, "-", row.get("fault", "its pointer is gone"), "-", "-", "-", here)
     at = time.strftime("%Y-%m-%d %H:%M", time.localtime(pointer["at"]))
     state = "complete" if pointer["complete"] else "incomplete"
+    state = "passed over" if row["passed_over"] else state
     by = f"{pointer['host']}, {pointer['engine']} {pointer['engine_version']}".strip(", ")
     return (*first, str(pointer["entries"]), state, str(pointer["generation"]), at, by, here)
