@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from warmup_plugin.cache.cached_table import CachedTable
-from warmup_plugin.errors import ForwardError
+from warmup_plugin.errors import ForwardError, loss_in
 from warmup_plugin.fleet import client, location, quarantine
 from warmup_plugin.observability.report_rows import FleetAnswer, FleetCheck
 from warmup_plugin.runtime.process_info import own_card
 from warmup_plugin.settings import REPLAYS
-from warmup_plugin.steps.fallback import loss_in
 from warmup_plugin.steps.fleet_place import notes_of, place_of
 from warmup_plugin.steps.fleet_turn import FleetTurn
 from warmup_plugin.topology import host_name
