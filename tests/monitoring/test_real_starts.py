@@ -126,6 +126,7 @@ PANELS: dict[str, Any] = {
     "Waited for the fleet": ALL,
     "Whose turn it was to tune for the fleet": "state",
     "Waited for a host that tuned": ALL,
+    "The fleet's winners, timed where they came": "result",
     "Waited for the last rank": ALL,
     "Bytes between ranks": "direction",
     "Time since the last start ended": HOSTS - {"killed"},
