@@ -125,13 +125,16 @@ def servers() -> Iterator[Servers]:
 
 
 class Verdicts:
-    """The verdicts on all rows of this run, two at a time, in the order of the tests."""
+    """The verdicts on all rows of this run, two at a time, in the order of the tests.
+
+    Races and all other rows are two files of tests, which two processes may run side by side: each
+    begins with its own.
+    """
 
     def __init__(self, servers: Servers, rows: list[Row]) -> None:
         self._pool = ThreadPoolExecutor(WORKERS)
+        self._servers, self._rows = servers, rows
         self._found: dict[Row, Future[Any]] = {}
-        for row in rows:
-            self._found[row] = self._pool.submit(self._compare, servers, row)
 
     @staticmethod
     def _compare(servers: Servers, row: Row) -> Any:
@@ -142,6 +145,10 @@ class Verdicts:
 
     def of(self, row: Row) -> dict[str, Any]:
         """Return a verdict, waiting for it; all before it are of tests before this one."""
+        if row not in self._found:
+            for each in self._rows:
+                if each.race == row.race:
+                    self._found[each] = self._pool.submit(self._compare, self._servers, each)
         verdict: dict[str, Any] = self._found[row].result(timeout=2 * ROW_S)
         return verdict
 
