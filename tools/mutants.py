@@ -611,8 +611,8 @@ MUTANTS = (
     ),
     Mutant(
         "a table that owes nothing to a bundle", "fleet/quarantine.py",
-        "if bundle and (not others or any(itertools.starmap(is_owed, table.entries.items())))",
-        "if bundle",
+        "return not others or any(is_owed(*item) for item in part.table.entries.items())",
+        "return True",
         "tests/fleet/test_quarantine.py"
         "::test_a_table_of_this_host_that_is_newer_owes_nothing_to_the_bundle",
     ),

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line in this process: what it prints and its exit code; one run of the demo for all.
 
-Owns the fixtures `cli` and `two_starts`. Real processes are started where they are the point:
-test_exit_codes.py, test_surface.py. `shelves.py` makes tables by hand, `pages.py` reads the
-docs; test folders are no packages, so they are loaded by their paths.
+Owns the fixtures `cli` and `two_starts`, and, to ask a registry, `whole` and `registry`. Real
+processes are started where they are the point: test_exit_codes.py, test_surface.py. `shelves.py`
+makes tables by hand, `pages.py` reads the docs; test folders are no packages, so they are loaded by
+their paths.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ from typing import Any
 
 import pytest
 
+from tests.cli import registries
+from tests.cli.registries import Registry
+from tests.cli.shelves import put
+from warmup_plugin.cache import image_layout
+from warmup_plugin.cache.image import Image
 from warmup_plugin.cli import main
 from warmup_plugin.cli.demo_run import TwoStarts, start_twice
 from warmup_plugin.engines.embedded import EngineConfig
@@ -55,6 +61,23 @@ def cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
         return Ran(code, out.getvalue(), err.getvalue())
 
     return run
+
+
+@pytest.fixture
+def whole(cli: Callable[..., Ran], tmp_path: Path) -> Image:
+    """The image of a small table."""
+    put(tmp_path / "root")
+    ran = cli("pack", "--oci", tmp_path / "image", "--root", tmp_path / "root")
+    assert ran.code == 0, ran.err
+    return image_layout.read(tmp_path / "image", 1 << 20)
+
+
+@pytest.fixture
+def registry(whole: Image) -> Iterator[Registry]:
+    """One that has this image as tables:v1."""
+    with registries.of_this_process() as registry:
+        registry.holds(whole)
+        yield registry
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Registries on loopback: Debian's docker-registry, and one of this process that does what it must.
 
-Owns where Debian's programs come from (`make test` unpacks them, or they are on the PATH); where
-one is missing the tests skip, naming it, and with CI set they fail. No server outlives its test.
+Debian's programs are those of `tests/debian.py`. No server outlives its test.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import contextlib
 import http.server
 import json
 import os
-import shutil
 import socket
 import ssl
 import subprocess
@@ -24,32 +22,24 @@ from typing import Any
 
 import pytest
 
+from tests import debian
 from warmup_plugin.cache.image import Image
 
-UNPACKED = Path(__file__).parents[2] / ".venv" / "registry"
 WAIT_S = 30.0
 #: One that knows the password `secret`, as `htpasswd -B` writes it.
 USERS = "user:$2b$04$4HQj9Gr1HuJeOEFSQ3uu1Ow2tOeQWuqKvkZQKpoS1SwVJIOeLKKRW\n"
 
 
-def unpacked() -> Path:
-    return Path(os.environ.get("WARMUP_TEST_REGISTRY", UNPACKED))
-
-
 def program(name: str) -> str:
     """Return the path of one of Debian's programs."""
-    places = f"{unpacked()}/usr/bin"
-    found = shutil.which(name, path=places) or shutil.which(name)
-    if found is None and os.environ.get("CI"):
-        pytest.fail(f"{name} is neither on the PATH nor in {places}")
-    if found is None:
-        pytest.skip(f"{name} is not installed (Debian: docker-registry, skopeo)")
-    return found
+    return debian.program(name, "registry", "docker-registry, skopeo")
 
 
 def skopeo(*words: object) -> str:
     """Run skopeo; return what it prints."""
-    libraries = ":".join(str(path) for path in unpacked().glob("**/lib/*-linux-gnu"))
+    libraries = ":".join(
+        str(path) for path in debian.unpacked("registry").glob("**/lib/*-linux-gnu")
+    )
     done = subprocess.run(
         [program("skopeo"), "--insecure-policy", *map(str, words)], capture_output=True, text=True,
         check=False, timeout=60, env={**os.environ, "LD_LIBRARY_PATH": libraries},

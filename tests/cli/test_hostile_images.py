@@ -60,7 +60,7 @@ def with_members(change: Callable[[Members], object]) -> Callable[[Image], Image
     def changed(whole: Image) -> Image:
         with tarfile.open(fileobj=io.BytesIO(whole.layer.data)) as archive:
             members = [
-                (m, archive.extractfile(m).read() if m.isreg() else b"")  # type: ignore[union-attr]
+                (m, archive.extractfile(m).read() if m.isreg() else b"")  # type: ignore[union-attr]  # a file
                 for m in archive
             ]
         change(members)

@@ -10,16 +10,15 @@ import gzip
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cli import registries
 from tests.cli.registries import Answer, Registry
 from tests.cli.shelves import files_below, put
-from warmup_plugin.cache import image, image_layout
+from warmup_plugin.cache import image
 from warmup_plugin.cache.image import Image
 
 if TYPE_CHECKING:
@@ -30,23 +29,6 @@ Cli = Callable[..., "Ran"]
 PATIENT_S, LIMIT_S = 60.0, 3.0
 #: What a busy machine adds until a process has begun, and until it is gone.
 SLACK_S = 8.0
-
-
-@pytest.fixture
-def whole(cli: Cli, tmp_path: Path) -> Image:
-    """The image of a small table."""
-    put(tmp_path / "root")
-    ran = cli("pack", "--oci", tmp_path / "image", "--root", tmp_path / "root")
-    assert ran.code == 0, ran.err
-    return image_layout.read(tmp_path / "image", 1 << 20)
-
-
-@pytest.fixture
-def registry(whole: Image) -> Iterator[Registry]:
-    """One that has this image as tables:v1."""
-    with registries.of_this_process() as registry:
-        registry.holds(whole)
-        yield registry
 
 
 def pulled(

@@ -7,39 +7,18 @@ import json
 import os
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
-
 from tests.cli import registries
 from tests.cli.registries import Answer, Registry
-from tests.cli.shelves import put
-from warmup_plugin.cache import image_layout
 from warmup_plugin.cache.image import Image
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Ran
 
 Cli = Callable[..., "Ran"]
-
-
-@pytest.fixture
-def whole(cli: Cli, tmp_path: Path) -> Image:
-    """The image of a small table."""
-    put(tmp_path / "root")
-    ran = cli("pack", "--oci", tmp_path / "image", "--root", tmp_path / "root")
-    assert ran.code == 0, ran.err
-    return image_layout.read(tmp_path / "image", 1 << 20)
-
-
-@pytest.fixture
-def registry(whole: Image) -> Iterator[Registry]:
-    """One that has this image as tables:v1."""
-    with registries.of_this_process() as registry:
-        registry.holds(whole)
-        yield registry
 
 
 def pulled(cli: Cli, registry: Registry, there: Path, *words: str, **environ: str) -> Ran:

@@ -135,6 +135,15 @@ def s3_environment(address: str) -> dict[str, str]:
     }
 
 
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """An empty fleet in a folder, which this process reaches as well."""
+    (tmp_path / "shared").mkdir()
+    env = {"WARMUP_PLUGIN_FLEET": f"file://{tmp_path}/shared"}
+    monkeypatch.setenv("WARMUP_PLUGIN_FLEET", env["WARMUP_PLUGIN_FLEET"])
+    return env
+
+
 @pytest.fixture(params=["s3", "file"])
 def fleet(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

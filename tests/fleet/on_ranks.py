@@ -62,7 +62,7 @@ def impatient(engine: Engine) -> tuple[Any, dict[str, Any]]:
     """Warm up with no time left for a check."""
     from warmup_plugin.steps import spot_check  # a start without a fleet has none of it
 
-    spot_check._LONGEST_S = -1.0  # type: ignore[misc]
+    spot_check._LONGEST_S = -1.0  # type: ignore[misc]  # a constant
     return serving(engine)
 
 
@@ -89,5 +89,5 @@ def dying(engine: Engine, at: str, rank: int = 0) -> tuple[Any, dict[str, Any]]:
     else:
         ways = {"in the forward": strike, "by an error of the forward": failing,
                 "by a shutdown": leaving}  # fmt: skip
-        engine.forward = ways[at]  # type: ignore[method-assign,assignment]
+        engine.forward = ways[at]  # type: ignore[method-assign,assignment]  # of this rank
     return serving(engine)

@@ -11,9 +11,15 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
+from tests.fleet.tables import write
+from warmup_plugin.cache.cached_table import CachedTable
+from warmup_plugin.cache.lazy_table import unread_table
+from warmup_plugin.cache.table import Table
 from warmup_plugin.fleet import quarantine
 from warmup_plugin.runtime.process_info import ProcessCard, own_card
+from warmup_plugin.runtime.safe_json import digest
 
 X, Y = "a" * 64, "b" * 64
 _DIES = """
@@ -180,3 +186,17 @@ def test_only_the_deaths_of_these_identities_are_lifted(
     assert [note.bundle for note in quarantine.lift(folder, ["1D"])] == [X]
     assert len(list(folder.iterdir())) == 1
     die(living)
+
+
+def test_of_the_same_table_no_entry_is_looked_at(tmp_path: Path) -> None:
+    """A host that has tuned what the fleet has reads neither table's entries for that."""
+    write(tmp_path / "own", ["x"])
+    (path,) = (tmp_path / "own").glob("rank_*0.json")
+    data = path.read_bytes()
+    table = unread_table(data)
+    assert isinstance(table, Table)
+    own = CachedTable(table, None, path=str(path), sha256=digest(data))
+    bundle = replace(own, path=str(tmp_path / f"bundle-{'a' * 64}" / path.name))
+    assert quarantine.relied_on([own, bundle], own) == set()
+    assert "_decoded" not in vars(table.entries)
+    assert quarantine.relied_on([bundle], bundle) == {"a" * 64}

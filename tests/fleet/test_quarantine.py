@@ -24,15 +24,6 @@ Start = Callable[..., "Started"]
 AFTER = "in the forward"
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """An empty fleet in a folder."""
-    (tmp_path / "shared").mkdir()
-    env = {"WARMUP_PLUGIN_FLEET": f"file://{tmp_path}/shared"}
-    monkeypatch.setenv("WARMUP_PLUGIN_FLEET", env["WARMUP_PLUGIN_FLEET"])
-    return env
-
-
 def published(start: Start, folder: dict[str, str], root: Path, **layout: int) -> str:
     """Have another host tune and publish; return the bundle's sha256."""
     cold = start(root, {**folder, "WARMUP_PLUGIN_FLEET_ROLE": "write"}, **layout)

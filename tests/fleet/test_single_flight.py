@@ -165,13 +165,9 @@ def leases(env: dict[str, str]) -> list[Whose]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> dict[str, str]:
-    """An empty fleet in a folder."""
-    (tmp_path / "shared").mkdir()
-    return {
-        **BEAT, "WARMUP_PLUGIN_FLEET": f"file://{tmp_path}/shared",
-        "WARMUP_PLUGIN_FLEET_ROLE": "write",
-    }  # fmt: skip
+def folder(folder: dict[str, str]) -> dict[str, str]:
+    """A fleet in a folder, of hosts that may write."""
+    return {**BEAT, **folder, "WARMUP_PLUGIN_FLEET_ROLE": "write"}
 
 
 def opened(env: dict[str, str]) -> Objects:

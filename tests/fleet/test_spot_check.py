@@ -28,12 +28,9 @@ SLOW_DEFAULT = {"DEFAULT_MS": "9"}
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> dict[str, str]:
+def folder(folder: dict[str, str]) -> dict[str, str]:
     """A fleet in a folder, of hosts that may write."""
-    (tmp_path / "shared").mkdir()
-    return {
-        "WARMUP_PLUGIN_FLEET": f"file://{tmp_path}/shared", "WARMUP_PLUGIN_FLEET_ROLE": "write",
-    }  # fmt: skip
+    return {**folder, "WARMUP_PLUGIN_FLEET_ROLE": "write"}
 
 
 @pytest.mark.parametrize("layout", [{"tp": 2}, {"tp": 2, "pp": 2}], ids=["2", "4"])

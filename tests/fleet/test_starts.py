@@ -82,15 +82,6 @@ def test_two_hosts_that_tune_at_once_come_to_one_table(
     assert len({each.fleet.bundle for each in later}) == 1
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """An empty fleet in a folder."""
-    (tmp_path / "shared").mkdir()
-    env = {"WARMUP_PLUGIN_FLEET": f"file://{tmp_path}/shared"}
-    monkeypatch.setenv("WARMUP_PLUGIN_FLEET", env["WARMUP_PLUGIN_FLEET"])
-    return env
-
-
 def test_a_fleet_that_is_gone_leaves_what_was_fetched(
     start: Start, folder: dict[str, str], tmp_path: Path
 ) -> None:

@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real Prometheus, scraping a real node exporter: what the tests of this folder ask.
 
-Owns where their programs come from (`make test` unpacks Debian's, or they are on the PATH), and
-`Monitoring`, which runs them on loopback with the project's own alert rules. Where a program is
-missing the tests skip, naming it; with CI set they fail.
+Owns `Monitoring`, which runs them on loopback with the project's own alert rules. Debian's programs
+are those of `tests/debian.py`.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import socket
 import subprocess
 import time
@@ -25,21 +22,15 @@ from typing import Any
 
 import pytest
 
+from tests import debian
 from tests.monitoring.board import EXAMPLES
 
-UNPACKED = Path(__file__).parents[2] / ".venv" / "prometheus"
 WAIT_S = 60.0
 
 
 def program(name: str) -> str:
     """Return the path of one of Debian's programs."""
-    places = f"{os.environ.get('WARMUP_TEST_PROMETHEUS', UNPACKED)}/usr/bin"
-    found = shutil.which(name, path=places) or shutil.which(name)
-    if found is None and os.environ.get("CI"):
-        pytest.fail(f"{name} is neither on the PATH nor in {places}")
-    if found is None:
-        pytest.skip(f"{name} is not installed (Debian: prometheus, prometheus-node-exporter)")
-    return found
+    return debian.program(name, "prometheus", "prometheus, prometheus-node-exporter")
 
 
 @pytest.fixture(scope="session")

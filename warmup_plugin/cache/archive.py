@@ -16,13 +16,13 @@ import re
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 import msgspec
 
 from warmup_plugin.cache.paths import LAYOUT
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.runtime.safe_json import digest
+from warmup_plugin.runtime.safe_json import Miss, decode, digest
 
 LISTING: Final = "warmup-tables.json"
 SCHEMA: Final = 1
@@ -48,6 +48,9 @@ class Listing(msgspec.Struct, frozen=True):
 
     schema: int
     files: list[Row]
+
+
+_LISTING: Final = msgspec.json.Decoder(Listing)
 
 
 @dataclass(frozen=True)
@@ -112,11 +115,19 @@ def read(file: BinaryIO, limit: int) -> Iterator[Packed]:
 
 def _members(archive: tarfile.TarFile, limit: int) -> Iterator[Packed]:
     data = next_file(archive, LISTING, limit)
-    try:
-        listing = msgspec.json.decode(data, type=Listing)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ArchiveError(f"{LISTING}: {error}") from None
-    yield from listed_files(archive, listing, limit)
+    yield from listed_files(archive, decoded(_LISTING, data, LISTING), limit)
+
+
+def decoded(decoder: msgspec.json.Decoder[Any], data: bytes, what: str) -> Any:
+    """Return what a document says.
+
+    Raises:
+        ArchiveError: it cannot be read; ``what`` comes before the reason.
+    """
+    found = decode(decoder, data)
+    if isinstance(found, Miss):
+        raise ArchiveError(f"{what}: {found.reason}")
+    return found
 
 
 def listed_files(

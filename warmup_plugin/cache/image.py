@@ -22,14 +22,14 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Annotated, Any, BinaryIO, Final, NamedTuple
+from typing import Annotated, BinaryIO, Final, NamedTuple
 
 import msgspec
 
 from warmup_plugin.cache import archive
-from warmup_plugin.cache.archive import ArchiveError, Listing, Packed
+from warmup_plugin.cache.archive import ArchiveError, Listing, Packed, decoded
 from warmup_plugin.cache.paths import LAYOUT
-from warmup_plugin.runtime.safe_json import Miss, decode, digest
+from warmup_plugin.runtime.safe_json import digest
 
 MANIFEST_TYPE: Final = "application/vnd.oci.image.manifest.v1+json"
 CONFIG_TYPE: Final = "application/vnd.oci.image.config.v1+json"
@@ -198,18 +198,6 @@ def parse_manifest(data: bytes, table_bytes: int) -> Manifest:
     for part, limit in ((found.config, DOCUMENT_BYTES), (layer, most_bytes(table_bytes))):
         if not 0 <= part.size <= limit:
             raise ArchiveError(f"{part.digest}: {part.size} bytes, more than the {limit} allowed")
-    return found
-
-
-def decoded(decoder: msgspec.json.Decoder[Any], data: bytes, what: str) -> Any:
-    """Return what a document says.
-
-    Raises:
-        ArchiveError: it cannot be read; ``what`` comes before the reason.
-    """
-    found = decode(decoder, data)
-    if isinstance(found, Miss):
-        raise ArchiveError(f"{what}: {found.reason}")
     return found
 
 

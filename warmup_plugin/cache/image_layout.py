@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from warmup_plugin.cache import image
-from warmup_plugin.cache.archive import ArchiveError
+from warmup_plugin.cache.archive import ArchiveError, decoded
 from warmup_plugin.cache.files import read_file
 from warmup_plugin.cache.image import Descriptor, Image
 
@@ -87,8 +87,8 @@ def read(folder: Path, table_bytes: int) -> Image:
     Raises:
         ArchiveError: it is no layout of one image, or a blob is not there or another one.
     """
-    layout: _Layout = image.decoded(_LAYOUT, _file(folder, "oci-layout"), "oci-layout")
-    index: _Index = image.decoded(_INDEX, _file(folder, "index.json"), "index.json")
+    layout: _Layout = decoded(_LAYOUT, _file(folder, "oci-layout"), "oci-layout")
+    index: _Index = decoded(_INDEX, _file(folder, "index.json"), "index.json")
     if layout.version != _VERSION:
         raise ArchiveError(f"an image layout of version {layout.version}, not {_VERSION}")
     if len(index.manifests) != 1:

@@ -15,8 +15,8 @@ from typing import Final
 
 import msgspec
 
-from warmup_plugin.fleet.pointer import LIMIT
-from warmup_plugin.runtime.safe_json import Miss, decode
+from warmup_plugin.fleet import document
+from warmup_plugin.runtime.safe_json import Miss
 
 SCHEMA: Final = 1
 #: A lease that has not been renewed for so many of its holder's beats is taken over.
@@ -53,17 +53,7 @@ _LEASE: Final = msgspec.json.Decoder(Lease)
 
 def parse_lease(data: bytes, identity: str) -> Lease | Miss:
     """Read the lease of an identity."""
-    if len(data) > LIMIT:
-        return Miss(f"the lease has {len(data)} bytes, more than the {LIMIT} allowed", "foreign")
-    found = decode(_LEASE, data)
-    if isinstance(found, Miss):
-        return Miss(f"the lease cannot be read: {found.reason}", "unreadable")
-    assert isinstance(found, Lease)
-    if found.schema != SCHEMA:
-        return Miss(f"the lease has schema {found.schema}, this version reads {SCHEMA}", "newer")
-    if found.identity != identity:
-        return Miss(f"the lease is of identity {found.identity[:12]}", "foreign")
-    return found
+    return document.parse("lease", _LEASE, data, schema=SCHEMA, identity=identity)
 
 
 def render_lease(lease: Lease) -> bytes:

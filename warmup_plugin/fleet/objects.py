@@ -19,8 +19,9 @@ import obstore
 from obstore import exceptions, store
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.fleet.document import LIMIT
 from warmup_plugin.fleet.location import Location, parse
-from warmup_plugin.fleet.pointer import LEASES, LIMIT, POINTERS, Whose, parse_base
+from warmup_plugin.fleet.pointer import LEASES, POINTERS, Whose, parse_base
 
 if TYPE_CHECKING:
     from warmup_plugin.settings import FleetCredentials

@@ -13,11 +13,10 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from warmup_plugin.runtime.safe_json import Miss, decode
+from warmup_plugin.fleet import document
+from warmup_plugin.runtime.safe_json import Miss
 
 SCHEMA: Final = 1
-#: A pointer is a few hundred bytes.
-LIMIT: Final = 1 << 16
 POINTERS: Final = "v1/ptr/"
 LEASES: Final = "v1/lease/"
 _SHA256: Final = re.compile("[0-9a-f]{64}")
@@ -80,17 +79,8 @@ _POINTER: Final = msgspec.json.Decoder(Pointer)
 
 def parse_pointer(data: bytes, identity: str) -> Pointer | Miss:
     """Read the pointer of an identity."""
-    if len(data) > LIMIT:
-        return Miss(f"the pointer has {len(data)} bytes, more than the {LIMIT} allowed", "foreign")
-    found = decode(_POINTER, data)
-    if isinstance(found, Miss):
-        return Miss(f"the pointer cannot be read: {found.reason}", "unreadable")
-    assert isinstance(found, Pointer)
-    if found.schema != SCHEMA:
-        return Miss(f"the pointer has schema {found.schema}, this version reads {SCHEMA}", "newer")
-    if found.identity != identity:
-        return Miss(f"the pointer is of identity {found.identity[:12]}", "foreign")
-    if not _SHA256.fullmatch(found.bundle):
+    found = document.parse("pointer", _POINTER, data, schema=SCHEMA, identity=identity)
+    if isinstance(found, Pointer) and not _SHA256.fullmatch(found.bundle):
         return Miss("the pointer names no bundle by its sha256", "unreadable")
     return found
 

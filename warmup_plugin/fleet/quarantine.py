@@ -14,7 +14,6 @@ where it says so: without a disk no bundle is passed over, that is all.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import re
 import secrets
@@ -97,17 +96,19 @@ def passed_over(folder: Path, driver: str | None) -> dict[str, str]:
 def relied_on(parts: Sequence[CachedTable], union: CachedTable | None) -> set[str]:
     """Return the bundles among these tables that their union owes an entry to."""
     entries = union.table.entries if union else {}
-    whose = [(bundle_in(Path(part.path).parent), part.table) for part in parts]
-    others = [table.entries for bundle, table in whose if not bundle]
+    whose = [(bundle_in(Path(part.path).parent), part) for part in parts]
+    others = [part for bundle, part in whose if not bundle]
 
     def is_owed(key: str, entry: Entry) -> bool:
-        return entries.get(key) == entry and all(other.get(key) != entry for other in others)
+        is_there = any(other.table.entries.get(key) == entry for other in others)
+        return entries.get(key) == entry and not is_there
 
-    return {
-        bundle
-        for bundle, table in whose
-        if bundle and (not others or any(itertools.starmap(is_owed, table.entries.items())))
-    }
+    def owes(part: CachedTable) -> bool:
+        if part.sha256 and part.sha256 in {other.sha256 for other in others}:
+            return False  # as on each later start of who tuned it: no entry need be looked at
+        return not others or any(is_owed(*item) for item in part.table.entries.items())
+
+    return {bundle for bundle, part in whose if bundle and owes(part)}
 
 
 def winners(parts: Sequence[CachedTable], union: CachedTable) -> list[str]:
