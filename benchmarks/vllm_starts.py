@@ -33,10 +33,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "engines" / "vllm")
 from vllm_jobs import CONTEXT, ENVIRONMENT, inspect, launch, make_job
 from vllm_on_ranks import PRELOAD
 
-from warmup_plugin.steps.cold_steps import COLD_STEPS
-
-PRELOAD.extend(COLD_STEPS)  # vLLM's own modules are loaded before the clock runs, too
-
 #: What each kind of process has imported when vLLM loads its plugins there.
 PROCESSES = {
     "front end": "vllm.engine.arg_utils",
@@ -45,7 +41,7 @@ PROCESSES = {
 }
 REGISTRATION_MS = 5.0
 #: ranks -> most that a start may take, over vLLM's own.
-COLD, WARM = {1: 1.3, 2: 1.0, 4: 1.0}, 1.0
+COLD, WARM = {1: 1.3, 2: 1.0, 4: 1.0}, 0.5
 START = 1.05
 #: A real model has tens, whose calls are the same tasks; with one, fixed costs are all there is.
 LAYERS = (1, 32)
@@ -125,6 +121,10 @@ def registration(folder: Path, repeats: int) -> Rows:
 
 def warm_up(folder: Path, repeats: int) -> Rows:
     """Return milliseconds of `flashinfer_autotune`, of the slowest rank, alone and with us."""
+    # Not above: this module is imported in the processes that measure the registration, too.
+    from warmup_plugin.steps.cold_steps import COLD_STEPS
+
+    PRELOAD.extend(COLD_STEPS)  # vLLM's own modules are loaded before the clock runs, too
     os.environ["VLLM_LOGGING_LEVEL"] = "WARNING"
     inspected = inspect(folder)
     rows: Rows = []

@@ -28,7 +28,7 @@ from flashinfer.autotuner import (
     autotune,
 )
 
-from warmup_plugin import Identity, Settings, warm_up
+from warmup_plugin import Identity, Settings, begin_early, warm_up
 from warmup_plugin.engines.embedded import host_clock
 
 #: Name -> (the machine's monotonic clock, this process's CPU time), seconds.
@@ -136,14 +136,22 @@ def make_forward(calls: Iterable[Call], marks: Marks) -> Callable[[], None]:
 
 
 def start(
-    engine: Any, *, root: str, num_calls: int, num_buckets: int, fleet: str | None = None
-) -> dict[str, Any]:
-    """Run `warm_up`: cold where ``root`` is empty and there is no ``fleet``, else warm."""
+    engine: Any, *, root: str, num_calls: int, num_buckets: int, fleet: str | None = None,
+    lead_s: float = 0.0, early: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Run `warm_up`: cold where ``root`` is empty and there is no ``fleet``, else warm.
+
+    ``lead_s``: how long this process has lived before it, as one that loads a model has;
+    ``early``: a fleet's process begins with that.
+    """
     marks: Marks = {}
     forward = make_forward(make_calls(num_calls, num_buckets), marks)
     # Equal for every number of ranks, so that one cold start serves them all.
     identity = Identity.of(model="benchmark", dtype="bfloat16")
     settings = Settings.from_env({}, fleet=fleet, fleet_wait_s=30.0)
+    if early:
+        begin_early(engine.ranks.rank, settings)
+    time.sleep(lead_s)
     forget_environment()
     dist.barrier()
     marks["began"] = now()

@@ -23,6 +23,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own spelling
 
+from warmup_plugin.cache.stamps import FINGERPRINT, PACKAGES
 from warmup_plugin.engines.embedded import EngineConfig, LaunchError, launch
 from warmup_plugin.engines.embedded.count_calls import count_calls, tuning_functions
 from warmup_plugin.engines.embedded.model import prompt, weight
@@ -202,21 +203,34 @@ def test_deterministic_timings_give_equal_winners_at_every_start() -> None:
 
 def test_the_collective_op_keeps_its_own_file(cache_root: Path) -> None:
     """Written once, by the group's first rank, with its entries only; then no rank tunes it."""
-    config = EngineConfig(tp=2)
-
-    def collective_entries(results: list[Any]) -> list[int]:
-        return [result["counts"]["prepare_input_tensors"] for result in results]
-
-    cold = collective_entries(run(config, tune, root=cache_root))
+    cold = inputs_made(cache_root)
     (path,) = (cache_root / "all_reduce").iterdir()
     entries = {key for key in json.loads(path.read_text()) if key != "_metadata"}
     assert len(entries) == 3
     assert all(ALL_REDUCE in key for key in entries)
-    warm = collective_entries(run(config, tune, root=cache_root))
-    assert warm == [number - 3 for number in cold]
+    assert inputs_made(cache_root) == [number - 3 for number in cold]
     path.write_text("[]")
-    assert collective_entries(run(config, tune, root=cache_root)) == cold
+    assert inputs_made(cache_root) == cold
     assert len(json.loads(path.read_text())) == 4
+
+
+def test_its_file_serves_equal_packages_at_another_path(cache_root: Path) -> None:
+    """Others it does not serve: FlashInfer's own stamp tells them apart, and so does ours."""
+    cold = inputs_made(cache_root)
+    (path,) = (cache_root / "all_reduce").iterdir()
+    document = json.loads(path.read_text())
+    stamp = document["_metadata"]
+    equal = stamp.get(PACKAGES, stamp[FINGERPRINT])
+    for packages, spared in ((equal, 3), ("others", 0)):
+        stamp.update({FINGERPRINT: "installed elsewhere", PACKAGES: packages})
+        path.write_text(json.dumps(document))
+        assert inputs_made(cache_root) == [number - spared for number in cold]
+
+
+def inputs_made(root: Path) -> list[int]:
+    """How often each of two ranks has made inputs to measure on, while FlashInfer tunes."""
+    results = run(EngineConfig(tp=2), tune, root=root)
+    return [result["counts"]["prepare_input_tensors"] for result in results]
 
 
 def test_nodes_roots_and_environment_reach_the_ranks(tmp_path: Path) -> None:

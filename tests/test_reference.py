@@ -32,7 +32,7 @@ ALIASES = [
     if not isinstance(getattr(warmup_plugin, name), (type, types.FunctionType))
 ]  # fmt: skip
 #: Handed on as they are: only an adapter makes one, and no runner calls their methods.
-OPAQUE = {"StoreLink"}
+OPAQUE = {"StoreLink", "Seal"}
 #: Types of others that stand in public signatures.
 FOREIGN = {"Path", "PathLike", "ProcessGroup", "TCPStore", "Unpack", "FormerArguments"}
 KNOWN = {*NAMES, *FOREIGN, *dir(builtins), *typing.__all__, *abc.__all__}

@@ -16,6 +16,7 @@ from warmup_plugin.settings import Settings
 # A variable that is renamed or removed breaks somebody's deployment: change this list knowingly.
 FROZEN = {
     "mode": ("WARMUP_PLUGIN_MODE", "on"),
+    "untested": ("WARMUP_PLUGIN_UNTESTED", "off"),
     "strategy": ("WARMUP_PLUGIN_STRATEGY", "sharded"),
     "on_hit": ("WARMUP_PLUGIN_ON_HIT", "survey"),
     "require_agreement": ("WARMUP_PLUGIN_REQUIRE_AGREEMENT", False),
@@ -52,6 +53,7 @@ FROZEN = {
 GOOD = [
     ("mode", "replay", "replay"),
     ("mode", "require-complete", "require-complete"),
+    ("untested", "probe", "probe"),
     ("strategy", "per_rank", "per_rank"),
     ("strategy", "sharded", "sharded"),
     ("on_hit", "skip", "skip"),
@@ -99,6 +101,7 @@ BAD = [
     ("metrics_file", "/run/.prom"),
     ("mode", "On"),
     ("mode", "readonly"),
+    ("untested", "on"),
     ("strategy", "sharded-ish"),
     ("budget_s", "0"),
     ("budget_s", "soon"),

@@ -71,6 +71,13 @@ def test_twins_get_the_winner_under_each_ranks_key() -> None:
     assert found.tasks["t"].keys == (("A0", "B0"), ("A1", "B1"), ("A2", "B2"))
 
 
+def test_of_two_results_for_one_task_one_is_stored() -> None:
+    """A stranger may have had two ranks take it."""
+    found = settled({0: [item()], 1: [item()]}, tuned(), tuned(winner=1, entry=SLOW))
+    assert found.table.entries == {B: SLOW}
+    assert found.complete
+
+
 def test_a_stored_twin_answers_the_others() -> None:
     """Known on rank 0, missing on rank 1: nothing is tuned, both keys are stored."""
     ranks = {0: [item("t", "known", "A0", "B0")], 1: [item("t", "missing", "A1", "B1")]}

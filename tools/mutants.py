@@ -31,6 +31,16 @@ class Mutant(NamedTuple):
 
 MUTANTS = (
     Mutant(
+        "an engine that no test has run on is left alone", "engines/gate.py",
+        '    if not base and settings.untested == "off":\n', "    if False:\n",
+        "tests/test_engine_versions.py::test_whether_it_acts_and_its_one_line",
+    ),
+    Mutant(
+        "the probe of names is asked in a tested version, too", "engines/gate.py",
+        "    if missing:\n", "    if missing and not base:\n",
+        "tests/test_engine_versions.py::test_whether_it_acts_and_its_one_line",
+    ),
+    Mutant(
         "only tables of which the command has left a receipt", "cli/tuning.py",
         "if kept.tables and _times(kept).items() - before.items()", "if kept.tables",
         "tests/cli/test_tune.py::test_ranks_that_end_by_themselves",
@@ -74,9 +84,102 @@ MUTANTS = (
     ),
     Mutant(
         "compare-and-set", "coordination/kv_client.py",
-        'self._ask("compare_set", self.prefix + key, "", value)',
-        '(self._ask("set", self.prefix + key, value), value.encode())[1]',
+        'self._ask("compare_set", self.prefix + key, expected, own)',
+        '(self._ask("set", self.prefix + key, own), own)[1]',
         "tests/ranks/test_rendezvous.py::test_the_first_record_of_a_step_is_the_only_one",
+    ),
+    Mutant(
+        "a forged value is none", "coordination/seals.py",
+        "return value if is_ours else None", "return value or is_ours",
+        "tests/protocol/test_seals.py::test_what_is_forged_counts_as_not_there",
+    ),
+    Mutant(
+        "a value belongs to its key", "coordination/seals.py",
+        'key.encode() + b"\\0"', 'b"\\0"',
+        "tests/protocol/test_seals.py::test_what_is_forged_counts_as_not_there",
+    ),
+    Mutant(
+        "what a stranger took is written again", "coordination/kv_client.py",
+        "                self._compare_set(key, kept[key])\n", "                pass\n",
+        "tests/protocol/test_seals.py::test_what_is_taken_away_is_written_again",
+    ),
+    Mutant(
+        "only what is asked for is written again", "coordination/kv_client.py",
+        "for key in again | missing:", "for key in kept:",
+        "tests/protocol/test_seals.py::test_a_value_is_written_again_once_for_a_question",
+    ),
+    Mutant(
+        "a question is heard once", "coordination/seals.py",
+        "if number <= self._heard.get(rank, 0):", "if False:",
+        "tests/protocol/test_seals.py::test_a_value_is_written_again_once_for_a_question",
+    ),
+    Mutant(
+        "a reader asks as long as it has to", "coordination/seals.py",
+        "if now - self._asked < _ASKS_S:", "if self._asks:",
+        "tests/protocol/test_seals.py::test_a_value_is_written_again_once_for_a_question",
+    ),
+    Mutant(
+        "strangers ask for nothing", "coordination/kv_client.py",
+        "if (question := self.get_now(AGAIN))", "if (question := self.store.get(AGAIN))",
+        "tests/protocol/test_seals.py::test_what_strangers_ask_for_is_not_written_again",
+    ),
+    Mutant(
+        "a lost rank is named before strangers are", "coordination/coordinator.py",
+        "            self._detector.look(set(others))  # first: without it none goes on\n"
+        "            self._withstand()\n",
+        "            self._withstand()\n            self._detector.look(set(others))\n",
+        "tests/protocol/test_seals.py::"
+        "test_a_rank_that_is_lost_is_named_though_strangers_do_not_stop",
+    ),
+    Mutant(
+        "no long goodbye for strangers", "coordination/session_end.py",
+        "if self.rank and not self._word:", "if False:",
+        "tests/protocol/test_seals.py::"
+        "test_a_rank_that_has_seen_a_stranger_is_not_long_at_its_leave",
+    ),
+    Mutant(
+        "strangers that do not stop end the session", "coordination/session_end.py",
+        "self._link.seal.lasted_s() > limit_s", "False",
+        "tests/protocol/test_seals.py::test_strangers_that_do_not_stop_end_the_session",
+    ),
+    Mutant(
+        "a rank that has left is given up at once", "coordination/failure_detector.py",
+        "if not (self._hears and self.link.seal.is_in_force):", "if False:",
+        "tests/protocol/test_pulse.py::test_a_rank_that_has_left_is_given_up_at_once",
+    ),
+    Mutant(
+        "a last word that was taken away is waited for", "coordination/failure_detector.py",
+        "if not (self._hears and self.link.seal.is_in_force):", "if True:",
+        "tests/protocol/test_pulse.py::test_a_last_word_that_a_stranger_has_taken_away_is_waited_for",
+    ),
+    Mutant(
+        "a meeting hears last words", "coordination/coordinator.py",
+        "FailureDetector(link, settings, hears=True)", "FailureDetector(link, settings)",
+        "tests/protocol/test_seals.py::test_last_words_that_are_taken_away_are_heard",
+    ),
+    Mutant(
+        "who cannot write for strangers leaves all the same", "coordination/session_end.py",
+        "        except SessionError:  # strangers write there all the time\n",
+        "        except KeyError:\n",
+        "tests/protocol/test_seals.py::"
+        "test_a_rank_that_cannot_write_for_strangers_leaves_all_the_same",
+    ),
+    Mutant(
+        "a rank says the end that it has heard", "coordination/session_end.py",
+        "self._word or said(LOST, Lost(rank, reason, lives=lives))",
+        "said(LOST, Lost(rank, reason, lives=lives))",
+        "tests/protocol/test_explorer.py::test_a_stranger_at_a_last_word",
+    ),
+    Mutant(
+        "a rank goes on behind what is taken", "coordination/coordinator.py",
+        "max(place + 1, int(self._link.get_now(following) or 0))", "place + 1",
+        "tests/protocol/test_seals.py::"
+        "test_a_rank_that_comes_late_does_not_try_what_others_have_taken",
+    ),
+    Mutant(
+        "an older heartbeat is none", "coordination/failure_detector.py",
+        "found.beats < known.beats", "False",
+        "tests/protocol/test_pulse.py::test_an_older_heartbeat_that_is_put_back_is_none",
     ),
     Mutant(
         "a try to join ends with the wait for it", "coordination/connecting.py",
@@ -339,6 +442,53 @@ MUTANTS = (
         "tests/tuner/test_random_ops.py::test_what_was_found_once",
     ),
     Mutant(
+        "an entry of more elements than are known", "tuner/behaviour.py",
+        "        if len(value) > _MOST_ELEMENTS:\n", "        if False:\n",
+        "tests/release/test_patched.py"
+        "::test_what_no_release_does_is_told_apart[an entry of five elements]",
+    ),
+    Mutant(
+        "keys are those that this package makes", "tuner/behaviour.py",
+        "        if found != expected:\n", "        if False:\n",
+        "tests/release/test_patched.py"
+        "::test_what_no_release_does_is_told_apart[another field in the key]",
+    ),
+    Mutant(
+        "ranks meet nowhere that is relied upon", "tuner/behaviour.py",
+        "    with compat.group_that_fails():\n", "    with compat.no_process_group():\n",
+        "tests/release/test_patched.py"
+        "::test_what_no_release_does_is_told_apart[another vote]",
+    ),
+    Mutant(
+        "no other method measures", "tuner/behaviour.py",
+        "compat.measuring_methods() - _MEASURING", "set()",
+        "tests/release/test_patched.py"
+        "::test_what_no_release_does_is_told_apart[choose_one hands on]",
+    ),
+    Mutant(
+        "a context has no other options", "tuner/behaviour.py",
+        "    if len(found) > len(compat.OVERRIDES):\n", "    if False:\n",
+        "tests/release/test_patched.py"
+        "::test_what_no_release_does_is_told_apart[five options]",
+    ),
+    Mutant(
+        "an identity is made of what packages hold", "steps/open_decision.py",
+        "_with_stamp(vote, by_content(stamp)) if PACKAGES in stamp else vote", "vote",
+        "tests/release/test_environments.py"
+        "::test_the_same_packages_elsewhere_are_one_identity_with_one_table",
+    ),
+    Mutant(
+        "the embedded engine's own file is of equal packages", "engines/embedded/parallel.py",
+        '    if by_content(document["_metadata"]) == by_content(stamp):\n', "    if True:\n",
+        "tests/test_embedded_model.py::test_its_file_serves_equal_packages_at_another_path",
+    ),
+    Mutant(
+        "another content is another package", "tuner/packages.py",
+        "            digest = content_digest(record)\n", "            digest = ''\n",
+        "tests/release/test_environments.py"
+        "::test_another_content_of_the_same_version_is_another_identity",
+    ),
+    Mutant(
         "a package's name that goes on in the next line", "tuner/package_names.py",
         "\\n(?![ \\t])", "\\n",
         "tests/tuner/test_package_names.py::test_the_answers_are_the_same",
@@ -515,6 +665,46 @@ MUTANTS = (
         "a folder's free number", "fleet/objects.py",
         "            if max(numbers, default=0) > last + _KEPT:\n", "            if False:\n",
         "tests/fleet/test_publishing.py::test_a_folders_number_that_was_free_again_is_not_taken",
+    ),
+    Mutant(
+        "an idle process ends with its engine", "fleet/answering.py",
+        "    while os.getppid() == parent and time", "    while time",
+        "tests/fleet/test_waiting.py::test_it_ends_with_its_engine_though_a_child_lives[pipe]",
+    ),
+    Mutant(
+        "an idle process does not ask who its parent is by then", "fleet/client.py",
+        ".main(int(sys.argv[2]))", ".main(__import__('os').getppid())",
+        "tests/fleet/test_waiting.py::test_it_ends_where_its_engine_has_ended_before_it_was_up",
+    ),
+    Mutant(
+        "an idle process ends", "fleet/answering.py",
+        " and time.monotonic() < until:\n", ":\n",
+        "tests/fleet/test_waiting.py::test_it_waits_for_an_hour_and_no_longer",
+    ),
+    Mutant(
+        "a forked child lets go of its parent's process", "fleet/waiting.py",
+        "os.register_at_fork(after_in_child=_forget)\n", "",
+        "tests/fleet/test_waiting.py::test_a_forked_child_ends_nothing_of_its_parents",
+    ),
+    Mutant(
+        "the credentials of the moment", "fleet/answering.py",
+        "    _take_up(request.environ)\n", "",
+        "tests/fleet/test_waiting.py::test_it_asks_with_the_environment_of_the_moment",
+    ),
+    Mutant(
+        "a process that has ended is not asked", "fleet/waiting.py",
+        "    if worker.waits:\n", "    if True:\n",
+        "tests/fleet/test_waiting.py::test_one_that_has_ended_is_no_use",
+    ),
+    Mutant(
+        "a clock that is off", "fleet/objects.py",
+        "        if any(word in str(error) for word in _OFF_CLOCK):\n", "        if False:\n",
+        "tests/fleet/test_faults.py::test_the_start_is_as_without_it[a clock a day off]",
+    ),
+    Mutant(
+        "keys that are allowed", "fleet/signing.py",
+        "            return False\n        try:\n", "            return True\n        try:\n",
+        "tests/fleet/test_faults.py::test_the_start_is_as_without_it[a stranger's]",
     ),
     Mutant(
         "a lease's silence", "fleet/lease.py",
@@ -776,6 +966,17 @@ MUTANTS = (
         "an older build is told why", "coordination/versions.py",
         'store.compare_set(f"{meeting}/decision", "", f"rank {rank}: {_OLDER}")', "pass",
         "tests/ranks/test_older_builds.py::test_an_engines_ranks_hear_of_it_on_both_sides",
+    ),
+    Mutant(
+        "a rank of protocol 2 is told why", "coordination/versions.py",
+        '"plugin": {"build": BUILD, "card": card}}', '"plugin": BUILD, **card}',
+        "tests/ranks/test_older_builds.py::test_a_rank_of_protocol_2_says_which_builds_differ",
+    ),
+    Mutant(
+        "a card of another build is not read", "coordination/versions.py",
+        "if reason := other_version(build):", 'if reason := "":',
+        "tests/ranks/test_older_builds.py::"
+        "test_a_card_of_another_protocol_is_refused_with_the_remedy",
     ),
     Mutant(
         "what a rank tunes for itself stays over a load", "tuner/tuner_state.py",

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from warmup_plugin.coordination.kv_client import StoreLink
+    from warmup_plugin.coordination.seals import Seal
+    from warmup_plugin.early import begin_early
     from warmup_plugin.errors import (
         ForwardError,
         IdentityError,
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
         OnHit,
         Settings,
         Strategy,
+        Untested,
     )
     from warmup_plugin.steps.options import AnyPath, EngineInfo, Progress, TuningContext
     from warmup_plugin.topology import RankInfo
@@ -80,6 +83,7 @@ __all__ = [
     "RankStats",
     "RefusedError",
     "RuleError",
+    "Seal",
     "Session",
     "SessionError",
     "SettingError",
@@ -88,10 +92,12 @@ __all__ = [
     "StoreLink",
     "Strategy",
     "TuningContext",
+    "Untested",
     "Wait",
     "WarmupError",
     "WarmupReport",
     "Winner",
+    "begin_early",
     "known_ops",
     "serving_fallbacks",
     "session",
@@ -117,15 +123,18 @@ _HOMES = {
     "Progress": "steps.options",
     "RankInfo": "topology",
     "RankStats": "observability.report_rows",
+    "Seal": "coordination.seals",
     "Session": "kernel_warmup",
     "Settings": "settings",
     "Span": "observability.report_rows",
     "StoreLink": "coordination.kv_client",
     "Strategy": "settings",
     "TuningContext": "steps.options",
+    "Untested": "settings",
     "Wait": "observability.report_rows",
     "WarmupReport": "observability.report",
     "Winner": "observability.report_rows",
+    "begin_early": "early",
     "known_ops": "tuner.known_ops",
     "serving_fallbacks": "observability.serving",
     "session": "kernel_warmup",

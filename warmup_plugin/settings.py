@@ -26,6 +26,7 @@ OnHit = Literal["survey", "skip"]
 ForwardFailure = Literal["end", "wait"]
 FleetRole = Literal["read", "write", "off"]
 FleetCredentials = Literal["given", "anonymous", "instance"]
+Untested = Literal["off", "probe"]
 
 _PREFIX: Final = "WARMUP_PLUGIN_"
 
@@ -41,6 +42,14 @@ class Settings:
         "`replay` serves what is stored and times nothing; `require-complete` does so too, and "
         "refuses to start where something is missing; `off` leaves the engine alone",
         default="on",
+    )
+    untested: Untested = setting(
+        "WARMUP_PLUGIN_UNTESTED",
+        kinds.choice(Untested),
+        "an engine of a version that no test has run on: `off` leaves it alone, `probe` warms it "
+        "up by this package where all names that are used of it are there; a post-release, "
+        "release candidate, development or local build of a tested version always is",
+        default="off",
     )
     strategy: Strategy = setting(
         "WARMUP_PLUGIN_STRATEGY",
@@ -288,13 +297,4 @@ def unknown_variables(environ: Mapping[str, str]) -> dict[str, str]:
 
     Each with the name that was meant, as far as one is near; an empty string where none is.
     """
-    known = {row.metadata["variable"].removeprefix(_PREFIX): row.metadata["variable"]
-             for row in fields(Settings)}  # fmt: skip
-    found = {}
-    for name in sorted(each.removeprefix(_PREFIX) for each in environ if each.startswith(_PREFIX)):
-        if name not in known:
-            import difflib  # few have such a variable
-
-            nearest = difflib.get_close_matches(name, known, n=1)
-            found[f"{_PREFIX}{name}"] = known[nearest[0]] if nearest else ""
-    return found
+    return kinds.unlike(environ, _PREFIX, [row.metadata["variable"] for row in fields(Settings)])

@@ -273,6 +273,7 @@ def test_doctor_tries_flashinfer(cli: Cli, tmp_path: Path) -> None:
     [
         ("0.33.0", None, True, {"engine": "good", "entry point": "good"}),
         ("0.33.0+cu130", "a,warmup_plugin", True, {"engine": "good", "entry point": "good"}),
+        ("0.33.0.post1", None, True, {"engine": "note", "entry point": "good"}),
         ("0.34.0", None, True, {"engine": "bad", "entry point": "good"}),
         ("0.33.0", "another", True, {"engine": "good", "entry point": "bad"}),
         ("0.33.0", None, False, {"engine": "good", "entry point": "bad"}),
@@ -294,6 +295,21 @@ def test_doctor_knows_whether_the_engine_finds_the_plugin(
     found = {row.what: row for row in doctor_checks.packages(environ) if row.what != "FlashInfer"}
     assert {what: row.state for what, row in found.items()} == expected
     assert all(row.fix for row in found.values() if row.state == "bad")
+
+
+@pytest.mark.parametrize(
+    ("untested", "state"),
+    [(None, "bad"), ("", "bad"), ("off", "bad"), ("probe", "note")],
+)
+def test_doctor_names_the_setting_that_has_an_untested_engine_tried(
+    monkeypatch: pytest.MonkeyPatch, untested: str | None, state: str
+) -> None:
+    monkeypatch.setattr(doctor_checks, "installed_version", {"vllm": "0.99.0"}.get)
+    environ = {} if untested is None else {"WARMUP_PLUGIN_UNTESTED": untested}
+    (found,) = [row for row in doctor_checks.packages(environ) if row.what == "engine"]
+    assert found.state == state
+    assert "0.99.0 is not a tested version" in found.words
+    assert "WARMUP_PLUGIN_UNTESTED" in found.fix
 
 
 @pytest.mark.parametrize(

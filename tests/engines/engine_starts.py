@@ -10,6 +10,7 @@ that sends ("result" | "error", body). Every wait is bounded and no process outl
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 import logging
 import multiprocessing
@@ -39,6 +40,15 @@ ENVIRONMENT = {
 _FIRST_PORT, _HANDED_OUT_FROM = 10_000, 32_768
 
 CONTEXT = multiprocessing.get_context("forkserver")
+
+
+def installed(engine: str) -> str:
+    """Return what stands in our line for this engine and its FlashInfer, as they are installed.
+
+    The newest tested release in `make test-engines`, another one in `make matrix-engines`.
+    """
+    version = importlib.metadata.version
+    return f"{engine} {version(engine)}, FlashInfer {version('flashinfer-python')}"
 
 
 def free_port() -> int:

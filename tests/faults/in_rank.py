@@ -239,7 +239,7 @@ def stop(here: Here, at: str) -> None:
         here.say("woken")
 
     link = kv_client.StoreLink
-    for name in ("set", "add", "compare_set"):
+    for name in ("set", "compare_set"):
         setattr(link, name, _noting(here, getattr(link, name)))
     _at(here, at, strike)
 
@@ -687,7 +687,7 @@ def jump_clock(here: Here, at: str, seconds: float) -> None:
 
 def slow_network(_here: Here, seconds: float) -> None:
     """Let each question to the session's store take its time."""
-    for name in ("set", "get", "get_now", "has", "add", "compare_set"):
+    for name in ("set", "get_now", "has", "compare_set"):
         setattr(kv_client.StoreLink, name, _late(getattr(kv_client.StoreLink, name), seconds))
 
 

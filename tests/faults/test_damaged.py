@@ -30,6 +30,7 @@ from warmup_plugin.coordination.coordinator import Coordinator
 from warmup_plugin.coordination.decisions import CERTIFY, READY, SURVEY
 from warmup_plugin.coordination.failure_detector import FailureDetector
 from warmup_plugin.coordination.heartbeat import Heartbeat
+from warmup_plugin.coordination.seals import Seal
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.identity import Identity
 from warmup_plugin.runtime.safe_json import digest
@@ -214,7 +215,7 @@ class Wire:
     leader, way, end, port, sweeps = "", "", "", 0, False
 
     def __init__(self, rank: int, held: dict[str, Any], spoilt: Callable[[bytes], bytes]) -> None:
-        self.rank, self.size, self.held = rank, 3, held
+        self.rank, self.size, self.held, self.seal = rank, 3, held, Seal()
         self.spoilt = spoilt
 
     def clone(self, **_: bool) -> Wire:
@@ -223,17 +224,17 @@ class Wire:
     def set(self, key: str, value: bytes) -> None:
         self.held[key] = self.spoilt(value)
 
-    def get(self, key: str) -> bytes:
-        return bytes(self.held[key])
-
     def get_now(self, key: str) -> bytes | None:
         return self.held.get(key)
 
     def has(self, keys: list[str]) -> bool:
         return all(key in self.held for key in keys)
 
-    def add(self, key: str) -> int:
-        return 1 if self.held.setdefault(key, self.rank) == self.rank else 2
+    def restore(self) -> None:
+        pass
+
+    def claim(self, key: str) -> bool:
+        return bool(self.held.setdefault(key, self.rank) == self.rank)
 
     def compare_set(self, key: str, value: str) -> bytes:
         return bytes(self.held.setdefault(key, self.spoilt(value.encode())))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hosts that share nothing but a fleet: real starts, each with a cache root of its own.
 
-Owns the fleets (moto's S3 server, started once; a folder) and the fixture `start`. The ranks are
-the embedded engine's. What runs inside them is in `on_ranks.py`. Every wait is bounded, and no
-server outlives the tests.
+Owns the fleets (moto's S3 server and Azurite, started once; a folder) and the fixture `start`. The
+ranks are the embedded engine's. What runs inside them is in `on_ranks.py`. Every wait is bounded,
+and no server outlives the tests.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from warmup_plugin import FleetAnswer
 from warmup_plugin.engines.embedded import EngineConfig, launch
 
 sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package stays the wheel's
+
+from tests.fleet import azurite
 
 ON_RANKS = Path(__file__).with_name("on_ranks.py")
 #: The smallest engine that has every op.
@@ -124,6 +126,13 @@ def s3_server() -> Iterator[str]:
                 server.kill()
 
 
+@pytest.fixture(scope="session")
+def azure_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """What reaches Azurite, which has a container named tables."""
+    with azurite.serving(tmp_path_factory.mktemp("azurite")) as env:
+        yield env
+
+
 def s3_environment(address: str) -> dict[str, str]:
     """Return what reaches that server, with credentials of which it wants none in particular."""
     return {
@@ -155,6 +164,9 @@ def fleet(
     if request.param == "file":
         env = {"WARMUP_PLUGIN_FLEET": f"file://{tmp_path}/shared"}
         (tmp_path / "shared").mkdir()
+    elif request.param == "az":
+        env = dict(request.getfixturevalue("azure_server"))
+        env["WARMUP_PLUGIN_FLEET"] = f"az://tables/{secrets.token_hex(8)}"
     else:
         address = request.getfixturevalue("s3_server")
         env = s3_environment(address)

@@ -15,7 +15,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package stays the wheel's
 
 from tests.logs import logged
-from warmup_plugin import kernel_warmup
+from warmup_plugin import begin_early, kernel_warmup
 from warmup_plugin.engines.embedded.worker import Engine, warm_up_rank
 from warmup_plugin.steps import tune
 
@@ -38,6 +38,24 @@ def serving(engine: Engine) -> tuple[Any, dict[str, Any]]:
                 each.join(_PUBLISHED_S)
                 outcomes.append(each.outcome)
     return result, {"outcomes": outcomes, "modules": modules, "lines": lines, "seconds": seconds}
+
+
+def begun_early(engine: Engine) -> tuple[Any, dict[str, Any]]:
+    """Begin as an engine does that loads its model, and count this rank's processes."""
+    from warmup_plugin.fleet import client
+
+    own = client.start
+    begun: list[Any] = []
+
+    def start(*arguments: Any, **options: Any) -> Any:
+        begun.append(own(*arguments, **options))
+        return begun[-1]
+
+    vars(client)["start"] = start
+    begin_early(engine.ranks.rank)
+    before = len(begun)
+    result, seen = serving(engine)
+    return result, {**seen, "begun": [before, len(begun)]}
 
 
 def ending(engine: Engine) -> tuple[Any, dict[str, Any]]:

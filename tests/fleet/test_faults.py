@@ -8,25 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import http.server
-import io
-import re
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
+from tests.fleet import broken_fleets as broken
 from warmup_plugin import FleetAnswer
-from warmup_plugin.cache import archive
-from warmup_plugin.cache.archive import Packed
-from warmup_plugin.fleet.objects import Objects
-from warmup_plugin.fleet.pointer import Pointer, Whose, bundle_key, parse_pointer, render_pointer
-from warmup_plugin.runtime.safe_json import digest
 
 if TYPE_CHECKING:
     from tests.fleet.conftest import Started
@@ -40,32 +35,36 @@ KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGI
         "AWS_ALLOW_HTTP": "true"}  # fmt: skip
 
 
-#: A runner, and as long a name that is none's.
-_RUNNER, _OTHER = b"BlockedGemmRunner", b"BlockedGemmRunnex"
-
-
 class Answers(http.server.BaseHTTPRequestHandler):
-    """One status for all; ``trickle``: a body of which a byte comes each tenth of a second."""
+    """One status for all; ``shared``: what lies there, a part of ``part`` bytes ten times a second.
+
+    Without it a body of nothing.
+    """
 
     status: ClassVar[int] = 503
-    trickle: ClassVar[bool] = False
+    code: ClassVar[str] = "Fault"
+    shared: ClassVar[Path | None] = None
+    part: ClassVar[int] = 0
 
     def do_GET(self) -> None:  # the library's name
         """Answer as the fault says."""
+        body = self._body()
         self.send_response(self.status)
-        body = b"<Error><Code>Fault</Code></Error>"
-        self.send_header("Content-Length", str(4096 if self.trickle else len(body)))
+        self.send_header("Content-Length", str(len(body)))
         self.send_header("ETag", '"e"')
         self.send_header("Last-Modified", "Sun, 29 Nov 2026 20:00:00 GMT")
         self.end_headers()
-        if not self.trickle:
-            self.wfile.write(body)
-            return
         with contextlib.suppress(OSError):
-            for _ in range(300):
-                self.wfile.write(b" ")
+            for begin in range(0, len(body), self.part or len(body)):
+                self.wfile.write(body[begin : begin + (self.part or len(body))])
                 self.wfile.flush()
-                time.sleep(0.1)
+                time.sleep(0.1 if self.part else 0)
+
+    def _body(self) -> bytes:
+        if self.shared is None:
+            return b" " * 4096 if self.part else f"<Error><Code>{self.code}</Code></Error>".encode()
+        path = self.shared / self.path.removeprefix("/tables/prefix/")
+        return max(path.iterdir() if path.is_dir() else [path]).read_bytes()  # the latest pointer
 
     do_PUT = do_GET  # noqa: N815  # as above
 
@@ -74,8 +73,8 @@ class Answers(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def answering(status: int, *, trickle: bool = False) -> Iterator[str]:
-    handler = type("Handler", (Answers,), {"status": status, "trickle": trickle})
+def answering(status: int, **more: Any) -> Iterator[str]:
+    handler = type("Handler", (Answers,), {"status": status, **more})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -103,147 +102,49 @@ def published(start: Callable[..., Started], tmp_path_factory: pytest.TempPathFa
     return shared
 
 
-def _copy(shared: Path, to: Path) -> tuple[Objects, Whose, Pointer]:
-    for path in shared.rglob("*"):
-        if path.is_file():
-            target = to / path.relative_to(shared)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(path.read_bytes())
-    objects = Objects(f"file://{to}", "given", timeout_s=5, writes=True)
-    (whose,) = objects.all_pointers()
-    seen = objects.pointer(whose)
-    assert seen is not None
-    pointer = parse_pointer(seen.data, whose.identity)
-    assert isinstance(pointer, Pointer)
-    return objects, whose, pointer
-
-
-def _point(objects: Objects, whose: Whose, pointer: Pointer, **other: Any) -> None:
-    changed = {**{f: getattr(pointer, f) for f in pointer.__struct_fields__}, **other}
-    assert objects.swap(whose, render_pointer(Pointer(**changed)), objects.pointer(whose))
-
-
-def no_bundle(shared: Path, to: Path) -> None:
-    """The pointer names a bundle that is not there."""
-    objects, whose, pointer = _copy(shared, to)
-    _point(objects, whose, pointer, bundle="0" * 64)
-
-
-def cut_off(shared: Path, to: Path) -> None:
-    """The bundle has lost its end."""
-    objects, _, pointer = _copy(shared, to)
-    name = bundle_key(pointer.bundle)
-    objects.overwrite(name, (to / name).read_bytes()[:-2048])
-
-
-def _renamed(shared: Path, to: Path, change: Callable[[bytes], bytes]) -> None:
-    """Put a bundle under the right digest of other bytes, and point to it."""
-    objects, whose, pointer = _copy(shared, to)
-    data = change((to / bundle_key(pointer.bundle)).read_bytes())
-    objects.create(bundle_key(digest(data)), data)
-    _point(objects, whose, pointer, bundle=digest(data))
-
-
-def _repacked(shared: Path, to: Path, change: Callable[[Packed], Packed]) -> None:
-    """Do so with an archive that is in order, of files that are changed."""
-    _renamed(
-        shared,
-        to,
-        lambda data: archive.render(map(change, archive.read(io.BytesIO(data), 1 << 24))),
-    )
-
-
-def poisoned(shared: Path, to: Path) -> None:
-    """Somebody has changed a winner in a bundle that is otherwise as it was."""
-    _renamed(shared, to, lambda data: data.replace(_RUNNER, _OTHER, 1))
-
-
-def edited(shared: Path, to: Path) -> None:
-    """Somebody has changed a winner and packed it again, and left the manifest as it was."""
-    _repacked(
-        shared,
-        to,
-        lambda file: (
-            replace(file, data=file.data.replace(_RUNNER, _OTHER, 1))
-            if re.fullmatch(r"rank_\w+\.json", file.name)
-            else file
-        ),
-    )
-
-
-def anothers(shared: Path, to: Path) -> None:
-    """The bundle is another identity's."""
-    _repacked(
-        shared,
-        to,
-        lambda file: replace(
-            file, path=file.path.replace(file.identity, "0" * 64), identity="0" * 64
-        ),
-    )
-
-
-def unlike(shared: Path, to: Path) -> None:
-    """The factors in it are not those that the identity is the digest of."""
-    _repacked(
-        shared,
-        to,
-        lambda file: (
-            replace(file, data=file.data.replace(b'"tp":1', b'"tp":2'))
-            if file.name == "identity.json"
-            else file
-        ),
-    )
-
-
-def no_archive(shared: Path, to: Path) -> None:
-    """The bundle is something else altogether."""
-    _renamed(shared, to, lambda _data: b"#!/bin/sh\nrm -rf /\n")
-
-
-def not_a_pointer(shared: Path, to: Path) -> None:
-    """The pointer is no document."""
-    objects, whose, _ = _copy(shared, to)
-    assert objects.swap(whose, b"{", objects.pointer(whose))
-
-
-def huge_pointer(shared: Path, to: Path) -> None:
-    """The pointer has a megabyte."""
-    objects, whose, _ = _copy(shared, to)
-    assert objects.swap(whose, b" " * (1 << 20), objects.pointer(whose))
-
-
 @dataclass
 class Row:
-    """A fault. ``state`` and ``says``: what the receipt must have. ``env``: what is wrong."""
+    """A fault. ``state`` and ``says``: what the receipt must have. ``env``: what is wrong.
+
+    ``address``: of a server, which may serve what a host has published; ``make``: a folder. Where
+    ``has_keys`` the host uses what its own key has signed.
+    """
 
     state: str
     says: str
-    address: Callable[[], contextlib.AbstractContextManager[str]] | None = None
-    make: Callable[[Path, Path], None] | None = None
+    address: Callable[[Path], contextlib.AbstractContextManager[str]] | None = None
+    make: Callable[[Path, Path], object] | None = None
     env: dict[str, str] = field(default_factory=dict)
+    has_keys: bool = False
 
 
 ROWS = {
-    "dead endpoint": Row("failed", "", lambda: contextlib.nullcontext("http://127.0.0.1:9")),
-    "black hole": Row("failed", "", listening),
-    "503": Row("failed", "503", lambda: answering(503)),
-    "slow": Row("failed", "", lambda: answering(200, trickle=True)),
-    "wrong credentials": Row("failed", "permission denied", lambda: answering(403)),
-    "credentials not accepted": Row("failed", "not accepted", lambda: answering(401)),
-    "no name": Row("failed", "", lambda: contextlib.nullcontext("http://fleet.invalid")),
+    "dead endpoint": Row("failed", "", lambda _: contextlib.nullcontext("http://127.0.0.1:9")),
+    "black hole": Row("failed", "", lambda _: listening()),
+    "503": Row("failed", "503", lambda _: answering(503)),
+    "slow": Row("failed", "", lambda _: answering(200, part=1)),
+    "10 kB a second": Row("failed", "", lambda shared: answering(200, part=1000, shared=shared)),
+    "wrong credentials": Row("failed", "permission denied", lambda _: answering(403)),
+    "credentials not accepted": Row("failed", "not accepted", lambda _: answering(401)),
+    "a clock a day off": Row(
+        "failed", "clock", lambda _: answering(403, code="RequestTimeTooSkewed")
+    ),
+    "no name": Row("failed", "", lambda _: contextlib.nullcontext("http://fleet.invalid")),
     "no credentials": Row(
         "failed", "no credentials for s3://", env={"WARMUP_PLUGIN_FLEET": "s3://tables/x"}
     ),
     "no folder": Row("failed", "", env={"WARMUP_PLUGIN_FLEET": "file:///nobody/has/this"}),
-    "no bundle": Row("refused", "is not there", make=no_bundle),
-    "cut off": Row("refused", "other bytes than its name says", make=cut_off),
-    "poisoned": Row("refused", "other bytes than listed", make=poisoned),
-    "edited": Row("refused", "vouches for a table with another sha256", make=edited),
-    "unlike": Row("refused", "its digest is", make=unlike),
-    "no archive": Row("refused", "not an archive", make=no_archive),
-    "another identity's": Row("refused", "another identity's", make=anothers),
-    "no pointer": Row("refused", "pointer cannot be read", make=not_a_pointer),
-    "huge pointer": Row("failed", "more than the", make=huge_pointer),
+    "no bundle": Row("refused", "is not there", make=broken.no_bundle),
+    "cut off": Row("refused", "other bytes than its name says", make=broken.cut_off),
+    "poisoned": Row("refused", "other bytes than listed", make=broken.poisoned),
+    "edited": Row("refused", "vouches for a table with another sha256", make=broken.edited),
+    "unlike": Row("refused", "its digest is", make=broken.unlike),
+    "no archive": Row("refused", "not an archive", make=broken.no_archive),
+    "another identity's": Row("refused", "another identity's", make=broken.anothers),
+    "unsigned": Row("refused", "is not signed", make=broken.unsigned, has_keys=True),
+    "a stranger's": Row("refused", "signed by none", make=broken.by_a_stranger, has_keys=True),
+    "no pointer": Row("refused", "pointer cannot be read", make=broken.not_a_pointer),
+    "huge pointer": Row("failed", "more than the", make=broken.huge_pointer),
 }
 
 
@@ -265,10 +166,12 @@ def starts(
             folder = tmp_path_factory.mktemp("row")
             env = dict(row.env)
             if row.address:
-                env = at(stack.enter_context(row.address()))
+                env = at(stack.enter_context(row.address(published)))
             if row.make:
                 row.make(published, folder / "shared")
                 env = {"WARMUP_PLUGIN_FLEET": f"file://{folder / 'shared'}"}
+            if row.has_keys:
+                env["WARMUP_PLUGIN_FLEET_KEYS"] = str(folder / "mine.pub")
             env["WARMUP_PLUGIN_FLEET_WAIT_S"] = str(WAIT_S)
             found[name] = pool.submit(start, folder / "root", env)
         yield found
@@ -277,7 +180,11 @@ def starts(
 @pytest.mark.parametrize("name", ROWS)
 def test_the_start_is_as_without_it(starts: dict[str, Future[Started]], name: str) -> None:
     """Tuned and certified by itself, within the bound, with the reason in receipt and warning."""
-    row, begun = ROWS[name], starts[name].result(100)
+    assert_as_without(starts[name].result(100), ROWS[name])
+
+
+def assert_as_without(begun: Started, row: Row) -> None:
+    """Fail unless the start is as one without a fleet, and says what is amiss."""
     assert begun.timed_of_tasks > 0
     assert len(begun.certificate) == 64
     assert begun.fleet.state == row.state
@@ -308,12 +215,30 @@ def test_a_replayed_pointer_only_costs_what_it_lacks(
     """An old bundle is a whole one: its winners serve, and the rest is tuned."""
     shared = tmp_path / "shared"
     env = {"WARMUP_PLUGIN_FLEET": f"file://{shared}"}
-    objects, whose, pointer = _copy(published, shared)
-    _point(objects, whose, pointer, bundle="1" * 64, generation=9)
-    _point(objects, whose, pointer)
+    has = broken.replayed(published, shared)
     begun = start(tmp_path / "root", env)
     assert begun.fleet.state == "fetched"
-    assert begun.timed_of_tasks == 0
+    tasks = begun.ranks[0].report.tasks
+    assert tasks["from_cache"] == has > 0
+    assert tasks["tuned"] > 0
+    assert len(begun.certificate) == 64
+
+
+def test_a_disk_without_room_for_the_bundle(
+    start: Callable[..., Started], published: Path, tmp_path: Path
+) -> None:
+    """The start is as without a fleet, and nothing is left of what has been fetched."""
+    place = tmp_path / "root" / "fleet"
+    place.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k,mode=700", "tmpfs", str(place)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        begun = start(tmp_path / "root", {"WARMUP_PLUGIN_FLEET": f"file://{published}"})
+        assert not [path for path in place.rglob("*") if path.is_file()]
+    finally:
+        subprocess.run(["umount", str(place)], check=True)  # noqa: S607
+    assert_as_without(begun, Row("failed", "No space left on device"))
 
 
 def test_credentials_that_only_read_publish_nothing_and_say_so(

@@ -12,14 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
 
+from tests.fleet.broken_fleets import make_key
 from tests.fleet.tables import LIMIT, WHOSE, write
 from warmup_plugin.cli import main
 from warmup_plugin.fleet.objects import FleetError, Objects
@@ -31,17 +25,6 @@ from warmup_plugin.runtime.safe_json import Miss
 
 if TYPE_CHECKING:
     from tests.fleet.conftest import Started
-
-
-def make_key(folder: Path, name: str) -> tuple[str, str]:
-    """Write a pair of keys, as openssl would; return the paths of both."""
-    key = Ed25519PrivateKey.generate()
-    private, public = folder / f"{name}.key", folder / f"{name}.pub"
-    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    public.write_bytes(
-        key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    )
-    return str(private), str(public)
 
 
 def pointer_of(objects: Objects) -> Pointer:

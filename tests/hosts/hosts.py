@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 RANKS = Path(__file__).with_name("ranks_on_hosts.py")
+WIRE = Path(__file__).with_name("slow_wire.py")
 #: Ports of which another host reaches none, above those that the kernel gives out unless told to:
 #: what is bound once the group is there gets one of them.
 FIRST_BLOCKED, LAST_BLOCKED = 61500, 62500
@@ -69,6 +70,7 @@ class Hosts:
     family: int = 4
     hosts: list[Host] = field(default_factory=list)
     env: dict[str, str] = field(default_factory=dict)
+    _wire: subprocess.Popen[str] | None = None
 
     def make(self, number: int) -> None:
         """Make the hosts, each with one card on one bridge and no route but to the others."""
@@ -118,9 +120,24 @@ class Hosts:
         self.on(host, f"rule add pref 10 iif fab0 ipproto tcp {ports} blackhole")
         host.ports = f"{FIRST_BLOCKED} {LAST_BLOCKED}"
 
-    def cut(self, host: Host) -> None:
-        """Pull the wire of a host."""
-        ip(f"-n {self._bridge} link set p{self.hosts.index(host)} down")
+    def cut(self, host: Host, *, mend: bool = False) -> None:
+        """Pull the wire of a host, or put it back."""
+        ip(f"-n {self._bridge} link set p{self.hosts.index(host)} {'up' if mend else 'down'}")
+
+    def slow_down(self) -> None:
+        """Put wires in the place of these that take 100 ms and lose one packet of twenty."""
+        for host in self.hosts:
+            self.on(host, "link del fab0")
+        names = [f"{host.namespace}={host.address}" for host in self.hosts]
+        self._wire = subprocess.Popen(
+            [sys.executable, "-I", str(WIRE), *names], stdout=subprocess.PIPE, text=True
+        )
+        assert self._wire.stdout is not None
+        if (said := self._wire.stdout.readline().strip()) != "ready":
+            raise NotAllowedError(f"no wire that is slow: {said}")
+        for host in self.hosts:
+            self.on(host, f"addr add {host.address}/24 dev fab0")
+            self.on(host, "link set fab0 up")
 
     def job(
         self, per_host: int, how: str, starts: int, env: Mapping[str, str] | None = None
@@ -139,6 +156,9 @@ class Hosts:
         ]  # fmt: skip
 
     def close(self) -> None:
+        if self._wire is not None:
+            self._wire.kill()
+            self._wire.communicate(timeout=20)
         for namespace in (*(host.namespace for host in self.hosts), self._bridge):
             with contextlib.suppress(NotAllowedError):  # it has not been made
                 ip(f"netns del {namespace}")

@@ -15,8 +15,10 @@ import faulthandler
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +34,7 @@ import torch.distributed as dist
 from flashinfer.autotuner import AutoTuner, DynamicTensorSpec, TunableRunner, TuningConfig
 
 from warmup_plugin import Identity, RankInfo, topology, warm_up
+from warmup_plugin.coordination.coordinator import Coordinator
 from warmup_plugin.coordination.kv_client import default_store
 from warmup_plugin.engines.embedded.host_clock import host_clock
 from warmup_plugin.engines.readiness import Readiness
@@ -42,7 +45,11 @@ _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWNET = 0x00020000, 0x04000000, 0x40000000
 _MS_BIND, _MS_REC, _MS_PRIVATE = 4096, 16384, 1 << 18
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+#: As Linux has them, for the engine's own group.
+_USUAL_PORTS = "32768 60999"
 _GROUP_S = 60.0
+#: How long a rank is in its forward whose wire is pulled and put back.
+_BRIEF_S = 3.0
 
 Word = Mapping[str, Any]
 
@@ -60,12 +67,36 @@ SPEC = DynamicTensorSpec((0,), (0,), (1, 16), lambda m: 16 if m >= 16 else 1)
 
 
 def lose(how: str, root: Path) -> None:
-    """Come to the end of this rank, or let the test know that its host may be cut off now."""
-    if how == "killed":
+    """Come to the end of this rank, or let the test know that its host may be cut off now.
+
+    ``power``: the host is gone without a word to the others. ``brief``: its wire is back soon.
+    """
+    if how == "power":
+        program = shutil.which("ip", path=f"{os.environ['PATH']}:/usr/sbin:/sbin") or "ip"
+        subprocess.run([program, "link", "set", "fab0", "down"], check=True)
+    if how in ("killed", "power"):
         os.kill(os.getpid(), signal.SIGKILL)
     root.mkdir(exist_ok=True)
     (root / "in forward").touch()
-    time.sleep(_GROUP_S)
+    time.sleep(_BRIEF_S if how == "brief" else _GROUP_S)
+
+
+def lose_at(step: str, how: str, root: Path) -> None:
+    """Have this rank be lost as it begins a step of the session."""
+    note = Coordinator.note
+
+    def noting(self: Coordinator, name: str, task: str = "") -> None:
+        if name == step:
+            lose(how, root)
+        note(self, name, task)
+
+    Coordinator.note = noting  # type: ignore[assignment,method-assign]  # this process ends with the test
+
+
+def set_clock(offset_s: float) -> None:
+    """Let the time of day be another on this rank; no other clock is."""
+    now = time.time
+    time.time = lambda: now() + offset_s
 
 
 def forward() -> Any:
@@ -116,7 +147,7 @@ def start(rank: int, word: Word) -> dict[str, Any]:
                 local_rank=word["local_rank"],
             )  # fmt: skip
             identity = Identity.of(model="m", dtype="float32")
-            lost = word.get("lost", "")
+            lost = "" if word.get("at") else word.get("lost", "")
 
             def forward_or_not() -> Any:
                 return lose(lost, root) if lost else forward()
@@ -136,9 +167,15 @@ def start(rank: int, word: Word) -> dict[str, Any]:
 
 
 def be_rank(rank: int, word: Word) -> list[dict[str, Any]]:
-    faulthandler.dump_traceback_later(_GROUP_S / 2, exit=True)  # it says where it hangs
+    faulthandler.dump_traceback_later(_GROUP_S, exit=True)  # it says where it hangs
     os.environ.update(word["env"])
+    if "clock_s" in word:
+        set_clock(word["clock_s"])
+    if "at" in word:
+        lose_at(word["at"], word["lost"], Path(word["host"]["root"]))
     logging.basicConfig(level="WARNING")
+    if word["host"]["ports"]:
+        _PORTS.write_text(_USUAL_PORTS)  # an earlier job of this host has left others
     dist.init_process_group(
         "gloo", init_method=word["init"], rank=rank, world_size=word["size"],
         timeout=timedelta(seconds=_GROUP_S),

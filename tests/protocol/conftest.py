@@ -25,6 +25,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # document
 
 from warmup_plugin.coordination import failure_detector, forward_guard, heartbeat
 from warmup_plugin.coordination.kv_client import StoreLink
+from warmup_plugin.coordination.seals import Seal
 from warmup_plugin.runtime.polling import wait_until, within
 
 for _module in ("tree", "explorer"):
@@ -149,7 +150,7 @@ class MemoryLink:
     leader, way, end, port, sweeps = "", "", "", 0, False
 
     def __init__(self, rank: int = 0, size: int = 3, held: dict[str, Any] | None = None) -> None:
-        self.rank, self.size = rank, size
+        self.rank, self.size, self.seal = rank, size, Seal()
         self.held: dict[str, Any] = {} if held is None else held
 
     def clone(self, **_: bool) -> MemoryLink:
@@ -158,18 +159,17 @@ class MemoryLink:
     def set(self, key: str, value: bytes) -> None:
         self.held[key] = value
 
-    def get(self, key: str) -> bytes:
-        return bytes(self.held[key])
-
     def get_now(self, key: str) -> bytes | None:
         return self.held.get(key)
 
     def has(self, keys: list[str]) -> bool:
         return all(key in self.held for key in keys)
 
-    def add(self, key: str) -> int:
-        self.held[key] = self.held.get(key, 0) + 1
-        return int(self.held[key])
+    def restore(self) -> None:
+        pass
+
+    def claim(self, key: str) -> bool:
+        return self.held.setdefault(key, self) is self
 
     def compare_set(self, key: str, value: str) -> bytes:
         return bytes(self.held.setdefault(key, value.encode()))

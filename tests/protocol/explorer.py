@@ -9,6 +9,11 @@ in which a rank may at any point
     stop    rank 0 only: be stopped together with its store, so that the others get no answer, and
             wake up later; any other rank that is stopped is late
 
+or in which a stranger who reaches the store's port may at any point
+
+    take    take a value away
+    forge   write over a value, or under a key that has none yet
+
 and checks at every move and at every end what `docs/protocol.md` promises.
 """
 
@@ -16,7 +21,7 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
@@ -38,10 +43,11 @@ from warmup_plugin.coordination.coordinator import Coordinator
 from warmup_plugin.coordination.messages import BYE
 
 FAULTS = ("kill", "late", "stop")
+STRANGERS = ("take", "forge")
+#: What a stranger writes. It has no digest, so to who reads it nothing is there.
+FORGED = b"a stranger's"
 #: Instead of an answer: which one it is, or when, makes a difference to somebody.
 _OPEN: Any = object()
-#: A count that is not the first one: nobody asks for more.
-_SEVERAL = 2
 
 #: What the store is: it runs; it is stopped; and somebody got no answer; it is woken, with mail
 #: unread; it is gone.
@@ -64,14 +70,21 @@ class State(NamedTuple):
     is_cut: bool
     #: What was sent to a stopped store: (rank, move).
     mail: tuple[tuple[int, Move], ...]
+    #: What strangers have taken away or written over, and its rank will write again: (key, value).
+    taken: tuple[tuple[str, Any], ...]
 
 
 def _moved(state: State, at: tuple[int, ...]) -> State:
     """Return the state with the ranks there; most of all that is done, so not by `_replace`."""
     return State(
         state.store, at, state.dead, state.late, state.faults, state.store_is, state.overslept,
-        state.is_cut, state.mail,
+        state.is_cut, state.mail, state.taken,
     )  # fmt: skip
+
+
+def _real(held: Mapping[str, Any], key: str) -> Any:
+    """Return what a rank has written under a key, None where none has."""
+    return None if (value := held.get(key)) == FORGED else value
 
 
 #: A rank's answer, or what befell it.
@@ -116,6 +129,9 @@ class Explorer:
     ) -> None:
         """``outlives``: the store is the job's, and does not go or stop with rank 0."""
         assert not (outlives and "stop" in kinds), "rank 0 that is stopped is late, as any other"
+        self._has_strangers = not {*kinds}.isdisjoint(STRANGERS)
+        is_mixed = self._has_strangers and not {*kinds} <= {*STRANGERS}
+        assert not is_mixed, "what a stranger takes is written again: its rank must be there"
         self._outlives = outlives
         self._kinds, self._fine = kinds, fine
         may_stop = "stop" in kinds and faults > 0
@@ -126,7 +142,7 @@ class Explorer:
         self._store_index: dict[tuple[tuple[str, Any], ...], int] = {(): 0}
         self._written: dict[tuple[int, str, Any], int] = {}
         self._settled: list[dict[tuple[int, int], int]] = [{} for _ in range(SIZE)]
-        self._began = State(0, (0,) * SIZE, 0, 0, faults, RUNS, False, False, ())
+        self._began = State(0, (0,) * SIZE, 0, 0, faults, RUNS, False, False, (), ())
         self._from: dict[State, tuple[State, Event] | None] = {}
         self.explored = Explored()
 
@@ -180,6 +196,8 @@ class Explorer:
             yield "rank 0 wakes up", state._replace(store_is=WOKEN if state.mail else RUNS)
         elif state.store_is == WOKEN:
             yield "the store reads its mail", self._deliver(state)
+        if self._has_strangers and state.store_is == RUNS:
+            yield from self._meddled(state)
 
     def _moves(self, state: State, rank: int, move: Move) -> Iterator[tuple[Event, State]]:
         held = self._stores[state.store]
@@ -200,7 +218,7 @@ class Explorer:
         elif move.kind == "look":
             yield from self._look(state, rank, move.argument, held)
         elif move.kind == "get":
-            yield self._answer(state, rank, held[move.argument])
+            yield self._answer(state, rank, _real(held, move.argument))
         else:
             assert move.kind == "check", move
             yield self._answer(state, rank, all(key in held for key in move.argument))
@@ -216,6 +234,8 @@ class Explorer:
     def _leave(self, state: State) -> Iterator[tuple[Event, State]]:
         """Yield that rank 0 has waited long enough for the others' goodbye."""
         others = [r for r in range(1, SIZE) if not self._rests(state, r)]
+        if state.taken:
+            return
         if not others or ("late" in self._kinds and state.faults):
             cut = state._replace(faults=state.faults - bool(others), is_cut=True)
             yield self._answer(cut, 0, TOO_LONG)
@@ -224,7 +244,7 @@ class Explorer:
         self, state: State, rank: int, ranks: frozenset[int], held: dict[str, Any]
     ) -> Iterator[tuple[Event, State]]:
         for other in sorted(ranks):
-            if f"{BYE}/{other}" in held:
+            if self._has_left(state, other, held):
                 yield self._answer(state, rank, other)
                 return
             if state.dead >> other & 1:
@@ -262,31 +282,67 @@ class Explorer:
         return (rank, answer), self._without_store(found) if ends else found
 
     def _without_store(self, state: State) -> State:
-        return state._replace(store=0, store_is=AWAY, overslept=False, mail=(), faults=0)
+        return state._replace(store=0, store_is=AWAY, overslept=False, mail=(), taken=(), faults=0)
+
+    def _meddled(self, state: State) -> Iterator[tuple[Event, State]]:
+        """Yield what a stranger does to what is asked for next, and that a value is there again."""
+        held, store = self._stores[state.store], state.store
+        for left in state.taken:
+            key, value = left
+            rest = tuple(other for other in state.taken if other != left)
+            back = store if _real(held, key) is not None else self._with(store, key, value)
+            yield f"{key} is written again", state._replace(store=back, taken=rest)
+        if not state.faults:
+            return
+        for key in self._asked_next(state):
+            value = _real(held, key)
+            taken = state.taken if value is None else (*state.taken, (key, value))
+            fewer = state._replace(faults=state.faults - 1, taken=taken)
+            if "take" in self._kinds and value is not None:
+                yield f"a stranger takes {key}", fewer._replace(store=self._with(store, key, None))
+            if "forge" in self._kinds and held.get(key) != FORGED:
+                forged = self._with(store, key, FORGED)
+                yield f"a stranger writes {key}", fewer._replace(store=forged)
+
+    def _asked_next(self, state: State) -> list[str]:
+        """Return the keys of which some rank asks next: for others a stranger may wait as well."""
+        found = set[str]()
+        for rank, tree in enumerate(self._trees):
+            move = tree.nodes[state.at[rank]].move
+            if move is not None and move.kind in ("get", "compare_set"):
+                found.add(move.argument)
+            elif move is not None and move.kind == "check":
+                found.update(move.argument)
+            elif move is not None and move.kind == "look":
+                found.update(f"{BYE}/{other}" for other in move.argument)
+        return sorted(found)
 
     def _write(self, store: int, move: Move) -> tuple[int, Hashable]:
         held = self._stores[store]
         key, value = move.argument, move.value
-        if move.kind == "compare_set" and key in held:
+        if move.kind == "compare_set" and _real(held, key) is not None:
             return store, held[key]
-        if move.kind == "add":
-            value = min(held.get(key, 0) + 1, _SEVERAL)
-        answer = None if move.kind == "set" else value
+        return self._with(store, key, value), None if move.kind == "set" else value
+
+    def _with(self, store: int, key: str, value: Any) -> int:
+        """Return the store with another value under a key, without that key for None."""
         written = self._written.get((store, key, value))
         if written is None:
-            content = {**held, key: value}
+            content = {**self._stores[store], key: value}
+            if value is None:
+                del content[key]
             name = tuple(sorted(content.items()))
             written = self._store_index.setdefault(name, len(self._stores))
             if written == len(self._stores):
                 self._stores.append(content)
             self._written[store, key, value] = written
-        return written, answer
+        return written
 
     # -- moves that nobody else can see --------------------------------------------------------
 
     def _settle(self, state: State) -> State:
         """Take all moves whose answer is certain, will stay so, and changes nothing for others."""
-        is_plain = not (state.mail or state.overslept)
+        is_plain = not (state.mail or state.overslept or state.taken)
         if state.store_is == AWAY or (state.store_is == RUNS and is_plain):
             where = -1 if state.store_is == AWAY else state.store << 4 | state.dead << 1
             where |= state.faults > 0
@@ -337,7 +393,7 @@ class Explorer:
         if move.kind == "overslept":
             return state.overslept
         if move.kind == "waited":
-            is_leaving = f"{BYE}/0" in self._stores[state.store]
+            is_leaving = _real(self._stores[state.store], f"{BYE}/0") is not None
             is_open = rank == 0 and (state.store_is == WOKEN or is_leaving)
             return _OPEN if is_open else A_WHILE
         if state.store_is == AWAY:
@@ -347,22 +403,30 @@ class Explorer:
         return self._stored(state, node, move)
 
     def _stored(self, state: State, node: Node, move: Move) -> Any:
-        """Return an answer of the store that stays the same: keys come, and never change or go."""
+        """Return an answer of the store that stays the same.
+
+        Keys come, and none changes or goes, but for what a stranger does.
+        """
         held, key = self._stores[state.store], move.argument
+        may_go = self._has_strangers and state.faults
         if move.kind == "get":
-            return held[key]
-        if move.kind == "add" and held.get(key) == _SEVERAL:
-            return _SEVERAL
+            if (value := _real(held, key)) is None:
+                return self._still_absent(node, (key,))
+            return _OPEN if may_go else value
         if move.kind == "look" and not self._fine:
             may_err = state.faults and "late" in self._kinds
             return _OPEN if may_err or self._sees_any(state, key, held) else None
         if move.kind == "check":
             if all(name in held for name in key):
-                return True
-            # Asked twice in a row: what comes in between is found out next time.
-            is_repeated = node.is_sure and key == (LOST,)
-            return False if is_repeated or (node.in_round and not self._fine) else _OPEN
+                return _OPEN if may_go else True
+            return _OPEN if self._still_absent(node, key) is _OPEN else False
         return _OPEN
+
+    def _still_absent(self, node: Node, keys: tuple[str, ...]) -> Any:
+        """Return None where it makes no difference that a key may come, as it is asked for soon."""
+        # Asked twice in a row: what comes in between is found out next time.
+        is_repeated = node.is_sure and keys == (LOST,)
+        return None if is_repeated or (node.in_round and not self._fine) else _OPEN
 
     # -- promises ------------------------------------------------------------------------------
 
@@ -373,7 +437,11 @@ class Explorer:
         while (move := tree.nodes[at].move) is not None:
             if move.kind == "check" and not all(key in held for key in move.argument):
                 at = tree.after(at, False)
-            elif move.kind == "waited" and not (rank == 0 and f"{BYE}/0" in held):
+            elif move.kind == "check" and any(held[key] == FORGED for key in move.argument):
+                at = tree.after(at, True)
+            elif move.kind == "get" and _real(held, move.argument) is None:
+                at = tree.after(at, None)
+            elif move.kind == "waited" and not (rank == 0 and _real(held, f"{BYE}/0")):
                 at = tree.after(at, A_WHILE)
             elif move.kind == "look" and not self._sees_any(state, move.argument, held):
                 at = tree.after(at, None)
@@ -385,10 +453,14 @@ class Explorer:
         return True
 
     def _sees_any(self, state: State, ranks: frozenset[int], held: dict[str, Any]) -> bool:
-        return any(state.dead >> rank & 1 or f"{BYE}/{rank}" in held for rank in ranks)
+        return any(state.dead >> rank & 1 or self._has_left(state, rank, held) for rank in ranks)
+
+    def _has_left(self, state: State, rank: int, held: dict[str, Any]) -> bool:
+        """Return whether a rank has left, and its last words have not been taken away."""
+        return not state.taken and _real(held, f"{BYE}/{rank}") is not None
 
     def _is_stuck(self, state: State) -> bool:
-        if state.store_is != RUNS:
+        if state.store_is != RUNS or state.taken:
             return False
         for rank, tree in enumerate(self._trees):
             node = tree.nodes[state.at[rank]]
@@ -399,7 +471,7 @@ class Explorer:
     def _check_act(self, state: State, rank: int, act: str) -> None:
         """No rank installs, writes or finishes once the end of the session is announced."""
         is_sent = rank == 0 and any(move.argument == LOST for _, move in state.mail)
-        if LOST in self._stores[state.store] or is_sent:
+        if _real(self._stores[state.store], LOST) is not None or is_sent:
             self._fail(state, f"rank {rank}: {act}, after the end of the session")
 
     def _check_end(self, state: State) -> None:

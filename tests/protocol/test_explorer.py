@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from warmup_plugin.coordination.coordinator import Coordinator
-from warmup_plugin.coordination.messages import Lost
+from warmup_plugin.coordination.messages import BYE, Lost
 from warmup_plugin.engines.embedded import EngineConfig, launch
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.runtime.polling import within
@@ -203,6 +203,11 @@ def name_of(parts: list[Part]) -> str:
     return "-".join(part.__name__ for part in parts)
 
 
+SAMPLED = [
+    pytest.param(p, marks=() if p in SAMPLE else pytest.mark.soak, id=name_of(p)) for p in PAIRS
+]
+
+
 class Steps:
     """A seat that writes down what its meeting is asked; the others say what this rank says.
 
@@ -313,10 +318,7 @@ def test_whole_session_on_a_store_that_is_not_rank_0s(explore: Explore, kind: st
     assert explored.states > 20_000
 
 
-@pytest.mark.parametrize(
-    "parts",
-    [pytest.param(p, marks=() if p in SAMPLE else pytest.mark.soak, id=name_of(p)) for p in PAIRS],
-)
+@pytest.mark.parametrize("parts", SAMPLED)
 def test_two_meetings_with_two_faults(explore: Explore, parts: list[Part]) -> None:
     """Two ranks die, or are given up and go on, or one of each."""
     explored = explore(session(parts), faults=2, kinds=("kill", "late"))
@@ -336,6 +338,29 @@ def test_a_rank_that_lives_and_leaves_is_heard_alike(explore: Explore, parts: li
     assert explored.ends.keys() == {"unable 1, unable 1, unable 1"}
     for kind in ("kill", "late"):
         explore(session(parts), faults=1, kinds=(kind,))
+
+
+@pytest.mark.parametrize("kind", ["take", "forge"])
+def test_a_stranger_at_any_key_at_any_moment(explore: Explore, kind: str) -> None:
+    """It takes a value away, or writes in its place or before it: all end as if it had not."""
+    explored = explore(session([surveying]), faults=1, kinds=(kind,))
+    assert explored.ends.keys() == {"done, done, done"}
+
+
+@pytest.mark.parametrize("kind", ["take", "forge"])
+def test_a_stranger_at_a_last_word(explore: Explore, kind: str) -> None:
+    """A rank lives and leaves; its word of it comes back to who has not heard it."""
+    explored = explore(session([lacking, surveying]), faults=1, kinds=(kind,))
+    assert explored.ends.keys() == {"unable 1, unable 1, unable 1"}
+
+
+@pytest.mark.parametrize("kind", ["take", "forge"])
+@pytest.mark.parametrize("parts", SAMPLED)
+def test_a_stranger_in_two_meetings(explore: Explore, parts: list[Part], kind: str) -> None:
+    """At bodies and claims as well. The last meeting is there too: no rank leaves before it."""
+    last = [] if parts[-1] is certifying else [certifying]
+    explored = explore(session([*parts, *last]), faults=1, kinds=(kind,))
+    assert explored.ends.keys() == {"done, done, done"}
 
 
 @pytest.mark.soak
@@ -380,18 +405,20 @@ def wait_until(is_there: Callable[[], bool], look: Callable[[float], None]) -> N
 class NeverLooks(Coordinator):
     """Waits for what it waits for, and for nothing else."""
 
-    def _wait(self, keys: list[str], waits_for: set[int], meanwhile: Any = None) -> None:
+    def _wait(self, key: str, waits_for: set[int], meanwhile: Any = None) -> bytes:
         del waits_for, meanwhile
-        wait_until(lambda: self._link.has(keys), lambda _waited_s: None)
+        wait_until(lambda: self._link.has([key]), lambda _waited_s: None)
+        return self._link.get_now(key) or b""
 
 
 class HearsNoEnd(Coordinator):
     """Watches the others while it waits, and does not hear that the session is over."""
 
-    def _wait(self, keys: list[str], waits_for: set[int], meanwhile: Any = None) -> None:
+    def _wait(self, key: str, waits_for: set[int], meanwhile: Any = None) -> bytes:
         del meanwhile
         others = waits_for - {self.rank}
-        wait_until(lambda: self._link.has(keys), lambda _waited_s: self._detector.look(others))
+        wait_until(lambda: self._link.has([key]), lambda _waited_s: self._detector.look(others))
+        return self._link.get_now(key) or b""
 
 
 class SaysNothing(HearsNoEnd):
@@ -442,6 +469,22 @@ class AsksInTheWrongOrder(Coordinator):
         self._obey()
 
 
+class CountsKeys(Coordinator):
+    """Takes a rank for gone where there is a key that says so, whoever has written it."""
+
+    def _see_off(self) -> None:
+        byes = [f"{BYE}/{rank}" for rank in range(1, self.size)]
+        wait_until(lambda: self._link.has(byes), lambda _waited_s: None)
+
+
+class ReadsOnce(Coordinator):
+    """Takes a value for there that was there before."""
+
+    def _wait(self, key: str, waits_for: set[int], meanwhile: Any = None) -> bytes:
+        super()._wait(key, waits_for, meanwhile or (lambda: None))
+        return self._link.get_now(key) or b""
+
+
 AFTER, APART, FOR_EVER = "after the end of the session", "end differently", "wait for ever"
 BROKEN: list[Any] = [
     pytest.param(LastRecordWins, [surveying], "late", APART, id="plain-set"),
@@ -453,6 +496,8 @@ BROKEN: list[Any] = [
     pytest.param(FallsBackByItself, [surveying, lacking, planning], "late", APART, id="two-ends"),
     pytest.param(ReadsNoMail, [surveying], "stop", AFTER, id="no-catching-up"),
     pytest.param(AsksInTheWrongOrder, [surveying], "stop", AFTER, id="wrong-order"),
+    pytest.param(CountsKeys, [surveying], "forge", "alive and in time|differently", id="keys"),
+    pytest.param(ReadsOnce, [surveying], "take", "alive and in time|differently", id="reads-once"),
 ]
 
 

@@ -125,6 +125,7 @@ _BY_FILE = {
     },
     "fleet/client.py": {
         ("start", "subprocess.Popen"): "only starts it",
+        ("Worker.waits", "self._process.poll"): "does not wait",
         ("Worker.ask", "self._process.communicate"): "a time-out is given",
         ("end", "process.poll"): "only asks",
         ("end", "process.wait"): "a time-out is given, after it has been killed",
@@ -141,14 +142,11 @@ _BY_FILE = {
         ("push", "pause"): "in the process of its own, between tries that are counted",
     },
     "fleet/answering.py": {
-        ("answer_one", "sys.stdin.buffer.readline"): "in the process of its own, until its parent "
-        "asks or is gone",
+        ("Lines.next", "select.select"): "a time-out is given",
     },
     "fleet/worker.py": {
         ("_wait_until_served", "time.sleep"): "in the process of its own, which ends with the "
         "engine's, or when the time for its health is over",
-        ("_line", "select.select"): "a time-out is given",
-        ("_line", "sys.stdin.buffer.readline"): "there is a line, or the end of all",
     },
     "cli/doctor_disks.py": {
         ("_locks", "fcntl.flock"): "asks with LOCK_NB, on a thread that is bounded",

@@ -38,9 +38,9 @@ GONE, SILENT = "gone", "silent"
 _FAILURES = {GONE: "Connection reset by peer", SILENT: "Socket Timeout"}
 #: Seconds waited, as a wait is told: more than any pause, less than any limit; more than any limit.
 A_WHILE, TOO_LONG = 1.0, 1e9
-WRITES = ("set", "add", "compare_set")
+WRITES = ("set", "compare_set")
 #: What a round of a wait hears when nothing has happened.
-_NOTHING = {("check", False), ("look", None), ("waited", A_WHILE)}
+_NOTHING = {("check", False), ("get", None), ("look", None), ("waited", A_WHILE)}
 
 
 class Said(Vote, frozen=True):
@@ -91,7 +91,7 @@ class Player:
         self.is_at_start = False
         self.is_fresh = kind in WRITES
         answer = self._answers.pop(0)
-        self.is_sure = argument == (LOST,) or (kind == "overslept" and self.is_sure)
+        self.is_sure = argument in (LOST, (LOST,)) or (kind == "overslept" and self.is_sure)
         self.kept.append((kind, answer))
         if isinstance(answer, str) and answer in _FAILURES:
             raise RuntimeError(_FAILURES[answer])
@@ -107,17 +107,19 @@ class Player:
         """Stand in for `waiting.wait_until`, without the time that passes."""
         del brief_pause_s
         begin, was_fresh = len(self.kept), self.is_fresh
+        before = list[tuple[str, Hashable]]()
         while self._asks_first(is_there):
             self.in_round = True
             try:
                 look(self.ask("waited"))
             finally:
                 self.in_round = self.move is not None
-            if set(self.kept[begin:]) <= _NOTHING:
+            heard = self.kept[begin:]
+            if set(heard) <= _NOTHING or heard == before:  # as where one key is a stranger's
                 del self.kept[begin:]
                 self.is_fresh, self.is_sure = was_fresh, False
             else:
-                begin, was_fresh = len(self.kept), self.is_fresh
+                begin, was_fresh, before = len(self.kept), self.is_fresh, heard
 
     def _asks_first(self, is_there: Callable[[], bool]) -> bool:
         self.is_at_start = True
@@ -135,14 +137,11 @@ class _Store:
     def set(self, key: str, value: bytes) -> None:
         self._player.ask("set", key, value)
 
-    def get(self, key: str) -> Any:
-        return self._player.ask("get", key)
-
-    def add(self, key: str, _one: int) -> Any:
-        return self._player.ask("add", key)
-
-    def compare_set(self, key: str, _expected: str, value: str) -> Any:
-        return self._player.ask("compare_set", key, value.encode())
+    def compare_set(self, key: str, expected: bytes, value: bytes) -> Any:
+        if not expected:
+            return self._player.ask("compare_set", key, value)
+        found = self._player.ask("get", key)
+        return expected if found is None else found
 
     def check(self, keys: list[str]) -> Any:
         return self._player.ask("check", tuple(keys))

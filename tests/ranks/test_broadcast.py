@@ -66,7 +66,7 @@ def test_messages_are_json(deploy: Callable[..., Deployment]) -> None:
     assert len(sent) > 20
     for key, value in sent:
         assert key.isascii()
-        if value:
+        if value and key != "nonce":  # a number drawn at random, as text
             json.loads(value.decode("ascii"))
 
 

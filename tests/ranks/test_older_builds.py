@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranks of a build from before the protocol had a number: both sides hear why, at once.
+"""Ranks of an older build: both sides hear why there is no session, at once.
 
-What such a build leaves in a store and reads there is written out here, as of commit 1f43ee7.
+What a build from before the protocol had a number leaves in a store and reads there is written out
+here, as of commit 1f43ee7, and how one of protocol 2 reads a card.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import pytest
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
-from warmup_plugin.coordination import decisions, versions
-from warmup_plugin.coordination.offers import read_offer
+from warmup_plugin.coordination import decisions, roll_call, versions
+from warmup_plugin.coordination.offers import Offer, read_offer
 from warmup_plugin.coordination.opening import Opening
+from warmup_plugin.coordination.roll_call import MOST_CHOICES
 from warmup_plugin.coordination.rounds import Round
+from warmup_plugin.coordination.seals import KEY_BYTES
 from warmup_plugin.coordination.versions import BUILD, of_this_build, readable_by_older
 from warmup_plugin.engines.readiness import Readiness
 from warmup_plugin.errors import SessionError
@@ -27,9 +30,14 @@ from warmup_plugin.settings import Settings
 
 REMEDY = "install one version on all ranks"
 OLDER = f"its warmup-plugin is older than {BUILD}, which is another rank's: must be the same"
+#: What an older rank finds on rank 0's card.
+ON_CARD = (
+    f"rank 0's warmup-plugin is {BUILD}, this rank's is older (protocol 2, or without a number): "
+    f"must be the same: {REMEDY}"
+)
 BOUND_S = 20.0
 #: The digest of all fields that cross ranks, by the number of the protocol that has them.
-FIELDS = {2: "4a0c927cb6ea6c76"}
+FIELDS = {3: "4a0c927cb6ea6c76"}
 
 
 def test_a_change_of_what_crosses_ranks_is_another_protocol() -> None:
@@ -87,11 +95,62 @@ def test_an_older_rank_takes_rank_0s_first_card_for_an_error() -> None:
     card = opening.offer().to_json()
     opening.close()
     sent = readable_by_older(card)
-    assert BUILD in sent["error"]
-    assert REMEDY in sent["error"]
+    assert sent["error"] == ON_CARD
     assert of_this_build(dict(sent), 1) == card
     broken = readable_by_older({"error": "no descriptor"})
     assert of_this_build(dict(broken), 1) == {"error": "no descriptor"}
+
+
+def as_protocol_2(card: dict[str, Any]) -> str:
+    """Return what a rank of commit 92a8e8e cannot do with a card, as it says in the roll call."""
+    if card.pop("plugin", None) is not None and "way" in card:
+        card.pop("error", None)
+    known = {"way", "choices", "nonce", "place", "leader", "greeting", "error"}
+    assert card.keys() <= known, "else it says that it cannot read the card, and no more"
+    return f"cannot open a store: {card['error']}" if "error" in card else ""
+
+
+def test_a_rank_of_protocol_2_says_which_builds_differ() -> None:
+    """All ranks hear what it says: both builds, and the remedy."""
+    opening = Opening(0, 2, Settings())
+    said = as_protocol_2(readable_by_older(opening.offer().to_json()))
+    opening.close()
+    assert said == f"cannot open a store: {ON_CARD}"
+    assert REMEDY in said
+
+
+@pytest.mark.parametrize(
+    ("plugin", "named"),
+    [
+        pytest.param("0.1 (protocol 2)", "0.1 (protocol 2)", id="protocol 2"),
+        pytest.param(
+            {"build": "9.0 (protocol 9)", "card": {"new": 1}}, "9.0 (protocol 9)", id="a later one"
+        ),
+        pytest.param({"more": 1}, "older", id="none of these"),
+    ],
+)
+def test_a_card_of_another_protocol_is_refused_with_the_remedy(plugin: Any, named: str) -> None:
+    """This rank says so in the roll call: both builds, and nothing of the card."""
+    card = {"way": "loopback", "choices": [["127.0.0.1", 1]]} if plugin == named else {}
+    opening = Opening(1, 2, Settings())
+    sent = {"error": "x", "plugin": plugin, **card}
+    failure = opening.answer(read_offer(of_this_build(sent, 1))).failure
+    opening.close()
+    assert failure.startswith("cannot open a store: rank 0: its warmup-plugin is ")
+    assert named in failure
+    assert BUILD in failure
+    assert REMEDY in failure
+
+
+def test_the_first_card_is_never_too_large() -> None:
+    """With all that may be on it, and the longest of each."""
+    address = "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff"
+    offer = Offer(
+        "loopback", [(address, 65535)] * MOST_CHOICES, "f" * 16, f"{'m' * 64}/{2**32}", "h" * 64,
+        "g" * 100, "f" * 2 * KEY_BYTES,
+    )  # fmt: skip
+    sent = json.dumps(readable_by_older(offer.to_json())).encode()
+    assert len(sent) <= roll_call._CARD_BYTES
 
 
 @pytest.mark.parametrize(

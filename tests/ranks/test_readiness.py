@@ -112,7 +112,7 @@ def test_all_ranks_are_ready_and_share_a_store(make_job: Callable[..., Job]) -> 
     job = make_job(3)
     assert job.meet("", "", "") == [READY] * 3
     job.links[2].set("key", b"from rank 2")
-    assert job.links[1].get("key") == b"from rank 2"
+    assert job.links[1].get_now("key") == b"from rank 2"
     assert all(job.links[0].has([f"card/{rank}"]) for rank in range(3)), "their processes are known"
 
 

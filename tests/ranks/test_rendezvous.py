@@ -30,7 +30,7 @@ from warmup_plugin.coordination import coordinator as meeting_module
 from warmup_plugin.coordination.base import Alone
 from warmup_plugin.coordination.coordinator import Coordinator
 from warmup_plugin.coordination.kv_client import StoreLink
-from warmup_plugin.coordination.offers import Offer, read_offer
+from warmup_plugin.coordination.offers import Offer, place, read_offer
 from warmup_plugin.coordination.opening import ADDRESS, LOOPBACK, NONE, Opening
 from warmup_plugin.coordination.reconnecting import RenewedLink
 from warmup_plugin.coordination.rounds import Decision, Round, Vote, VoteError
@@ -312,18 +312,18 @@ def test_a_rank_that_is_done_is_not_one_that_left() -> None:
     """Ranks close as soon as they have the last record, however late the others read it."""
     ranks = Ranks(3, Settings.from_env({}))
     slow = ranks.meetings[2]._link
-    check = slow.has
+    read = slow.get_now
 
-    def late(keys: list[str]) -> bool:
+    def late(key: str) -> bytes | None:
         time.sleep(0.3)
-        return check(keys)
+        return read(key)
 
     def finish(coordinator: Coordinator) -> str:
         found = coordinator.meet(of("last"), Said(), on)
         coordinator.close()
         return found.go
 
-    vars(slow).update(has=late)
+    vars(slow).update(get_now=late)
     assert ranks.run(finish) == ["on"] * 3
 
 
@@ -410,7 +410,7 @@ def test_bytes_that_do_not_match_their_sha256_are_refused() -> None:
 
 def offer(port: int, way: str = LOOPBACK, **other: Any) -> Offer:
     """Return an offer of rank 0's by which there is a store at a port of this machine."""
-    here = {"place": opening.place(), "leader": "node-a", "greeting": "hello"}
+    here = {"place": place(), "leader": "node-a", "greeting": "hello"}
     found = {"way": way, "choices": [["127.0.0.1", port]], "nonce": "ours", **here, **other}
     return read_offer(found)
 

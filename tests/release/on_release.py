@@ -17,6 +17,7 @@ import flashinfer.autotuner as fi
 import msgspec
 import torch.distributed as dist
 
+from warmup_plugin.cache.stamps import FINGERPRINT
 from warmup_plugin.engines.embedded.parallel import tuning_over
 from warmup_plugin.engines.embedded.worker import Engine, warm_up_rank
 from warmup_plugin.kernel_warmup import warm_up
@@ -57,6 +58,16 @@ def started(engine: Engine) -> dict[str, Any]:
     logging.getLogger("warmup_plugin").addHandler(handler)
     result = warm_up_rank(engine)
     return {"report": result.report.to_json(), "served": dict(result.served), "said": said}
+
+
+def looks_itself(engine: Engine) -> dict[str, Any]:
+    """Say what FlashInfer calls these packages, and which tables it loads without this package."""
+    assert engine.root is not None
+    tables = engine.root.glob("flashinfer_autotune/*/*/*/rank_tp0_pp0_dp0.json")
+    return {
+        "fingerprint": compat.stamp()[FINGERPRINT],
+        "loads": {str(path): fi.AutoTuner().load_configs(str(path)) for path in tables},
+    }
 
 
 def whole_call(engine: Engine) -> dict[str, Any]:

@@ -17,11 +17,14 @@ from typing import Any
 LIMIT_S = 110.0
 
 
-def run_on(release: Path, script: str, root: Path) -> Any:
-    """Return what the script has printed. ``release``: the folder that has that FlashInfer."""
+def run_on(release: Path, script: str, root: Path, *, python: Path | None = None) -> Any:
+    """Return what the script has printed. ``release``: the folder that has that FlashInfer.
+
+    ``python``: another environment's interpreter, which finds all that this one does.
+    """
     path = os.pathsep.join([str(release), *filter(None, sys.path)])
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name(script)), str(root)],
+        [str(python or sys.executable), str(Path(__file__).with_name(script)), str(root)],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True, text=True, check=False, timeout=LIMIT_S,
     )  # fmt: skip

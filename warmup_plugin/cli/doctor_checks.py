@@ -17,6 +17,7 @@ from warmup_plugin.cli import environment, inventory, places
 from warmup_plugin.cli.engines import ENGINES, Engine
 from warmup_plugin.cli.environment import installed_version
 from warmup_plugin.cli.output import plural, size
+from warmup_plugin.engines import versions
 from warmup_plugin.settings import Settings, unknown_variables
 
 State = Literal["good", "note", "bad"]
@@ -68,14 +69,24 @@ def packages(environ: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def _engine(engine: Engine, environ: Mapping[str, str]) -> Iterator[Finding]:
-    version = installed_version(engine.package) or ""
-    if version.partition("+")[0] not in engine.tested:
-        words = f"{engine.name} {version} is not a tested version ({', '.join(engine.tested)})"
-        fix = f"{engine.name} is left alone, as without the plugin; install a tested version"
-        yield Finding("engine", "bad", words, fix)
-    else:
-        yield Finding("engine", "good", f"{engine.name} {version}")
+    yield _version(engine, installed_version(engine.package) or "", environ)
     yield _hook(engine, environ)
+
+
+def _version(engine: Engine, version: str, environ: Mapping[str, str]) -> Finding:
+    base = versions.taken_for(version, engine.tested)
+    if versions.is_the_same_release(version, base):
+        return Finding("engine", "good", f"{engine.name} {version}")
+    if base:
+        words = f"{engine.name} {version}: taken for {base}, where all names of it are there"
+        fix = "see the log of its first start: a name that has gone is a line there"
+        return Finding("engine", "note", words, fix)
+    words = f"{engine.name} {version} is not a tested version ({', '.join(engine.tested)})"
+    if environ.get("WARMUP_PLUGIN_UNTESTED") == "probe":
+        fix = "it is tried, as WARMUP_PLUGIN_UNTESTED says: watch the first starts' receipts"
+        return Finding("engine", "note", words, fix)
+    fix = f"{engine.name} is left alone, as without the plugin; install a tested version, or have "
+    return Finding("engine", "bad", words, f"{fix}this one tried: WARMUP_PLUGIN_UNTESTED=probe")
 
 
 def _hook(engine: Engine, environ: Mapping[str, str]) -> Finding:

@@ -132,12 +132,12 @@ def _not_met(rank: int, at: str, error: Exception) -> Finding:
 def _try_all(
     board: Board, rank: int, settings: Settings, environ: Mapping[str, str]
 ) -> Iterator[Finding]:
-    from warmup_plugin.coordination import opening
     from warmup_plugin.coordination.addresses import offered
     from warmup_plugin.coordination.listeners import Listeners
+    from warmup_plugin.coordination.offers import place
 
-    told = board.tell("host", [host_name(), opening.place(), _variables(environ)])
-    places = [place for _, place, _ in told]
+    told = board.tell("host", [host_name(), place(), _variables(environ)])
+    places = [where for _, where, _ in told]
     is_first = places.index(places[rank]) == rank and len(set(places)) > 1
     nonce, wanted = secrets.token_hex(8), [settings.address] if settings.address else []
     with contextlib.ExitStack() as stack:

@@ -43,6 +43,11 @@ class Rendezvous(Protocol):
         """How much it has taken from it."""
         ...
 
+    @property
+    def strangers(self) -> str:
+        """What others than the ranks have done to the store, empty where they have not."""
+        ...
+
     def meet(self, held: Round[V, D], vote: V, decide: Decide[V, D]) -> D:
         """Hand in this rank's vote, return the one decision all ranks act on."""
         ...
@@ -113,6 +118,7 @@ class Alone:
     way = ""
     bytes_sent = 0
     bytes_received = 0
+    strangers = ""
 
     def __init__(self) -> None:
         self.waits: list[tuple[str, float, float]] = []

@@ -18,13 +18,13 @@ from warmup_plugin.errors import SessionError
 from warmup_plugin.runtime.safe_json import digest
 
 if TYPE_CHECKING:
-    from warmup_plugin.coordination.kv_client import Link  # noqa: TC004  # of a struct never decoded
+    from warmup_plugin.coordination.links import Link  # noqa: TC004  # of a struct never decoded
 
 _OFFER = "offer"  # the sha256 of a body that the next meeting will most likely agree on
 _PARTS = "parts: "  # in place of a body: it is found in so many
 
-#: Waits until a key is there, and does something each time it is not.
-Wait = Callable[[str, Callable[[], None]], None]
+#: Waits until a key is there, doing something each time it is not, and returns its value.
+Wait = Callable[[str, Callable[[], None]], bytes]
 
 
 class Traffic(msgspec.Struct):
@@ -34,10 +34,10 @@ class Traffic(msgspec.Struct):
     sent: int = 0
     received: int = 0
 
-    def read(self, key: str) -> bytes:
-        """Return the value of a key that is there."""
-        body = self.link.get(key)
-        self.received += len(body)
+    def read(self, key: str) -> bytes | None:
+        """Return the value of a key, None where no rank has written one."""
+        body = self.link.get_now(key)
+        self.received += len(body or b"")
         return body
 
 
@@ -55,7 +55,7 @@ class Bodies:
     def put(self, body: bytes, sha256: str = "") -> str:
         """Offer a body; it crosses to the store once, whichever ranks offer it."""
         name = sha256 or digest(body)
-        if self._link.add(f"body/{name}/claim") == 1:
+        if self._link.claim(f"body/{name}/claim"):
             self._traffic.sent += len(body)
             starts = range(0, len(body), messages.PART_BYTES)
             for index, start in enumerate(starts if len(starts) > 1 else ()):
@@ -72,8 +72,8 @@ class Bodies:
 
     def take_offered(self) -> bool:
         """Take what has arrived of an offered body; return whether that is all of it."""
-        if not self._offered and self._link.has([_OFFER]):
-            self._offered = self._traffic.read(_OFFER).decode(errors="replace")
+        if not self._offered:
+            self._offered = (self._traffic.read(_OFFER) or b"").decode(errors="replace")
         if not self._offered:
             return False
         self._take_parts(self._offered)
@@ -91,8 +91,7 @@ class Bodies:
         if self._whole[0] == sha256:
             return self._whole[1]
         key = f"body/{sha256}"
-        self._wait(key, lambda: self._take_parts(sha256))
-        body = self._traffic.read(key)
+        body = self._wait(key, lambda: self._take_parts(sha256))
         if body.startswith(_PARTS.encode()):
             body = self._in_parts(key, body, self._parts.pop(sha256, []))
         if digest(body) != sha256:
@@ -102,8 +101,8 @@ class Bodies:
     def _take_parts(self, sha256: str) -> None:
         """Take those parts of a body that are there, while the others are on their way."""
         taken = self._parts.setdefault(sha256, [])
-        while self._link.has([f"body/{sha256}/{len(taken)}"]):
-            taken.append(self._traffic.read(f"body/{sha256}/{len(taken)}"))
+        while (part := self._traffic.read(f"body/{sha256}/{len(taken)}")) is not None:
+            taken.append(part)
 
     def _in_parts(self, key: str, told: bytes, taken: list[bytes]) -> bytes:
         """Return a body that is too large for one value of the store; the first parts are taken."""
@@ -111,7 +110,13 @@ class Bodies:
         most = messages.MOST_BODY_BYTES // messages.PART_BYTES
         if not number.isdigit() or len(number) > len(str(most)) or int(number) > most:
             raise SessionError(f"{key}: {number[:20]!r} parts, {most} at most")
-        left = [f"{key}/{index}" for index in range(len(taken), int(number))]
-        if left and not self._link.has(left):  # they were there before their number was
-            raise SessionError(f"{key}: a part of it is not there")
-        return b"".join([*taken, *map(self._traffic.read, left)])
+        for index in range(len(taken), int(number)):  # they were there before their number was
+            if (part := self._traffic.read(f"{key}/{index}")) is None:
+                raise SessionError(f"{key}: a part of it is not there{self._strangers}")
+            taken.append(part)
+        return b"".join(taken)
+
+    @property
+    def _strangers(self) -> str:
+        told = self._link.seal.told
+        return told and f": {told}"

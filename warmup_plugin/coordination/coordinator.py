@@ -34,7 +34,7 @@ from warmup_plugin.runtime.polling import wait_until
 
 if TYPE_CHECKING:
     from warmup_plugin.coordination.base import Listener
-    from warmup_plugin.coordination.kv_client import Link
+    from warmup_plugin.coordination.links import Link
     from warmup_plugin.coordination.rounds import Decide
     from warmup_plugin.settings import Settings
 
@@ -63,7 +63,7 @@ class Coordinator(SessionEnd):
         detector: FailureDetector | None = None,
         heartbeat: Heartbeat | None = None,
     ) -> None:
-        detector = detector or FailureDetector(link, settings)
+        detector = detector or FailureDetector(link, settings, hears=True)
         super().__init__(link, settings, detector, heartbeat or Heartbeat(link, settings))
         self.way = link.way
         self.waits: list[tuple[str, float, float]] = []
@@ -72,6 +72,7 @@ class Coordinator(SessionEnd):
         self._forwards = 0
         self._hosts: dict[int, str] = {0: link.leader} if link.leader else {}
         self._expects = False
+        self._places: dict[str, int] = {}
         self._traffic = Traffic(link)
         self._bodies = Bodies(self._traffic, self._wait_for_body)
 
@@ -105,8 +106,7 @@ class Coordinator(SessionEnd):
                 found = self._propose(key, said(step, self._lead(held, decide)))
             else:
                 look_after = {0, (self.rank + 1) % self.size}
-                self._wait([key], waits_for=look_after, meanwhile=self._take_offered)
-                found = self._traffic.read(key)
+                found = self._wait(key, look_after, self._take_offered)
         except RankLostError as error:
             found = self._propose(key, said(step, lost_by(error)))
         self._expects = False
@@ -119,9 +119,7 @@ class Coordinator(SessionEnd):
     def _lead(self, held: Round[V, D], decide: Decide[V, D]) -> D | Lost:
         bodies: dict[int, bytes] = {}
         for rank in range(self.size):
-            key = f"{held.name}/{rank}"
-            self._wait([key], waits_for={rank})
-            bodies[rank] = self._traffic.read(key)
+            bodies[rank] = self._wait(f"{held.name}/{rank}", {rank})
         try:
             return decide({r: messages.read_vote(held, body, r) for r, body in bodies.items()})
         except RankLostError:
@@ -203,16 +201,25 @@ class Coordinator(SessionEnd):
         """Return the body of that sha256, checked."""
         return self._bodies.get(sha256)
 
-    def _wait_for_body(self, key: str, meanwhile: Callable[[], None]) -> None:
+    def _wait_for_body(self, key: str, meanwhile: Callable[[], None]) -> bytes:
         try:
-            self._wait([key], waits_for=set(range(self.size)), meanwhile=meanwhile)
+            return self._wait(key, set(range(self.size)), meanwhile)
         except RankLostError as error:
             self._end(lost_by(error))
 
     def take(self, name: str) -> int:
-        """Count one more of something that each is given once; return how many there were."""
+        """Count one more of something that each is given once; return how many there were.
+
+        Each place is a claim, which no stranger can make; a counter could be set back unseen. A
+        rank that finds a place taken goes on behind the last place that is known to be taken.
+        """
         self.confirm()
-        return self._link.add(f"take/{name}") - 1
+        following, place = f"take/{name}/next", self._places.get(name, 0)
+        while not self._link.claim(f"take/{name}/{place}"):
+            place = max(place + 1, int(self._link.get_now(following) or 0))
+        self._places[name] = place + 1
+        self._link.set(following, str(place + 1).encode())
+        return place
 
     def note(self, step: str, task: str = "") -> None:
         """Tell the others what this rank is at; raises as `confirm` does."""
@@ -229,23 +236,21 @@ class Coordinator(SessionEnd):
         self._heartbeat.listener = listener
 
     def _wait(
-        self,
-        keys: list[str],
-        waits_for: set[int],
-        meanwhile: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Wait until all keys exist: the one place where this package waits for another rank.
+        self, key: str, waits_for: set[int], meanwhile: Callable[[], None] = lambda: None
+    ) -> bytes:
+        """Return what a rank writes there: the one place where this package waits for another rank.
 
-        ``meanwhile``: what to do each time they do not.
+        ``meanwhile``: what to do each time it is not there.
         Raises `RankLostError` once a rank waited for is given up, or another rank has given one up.
         """
-        others = sorted(waits_for - {self.rank})
+        others, found = sorted(waits_for - {self.rank}), b""
         told_s = 0.0
 
         def look(waited_s: float) -> None:
             nonlocal told_s
             self._obey()
-            self._detector.look(set(others))
+            self._detector.look(set(others))  # first: without it none goes on
+            self._withstand()
             self.on_wait(others)
             if waited_s - told_s > _TELL_S and (telling := self._telling(others)):
                 told_s = waited_s
@@ -254,16 +259,19 @@ class Coordinator(SessionEnd):
                     logger.info("waiting for rank %d for %.0f s: %s", rank, waited_s, where)
 
         def is_there() -> bool:
-            found = self._link.has(keys)
-            if not found:
+            nonlocal found
+            if (body := self._traffic.read(key)) is None:
                 meanwhile()
-            return found
+                return False
+            found = body
+            return True
 
         try:
             with self._heartbeat.idle():
                 wait_until(is_there, look, brief_pause_s=_EACH_ASKS_S * self.size)
         finally:
             self.on_wait(())
+        return found
 
     def _telling(self, others: list[int]) -> list[int]:
         """Return the ranks of which this one logs that all wait for them.

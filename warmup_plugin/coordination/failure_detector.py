@@ -18,7 +18,7 @@ from warmup_plugin.errors import RankLostError
 from warmup_plugin.runtime.process_info import ProcessCard, View, view
 
 if TYPE_CHECKING:
-    from warmup_plugin.coordination.kv_client import BeatLink
+    from warmup_plugin.coordination.links import BeatLink
     from warmup_plugin.settings import Settings
 
 
@@ -30,24 +30,35 @@ _UNSEEN_SILENCES = 5
 _CONNECTIONS_S = 1.0
 
 
+#: Within how many seconds a last word is there again that a stranger has taken away.
+RESTORED_S = 3.0
+
+
 #: How often is asked whether the first connection is there, seconds.
 CONNECTING_S = 0.01
 
 
 class FailureDetector:
-    """What this rank makes of the others' heartbeats. Used by one thread, over its own link."""
+    """What this rank makes of the others' heartbeats. Used by one thread, over its own link.
 
-    def __init__(self, link: BeatLink, settings: Settings) -> None:
+    ``hears``: that thread reads the words with which ranks leave. None leaves without, so where it
+    finds no such word a stranger has taken it away, and it will be there again.
+    """
+
+    def __init__(self, link: BeatLink, settings: Settings, *, hears: bool = False) -> None:
         self.link = link
+        self._hears = hears
         self._silence_s = settings.silence_s
         self._task_limit_s = settings.task_limit_s
         self._began = time.monotonic()
+        self._states: dict[int, messages.Beat] = {}
         self._beats: dict[int, tuple[int, float]] = {}
         self._tasks: dict[int, tuple[int, float]] = {}
         self._cards: dict[int, ProcessCard] = {}
         self._hosts: dict[int, str] = {}
         self._ends: dict[int, str] = {}
         self._connected: dict[int, float] = {}
+        self._left: dict[int, float] = {}
         self._looked_at = -math.inf
         self._bounds_forward = settings.forward_failure == "end"
         #: Whether this rank is back from a forward in which the others may still be.
@@ -74,13 +85,20 @@ class FailureDetector:
         return f"in step {state.step}" + (f", at {state.task}" if state.task else "")
 
     def _state(self, rank: int) -> messages.Beat | None:
-        body = self.link.get_now(f"beat/{rank}")
-        return None if body is None else messages.read(messages.Beat, body, rank, "heartbeat")
+        """Return a rank's latest heartbeat, not one that a stranger has taken away or put back."""
+        body, known = self.link.get_now(f"beat/{rank}"), self._states.get(rank)
+        if body is None:
+            return known
+        found = messages.read(messages.Beat, body, rank, "heartbeat")
+        if known is not None and found.beats < known.beats:
+            return known
+        self._states[rank] = found
+        return found
 
     def _look(self, rank: int, now: float) -> None:
         state = self._state(rank)
         beats, notes = (-1, -1) if state is None else (state.beats, state.notes)
-        if self.link.has([f"{BYE}/{rank}"]):
+        if self._has_left(rank, now):
             raise RankLostError(rank, f"{self.describe(rank)}, has left")
         if self._beats.get(rank, (-2, 0.0))[0] != beats:
             self._beats[rank] = (beats, now if state is not None else self._began)
@@ -102,6 +120,15 @@ class FailureDetector:
             )  # fmt: skip
         if stuck_s > self._task_limit_s:
             raise RankLostError(rank, f"{self.describe(rank)} for {stuck_s:.0f} s: task_limit_s")
+
+    def _has_left(self, rank: int, now: float) -> bool:
+        """Return whether a rank has left, and nothing that it has said is still to be heard."""
+        if self.link.get_now(f"{BYE}/{rank}") is None:
+            return False
+        if not (self._hears and self.link.seal.is_in_force):
+            return True
+        since = self._left.setdefault(rank, now)
+        return now - since > RESTORED_S and not self.link.seal.is_recent(RESTORED_S)
 
     def _is_alone_in_forward(self, state: messages.Beat | None) -> bool:
         """Return whether a rank is in a forward from which this one is back.

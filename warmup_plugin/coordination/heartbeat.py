@@ -35,7 +35,7 @@ from warmup_plugin.topology import host_name
 
 if TYPE_CHECKING:
     from warmup_plugin.coordination.base import Listener
-    from warmup_plugin.coordination.kv_client import Link
+    from warmup_plugin.coordination.links import Link
     from warmup_plugin.settings import Settings
 
 logger = logging.getLogger("warmup_plugin")
@@ -133,6 +133,7 @@ class Heartbeat:
         now = time.monotonic()
         self._overslept |= now - self._last > self._settings.silence_s
         self._last = now
+        self._link.restore()
 
     def _listen(self) -> None:
         listener = self.listener

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
@@ -26,47 +25,13 @@ from warmup_plugin.coordination.connecting import (
     in_time,
 )
 from warmup_plugin.coordination.messages import LOST
+from warmup_plugin.coordination.seals import AGAIN, Seal
 from warmup_plugin.coordination.sockets import OWN_LACK, bound_answers, connected
-from warmup_plugin.errors import RankLostError
+from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.topology import host_name
 
-#: How often a value is asked for that torch gives up waiting for.
-_MOST_TRIES = 5
-
-
-class BeatLink(Protocol):
-    """What a heartbeat needs of the store."""
-
-    rank: int
-    size: int
-
-    @property
-    def port(self) -> int:
-        """The port of its store, 0 where it has none."""
-        ...
-
-    def set(self, key: str, value: bytes) -> None: ...
-    def get_now(self, key: str) -> bytes | None: ...
-    def has(self, keys: list[str]) -> bool: ...
-    def close(self) -> None: ...
-
-
-class Link(BeatLink, Protocol):
-    """What a meeting needs of it; `StoreLink` over the network, a model of it in tests."""
-
-    #: The name of rank 0's machine, empty where it is not known.
-    leader: str
-    #: How the ranks have found the store, for the receipt.
-    way: str
-    #: This process's end of the connection, where it leads to another host.
-    end: str
-    #: Whether this rank takes the session's keys away at its end, from a store that outlives it.
-    sweeps: bool
-
-    def clone(self, *, is_slow: bool = False) -> Link: ...
-    def get(self, key: str) -> bytes: ...
-    def add(self, key: str) -> int: ...
-    def compare_set(self, key: str, value: str) -> bytes: ...
+#: How often a rank tries to write where strangers write at the same time.
+_MOST_TRIES = 100
 
 
 @dataclass
@@ -87,6 +52,7 @@ class StoreLink:
         end: this process's end of the connection, where it leads to another host.
         prefix: the text before each key, where the store is the job's.
         sweeps: whether closing this connection deletes the keys with that prefix.
+        seal: the digest of the values of this session; without a key they have none.
     """
 
     store: TCPStore | None
@@ -99,16 +65,16 @@ class StoreLink:
     end: str = ""
     prefix: str = ""
     sweeps: bool = False
+    seal: Seal = field(default_factory=Seal)
     _gone: str = field(default="", init=False)
+    _claims: int = field(default=0, init=False)
     #: Its descriptors, where it stands beside another program's connection to the same store.
     _own: frozenset[int] = field(default=frozenset(), init=False)
 
     def __post_init__(self) -> None:
-        """Bound every answer of the store."""
+        """Bound every answer of the store; no question is one that waits in torch."""
         if self.store is not None and self.silence_s:
             bound_answers(self.store.port, self.silence_s)
-            # The wait for a key is not the socket's: a key that is got is there.
-            self._call("set_timeout", timedelta(seconds=self.silence_s / 2))
 
     @property
     def port(self) -> int:
@@ -138,31 +104,80 @@ class StoreLink:
         except (OSError, RuntimeError) as error:
             raise RankLostError(0, f"{self._whose} store is gone: {error}") from error
         return StoreLink(
-            store, self.rank, self.size, self.silence_s, leader=self.leader, prefix=self.prefix
-        )
+            store, self.rank, self.size, self.silence_s, leader=self.leader, prefix=self.prefix,
+            seal=self.seal,
+        )  # fmt: skip
 
     def set(self, key: str, value: bytes) -> None:
         """Write a value. Waits for no answer, so a store that is only stopped gets it later."""
-        self._call("set", self.prefix + key, value)
-
-    def get(self, key: str) -> bytes:
-        """Return the value of a key that exists."""
-        value: bytes = self._ask("get", self.prefix + key, tries=_MOST_TRIES)
-        return value
+        self._call("set", self.prefix + key, self.seal.put_on(key, value))
+        self.seal.keep(key, value)
 
     def get_now(self, key: str) -> bytes | None:
-        """Return the value of a key, or None where it does not exist yet."""
-        return self.get(key) if self.has([key]) else None
+        """Return the value of a key, or None where no rank of the session has written one yet.
+
+        One question, which never waits: torch's own for a value does, where there is none.
+        """
+        nothing = self.seal.nothing
+        found: bytes = self._ask("compare_set", self.prefix + key, nothing, nothing)
+        if found == nothing:
+            return None
+        value = self.seal.cut_off(key, found)
+        if value is None:
+            self.seal.note(key, found)
+            if asks := self.seal.asks(self.rank, key):
+                self._call("set", self.prefix + AGAIN, self.seal.put_on(AGAIN, asks))
+        return value
 
     def add(self, key: str) -> int:
-        """Count one more; return the count."""
+        """Count one more; return the count, which has no digest."""
         count: int = self._ask("add", self.prefix + key, 1)
         return count
 
+    def claim(self, key: str) -> bool:
+        """Return whether this call is the first of all ranks' for that key."""
+        self._claims += 1
+        own = f"[{self.rank}, {self._claims}]"
+        return self.compare_set(key, own) == own.encode()
+
     def compare_set(self, key: str, value: str) -> bytes:
-        """Write the value unless the key exists; return the value that is there now."""
-        found: bytes = self._ask("compare_set", self.prefix + key, "", value)
-        return found
+        """Write the value unless a rank has written one; return the value that is there now."""
+        return self._compare_set(key, value.encode())
+
+    def _compare_set(self, key: str, value: bytes) -> bytes:
+        own, expected = self.seal.put_on(key, value), b""
+        for _ in range(_MOST_TRIES):
+            found: bytes = self._ask("compare_set", self.prefix + key, expected, own)
+            if found == own:
+                self.seal.keep(key, value)
+            if (known := self.seal.cut_off(key, found)) is not None:
+                return known
+            if found == expected:  # a stranger's, and not there any more
+                expected = b""
+            else:
+                self.seal.note(key, found)
+                expected = found
+        raise SessionError(f"{self.seal.told} (and this rank cannot write there)")
+
+    def restore(self) -> None:
+        """Write again what strangers have taken away of this rank's, and what others ask for."""
+        kept = self.seal.kept()
+        if not kept:
+            return
+        asked = self.seal.asked(question) if (question := self.get_now(AGAIN)) else []
+        again = kept.keys() & asked
+        is_there = self.has([*kept])
+        if is_there and not again:
+            return
+        if LOST not in kept and self.get_now(LOST) is not None:
+            return  # the session is over, and who holds the store may have swept it
+        gone = set[str]() if is_there else {key for key in kept if not self.has([key])}
+        missing = self.seal.missing(gone)  # the others may be on their way
+        for key in missing:
+            self.seal.note(key, b"")
+        with contextlib.suppress(SessionError):  # strangers are quicker: at the next look again
+            for key in again | missing:
+                self._compare_set(key, kept[key])
 
     def has(self, keys: list[str]) -> bool:
         """Return whether all keys exist now.
@@ -191,19 +206,16 @@ class StoreLink:
     def _whose(self) -> str:
         return "the job's" if self.prefix else "its"
 
-    def _ask(self, question: str, *args: Any, tries: int = 1) -> Any:
+    def _ask(self, question: str, *args: Any) -> Any:
         if self._gone:  # an answer that comes late would be taken for the next one's
             raise RankLostError(0, self._gone)
-        return self._call(question, *args, tries=tries)
+        return self._call(question, *args)
 
-    def _call(self, name: str, *args: Any, tries: int = 1) -> Any:
+    def _call(self, name: str, *args: Any) -> Any:
         try:
             return getattr(self.store, name)(*args)
         except (RuntimeError, AttributeError) as error:  # torch's errors derive from the first
             reason = reason_of(error)
-            if tries > 1 and reason.startswith("wait timeout"):
-                # torch has told the store so, and the store has answered that: it is only slow.
-                return self._call(name, *args, tries=tries - 1)
             self._gone = self._gone or (
                 f"{self._whose} store has not answered for {self.silence_s:.1f} s, as seen by rank "
                 f"{self.rank} (host {host_name()[:64]})"

@@ -7,9 +7,13 @@ that cannot be read is one with an error, so that this rank takes part in the an
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from warmup_plugin.topology import machine_id
 
 #: Where a store listens: a host, by name or address, and a port.
 Choice = tuple[str, int]
@@ -21,7 +25,8 @@ class Offer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     ``choices``: where it listens, of which each rank says what it can use. ``nonce``: what the
     right store answers. With the first offer alone, ``place``: what ranks on rank 0's loopback
     interface have in common with it; ``leader``: the name of its host; ``greeting``: a word of its
-    own. ``error``: why it offers nothing, in place of all that.
+    own; ``secret``: the key by which ranks tell their values in its store from strangers' (`Seal`).
+    ``error``: why it offers nothing, in place of all that.
     """
 
     way: str = ""
@@ -30,6 +35,7 @@ class Offer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     place: str | None = None
     leader: str = ""
     greeting: str = ""
+    secret: str = ""
     error: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -44,3 +50,11 @@ def read_offer(fields: object) -> Offer:
         return msgspec.convert(fields, Offer)
     except msgspec.ValidationError as error:
         return Offer(error=f"rank 0's offer cannot be read: {error}")
+
+
+def place() -> str:
+    """Return what processes with a loopback interface in common have in common, and few others."""
+    namespace = 0
+    with contextlib.suppress(OSError):  # no such kernel: whether somebody listens there will tell
+        namespace = Path("/proc/self/ns/net").stat().st_ino
+    return f"{machine_id()[:64]}/{namespace}"

@@ -22,7 +22,6 @@ import secrets
 import socket
 from collections.abc import Callable, Generator, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch.distributed as dist
@@ -32,13 +31,14 @@ from warmup_plugin.coordination.base import JOB_STORE
 from warmup_plugin.coordination.connecting import CONNECT_S, in_time, patient_client
 from warmup_plugin.coordination.kv_client import StoreLink, default_store, innermost, link_beside
 from warmup_plugin.coordination.listeners import Listeners, listen_at, probe
-from warmup_plugin.coordination.offers import Choice, Offer, read_offer
+from warmup_plugin.coordination.offers import Choice, Offer, place, read_offer
 from warmup_plugin.coordination.roll_call import call_the_roll, tell
+from warmup_plugin.coordination.seals import KEY_BYTES, Seal
 from warmup_plugin.coordination.sockets import OWN_LACK, connected, own_ends
 from warmup_plugin.coordination.versions import of_this_build, readable_by_older
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.runtime.standard_streams import hold_standard_streams
-from warmup_plugin.topology import host_name, machine_id
+from warmup_plugin.topology import host_name
 
 if TYPE_CHECKING:
     from warmup_plugin.settings import Settings
@@ -74,7 +74,7 @@ class Opening:
         self._rank, self._size, self._settings = rank, size, settings
         self._job_store = innermost(job_store)
         self._greeting, self._leader = greeting, host_name()[:64]
-        self._nonce = secrets.token_hex(8)
+        self._nonce, self._secret = secrets.token_hex(8), secrets.token_bytes(KEY_BYTES)
         self._offers = self._series()
         self._way = ""
         #: This rank's connection to the store on offer, until it is settled.
@@ -97,7 +97,9 @@ class Opening:
             return Offer(error=ascii(f"{type(error).__name__}: {error}")[1:-1][:400])
         if usable is not None:
             return Offer(way, choices, self._nonce)
-        return Offer(way, choices, self._nonce, place(), self._leader, self._greeting)
+        return Offer(
+            way, choices, self._nonce, place(), self._leader, self._greeting, self._secret.hex()
+        )
 
     def _series(self) -> Generator[tuple[str, list[Choice]], Sequence[bool], None]:
         """Yield one offer after the other, as long as there is no store for all."""
@@ -136,11 +138,12 @@ class Opening:
                     wait_for_workers=False, timeout=timedelta(seconds=CONNECT_S),
                     master_listen_fd=listener.detach(),
                 )  # fmt: skip
-            store.set("nonce", self._nonce)
+            self.link = self._linked(store, way, host)
+            self.link.set("nonce", self._nonce.encode())
         except (RuntimeError, OSError) as error:
             self._tried.append(f"cannot open a store at {host}: {error}")
+            self.link = None
             return None
-        self.link = self._linked(store, way, host)
         return host, port
 
     def _open_in_job(self, store: TCPStore) -> bool:
@@ -164,6 +167,8 @@ class Opening:
         if self._rank and offer.place is not None:
             self._leader, self._greeting = offer.leader, offer.greeting
         try:
+            if self._rank and offer.place is not None:
+                self._secret = bytes.fromhex(offer.secret)
             return self._answer(offer)
         except RankLostError:
             raise
@@ -230,12 +235,14 @@ class Opening:
         return StoreLink(
             store, self._rank, self._size, self._settings.silence_s, self._greeting,
             leader=self._leader, way=way if way == LOOPBACK else f"{way} {host}",
+            seal=Seal(self._secret),
         )  # fmt: skip
 
     def _in_job(self, store: TCPStore, nonce: str) -> StoreLink:
         """Return a connection to a part of the job's store that is this session's alone."""
         link = link_beside(store, self._rank, self._size, self._settings.silence_s)
         link.greeting, link.leader, link.way = self._greeting, self._leader, JOB_STORE
+        link.seal = Seal(self._secret)
         link.prefix, link.sweeps = f"warmup_plugin/session/{nonce}/", self._rank == 0
         return link
 
@@ -289,11 +296,3 @@ def _job_store() -> Any:
     with contextlib.suppress(Exception):  # a private name of torch's: whoever needs it hears of it
         return default_store()
     return None
-
-
-def place() -> str:
-    """Return what processes with a loopback interface in common have in common, and few others."""
-    namespace = 0
-    with contextlib.suppress(OSError):  # no such kernel: whether somebody listens there will tell
-        namespace = Path("/proc/self/ns/net").stat().st_ino
-    return f"{machine_id()[:64]}/{namespace}"

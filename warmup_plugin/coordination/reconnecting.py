@@ -19,7 +19,7 @@ from warmup_plugin.coordination.sockets import on_thread
 from warmup_plugin.errors import RankLostError
 
 if TYPE_CHECKING:
-    from warmup_plugin.coordination.kv_client import Link
+    from warmup_plugin.coordination.links import Link
 
 _Answer = TypeVar("_Answer")
 
@@ -28,7 +28,7 @@ class RenewedLink:
     """One connection after another, each a clone of ``origin``, for one thread."""
 
     def __init__(self, origin: Link) -> None:
-        self.rank, self.size = origin.rank, origin.size
+        self.rank, self.size, self.seal = origin.rank, origin.size, origin.seal
         self._origin = origin
         self._link: Link | None = None
         self._cut_off: RankLostError | None = RankLostError(0, "its store accepts no connection")
@@ -69,6 +69,10 @@ class RenewedLink:
     def has(self, keys: list[str]) -> bool:
         """Return whether all keys exist now."""
         return self._ask(lambda link: link.has(keys))
+
+    def restore(self) -> None:
+        """Write again what this rank has left in the store and strangers have taken away."""
+        self._ask(lambda link: link.restore())
 
     def close(self) -> None:
         """Close the store, and a connection that is made too late."""

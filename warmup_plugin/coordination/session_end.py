@@ -9,9 +9,11 @@ of them may go on without this package.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NoReturn
 
 from warmup_plugin.coordination import messages
+from warmup_plugin.coordination.failure_detector import RESTORED_S
 from warmup_plugin.coordination.messages import BYE, LOST, Lost, said
 from warmup_plugin.errors import RankLostError, SessionError
 from warmup_plugin.runtime.polling import wait_until, within
@@ -19,7 +21,7 @@ from warmup_plugin.runtime.polling import wait_until, within
 if TYPE_CHECKING:
     from warmup_plugin.coordination.failure_detector import FailureDetector
     from warmup_plugin.coordination.heartbeat import Heartbeat
-    from warmup_plugin.coordination.kv_client import Link
+    from warmup_plugin.coordination.links import Link
     from warmup_plugin.settings import Settings
 
 #: How long a rank that was stopped gives the store to read what arrived meanwhile, seconds.
@@ -45,14 +47,17 @@ class SessionEnd:
         self._is_over = False
         #: This rank has heard that the session ends since a rank is lost.
         self._has_lost = False
+        #: The record of the end that this rank has heard: it says no other, as where a stranger
+        #: takes that one away.
+        self._word = ""
 
     def _end(self, record: Lost) -> NoReturn:
         """End the session, for ranks at another step too: they find this before they act."""
-        raise self._heard(self._link.compare_set(LOST, said(LOST, record)))
+        raise self._heard(self._link.compare_set(LOST, self._word or said(LOST, record)))
 
     def _heard(self, body: bytes) -> RankLostError | SessionError:
         """Return the error by which the session ends."""
-        found = _as_error(body)
+        found, self._word = _as_error(body), body.decode()
         self._has_lost |= isinstance(found, RankLostError)
         return found
 
@@ -77,15 +82,17 @@ class SessionEnd:
 
     def _tell_lost(self, rank: int, reason: str, *, lives: bool = False) -> bytes:
         """Record the end of the session unless it has ended; return the record in force."""
-        record = Lost(rank, reason, lives=lives)
+        record = self._word or said(LOST, Lost(rank, reason, lives=lives))
         try:
-            return self._link.compare_set(LOST, said(LOST, record))
+            return self._link.compare_set(LOST, record)
         except RankLostError as gone:
-            return self._leave_word(lost_by(gone))
+            return self._leave_word(said(LOST, lost_by(gone)))
+        except SessionError:  # strangers write there all the time
+            return self._leave_word(record)
 
-    def _leave_word(self, record: Lost) -> bytes:
-        """Record the end of the session at a store that does not answer; return the record."""
-        body = said(LOST, record).encode()
+    def _leave_word(self, record: str) -> bytes:
+        """Write the end of the session without an answer of the store; return the record."""
+        body = record.encode()
         with contextlib.suppress(RankLostError):  # rank 0 may only be stopped, and wake up
             self._link.set(LOST, body)
         return body
@@ -96,13 +103,13 @@ class SessionEnd:
         ``misses_store``: the store has not answered for a silence, and is not asked once more.
         """
         if misses_store:
-            self._leave_word(Lost(rank, reason))
+            self._leave_word(said(LOST, Lost(rank, reason)))
         else:
             self._tell_lost(rank, reason)
         if self.rank == 0:
-            byes = [f"{BYE}/{other}" for other in range(1, self.size)]
+            others = range(1, self.size)
             with contextlib.suppress(TimeoutError, RankLostError):  # it ends either way
-                wait_until(lambda: self._link.has(byes), within(_CATCH_UP_S))
+                wait_until(lambda: _have_left(self._link, others), within(_CATCH_UP_S))
 
     def confirm(self) -> None:
         """Make sure, before this rank writes or installs, that the others have not gone on.
@@ -122,6 +129,18 @@ class SessionEnd:
         if (body := self._link.get_now(LOST)) is not None:
             raise self._heard(body)
 
+    @property
+    def strangers(self) -> str:
+        """What others than the ranks have done to the store, as this rank has seen it."""
+        return self._link.seal.told
+
+    def _withstand(self) -> None:
+        """Write again what strangers have taken away; `SessionError` once they do not stop."""
+        self._link.restore()
+        limit_s = self._settings.silence_s
+        if self._link.seal.lasted_s() > limit_s:
+            raise SessionError(f"{self.strangers} (for more than {limit_s:g} s)")
+
     def close(self) -> None:
         """Stop the heartbeat and close the store.
 
@@ -131,9 +150,9 @@ class SessionEnd:
             self._heartbeat.stop()
         try:
             self._link.set(f"{BYE}/{self.rank}", b"1")
-            if self.rank == 0:
+            if self.rank == 0 or self._link.seal.told:  # what it has left may have to be restored
                 self._see_off()
-        except (RankLostError, TimeoutError):
+        except (SessionError, RankLostError, TimeoutError):
             pass  # the session is over either way, and its outcome is recorded already
         finally:
             self._heartbeat.stop()
@@ -147,14 +166,19 @@ class SessionEnd:
         """Wait until every rank has said goodbye or is lost, for one silence at most.
 
         After a loss one that is stuck in its forward ends within the grace period, without a word.
+        A rank that does not hold the store has but its goodbye to look after, where nothing else of
+        the session's end is its word.
         """
         limit_s = self._settings.silence_s
+        if self.rank and not self._word:
+            limit_s = min(limit_s, RESTORED_S)
         if self._has_lost:
             limit_s = min(limit_s, max(self._settings.grace_s, _CATCH_UP_S))
-        missing, limit = set(range(1, self.size)), within(limit_s)
+        missing, limit = {*range(self.size)} - {self.rank}, within(limit_s)
 
         def look(waited_s: float) -> None:
             limit(waited_s)
+            self._link.restore()
             for rank in sorted(missing):
                 try:
                     self._detector.look({rank})
@@ -162,7 +186,7 @@ class SessionEnd:
                     missing.discard(rank)
 
         def is_done() -> bool:
-            return not missing or self._link.has([f"{BYE}/{rank}" for rank in sorted(missing)])
+            return not missing or _have_left(self._link, sorted(missing))
 
         wait_until(is_done, look)
 
@@ -176,12 +200,17 @@ def turn_away(link: Link, reason: str, limit_s: float) -> None:
         link.compare_set(LOST, said(LOST, unable(link.rank, reason)))
         link.set(f"{BYE}/{link.rank}", b"1")
         if link.rank == 0:
-            byes = [f"{BYE}/{rank}" for rank in range(1, link.size)]
-            wait_until(lambda: link.has(byes), within(limit_s))
-    except (RankLostError, TimeoutError):
+            wait_until(lambda: _have_left(link, range(1, link.size)), within(limit_s))
+    except (SessionError, RankLostError, TimeoutError):
         pass  # there is nobody left to tell
     finally:
         link.close()
+
+
+def _have_left(link: Link, ranks: Iterable[int]) -> bool:
+    """Return whether all of these ranks have said so, and not strangers for them."""
+    byes = [f"{BYE}/{rank}" for rank in ranks]
+    return link.has(byes) and all(link.get_now(bye) is not None for bye in byes)
 
 
 def _as_error(body: bytes) -> RankLostError | SessionError:

@@ -2,9 +2,10 @@
 """Which builds of this package understand each other, and what one says to a build that does not.
 
 Owns the number of the protocol, which a test binds to the fields of all votes and decisions, since
-two builds may have one version. And the two words by which builds from before that number, which
-read no other message of this one, are told why there is no session: each of them then warms up as
-without this package, and so do the ranks of this build.
+two builds may have one version. And the words by which older builds are told why there is no
+session: those from before that number, which read no other message of this one, and those of its
+first value, 2, which read no card with a key. Each of them then warms up as without this package,
+and so do the ranks of this build.
 """
 
 from __future__ import annotations
@@ -19,12 +20,17 @@ from warmup_plugin import __version__
 from warmup_plugin.errors import RankLostError, SessionError
 
 #: Counted up with every change of what crosses ranks.
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 #: The version of this rank, as the others are told it.
 BUILD: Final = f"{__version__} (protocol {PROTOCOL})"
 _REMEDY: Final = "must be the same: install one version on all ranks"
 #: What an older build is told of this one; it puts the rank in front.
 _TO_OLDER: Final = f"its warmup-plugin is {BUILD}, another rank's older: {_REMEDY}"
+#: What an older rank is told in rank 0's card, and says.
+_ON_CARD: Final = (
+    f"rank 0's warmup-plugin is {BUILD}, this rank's is older (protocol 2, or without a number): "
+    f"{_REMEDY}"
+)
 #: What ranks of this build say of an older one.
 _OLDER: Final = f"its warmup-plugin is older than {BUILD}, which is another rank's: {_REMEDY}"
 
@@ -85,8 +91,12 @@ def find_older(store: Store, meeting: str, ranks: Iterable[int]) -> str:
 
 
 def readable_by_older(card: Mapping[str, Any]) -> dict[str, Any]:
-    """Return rank 0's first card as a card that an older build takes for an error, and raises."""
-    return {"error": _TO_OLDER, "plugin": BUILD, **card}
+    """Return rank 0's first card as one that an older build takes for an error, and says.
+
+    What ``plugin`` holds it puts aside unread, so there is the card for the ranks of this build. It
+    must stay there: in a later build, too, it is what tells a rank which build rank 0's is.
+    """
+    return {"error": _ON_CARD, "plugin": {"build": BUILD, "card": card}}
 
 
 def no_answer(error: RuntimeError) -> SessionError:
@@ -99,15 +109,20 @@ def no_answer(error: RuntimeError) -> SessionError:
 
 
 def of_this_build(card: dict[str, Any], rank: int) -> dict[str, Any]:
-    """Return a card as rank 0 of this build has made it.
+    """Return a card as rank 0 of this build has made it, and of another build one with the error.
 
-    Raises `SessionError` for the card of an older build, after its ranks have been told to.
+    Raises `SessionError` for the card of a build without a number, after its ranks have been told.
     """
     if "hosts" in card and "way" not in card:
         _refuse_older(card, rank)
-    if card.pop("plugin", None) is not None and "way" in card:
-        card.pop("error", None)
-    return card
+    plugin = card.get("plugin")
+    if plugin is None:  # not the first one
+        return card
+    build = plugin.get("build") if isinstance(plugin, dict) else plugin
+    if reason := other_version(build):
+        return {"error": f"rank 0: {reason}"}
+    found: dict[str, Any] = plugin["card"]
+    return found
 
 
 def _refuse_older(card: Mapping[str, Any], rank: int) -> NoReturn:

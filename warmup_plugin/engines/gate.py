@@ -2,10 +2,10 @@
 """What every engine adapter shares: getting in late, and getting out of the way.
 
 Owns the finder that patches a module the moment its engine imports it, the check whether this
-package may act at all, the way of our log lines into the engine's own log, and how an engine's
-settings become factors. Refuses to import torch, FlashInfer or an engine when it is itself
-imported: engines load their plugins in every process. A fault here leaves the engine
-alone, with one line in its log that says why.
+package may act at all, what begins while an engine loads its model. Owns the way of our log lines
+into the engine's own log, and how an engine's settings become factors. Refuses to import torch,
+FlashInfer or an engine when it is itself imported: engines load their plugins in every process. A
+fault here leaves the engine alone, with one line in its log that says why.
 """
 
 from __future__ import annotations
@@ -91,7 +91,11 @@ def after_import(name: str, then: Callable[[ModuleType], None]) -> None:
 def usable_settings(
     engine: str, version: str, tested: Iterable[str], missing: Iterable[str]
 ) -> Settings | None:
-    """Return the settings where this package may act in this engine; else None, and say why."""
+    """Return the settings where this package may act in this engine; else None, and say why.
+
+    ``missing``: the names that the probe has not found; they are asked for in any version.
+    """
+    from warmup_plugin.engines import versions
     from warmup_plugin.errors import SettingError
     from warmup_plugin.observability.exposition import left_alone
     from warmup_plugin.settings import Settings
@@ -106,9 +110,11 @@ def usable_settings(
         return None
     if settings.mode == "off":
         return None
-    if version.partition("+")[0] not in tested:
+    base = versions.taken_for(version, tested)
+    if not base and settings.untested == "off":
         logger.warning(
-            "warmup-plugin: %s %s is not a tested version (%s); it is left alone",
+            "warmup-plugin: %s %s is not a tested version (%s); it is left alone, unless "
+            "WARMUP_PLUGIN_UNTESTED=probe has it tried",
             engine, version, ", ".join(tested),
         )  # fmt: skip
         left_alone(about, settings)
@@ -120,7 +126,28 @@ def usable_settings(
         )  # fmt: skip
         left_alone(about, settings)
         return None
+    if not base:
+        logger.warning(
+            "warmup-plugin: %s %s is not a tested version; it has every name that is used of it, "
+            "and is tried: WARMUP_PLUGIN_UNTESTED=probe",
+            engine, version,
+        )  # fmt: skip
+    elif not versions.is_the_same_release(version, base):
+        logger.info("warmup-plugin: %s %s is taken for %s", engine, version, base)
     return settings
+
+
+def begin_with_loading(rank: Callable[[], int]) -> None:
+    """Begin what a fleet is asked by, as this rank's model begins to load; it need not succeed."""
+    try:
+        from warmup_plugin.early import begin_early
+
+        begin_early(rank())
+    except Exception:
+        logger.exception(
+            "warmup-plugin: the process that asks the fleet cannot begin while the model is "
+            "loaded; it begins with the warm-up:"
+        )
 
 
 def engine_root(variable: str, found: Callable[[], Path], settings: Settings) -> Path | None:

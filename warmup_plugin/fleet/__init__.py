@@ -8,11 +8,12 @@
 
 `location.py` reads the setting and `objects.py` talks to the store. `pointer.py` and `bundle.py`
 are what lies there, `signing.py` says by whom it is. `pull.py` and `push.py` are what a start does
-with it, `single_flight.py` with the lease (`lease.py`), in the process of `worker.py`; `client.py`
-and `turn_process.py` are the engine's side of that process. `quarantine.py` is what this host knows
-of bundles with which its starts have died. An engine imports these three and `location.py` alone,
-and only where a fleet is set: the client library lives in a process of its own, since its threads
-do not survive a fork, and since a process is what can be ended while it waits.
+with it, `single_flight.py` with the lease (`lease.py`), in the process of `worker.py`; `client.py`,
+`waiting.py` and `turn_process.py` are the engine's side of that process. `quarantine.py` is what
+this host knows of bundles with which its starts have died. An engine imports these four and
+`location.py` alone, and only where a fleet is set: the client library lives in a process of its
+own, since its threads do not survive a fork, and since a process is what can be ended while it
+waits.
 
 `registry.py` is another such process: it puts images of tables into a registry and takes them from
 there for the command line; no start asks it. `reference.py` says which image is meant.

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine's side of the fleet: a process that is begun early, asked once, and always ended.
 
-Owns that process and its bounds: it begins while the ranks meet, is asked when the identity is
-known, and is killed when its time is up, with all that it waits for: a name server, a handshake, a
-body that trickles in. Imports nothing but the standard library. What goes wrong is an answer with
-a reason, never an exception.
+Owns that process and its bounds: it begins while the model is loaded (`waiting.py`), or while the
+ranks meet, is asked when the identity is known, and is killed when its time is up, with all that it
+waits for: a name server, a handshake, a body that trickles in. Imports nothing but the standard
+library. What goes wrong is an answer with a reason, never an exception.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ logger = logging.getLogger("warmup_plugin")
 #: On the path of the engine; without `site`, since the files of an environment take time.
 _CODE: Final = (
     "import sys; sys.path[:] = sys.argv[1].split('\\n'); "
-    "import importlib; importlib.import_module(sys.argv[2]).main()"
+    "import importlib; [*map(importlib.import_module, sys.argv[3:])][0].main(int(sys.argv[2]))"
 )
 _HOME: Final = str(Path(__file__).resolve().parents[2])
+#: How much of the time one request may take; the rest is for what comes after it.
+ONE_REQUEST: Final = 0.9
 #: Until a process that is killed is gone.
 _GONE_S: Final = 5.0
 
@@ -48,15 +50,16 @@ FLEET: Final = Kind("warmup_plugin.fleet.worker", "obstore", "fleet")
 REGISTRY: Final = Kind("warmup_plugin.fleet.registry", "oras", "oci")
 
 
-def start(kind: Kind = FLEET) -> subprocess.Popen[bytes]:
-    """Start a process that waits for a request.
+def start(kind: Kind = FLEET, also: Collection[str] = ()) -> subprocess.Popen[bytes]:
+    """Start a process that waits for a request; it imports these modules, too, before it does.
 
     Raises:
         OSError, ValueError, subprocess.SubprocessError: there is no process to be had.
     """
-    paths = dict.fromkeys([*filter(None, sys.path), _HOME])
+    paths = "\n".join(dict.fromkeys([*filter(None, sys.path), _HOME]))
+    parent = str(os.getpid())  # it may be gone before the process can ask for it
     return subprocess.Popen(  # noqa: S603  # this Python, this package
-        [sys.executable, "-S", "-P", "-c", _CODE, "\n".join(paths), kind.module],
+        [sys.executable, "-S", "-P", "-c", _CODE, paths, parent, kind.module, *also],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -72,32 +75,45 @@ def end(process: subprocess.Popen[bytes]) -> int:
     status = 0
     with contextlib.suppress(subprocess.TimeoutExpired):
         status = process.wait(_GONE_S)
-    for pipe in (process.stdin, process.stdout):
-        with contextlib.suppress(OSError):
-            if pipe is not None:
-                pipe.close()
+    _close_pipes(process)
     return status
 
 
 class Worker:
     """The process of one request. ``reason``: why there is none."""
 
-    def __init__(self, kind: Kind = FLEET) -> None:
+    def __init__(self, kind: Kind = FLEET, also: Collection[str] = ()) -> None:
         self.reason = ""
         self._kind = kind
         self._status = 0
+        self._environ = dict(os.environ)
         self._process: subprocess.Popen[bytes] | None = None
         try:
-            self._process = start(kind)
+            self._process = start(kind, also)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             self.reason = f"no process can be started: {error}"
+
+    @property
+    def waits(self) -> bool:
+        """Return whether its process is there to be asked."""
+        return self._process is not None and self._process.poll() is None
+
+    def announce(self, request: dict[str, Any]) -> None:
+        """Say how it is going to be asked, so that it prepares for that; need not succeed."""
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._process.stdin.write(
+                    json.dumps({**request, "is_ahead": True}).encode() + b"\n"
+                )
+                self._process.stdin.flush()
 
     def ask(self, request: dict[str, Any], limit_s: float) -> dict[str, Any]:
         """Return the answer, or within ``limit_s`` why there is none; the process ends with it."""
         if self._process is None:
             return {"state": "failed", "reason": self.reason}
         try:
-            line = json.dumps(request).encode() + b"\n"
+            asked = {**request, "environ": _changed(self._environ)}
+            line = json.dumps(asked).encode() + b"\n"
             answer, _ = self._process.communicate(line, timeout=max(limit_s, 0.001))
         except subprocess.TimeoutExpired:
             return {"state": "failed", "reason": f"no answer within {limit_s:.1f} s"}
@@ -112,6 +128,38 @@ class Worker:
         process, self._process = self._process, None
         if process is not None:
             self._status = end(process)
+
+    def forget(self) -> None:
+        """Close the pipes of a process that is the parent's, in a child that was forked from it."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.returncode = 0  # it is no child of this one
+            _close_pipes(process)
+
+
+def _changed(environ: dict[str, str]) -> dict[str, str | None]:
+    """Return the variables that are others than they were, None for one that is gone."""
+    now = dict(os.environ)
+    gone: dict[str, str | None] = dict.fromkeys(environ.keys() - now.keys())
+    new = {name: value for name, value in now.items()
+           if environ.get(name) != value and _is_text(name + value)}  # fmt: skip
+    return {**gone, **new}
+
+
+def _is_text(value: str) -> bool:
+    """Return whether JSON can carry it: a variable may hold any bytes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _close_pipes(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):
+            if pipe is not None:
+                pipe.close()
 
 
 def _parsed(answer: bytes, status: int, kind: Kind) -> dict[str, Any]:

@@ -39,6 +39,8 @@ _ALLOW_HTTP: Final = {
 _SECRETS: Final = re.compile(r"(https?://[^\s?\"']*)\?[^\s\"')]*")
 #: What the library puts before a server's answer.
 _REQUEST: Final = re.compile(r"Error performing [A-Z]+ \S+ in .*? - ")
+#: How stores say that a request's time is too far from their own.
+_OFF_CLOCK: Final = ("RequestTimeTooSkewed", "RequestExpired")
 #: How stores say that it is not the object that is missing.
 _NO_BUCKET: Final = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
 
@@ -220,7 +222,9 @@ def _in_words(what: str) -> Iterator[None]:
     """Make of the library's errors one line that says what was asked, and no signed address."""
     try:
         yield
-    except _DENIED:
+    except _DENIED as error:
+        if any(word in str(error) for word in _OFF_CLOCK):
+            raise FleetError(f"{what}: the clock of this host is off, says the store") from None
         raise FleetError(f"{what}: permission denied") from None
     except exceptions.UnauthenticatedError:
         raise FleetError(f"{what}: the credentials are not accepted") from None

@@ -144,12 +144,16 @@ def _is_whole(directory: Path, whose: Whose, bundle: str) -> bool:
 
 
 def _place(target: Path, bundle: Bundle) -> None:
-    """Put a bundle's files in place, all at once; raises `OSError`."""
+    """Put a bundle's files in place, all at once; raises `OSError`.
+
+    Not synced: what a machine that fails has lost of it is fetched again, or is a table whose
+    manifest has another sha256.
+    """
     make_directory(target.parent)
     stage = target.with_name(f".{target.name[:12]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         make_directory(stage)
-        write_files({stage / name: data for name, data in bundle.files.items()})
+        write_files({stage / name: data for name, data in bundle.files.items()}, synced=False)
         if target.exists():  # not whole, or `_is_whole` would have said so
             old = stage.with_suffix(".old")
             target.rename(old)

@@ -26,7 +26,7 @@ from warmup_plugin.cache import image, image_layout
 from warmup_plugin.cache.archive import ArchiveError
 from warmup_plugin.cache.image import Blob, Descriptor, Image
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.fleet.answering import answer_one, end_after
+from warmup_plugin.fleet.answering import Asking, answer_one, end_after
 from warmup_plugin.fleet.reference import Reference
 
 _ACCEPT: Final = f"{image.MANIFEST_TYPE}, {image.DOCKER_MANIFEST_TYPE}"
@@ -47,7 +47,7 @@ class RegistryError(WarmupError):
     """What the registry refused, or could not do."""
 
 
-class Request(msgspec.Struct, kw_only=True):
+class Request(Asking, kw_only=True):
     """What is asked: push what lies in ``place``, or pull into it.
 
     ``limit_s`` is for all of it, ``timeout_s`` for each silence of the registry.
@@ -62,9 +62,9 @@ class Request(msgspec.Struct, kw_only=True):
     is_plain: bool = False
 
 
-def main() -> None:
+def main(parent: int) -> None:
     """Answer one request; an empty one is none."""
-    answer_one(Request, _answer)
+    answer_one(Request, parent, _answer)
 
 
 def _answer(request: Request) -> Any:

@@ -11,8 +11,6 @@ an engine.
 from __future__ import annotations
 
 import os
-import select
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
-from warmup_plugin.fleet.answering import answer_one, answered, end_after, tell
+from warmup_plugin.fleet.answering import Asking, answer_one, answered, end_after, lines, tell
 from warmup_plugin.fleet.objects import Objects
 from warmup_plugin.fleet.pointer import Pointer, Whose, parse_pointer
 from warmup_plugin.fleet.pull import Pulled, Refuse, pull, take_all
@@ -35,7 +33,7 @@ _LOOK_S: Final = 1.0
 _ANSWER_S: Final = 5.0
 
 
-class Request(msgspec.Struct, kw_only=True):
+class Request(Asking, kw_only=True):
     """What is asked. ``do``: pull into ``place``, push what lies there, list, get, sign, or turn.
 
     ``limit_s`` is for all of it once an engine serves, ``timeout_s`` for one request. A push waits
@@ -66,12 +64,31 @@ class Request(msgspec.Struct, kw_only=True):
     beat_s: float = 0.0
     bundle: str = ""
     tasks: tuple[str, ...] = ()
-    passed_over: dict[str, str] = {}
+    passed_over: dict[str, str] = msgspec.field(default_factory=dict)
 
 
-def main() -> None:
-    """Answer one request; an empty one is none."""
-    answer_one(Request, _begun)
+#: The store as it was opened ahead, by what it was opened with: certificates are read for it.
+_opened: Final[dict[tuple[str, str, float], Objects]] = {}
+
+
+def main(parent: int) -> None:
+    """Answer one request of the parent's; an empty one is none."""
+    answer_one(Request, parent, _begun, _open_ahead)
+
+
+def _open_ahead(request: Request) -> None:
+    _opened[_way(request)] = _objects(request, writes=False)
+
+
+def _objects(request: Request, *, writes: bool) -> Objects:
+    """Return the store; the one that was opened ahead where the environment is as it was."""
+    if not writes and not request.environ and _way(request) in _opened:
+        return _opened[_way(request)]
+    return Objects(request.url, request.credentials, timeout_s=request.timeout_s, writes=writes)
+
+
+def _way(request: Request) -> tuple[str, str, float]:
+    return request.url, request.credentials, request.timeout_s
 
 
 def _begun(request: Request) -> Any:
@@ -91,7 +108,7 @@ def _turn(request: Request) -> Any:
     from warmup_plugin.fleet.single_flight import Asked, Turn, await_turn
 
     writes, whose = bool(request.holder), request.whose
-    objects = Objects(request.url, request.credentials, timeout_s=request.timeout_s, writes=writes)
+    objects = _objects(request, writes=writes)
     assert whose is not None
     turn = Turn(objects, whose, request.holder, request.beat_s) if writes else None
     refuse = _refuse(request)
@@ -143,10 +160,8 @@ def _line(request: Request, limit_s: float) -> bytes | None:
 
     A child of the engine may hold the other end of the pipe.
     """
-    ready, _, _ = select.select([sys.stdin], [], [], limit_s)
-    if ready:
-        return sys.stdin.buffer.readline()
-    return None if os.getppid() == request.parent else b""
+    line = lines.next(limit_s)
+    return line if line is not None or os.getppid() == request.parent else b""
 
 
 def _runs(request: Request) -> bool:
@@ -158,7 +173,7 @@ def _runs(request: Request) -> bool:
 
 def _answer(request: Request) -> Any:
     writes = request.do in ("push", "sign")
-    objects = Objects(request.url, request.credentials, timeout_s=request.timeout_s, writes=writes)
+    objects = _objects(request, writes=writes)
     if request.do == "list":
         return {"state": "listed", "rows": _rows(objects)}
     assert request.whose is not None
@@ -275,7 +290,3 @@ def _wait_until_served(request: Request, meanwhile: Callable[[], None]) -> str:
         meanwhile()
         time.sleep(_LOOK_S)
     return ""
-
-
-if __name__ == "__main__":
-    main()

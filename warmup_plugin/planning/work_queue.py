@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which rank tunes a task: the one that takes it first.
 
-Owns how a rank draws from the plan's queues, through one atomic counter for each. So a rank that is
-slow takes less, and what it has not taken goes to others by itself. A task that a rank has begun is
-never given to a second rank: the job cannot go on before the first one is back from it, or is given
-up and the session with it. Pure but for the counter.
+Owns how a rank draws from the plan's queues, of which each place is given to one rank. So a rank
+that is slow takes less, and what it has not taken goes to others by itself. A task that a rank has
+begun is never given to a second rank: the job cannot go on before the first one is back from it, or
+is given up and the session with it. Pure but for `take`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import field
 from pathlib import Path
 from typing import Final, TypeVar, get_args
@@ -160,3 +160,16 @@ FLEET: Final = Kind(
     "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///DIRECTORY, without "
     "user name, query or ..",
 )
+
+
+def unlike(names: Iterable[str], prefix: str, variables: Iterable[str]) -> dict[str, str]:
+    """Return the names with this prefix that are none of the variables, each with the nearest."""
+    known = {variable.removeprefix(prefix): variable for variable in variables}
+    found = {}
+    for name in sorted(each.removeprefix(prefix) for each in names if each.startswith(prefix)):
+        if name not in known:
+            import difflib  # few have such a variable
+
+            nearest = difflib.get_close_matches(name, known, n=1)
+            found[f"{prefix}{name}"] = known[nearest[0]] if nearest else ""
+    return found

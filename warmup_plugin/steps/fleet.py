@@ -21,7 +21,7 @@ import msgspec
 
 from warmup_plugin.cache.cached_table import CachedTable
 from warmup_plugin.errors import ForwardError, loss_in
-from warmup_plugin.fleet import client, location, quarantine
+from warmup_plugin.fleet import client, location, quarantine, waiting
 from warmup_plugin.observability.report_rows import FleetAnswer, FleetCheck
 from warmup_plugin.runtime.process_info import own_card
 from warmup_plugin.settings import REPLAYS
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("warmup_plugin")
 
-#: How much of the time one request may take; the rest is for what comes after it.
-_ONE_REQUEST: Final = 0.9
 #: A publication waits for nobody: it may take its time, and ends all the same.
 _PUBLISH_S: Final = 120.0
 _PUBLISH_REQUEST_S: Final = 15.0
@@ -65,8 +63,8 @@ class Fleet:
         self._lack = location.lacking(
             location.parse(self.url), settings.fleet_credentials, os.environ
         )
-        # Early: it is up by the time that the ranks have met.
-        self._worker = None if self._lack else client.Worker()
+        # Early: it is up by the time that the ranks have met, or was there before.
+        self._worker = None if self._lack else waiting.taken() or client.Worker()
 
     def close(self) -> None:
         """End what is left at the session's end: a process that was not asked, a lease."""
@@ -254,7 +252,7 @@ class Fleet:
         settings = self._settings
         return {
             "do": do, "url": self.url, "credentials": settings.fleet_credentials,
-            "limit_s": limit_s, "timeout_s": limit_s * _ONE_REQUEST,
+            "limit_s": limit_s, "timeout_s": limit_s * client.ONE_REQUEST,
             "table_bytes": settings.table_bytes, "place": str(place),
             "keys": [str(path) for path in settings.fleet_keys],
             "sign_key": str(settings.fleet_signing_key or ""),

@@ -49,6 +49,8 @@ def make_report(
 ) -> WarmupReport:
     """Return this rank's receipt; rank 0 logs its line, the first rank of a node keeps it."""
     work, certified = work or Work(), certified or CertifyDecision(go="")
+    if strangers := job.coordinator.strangers:
+        job.warn(strangers)
     found = _receipt(job, survey, work, shared, certified)
     if job.fleet is not None:
         with job.failing_as_data():

@@ -14,14 +14,16 @@ from typing import Any
 SCRIPT = Path(__file__).with_name("sglang_scheduler.py")
 
 
-def launch(job: Any, tp: int, *options: str, **env: str) -> tuple[list[str], list[Any], str]:
+def launch(
+    job: Any, tp: int, *options: str, script: Path = SCRIPT, **env: str
+) -> tuple[list[str], list[Any], str]:
     """Start the schedulers; return what they said, their receipts and the log."""
     out, log = job.root / "out.json", job.root / "log.txt"
     job.root.mkdir(exist_ok=True)
     for path in job.root.glob("out.json*"):
         path.unlink()
     environ = {**os.environ, "SGLANG_CACHE_DIR": str(job.root), **env}
-    command = [sys.executable, str(SCRIPT), str(job.model), str(tp), str(out), *options]
+    command = [sys.executable, str(script), str(job.model), str(tp), str(out), *options]
     with log.open("wb") as sink:
         process = subprocess.Popen(
             command, env=environ, stdout=sink, stderr=sink, start_new_session=True

@@ -51,10 +51,22 @@ class Device(str):
 def scheduler(rank: int, server_args: Any, port_args: Any, out: str, pipe: Any) -> None:
     """Run one scheduler process, as SGLang's launcher does; never returns while it serves."""
     from sglang.srt.managers.scheduler import run_scheduler_process
+
+    stand_in_for_the_gpu(out)
+    run_scheduler_process(server_args, port_args, rank, rank, 0, None, pipe)
+
+
+def stand_in_for_the_gpu(out: str) -> None:
+    """Let this process come through a GPU's warm-up; its receipts are written to ``out.RANK``."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     def warmup(own: Any, runner: Any) -> None:
+        import torch
+
+        rank = torch.distributed.get_rank()
         _stand_in(runner, rank)
+        waiting = sys.modules.get("warmup_plugin.fleet.waiting")
+        Path(f"{out}.{rank}.begun").write_text(str(len(waiting._waiting) if waiting else None))
         try:
             own(runner)
         finally:
@@ -66,7 +78,6 @@ def scheduler(rank: int, server_args: Any, port_args: Any, out: str, pipe: Any) 
 
     target = "sglang.srt.model_executor.runner.base_runner.BaseRunner.warmup"
     HookRegistry.register(target, warmup, HookType.AROUND)
-    run_scheduler_process(server_args, port_args, rank, rank, 0, None, pipe)
 
 
 def _stand_in(runner: Any, rank: int) -> None:
@@ -114,16 +125,14 @@ def _metrics_page() -> str:
     return str(get(app))
 
 
-def main() -> None:
-    """Start the processes, wait until each is ready, and end them."""
-    model, tp, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-    from sglang.srt.server_args import PortArgs, ServerArgs
+def arguments(model: str, tp: int, **more: Any) -> Any:
+    """Return SGLang's arguments for a small model; sets what processes of CPU ranks inherit."""
+    from sglang.srt.server_args import ServerArgs
 
-    has_metrics = "--enable-metrics" in sys.argv
     server_args = ServerArgs(
         model_path=model, device="cpu", tp_size=tp, skip_tokenizer_init=True, load_format="dummy",
         max_total_tokens=512, max_running_requests=4, moe_runner_backend="flashinfer_cutlass",
-        enable_metrics=has_metrics,
+        **more,
     )  # fmt: skip
     server_args.resolve_once()
     # By itself SGLang asks for one NUMA node per rank (`numa_utils.init_threads_binding`), and
@@ -132,6 +141,16 @@ def main() -> None:
         "SGLANG_CPU_OMP_THREADS_BIND": "|".join("0" * tp),
         "TORCHDYNAMO_DISABLE": "1",
     }
+    return server_args
+
+
+def main() -> None:
+    """Start the processes, wait until each is ready, and end them."""
+    model, tp, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    from sglang.srt.server_args import PortArgs
+
+    has_metrics = "--enable-metrics" in sys.argv
+    server_args = arguments(model, tp, enable_metrics=has_metrics)
     if has_metrics:
         _set_folder()
     port_args = PortArgs.init_new(server_args)
@@ -140,8 +159,8 @@ def main() -> None:
     running = []
     for rank in range(tp):
         ours, theirs = context.Pipe(duplex=False)
-        arguments = (rank, server_args, port_args, out, theirs)
-        process = context.Process(target=scheduler, args=arguments, daemon=True)
+        given = (rank, server_args, port_args, out, theirs)
+        process = context.Process(target=scheduler, args=given, daemon=True)
         process.start()
         theirs.close()
         running.append((process, ours))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from engine_starts import installed
 
 from warmup_plugin.engines import readiness
 from warmup_plugin.settings import Settings
@@ -99,7 +100,7 @@ def test_other_ways_in(job: Callable[..., Any], options: dict[str, Any]) -> None
     assert [len(rank["reports"]) for rank in cold.ranks] == [1, 1]
     assert warm.timed == [0, 0]
     assert len(cold.lines) == 1
-    assert "[sglang 0.5.23, FlashInfer 0.7.2, 2 rank(s)]" in cold.lines[0]
+    assert f"[{installed('sglang')}, 2 rank(s)]" in cold.lines[0]
 
 
 @engine

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from engine_starts import installed
 from sglang_launch import launch
 from sglang_scheduler import OPT
 
@@ -27,8 +28,27 @@ def test_a_scheduler_starts_warm(job: Callable[..., Any], tp: int) -> None:
     assert sum(reports[0]["tactics_timed"] for reports in cold[1]) > 0
     assert [reports[0]["tactics_timed"] for reports in warm[1]] == [0] * tp
     (line,) = [line for line in warm[2].splitlines() if "warmup-plugin 0" in line]
-    assert f"[sglang 0.5.23, FlashInfer 0.7.2, {tp} rank(s)]" in line
+    assert f"[{installed('sglang')}, {tp} rank(s)]" in line
     assert "0 tactics timed" in line
+
+
+@pytest.mark.parametrize(
+    ("env", "begun"),
+    [({"WARMUP_PLUGIN_FLEET": "file:///nobody/has/this"}, ["1", "None"]), ({}, ["None"] * 2)],
+    ids=["fleet", "no fleet"],
+)
+def test_rank_0_begins_the_fleets_process_with_the_loading(
+    job: Callable[..., Any], env: dict[str, str], begun: list[str]
+) -> None:
+    """It waits by the time that SGLang warms up; the fleet that is not there only costs a line."""
+    engine = job(config=OPT)
+
+    said, receipts, log = launch(engine, 2, **env)
+
+    assert said == ["ready"] * 2, log[-4000:]
+    assert [(engine.root / f"out.json.{rank}.begun").read_text() for rank in range(2)] == begun
+    states = [reports[0]["fleet"].get("state", "") for reports in receipts]
+    assert states == (["failed", ""] if env else ["", ""])
 
 
 def test_switched_off_it_starts_as_without_us(job: Callable[..., Any]) -> None:

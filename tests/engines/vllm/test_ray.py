@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM by Ray: its executor over two hosts, and what engine cores that Ray places are handed on.
+"""vLLM by Ray: its executor over two hosts, data-parallel engines that Ray places, their settings.
 
 Starts are cold, warm and switched off, and each worker says of itself how it has started.
 """
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from ray_cluster import Cluster, hosts
 from vllm_jobs import ENVIRONMENT, HERE, LIMIT_S
+from vllm_on_ranks import LLAMA, MIXTRAL
 
 pytestmark = [pytest.mark.engine, pytest.mark.multiprocess]
 
@@ -26,6 +27,8 @@ ARGUMENTS = {
     "enable_prefix_caching": False, "kernel_config": {"enable_flashinfer_autotune": True},
 }  # fmt: skip
 TP2 = {"tensor_parallel_size": 2, "distributed_executor_backend": "ray"}
+#: Two experts' ranks, each an engine that Ray places: they tune as one job, as vLLM's ranks do.
+DP2 = {"data_parallel_size": 2, "data_parallel_backend": "ray"}
 
 
 class OnRay:
@@ -54,8 +57,8 @@ class OnRay:
 def on_ray(job: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[..., OnRay]]:
     made: list[Cluster] = []
 
-    def make(layout: dict[str, Any], number: int) -> OnRay:
-        engine = job()
+    def make(config: dict[str, Any], layout: dict[str, Any], number: int) -> OnRay:
+        engine = job(config=config)
         said = engine.root / "said"
         said.mkdir()
         env = {name: text for name, text in ENVIRONMENT.items() if name != "VLLM_HOST_IP"}
@@ -85,21 +88,33 @@ def test_settings_are_handed_on(job: Callable[..., Any], mode: str) -> None:
 
 
 @pytest.mark.soak
-def test_two_ranks_on_two_hosts(on_ray: Callable[..., OnRay]) -> None:
-    """Cold, warm, and off on both; each host's directory is written."""
-    engine = on_ray(TP2, 2)
+@pytest.mark.parametrize(
+    ("config", "layout", "number"),
+    [
+        pytest.param(LLAMA, TP2, 2, id="TP2 over two hosts"),
+        pytest.param(MIXTRAL, DP2 | {"data_parallel_size_local": 2}, 1, id="DP2 on one host"),
+        pytest.param(MIXTRAL, DP2 | {"data_parallel_size_local": 1}, 2, id="DP2 over two hosts"),
+    ],
+)
+def test_cold_warm_and_off(
+    on_ray: Callable[..., OnRay], config: dict[str, Any], layout: dict[str, Any], number: int
+) -> None:
+    """On every worker. An engine core that Ray places has the driver's directory."""
+    engine = on_ray(config, layout, number)
 
     cold, warm = engine.start(), engine.start()
     off = engine.start(WARMUP_PLUGIN_MODE="off")
 
     for said in (cold, warm):
         assert [worker["is_patched"] for worker in said] == [True, True]
-        assert len({worker["host"] for worker in said}) == 2
+        assert len({worker["host"] for worker in said}) == number
         assert {worker["report"]["agreement"] for worker in said} == {"certified"}
+        assert {worker["report"]["world_size"] for worker in said} == {2}
         assert said[0]["served"] == said[1]["served"]
     assert sum(worker["report"]["tactics_timed"] for worker in cold) > 0
     assert [worker["report"]["tactics_timed"] for worker in warm] == [0, 0]
     assert [worker["mode"] for worker in off] == ["off", "off"]
     assert [worker["is_patched"] for worker in off] == [False, False]
-    for host in engine.cluster.hosts.hosts:
-        assert list(host.root.glob("flashinfer_autotune/*/*/*/rank_*[0-9].json")), host.name
+    is_drivers = "data_parallel_backend" in layout
+    for root in [engine.root] if is_drivers else [host.root for host in engine.cluster.hosts.hosts]:
+        assert list(root.glob("flashinfer_autotune/*/*/*/rank_*[0-9].json")), root

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import faulthandler
 import importlib
+import importlib.util
 import os
 import sys
 import time
@@ -161,6 +162,27 @@ def warm_up(spec: Spec) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def loading(spec: Spec) -> dict[str, Any]:
+    """Have vLLM's own worker begin to load a model; say what waits for the fleet's question."""
+    _meet(spec, config_of(spec))
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()
+    from vllm.v1.worker.gpu_worker import Worker
+
+    failed = ""
+    try:
+        Worker.load_model(SimpleNamespace())
+    except AttributeError as error:  # vLLM's own, which has come to the worker's first field
+        failed = str(error)
+    waiting = sys.modules.get("warmup_plugin.fleet.waiting")
+    begun = len(waiting._waiting) if waiting else None
+    while waiting and waiting._waiting:
+        waiting.taken().close()
+    return {"is_watched": hasattr(Worker.load_model, "warmup_plugin"), "begun": begun,
+            "failed": failed}  # fmt: skip
+
+
 def _meet(spec: Spec, config: Any) -> Any:
     from vllm.config import set_current_vllm_config
     from vllm.distributed import parallel_state as state
@@ -260,9 +282,10 @@ def as_version(spec: Spec) -> dict[str, Any]:
 
 
 def as_older_build(spec: Spec) -> dict[str, Any]:
-    """Warm up with the package of commit 1f43ee7, which lies in the folder OLDER_BUILD.
+    """Warm up with the package of an older commit, which lies in the folder OLDER_BUILD.
 
-    What this rank has imported of the installed one is let go of. Two modules have other names now.
+    What this rank has imported of the installed one is let go of. In that of 1f43ee7 two modules
+    have other names than now.
     """
     for name in [name for name in sys.modules if name.partition(".")[0] == "warmup_plugin"]:
         del sys.modules[name]
@@ -271,8 +294,9 @@ def as_older_build(spec: Spec) -> dict[str, Any]:
 
     assert str(warmup_plugin.__file__).startswith(os.environ["OLDER_BUILD"])
     for name, then in (("readiness", "base"), ("vllm.hook", "vllm.warmup")):
-        module = importlib.import_module(f"warmup_plugin.engines.{then}")
-        sys.modules[f"warmup_plugin.engines.{name}"] = module
+        if importlib.util.find_spec(f"warmup_plugin.engines.{name}") is None:
+            module = importlib.import_module(f"warmup_plugin.engines.{then}")
+            sys.modules[f"warmup_plugin.engines.{name}"] = module
     return warm_up(spec)
 
 

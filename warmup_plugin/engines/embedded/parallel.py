@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from warmup_plugin.cache.stamps import by_content
 from warmup_plugin.engines.embedded.config import EngineConfig
 from warmup_plugin.engines.embedded.host_clock import device_answers
 from warmup_plugin.engines.embedded.ops import COLLECTIVE_CONFIG, Ops
@@ -157,10 +158,10 @@ class AllReduce:
         self._is_stored = bool(content)
         if not content:
             return
-        from warmup_plugin.tuner.compat import as_file  # which imports FlashInfer, as above
+        from warmup_plugin.tuner import compat  # which imports FlashInfer, as above
 
         try:
-            with as_file(content) as copy:
+            with compat.as_file(_under_own_stamp(content)) as copy:
                 loaded = bool(autotuner.AutoTuner.get().load_configs(copy))
         except Exception:  # FlashInfer raises many kinds for a damaged file
             logger.exception("embedded engine: cannot load %s", self._path)
@@ -172,6 +173,8 @@ class AllReduce:
 
     def _store(self, path: Path) -> None:
         """Keep this op's winners of all that FlashInfer would save."""
+        from warmup_plugin.tuner import compat  # as above
+
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Beside the file: an engine that may live without any other directory.
@@ -180,11 +183,25 @@ class AllReduce:
                 autotuner.AutoTuner.get().save_configs(str(everything))
                 document = json.loads(everything.read_text())
             own = {key: v for key, v in document.items() if key == "_metadata" or ALL_REDUCE in key}
+            own["_metadata"].update(compat.stamp())
             temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
             temporary.write_text(json.dumps(own, indent=1, sort_keys=True))
             temporary.replace(path)
         except OSError as error:
             logger.warning("embedded engine: %s is not kept: %s", path, error)
+
+
+def _under_own_stamp(content: bytes) -> bytes:
+    """Return what another environment with equal packages has stored as FlashInfer loads it here.
+
+    From 0.7.4 on it takes packages that are installed at another path for others.
+    """
+    from warmup_plugin.tuner import compat  # as above
+
+    document, stamp = json.loads(content), compat.stamp()
+    if by_content(document["_metadata"]) == by_content(stamp):
+        document["_metadata"] = stamp
+    return json.dumps(document).encode()
 
 
 def _broadcast(content: bytes, group: dist.ProcessGroup) -> bytes:

@@ -21,6 +21,7 @@ import os
 __all__ = ["register"]
 
 MODULE = "sglang.srt.model_executor.runner.flashinfer_autotune"
+RUNNER = "sglang.srt.model_executor.model_runner"
 
 
 def register() -> None:
@@ -35,6 +36,8 @@ def register() -> None:
         from warmup_plugin.engines.gate import after_import
 
         after_import(MODULE, _enter)
+        if os.environ.get("WARMUP_PLUGIN_FLEET"):
+            after_import(RUNNER, _watch_loading)
     except Exception:
         logging.getLogger("sglang").exception("warmup-plugin: SGLang is left alone")
 
@@ -44,3 +47,10 @@ def _enter(module: object) -> None:
     from warmup_plugin.engines.sglang.hook import enter
 
     enter(module)
+
+
+def _watch_loading(_module: object) -> None:
+    """Have the fleet's process begun with the model's loading; runs once SGLang has its runner."""
+    from warmup_plugin.engines.sglang.hook import watch_loading
+
+    watch_loading()

@@ -18,16 +18,25 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-TESTED = ("0.5.23",)
+from warmup_plugin.engines.function_copies import Unmade, over
+from warmup_plugin.engines.versions import taken_for
+
+#: The tested releases, the newest first; in which of them FlashInfer's default races (`_RACE`).
+RACES_DEFAULT = {"0.5.23": True, "0.5.22": False}
+TESTED = tuple(RACES_DEFAULT)
 ROOT_VARIABLE = "SGLANG_CACHE_DIR"
 CONTEXT = "flashinfer_autotune_context"
 FORWARD = "run_flashinfer_autotune_forward"
+#: Of a runner: it knows its rank, and its warm-up follows.
+LOADING = "ModelRunner.load_model"
 
 _FILE = "flashinfer_autotune_cache_path"
 _GATE = "_drop_diverged_autotune_cache"
 _SKIP = "get_flashinfer_autotune_skip_ops"
 _LOGGER = "logger"
 _REUSE = "SGLANG_FLASHINFER_AUTOTUNE_CACHE"
+#: A context of FlashInfer in which its default is timed, too.
+_RACE = "autotune_v2"
 
 
 def version() -> str:
@@ -38,13 +47,19 @@ def version() -> str:
 
 
 def missing(module: ModuleType) -> list[str]:
-    """Return the names that are not where they were, of the context and those it uses."""
+    """Return the names that are not where they were, of the context and those it uses.
+
+    A tested release, and a build of one, must have the default race as it did when it was tested.
+    """
     own = _generator(getattr(module, CONTEXT, None))
     if own is None:
         return [CONTEXT]
     absent = [name for name in (_FILE, _GATE, _SKIP, "envs") if name not in own.__code__.co_names]
     if _REUSE not in own.__code__.co_names:
         absent.append(_REUSE)
+    races = RACES_DEFAULT.get(taken_for(version(), TESTED))
+    if races is not None and races != (_RACE in own.__code__.co_names):
+        absent.append(_RACE if races else f"context without {_RACE}")
     wanted = ("Path", _FILE, _SKIP, FORWARD)
     return absent + [name for name in wanted if not hasattr(module, name) and name not in absent]
 
@@ -62,18 +77,41 @@ def is_own(context: Any) -> bool:
     return _generator(context) is not None
 
 
+def races_default(context: Any) -> bool:
+    """Return whether FlashInfer's default is timed, too, in SGLang's own context."""
+    own = _generator(context)
+    return own is not None and _RACE in own.__code__.co_names
+
+
 def hook(context: Any, forward: Any) -> None:
-    """Register both hooks with SGLang, which applies all plugins' together once each has run.
+    """Register both hooks with SGLang."""
+    from sglang.srt.plugins.hook_registry import HookType
+
+    from warmup_plugin.engines.sglang import MODULE
+
+    around = {f"{MODULE}.{CONTEXT}": context, f"{MODULE}.{FORWARD}": forward}
+    _register(around, HookType.AROUND)
+
+
+def hook_loading(before: Callable[..., None]) -> None:
+    """Register with SGLang what runs before a model is loaded."""
+    from sglang.srt.plugins.hook_registry import HookType
+
+    from warmup_plugin.engines.sglang import RUNNER
+
+    _register({f"{RUNNER}.{LOADING}": before}, HookType.BEFORE)
+
+
+def _register(hooks: Mapping[str, Callable[..., Any]], kind: Any) -> None:
+    """Register hooks, which SGLang applies with all plugins' together once each has run.
 
     Outside of that (a module imported later, a call by hand) they are applied at once.
     """
     from sglang.srt.plugins import hook_registry
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+    from sglang.srt.plugins.hook_registry import HookRegistry
 
-    from warmup_plugin.engines.sglang import MODULE
-
-    for name, function in ((CONTEXT, context), (FORWARD, forward)):
-        HookRegistry.register(f"{MODULE}.{name}", function, HookType.AROUND)
+    for name, function in hooks.items():
+        HookRegistry.register(name, function, kind)
     loading = getattr(hook_registry, "_current_plugin_source", None)
     if loading is None or loading.get() is None:
         HookRegistry.apply_hooks()
@@ -112,7 +150,7 @@ def as_survey(own: Any) -> Callable[..., Any]:
         "envs": _Envs(generator.__globals__["envs"]),
         _LOGGER: LogWithout(generator.__globals__.get(_LOGGER), compat.NOWHERE),
     }
-    context = contextlib.contextmanager(_over(generator, replaced))
+    context = contextlib.contextmanager(over(generator, replaced))
 
     @contextlib.contextmanager
     def survey(*args: Any, **kwargs: Any) -> Iterator[None]:
@@ -122,27 +160,10 @@ def as_survey(own: Any) -> Callable[..., Any]:
     return survey
 
 
-def _over(function: FunctionType, replaced: dict[str, Any]) -> FunctionType:
-    """Return the function over a copy of its globals in which some are replaced."""
-    copied = FunctionType(
-        function.__code__, {**function.__globals__, **replaced}, function.__name__,
-        function.__defaults__, function.__closure__,
-    )  # fmt: skip
-    copied.__kwdefaults__ = function.__kwdefaults__
-    return copied
-
-
-class _Unmade(type(Path())):  # type: ignore[misc]  # the class of paths on this system
-    """A path that `flashinfer_autotune_cache_path` cannot make a directory of."""
-
-    def mkdir(self, *_args: Any, **_options: Any) -> None:
-        pass
-
-
 def rank_file(model_runner: Any) -> Path:
     """Return where SGLang itself keeps this rank's table; creates nothing."""
     module = _module()
-    found = _over(getattr(module, _FILE), {"Path": _Unmade})(model_runner)
+    found = over(getattr(module, _FILE), {"Path": Unmade})(model_runner)
     return Path(str(found))
 
 

@@ -53,6 +53,22 @@ def enter(module: Any) -> None:
         compat.hook(_in_place_of(settings), _watching)
 
 
+def watch_loading() -> None:
+    """Have the fleet's process begun when SGLang begins to load its model; only where we are in."""
+    if _is_hooked:
+        compat.hook_loading(_before_loading)
+
+
+def _before_loading(*_args: Any, **_kwargs: Any) -> None:
+    gate.begin_with_loading(_rank)
+
+
+def _rank() -> int:
+    from warmup_plugin.engines.sglang import stages
+
+    return stages.attempt().scope.rank
+
+
 def _watching(own: Callable[..., None], *args: Any, **kwargs: Any) -> None:
     """Run SGLang's warm-up forward; say so where it has not passed by us.
 
@@ -238,7 +254,9 @@ class Context:
             stack.enter_context(records_kept(self._runner))
         survey = compat.as_survey(self._own)
         return {
-            "identity": identity_of(self._runner, phase=self._phase),
+            "identity": identity_of(
+                self._runner, phase=self._phase, races_default=compat.races_default(self._own)
+            ),
             "ranks": stages.ranks(self._runner.gpu_id or 0),
             "settings": settings,
             **self._roots(),

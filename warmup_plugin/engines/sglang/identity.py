@@ -15,7 +15,10 @@ from warmup_plugin.engines.gate import plain, sections
 from warmup_plugin.engines.sglang import compat
 from warmup_plugin.identity import Identity
 
-#: Factors by SGLang's namespace; each name is a leaf there, or one of a release to come.
+#: Factors by SGLang's namespace; each name is a leaf there, or one of another release.
+#: One setting that only 0.5.22 has is judged and left out: speculative_skip_dp_mlp_sync says which
+#: ranks wait for each other in a draft's layers. Its flags on fused shared experts are what SGLang
+#: makes of a setting that stands here.
 _BACKENDS = {
     "exec.kernel": (
         "attention_backend", "decode_attention_backend", "prefill_attention_backend",
@@ -73,10 +76,11 @@ _EXTRA = {
 }  # fmt: skip
 
 
-def identity_of(model_runner: Any, *, phase: int = 0) -> Identity:
+def identity_of(model_runner: Any, *, phase: int = 0, races_default: bool = True) -> Identity:
     """Return the identity; equal on all ranks of a job and at every start of it.
 
     ``phase`` counts the warm-ups of one model in a start: decode, prefill, the draft's steps.
+    ``races_default``: whether SGLang's context has FlashInfer's default race.
     """
     settings, config = compat.namespaces(), model_runner.model_config
     width = compat.of_parallel
@@ -93,6 +97,6 @@ def identity_of(model_runner: Any, *, phase: int = 0) -> Identity:
         ep=width("moe_ep_size", 1),
         cp=width("attn_cp_size", 1) * width("dcp_size", 1),
         skip_ops=compat.skip_ops(model_runner),
-        race_default=True,
+        race_default=races_default,
         extra={**sections(settings, _EXTRA), "phase": phase},
     )

@@ -31,6 +31,8 @@ def register() -> None:
         after_import("vllm.ray.ray_env", _hand_settings_on)
         if os.environ.get("WARMUP_PLUGIN_MODE") != "off":
             after_import("vllm.model_executor.warmup.kernel_warmup", _enter)
+            if os.environ.get("WARMUP_PLUGIN_FLEET"):
+                after_import("vllm.v1.worker.gpu_worker", _watch_loading)
     except Exception:
         logging.getLogger("vllm").exception("warmup-plugin: vLLM is left alone")
 
@@ -47,6 +49,13 @@ def _enter(module: object) -> None:
     from warmup_plugin.engines.vllm.hook import enter
 
     enter(module)
+
+
+def _watch_loading(module: object) -> None:
+    """Have the fleet's process begun with the model's loading; runs once vLLM has its worker."""
+    from warmup_plugin.engines.vllm.hook import watch_loading
+
+    watch_loading(module)
 
 
 class WorkerExtension:

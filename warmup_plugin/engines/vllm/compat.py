@@ -16,9 +16,14 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
+from warmup_plugin.engines.function_copies import over
+
 TESTED = ("0.33.0",)
 FUNCTION = "flashinfer_autotune"
 ROOT_VARIABLE = "VLLM_CACHE_ROOT"
+
+#: Of a worker: it knows its rank, and its warm-up follows.
+LOADING = "load_model"
 
 _LOAD = "_load_shared_autotune_cache"
 _FILE = "resolve_rank_flashinfer_autotune_file"
@@ -71,11 +76,7 @@ def as_survey(own: FunctionType, *, is_hit: bool) -> Callable[..., None]:
         _STORE: lambda _runner: False,
         _LOGGER: LogWithout(own.__globals__.get(_LOGGER), compat.NOWHERE),
     }
-    function = FunctionType(
-        own.__code__, {**own.__globals__, **replaced}, own.__name__, own.__defaults__,
-        own.__closure__,
-    )  # fmt: skip
-    function.__kwdefaults__ = own.__kwdefaults__
+    function = over(own, replaced)
 
     def survey(*args: Any, **kwargs: Any) -> None:
         with compat.saving_all_but(compat.NOWHERE):

@@ -13,6 +13,7 @@ import contextlib
 import functools
 import itertools
 import logging
+import sys
 from dataclasses import replace
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,27 @@ def enter(module: Any) -> None:
     settings = gate.usable_settings("vLLM", compat.version(), compat.TESTED, compat.missing(module))
     if settings is not None:
         setattr(module, compat.FUNCTION, _in_place_of(own, settings))
+
+
+def watch_loading(module: Any) -> None:
+    """Have the fleet's process begun when vLLM's worker begins to load its model.
+
+    Only where we are in, so that a warm-up of ours follows, and where the worker is as it was.
+    """
+    worker: Any = getattr(module, "Worker", None)
+    own = getattr(worker, compat.LOADING, None)
+    warmup = sys.modules.get("vllm.model_executor.warmup.kernel_warmup")
+    is_in = hasattr(getattr(warmup, compat.FUNCTION, None), "warmup_plugin")
+    if own is None or not is_in or hasattr(own, "warmup_plugin"):
+        return
+
+    @functools.wraps(own)
+    def load_model(*args: Any, **kwargs: Any) -> Any:
+        gate.begin_with_loading(lambda: int(compat.world().rank_in_group))
+        return own(*args, **kwargs)
+
+    vars(load_model)["warmup_plugin"] = own
+    setattr(worker, compat.LOADING, load_model)
 
 
 def _in_place_of(own: Any, settings: Settings) -> Callable[..., None]:
