@@ -150,7 +150,7 @@ def start(
     identity = Identity.of(model="benchmark", dtype="bfloat16")
     settings = Settings.from_env({}, fleet=fleet, fleet_wait_s=30.0)
     if early:
-        begin_early(engine.ranks.rank, settings)
+        begin_early(engine.ranks.rank, settings, identity=identity, cache_root=Path(root))
     time.sleep(lead_s)
     forget_environment()
     dist.barrier()

@@ -688,8 +688,31 @@ MUTANTS = (
     ),
     Mutant(
         "the credentials of the moment", "fleet/answering.py",
-        "    _take_up(request.environ)\n", "",
+        "        _take_up(request.environ)\n        tell", "        tell",
         "tests/fleet/test_waiting.py::test_it_asks_with_the_environment_of_the_moment",
+    ),
+    Mutant(
+        "other credentials read anew", "fleet/worker.py",
+        "or _is_other(request):", "or False:",
+        "tests/fleet/test_ahead.py::test_other_credentials_ask_anew[AWS_SECRET_ACCESS_KEY-again0]",
+    ),
+    Mutant(
+        "what is incomplete is asked for again", "fleet/worker.py",
+        "return found if is_complete or", "return found if True or",
+        "tests/fleet/test_ahead.py::test_what_was_absent_is_asked_for_again",
+    ),
+    Mutant(
+        "a bundle is passed over though it is there", "fleet/pull.py",
+        "        pointer = _pointer(seen, whose, refuse)\n        if isinstance(pointer, Miss):\n"
+        "            state",
+        "        pointer = _pointer(seen, whose, take_all if ahead else refuse)\n"
+        "        if isinstance(pointer, Miss):\n            state",
+        "tests/fleet/test_ahead.py::test_a_bundle_that_is_passed_over_is_not_placed",
+    ),
+    Mutant(
+        "a long announcement", "fleet/client.py",
+        "if len(line) > _MOST_AHEAD:", "if False:",
+        "tests/fleet/test_ahead.py::test_a_long_announcement_is_left_out",
     ),
     Mutant(
         "a process that has ended is not asked", "fleet/waiting.py",

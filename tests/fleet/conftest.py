@@ -8,9 +8,11 @@ and no server outlives the tests.
 
 from __future__ import annotations
 
+import http.server
 import secrets
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from warmup_plugin.engines.embedded import EngineConfig, launch
 sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package stays the wheel's
 
 from tests.fleet import azurite
+from tests.fleet.counting_server import CountingServer
 
 ON_RANKS = Path(__file__).with_name("on_ranks.py")
 #: The smallest engine that has every op.
@@ -178,3 +181,20 @@ def fleet(
         return {**env, "WARMUP_PLUGIN_FLEET_ROLE": role}
 
     return as_role
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """An empty fleet on that server; the requests of this test so far."""
+    CountingServer.objects.clear()
+    CountingServer.asked.clear()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), CountingServer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+            "AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1",
+        }.items():  # fmt: skip
+            monkeypatch.setenv(name, value)
+        yield CountingServer.asked
+        server.shutdown()

@@ -58,6 +58,26 @@ def begun_early(engine: Engine) -> tuple[Any, dict[str, Any]]:
     return result, {**seen, "begun": [before, len(begun)]}
 
 
+def announcing(engine: Engine, *, is_early: bool) -> tuple[Any, dict[str, Any]]:
+    """Warm up, in time for the loading where ``is_early``; say which identities were announced."""
+    from warmup_plugin.fleet import client
+
+    announced = list[str]()
+
+    class Announcing(client.Worker):
+        """Tells the process what the other one does, and this test."""
+
+        def announce(self, request: dict[str, Any]) -> None:
+            announced.extend(request.get("whose", ())[2:])
+            super().announce(request)
+
+    vars(client)["Worker"] = Announcing
+    if is_early:
+        begin_early(engine.ranks.rank, identity=engine.identity(), cache_root=engine.root)
+    result, seen = serving(engine)
+    return result, {**seen, "announced": announced}
+
+
 def ending(engine: Engine) -> tuple[Any, dict[str, Any]]:
     """Warm up and end at once, as an engine that dies after its warm-up."""
     return warm_up_rank(engine), {}

@@ -6,17 +6,15 @@ No engine here: small tables, the real client, real servers.
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import random
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -167,52 +165,6 @@ def test_a_folders_number_that_was_free_again_is_not_taken(tmp_path: Path) -> No
     last = objects.pointer(WHOSE)
     assert last is not None
     assert last.data == b"19"
-
-
-class Counting(http.server.BaseHTTPRequestHandler):
-    """As much of S3 as one host's publication and reads need; keeps a list of the requests."""
-
-    objects: ClassVar[dict[str, bytes]] = {}
-    asked: ClassVar[list[str]] = []
-
-    def do_GET(self) -> None:
-        """Return an object, or 404."""
-        data = self.objects.get(self.path)
-        self._answer("GET", 404 if data is None else 200, data or b"")
-
-    def do_PUT(self) -> None:
-        """Keep one."""
-        self.objects[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
-        self._answer("PUT", 200, b"")
-
-    def _answer(self, verb: str, status: int, data: bytes) -> None:
-        self.asked.append(f"{verb} {'/'.join(self.path.split('/')[3:5])}")
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("ETag", '"e"')
-        self.send_header("Last-Modified", "Sun, 29 Nov 2026 20:00:00 GMT")
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_arguments: Any) -> None:
-        """Say nothing."""
-
-
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """An empty fleet on that server; the requests of this test so far."""
-    Counting.objects.clear()
-    Counting.asked.clear()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Counting) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
-            "AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1",
-        }.items():  # fmt: skip
-            monkeypatch.setenv(name, value)
-        yield Counting.asked
-        server.shutdown()
 
 
 def test_a_warm_start_makes_one_request_and_an_empty_host_two(

@@ -10,6 +10,7 @@ fault here leaves the engine alone, with one line in its log that says why.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import importlib.util
 import logging
@@ -137,12 +138,22 @@ def usable_settings(
     return settings
 
 
-def begin_with_loading(rank: Callable[[], int]) -> None:
-    """Begin what a fleet is asked by, as this rank's model begins to load; it need not succeed."""
+def begin_with_loading(
+    rank: Callable[[], int], about: Callable[[Settings], dict[str, Any]] | None = None
+) -> None:
+    """Begin what a fleet is asked by, as this rank's model begins to load; it need not succeed.
+
+    ``about``: what else `begin_early` takes, where the engine knows it before it loads.
+    """
     try:
         from warmup_plugin.early import begin_early
+        from warmup_plugin.settings import Settings
 
-        begin_early(rank())
+        settings, number = Settings.from_env(), rank()
+        begin_early(number, settings)
+        if about is not None and not number and settings.fleet is not None:
+            with contextlib.suppress(Exception):
+                begin_early(number, settings, **about(settings))
     except Exception:
         logger.exception(
             "warmup-plugin: the process that asks the fleet cannot begin while the model is "

@@ -32,7 +32,8 @@ _IDLE_S: Final = 3600.0
 class Asking(msgspec.Struct, kw_only=True):
     """What every request says. ``environ``: the parent's variables that are others by now.
 
-    ``is_ahead``: the parent is going to ask this way, but for what it does not know yet.
+    ``is_ahead``: the parent is going to ask this way, but for what it does not know yet; the last
+    such request knows all that the answer depends on.
     """
 
     environ: dict[str, str | None] = {}
@@ -66,7 +67,10 @@ lines: Final = Lines()
 
 
 def end_after(limit_s: float) -> None:
-    """End this process when the time is up, also while it waits, unless it is asked for anew."""
+    """End this process when the time is up, also while it waits; a new time takes its place.
+
+    0: the time no longer runs.
+    """
     signal.setitimer(signal.ITIMER_REAL, limit_s)  # by default the signal ends it
 
 
@@ -83,6 +87,7 @@ def answer_one(
     """
     request = _next(kind, parent)
     while request is not None and request.is_ahead:
+        _take_up(request.environ)
         with contextlib.suppress(Exception):
             prepare(request)
         request = _next(kind, parent)

@@ -34,6 +34,8 @@ _CODE: Final = (
 _HOME: Final = str(Path(__file__).resolve().parents[2])
 #: How much of the time one request may take; the rest is for what comes after it.
 ONE_REQUEST: Final = 0.9
+#: What a pipe takes, with what was announced before, though the process may not read yet.
+_MOST_AHEAD: Final = 24 << 10
 #: Until a process that is killed is gone.
 _GONE_S: Final = 5.0
 
@@ -100,12 +102,17 @@ class Worker:
 
     def announce(self, request: dict[str, Any]) -> None:
         """Say how it is going to be asked, so that it prepares for that; need not succeed."""
-        if self._process is not None and self._process.stdin is not None:
-            with contextlib.suppress(OSError, ValueError):
-                self._process.stdin.write(
-                    json.dumps({**request, "is_ahead": True}).encode() + b"\n"
-                )
-                self._process.stdin.flush()
+        if self._process is None or self._process.stdin is None:
+            return
+        now = dict(os.environ)
+        asked = {**request, "is_ahead": True, "environ": _changed(self._environ)}
+        line = json.dumps(asked).encode() + b"\n"
+        if len(line) > _MOST_AHEAD:
+            return
+        with contextlib.suppress(OSError, ValueError):
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
+            self._environ = now
 
     def ask(self, request: dict[str, Any], limit_s: float) -> dict[str, Any]:
         """Return the answer, or within ``limit_s`` why there is none; the process ends with it."""

@@ -16,7 +16,7 @@ import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -24,7 +24,7 @@ from warmup_plugin.cache.archive import Packed, render
 from warmup_plugin.cache.files import make_directory, write_files
 from warmup_plugin.cache.paths import LAYOUT
 from warmup_plugin.fleet.bundle import Bundle, limit_of, parse_bundle
-from warmup_plugin.fleet.objects import FleetError, Objects
+from warmup_plugin.fleet.objects import FleetError, Objects, Seen
 from warmup_plugin.fleet.pointer import Pointer, Whose, bundle_key, parse_pointer
 from warmup_plugin.runtime.safe_json import Miss, digest
 
@@ -57,12 +57,55 @@ class Pulled(msgspec.Struct, kw_only=True):
     bytes: int = 0
 
 
+class Ahead(NamedTuple):
+    """What the fleet has of an identity, read before it is asked for.
+
+    ``seen``: its pointer, None without one. ``bundle``: None where it is not fetched yet.
+    ``is_complete``: nothing is left to tune, so that no later bundle is better to begin with.
+    """
+
+    seen: Seen | None
+    bundle: Bundle | Miss | None = None
+    is_complete: bool = False
+
+
+def look_ahead(
+    objects: Objects, whose: Whose, place: Path | None, table_bytes: int, refuse: Refuse = take_all
+) -> Ahead:
+    """Read what `pull` will place; ``place``: where an earlier start may have left the bundle.
+
+    Raises:
+        FleetError: the store does not answer, or refuses.
+    """
+    seen = objects.pointer(whose)
+    pointer = _pointer(seen, whose, refuse)
+    if isinstance(pointer, Miss):
+        return Ahead(seen)
+    if place is not None and _is_whole(_target(place, whose, pointer), whose, pointer.bundle):
+        return Ahead(seen, is_complete=pointer.complete)
+    return Ahead(seen, _fetch(objects, pointer, whose, table_bytes), pointer.complete)
+
+
 def pull(
-    objects: Objects, whose: Whose, place: Path, table_bytes: int, refuse: Refuse = take_all
-) -> Pulled:
-    """Place the latest bundle of an identity below ``place``; what goes wrong is told."""
+    objects: Objects, whose: Whose, place: Path, table_bytes: int, refuse: Refuse = take_all,
+    *, ahead: Ahead | None = None,
+) -> Pulled:  # fmt: skip
+    """Place the latest bundle of an identity below ``place``; what goes wrong is told.
+
+    ``ahead``: what was read of it before, which is not read again.
+    """
     try:
-        return _pull(objects, whose, place, table_bytes, refuse)
+        seen, bundle, _ = ahead or Ahead(objects.pointer(whose))
+        pointer = _pointer(seen, whose, refuse)
+        if isinstance(pointer, Miss):
+            state: State = "absent" if pointer.kind == "absent" else "refused"
+            return Pulled(state=state, reason=pointer.reason)
+        known = pointer
+
+        def fetch() -> Bundle | Miss:
+            return bundle or _fetch(objects, known, whose, table_bytes)
+
+        return _pull(pointer, whose, place, fetch)
     except FleetError as error:
         return Pulled(state="failed", reason=str(error))
     except OSError as error:
@@ -78,20 +121,17 @@ def latest(
     Raises:
         FleetError: the store does not answer, or refuses.
     """
-    pointer = _pointer(objects, whose, refuse)
+    pointer = _pointer(objects.pointer(whose), whose, refuse)
     if isinstance(pointer, Miss):
         return pointer
     found = _fetch(objects, pointer, whose, table_bytes)
     return found if isinstance(found, Miss) else (pointer, found)
 
 
-def _pull(objects: Objects, whose: Whose, place: Path, table_bytes: int, refuse: Refuse) -> Pulled:
-    pointer = _pointer(objects, whose, refuse)
-    if isinstance(pointer, Miss):
-        if pointer.kind == "absent":
-            return Pulled(state="absent", reason=pointer.reason)
-        return Pulled(state="refused", reason=pointer.reason)
-    target = place / whose.identity / f"bundle-{pointer.bundle}"  # no name of an identity
+def _pull(
+    pointer: Pointer, whose: Whose, place: Path, fetch: Callable[[], Bundle | Miss]
+) -> Pulled:
+    target = _target(place, whose, pointer)
     told: dict[str, Any] = {
         "bundle": pointer.bundle, "generation": pointer.generation, "entries": pointer.entries,
         "complete": pointer.complete,
@@ -100,7 +140,7 @@ def _pull(objects: Objects, whose: Whose, place: Path, table_bytes: int, refuse:
         with contextlib.suppress(OSError):
             os.utime(target)
         return Pulled(state="kept", directory=str(target), **told)
-    found = _fetch(objects, pointer, whose, table_bytes)
+    found = fetch()
     if isinstance(found, Miss):
         return Pulled(state="refused", reason=found.reason, **told)
     told.update(generation=found.manifest.generation, complete=found.manifest.complete,
@@ -109,8 +149,11 @@ def _pull(objects: Objects, whose: Whose, place: Path, table_bytes: int, refuse:
     return Pulled(state="fetched", directory=str(target), bytes=len(found.data), **told)
 
 
-def _pointer(objects: Objects, whose: Whose, refuse: Refuse) -> Pointer | Miss:
-    seen = objects.pointer(whose)
+def _target(place: Path, whose: Whose, pointer: Pointer) -> Path:
+    return place / whose.identity / f"bundle-{pointer.bundle}"  # no name of an identity
+
+
+def _pointer(seen: Seen | None, whose: Whose, refuse: Refuse) -> Pointer | Miss:
     if seen is None:
         return Miss("the fleet has no table of this identity", "absent")
     pointer = parse_pointer(seen.data, whose.identity)

@@ -25,13 +25,15 @@ _SIGNING: Final = (
 _waiting: Final[list[client.Worker]] = []
 
 
-def begin(settings: Settings) -> None:
-    """Begin it, unless there is one, or the fleet would not be asked."""
-    if _waiting or settings.fleet is None:
-        return
+def begin(settings: Settings) -> client.Worker | None:
+    """Return the one that waits, begun where there was none; None where no fleet would be asked."""
+    if _waiting:
+        return _waiting[0]
+    if settings.fleet is None:
+        return None
     place = location.parse(settings.fleet)
     if location.lacking(place, settings.fleet_credentials, os.environ):
-        return
+        return None
     has_keys = bool(settings.fleet_keys or settings.fleet_signing_key)
     worker = client.Worker(also=_SIGNING if has_keys else ())
     limit_s = settings.fleet_wait_s
@@ -41,6 +43,7 @@ def begin(settings: Settings) -> None:
         "table_bytes": settings.table_bytes,
     })  # fmt: skip
     _waiting.append(worker)
+    return worker
 
 
 def taken() -> client.Worker | None:

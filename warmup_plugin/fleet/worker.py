@@ -14,77 +14,85 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from warmup_plugin.fleet.answering import Asking, answer_one, answered, end_after, lines, tell
-from warmup_plugin.fleet.objects import Objects
+from warmup_plugin.fleet.answering import answer_one, answered, end_after, lines, tell
+from warmup_plugin.fleet.objects import FleetError, Objects
 from warmup_plugin.fleet.pointer import Pointer, Whose, parse_pointer
-from warmup_plugin.fleet.pull import Pulled, Refuse, pull, take_all
+from warmup_plugin.fleet.pull import Ahead, Pulled, look_ahead, pull
+from warmup_plugin.fleet.request import Request, refusal
 from warmup_plugin.runtime import health_page
 
 if TYPE_CHECKING:
+    from warmup_plugin.fleet.pull import Refuse
     from warmup_plugin.fleet.single_flight import Turn
 
 #: How often a process that waits for an engine to serve looks again.
 _LOOK_S: Final = 1.0
 #: How long the engine's health page may take to answer, seconds.
 _ANSWER_S: Final = 5.0
-
-
-class Request(Asking, kw_only=True):
-    """What is asked. ``do``: pull into ``place``, push what lies there, list, get, sign, or turn.
-
-    ``limit_s`` is for all of it once an engine serves, ``timeout_s`` for one request. A push waits
-    until an engine serves where ``parent`` is its process: ``after_s`` of life, and an answer of
-    ``health``, where that is given. A turn is waited for and held for the ``engine``, a
-    `ProcessCard`, by its ``holder`` in words, who renews the lease each ``beat_s``; without a
-    ``holder`` it is waited for alone. ``bundle``: the latest that the engine knows; ``tasks``:
-    those that it lacks, or those that a push has had no result for. ``passed_over``: bundles that
-    are not used on this host, each with the reason.
-    """
-
-    do: str
-    url: str
-    credentials: Literal["given", "anonymous", "instance"]
-    limit_s: float
-    timeout_s: float
-    table_bytes: int
-    whose: Whose | None = None
-    place: str = ""
-    keys: tuple[str, ...] = ()
-    sign_key: str = ""
-    parent: int = 0
-    after_s: float = 0.0
-    health: str | None = None
-    health_limit_s: float = 0.0
-    engine: dict[str, Any] | None = None
-    holder: str = ""
-    beat_s: float = 0.0
-    bundle: str = ""
-    tasks: tuple[str, ...] = ()
-    passed_over: dict[str, str] = msgspec.field(default_factory=dict)
+#: For so long what was read ahead is as good as read now, seconds.
+_JUST_S: Final = 1.0
+#: Variables of engines and GPUs, which an engine sets as it loads its model: no client reads them.
+_NO_CLIENTS: Final = (
+    "CUDA_", "FLASHINFER_", "LOCAL_", "MASTER_", "NCCL_", "OMP_", "RANK", "SGLANG_", "SGL_",
+    "TORCH", "TRITON_", "VLLM_", "WORLD_",
+)  # fmt: skip
 
 
 #: The store as it was opened ahead, by what it was opened with: certificates are read for it.
 _opened: Final[dict[tuple[str, str, float], Objects]] = {}
+#: What was read ahead from it, or why it could not be; when that was; by whose it is.
+_read: Final[dict[Whose, tuple[Ahead | FleetError, float]]] = {}
 
 
 def main(parent: int) -> None:
     """Answer one request of the parent's; an empty one is none."""
-    answer_one(Request, parent, _begun, _open_ahead)
+    answer_one(Request, parent, _begun, _prepare)
 
 
-def _open_ahead(request: Request) -> None:
-    _opened[_way(request)] = _objects(request, writes=False)
+def _prepare(request: Request) -> None:
+    """Open the store ahead; where it is known whose tables will be asked for, read them, too."""
+    objects = _opened[_way(request)] = _objects(request, writes=False)
+    if request.whose is None or _read_of(request) is not None:
+        return
+    place = Path(request.place) if request.place else None
+    refuse, found = refusal(request), _read
+    end_after(request.limit_s)
+    try:
+        ahead = look_ahead(objects, request.whose, place, request.table_bytes, refuse)
+        found[request.whose] = ahead, time.monotonic()
+    except FleetError as error:
+        found[request.whose] = error, time.monotonic()
+    finally:
+        end_after(0)
+
+
+def _read_of(request: Request) -> Ahead | FleetError | None:
+    """Return what was read ahead, where it is what would be read now; None else.
+
+    What the last request before this one has read is as good as new. While a model was loaded,
+    another host may have published what was absent, or a store have come up.
+    """
+    if request.whose not in _read or _is_other(request):
+        return None
+    found, at = _read[request.whose]
+    is_complete = isinstance(found, Ahead) and found.is_complete
+    return found if is_complete or time.monotonic() - at < _JUST_S else None
 
 
 def _objects(request: Request, *, writes: bool) -> Objects:
     """Return the store; the one that was opened ahead where the environment is as it was."""
-    if not writes and not request.environ and _way(request) in _opened:
+    if not writes and not _is_other(request) and _way(request) in _opened:
         return _opened[_way(request)]
     return Objects(request.url, request.credentials, timeout_s=request.timeout_s, writes=writes)
+
+
+def _is_other(request: Request) -> bool:
+    """Return whether the environment is another one than what was opened ahead was opened in."""
+    return any(not name.startswith(_NO_CLIENTS) for name in request.environ)
 
 
 def _way(request: Request) -> tuple[str, str, float]:
@@ -111,7 +119,7 @@ def _turn(request: Request) -> Any:
     objects = _objects(request, writes=writes)
     assert whose is not None
     turn = Turn(objects, whose, request.holder, request.beat_s) if writes else None
-    refuse = _refuse(request)
+    refuse = refusal(request)
 
     def place() -> Pulled:
         return pull(objects, whose, Path(request.place), request.table_bytes, refuse)
@@ -178,36 +186,17 @@ def _answer(request: Request) -> Any:
         return {"state": "listed", "rows": _rows(objects)}
     assert request.whose is not None
     place = Path(request.place)
-    refuse = _refuse(request)
+    refuse = refusal(request)
     if request.do == "pull":
-        return pull(objects, request.whose, place, request.table_bytes, refuse)
+        ahead = _read_of(request)
+        if isinstance(ahead, FleetError):
+            return Pulled(state="failed", reason=str(ahead))
+        return pull(objects, request.whose, place, request.table_bytes, refuse, ahead=ahead)
     if request.do == "push":
         return _push(objects, request.whose, place, request, refuse)
     if request.do == "sign":
         return _sign(objects, request.whose, request)
     return _get(objects, request.whose, place, request.table_bytes, refuse)
-
-
-def _refuse(request: Request) -> Refuse:
-    """Return what says which bundles are not used."""
-    by_keys = _refuse_strangers(request)
-
-    def refuse(pointer: Pointer, whose: Whose) -> str:
-        return request.passed_over.get(pointer.bundle) or by_keys(pointer, whose)
-
-    return refuse
-
-
-def _refuse_strangers(request: Request) -> Refuse:
-    """Return what says by which keys a bundle must be signed to be used."""
-    if not (request.keys or request.sign_key):
-        return take_all
-    from warmup_plugin.fleet.signing import Keys
-
-    keys = Keys(request.keys)
-    if request.sign_key:
-        keys.add(request.sign_key)
-    return keys.refuse
 
 
 def _push(objects: Objects, whose: Whose, place: Path, request: Request, refuse: Refuse) -> Any:

@@ -25,14 +25,18 @@ from warmup_plugin.fleet import client, location, quarantine, waiting
 from warmup_plugin.observability.report_rows import FleetAnswer, FleetCheck
 from warmup_plugin.runtime.process_info import own_card
 from warmup_plugin.settings import REPLAYS
+from warmup_plugin.steps.fleet_ahead import Roots, announce
 from warmup_plugin.steps.fleet_place import notes_of, place_of
+from warmup_plugin.steps.fleet_request import request_of
 from warmup_plugin.steps.fleet_turn import FleetTurn
 from warmup_plugin.topology import host_name
-from warmup_plugin.tuner import compat, environment
+from warmup_plugin.tuner import environment
 
 if TYPE_CHECKING:
+    from warmup_plugin.identity import Factors
     from warmup_plugin.settings import Settings
     from warmup_plugin.steps.context import Job
+    from warmup_plugin.steps.options import Options
     from warmup_plugin.tuner.spot_check import Sample
 
 logger = logging.getLogger("warmup_plugin")
@@ -71,6 +75,12 @@ class Fleet:
         if self._worker is not None:
             self._worker.close()
         self._turn.free()
+
+    def begin(self, options: Options, factors: Factors) -> None:
+        """Have read what this session will ask for if all goes as it mostly does."""
+        if self._worker is not None:
+            roots = Roots(options.settings, options.cache_root, options.engine_cache_root)
+            announce(self._worker, factors, roots)
 
     def ask(self, job: Job) -> None:
         """Take the latest bundle of this identity as one more layer of the store; never raises."""
@@ -249,13 +259,5 @@ class Fleet:
         return all(row.path.startswith(mine) for row in job.trace.read)
 
     def _request(self, do: str, job: Job, place: Path, limit_s: float) -> dict[str, Any]:
-        settings = self._settings
-        return {
-            "do": do, "url": self.url, "credentials": settings.fleet_credentials,
-            "limit_s": limit_s, "timeout_s": limit_s * client.ONE_REQUEST,
-            "table_bytes": settings.table_bytes, "place": str(place),
-            "keys": [str(path) for path in settings.fleet_keys],
-            "sign_key": str(settings.fleet_signing_key or ""),
-            "passed_over": self._passed_over if do != "push" else {},
-            "whose": [compat.version(), environment.architecture(), job.identity.digest],
-        }  # fmt: skip
+        request = request_of(self._settings, do, job.identity.digest, place, limit_s)
+        return {**request, "passed_over": self._passed_over if do != "push" else {}}

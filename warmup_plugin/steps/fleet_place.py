@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Final
 from warmup_plugin.cache.files import read_file, takes_files
 from warmup_plugin.cache.store import unsafe
 from warmup_plugin.fleet import quarantine
+from warmup_plugin.steps.open_place import resolved
 
 if TYPE_CHECKING:
     from warmup_plugin.settings import Settings
     from warmup_plugin.steps.context import Job
+    from warmup_plugin.steps.fleet_ahead import Roots
 
 #: Of a key's file.
 _MOST_BYTES: Final = 1 << 16
@@ -34,6 +36,15 @@ def place_of(job: Job) -> Path:
     folder = tempfile.mkdtemp(prefix="warmup-fleet-")
     job.stack.callback(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
+
+
+def foreseen_place(roots: Roots, identity: str) -> Path | None:
+    """Return where an earlier start of this host will have put its bundles, None without a root.
+
+    Nothing is said of whether it may be used.
+    """
+    found, _, _ = resolved(roots, identity)
+    return found.root / quarantine.PLACE / _trust(roots.settings) if found else None
 
 
 def notes_of(job: Job) -> Path | None:

@@ -167,6 +167,12 @@ def _identity_of(rank: int, factors: Factors) -> Identity:
         raise VoteError(rank, f"its vote at step open has factors of which {error}") from error
 
 
+def foreseen_factors(mine: Factors) -> Factors:
+    """Return what the ranks will have in common if these are rank 0's, and it knows all of them."""
+    alike = {**mine, "stamp": by_content(mine["stamp"])}
+    return {**alike, "stamp": _known_first(alike, alike)}
+
+
 def _common_factors(votes: Votes[OpenVote]) -> Factors:
     """Return rank 0's factors; a stamp field it does not know is taken from the first that does."""
     common = dict(votes[0].factors)

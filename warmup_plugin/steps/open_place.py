@@ -24,6 +24,7 @@ from warmup_plugin.tuner import compat, environment, environment_stamp
 
 if TYPE_CHECKING:
     from warmup_plugin.cache.journal import Journal
+    from warmup_plugin.steps.fleet_ahead import Roots
 
 
 def keep_look(job: Job) -> None:
@@ -48,7 +49,7 @@ def place(
     writes the table in the end.
     """
     settings, shares = options.settings, opened.go == "share"
-    found, layers, lack = _resolve(options, identity)
+    found, layers, lack = resolved(options, identity)
     directory, root = (found.directory, found.root) if found else (None, None)
     is_safe = directory is not None and not unsafe(directory, root or directory, settings)
     usable = directory if is_safe else None
@@ -67,7 +68,7 @@ def _journal(directory: Path | None, name: str, stamp: Mapping[str, str]) -> Jou
     return Journal(directory, name, driver=environment.driver(), stamp=stamp)
 
 
-def _resolve(options: Options, identity: str) -> tuple[Placement | None, list[Path], str]:
+def resolved(options: Options | Roots, identity: str) -> tuple[Placement | None, list[Path], str]:
     """Return where an identity's tables lie, its directories in the layers, and what has none."""
     roots: dict[str, Any] = {
         "argument": options.cache_root, "engine_root": options.engine_cache_root,

@@ -182,7 +182,7 @@ def _join(
     fleet: Fleet | None,
 ) -> Job:
     """Hold the first round; return what all steps have in common from then on."""
-    vote = _vote(options, lookup)
+    vote = _vote(options, lookup, fleet)
     opened, zero = coordinator.meet(OPEN, vote, decide_open), time.monotonic()
     coordinator.name_hosts(opened.nodes, opened.hosts)
     if opened.go == "refuse":
@@ -272,9 +272,11 @@ def _meet(
     return coordinator, link.greeting
 
 
-def _vote(options: Options, lookup: Lookup) -> OpenVote:
-    capabilities, settings, ranks = compat.probe(), options.settings, options.ranks
+def _vote(options: Options, lookup: Lookup, fleet: Fleet | None) -> OpenVote:
     factors = options.identity.with_factors(**environment.factors(lookup.stamp())).factors
+    if fleet is not None and not lookup.taken:
+        fleet.begin(options, {**factors})  # meanwhile FlashInfer is probed, and the ranks meet
+    capabilities, settings, ranks = compat.probe(), options.settings, options.ranks
     return OpenVote(
         plugin=BUILD, host=host_name()[:64],
         ranks=Place(

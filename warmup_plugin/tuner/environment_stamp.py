@@ -116,6 +116,24 @@ def recall(folder: Path | None) -> None:
     _kept = {name: found[name] for name in compat.slow_fields() if name in found}
 
 
+def foreseen(folder: Path | None) -> dict[str, str] | None:
+    """Return the stamp by what is kept below this folder; None where that leaves out a field.
+
+    The session looks for itself: until then a library may be loaded, or replaced.
+    """
+    process = kept_environment.this_process() if folder is not None else None
+    if folder is None or process is None:
+        return None
+    found = kept_environment.read(folder, process)
+    slow = compat.slow_fields()
+    if not slow.keys() <= found.keys():
+        return None
+    if packages := found.get(PACKAGES, ""):
+        remember(found.get(FINGERPRINT, ""), packages)
+    with compat.answering({name: found[name] for name in slow}):
+        return compat.stamp()
+
+
 def kept() -> dict[str, str]:
     """Return the slow fields that this process has taken from an earlier look."""
     return dict(_kept)

@@ -62,11 +62,20 @@ def watch_loading(module: Any) -> None:
 
     @functools.wraps(own)
     def load_model(*args: Any, **kwargs: Any) -> Any:
-        gate.begin_with_loading(lambda: int(compat.world().rank_in_group))
+        gate.begin_with_loading(
+            lambda: int(compat.world().rank_in_group), lambda settings: _about(settings, args[0])
+        )
         return own(*args, **kwargs)
 
     vars(load_model)["warmup_plugin"] = own
     setattr(worker, compat.LOADING, load_model)
+
+
+def _about(settings: Settings, worker: Any) -> dict[str, Any]:
+    """Return whose tables a worker's warm-up will ask for, as far as it is known before loading."""
+    from warmup_plugin.engines.vllm.identity import identity_of
+
+    return {"identity": identity_of(worker.vllm_config), **_roots(settings)}
 
 
 def _in_place_of(own: Any, settings: Settings) -> Callable[..., None]:
