@@ -83,7 +83,7 @@ LEFT_OUT := not release and not engine and not real_ops and not exhaustive and n
 # So many files of tests side by side: most of their time they wait, for a silence, for ranks to end.
 # A file is one process's, since its tests share what they start.
 BESIDE ?= 4
-SIDE_BY_SIDE = -p xdist.plugin --numprocesses $(BESIDE) --dist loadfile
+SIDE_BY_SIDE = -p xdist.plugin --numprocesses $(BESIDE) --dist loadfile --no-loadscope-reorder
 # Fewer where each is a whole engine, of gigabytes.
 test-vllm test-sglang matrix-engine: BESIDE = 2
 

@@ -6,8 +6,9 @@
 The fleet is moto's S3 server on this machine. ``fetched``: the host has nothing; ``kept``: it has
 the bundle of an earlier start, and asks for the pointer only. Times are of the whole `warm_up`.
 The process that asks begins ``--lead`` seconds before that, as it does while an engine loads its
-model, which takes longer; ``at once``: with `warm_up`, as in a runner that does not say when it
-loads. All starts, those from disk too, have these seconds.
+model, which takes longer, and knows the identity by then; ``unknown``: it does not; ``at once``: it
+begins with `warm_up`, as in a runner that does not say when it loads. All starts, those from disk
+too, have these seconds.
 """
 
 from __future__ import annotations
@@ -33,12 +34,14 @@ SERVER = Path(__file__).parents[1] / "tests" / "fleet" / "moto_server.py"
 #: Entries -> calls of ``choose_one``, buckets of each.
 SHAPES: Final = {856: (107, 8), 10_000: (1_000, 10)}
 TARGET: Final = 1.2
-#: Name -> what its receipt says, whether the process begins early, whether the host has nothing.
+#: Name -> what its receipt says, what begins early, whether the host has nothing.
 STARTS: Final = {
-    "fetched": ("fetched", True, True),
-    "kept": ("kept", True, False),
-    "fetched at once": ("fetched", False, True),
-    "kept at once": ("kept", False, False),
+    "fetched": ("fetched", "reading", True),
+    "kept": ("kept", "reading", False),
+    "fetched, unknown": ("fetched", "process", True),
+    "kept, unknown": ("kept", "process", False),
+    "fetched at once": ("fetched", "", True),
+    "kept at once": ("kept", "", False),
 }
 
 
@@ -78,11 +81,11 @@ def measure(
     found: dict[str, list[float]] = {"disk": [], **{name: [] for name in STARTS}}
     for _ in range(repeats):
         found["disk"].append(whole_ms(run(num_ranks, root=str(disk), **shape), entries, None))
-        for name, (state, is_early, is_empty) in STARTS.items():
+        for name, (state, early, is_empty) in STARTS.items():
             root = empty if is_empty else kept
             if is_empty:
                 _forget_tables(disk, empty)
-            ranks = run(num_ranks, root=str(root), fleet=url, **shape, early=is_early)
+            ranks = run(num_ranks, root=str(root), fleet=url, **shape, early=early)
             found[name].append(whole_ms(ranks, entries, state))
     return found
 

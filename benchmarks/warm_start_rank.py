@@ -137,12 +137,12 @@ def make_forward(calls: Iterable[Call], marks: Marks) -> Callable[[], None]:
 
 def start(
     engine: Any, *, root: str, num_calls: int, num_buckets: int, fleet: str | None = None,
-    lead_s: float = 0.0, early: bool = False,
+    lead_s: float = 0.0, early: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """Run `warm_up`: cold where ``root`` is empty and there is no ``fleet``, else warm.
 
     ``lead_s``: how long this process has lived before it, as one that loads a model has;
-    ``early``: a fleet's process begins with that.
+    ``early``: what begins with that, ``process`` or, with the identity, ``reading``.
     """
     marks: Marks = {}
     forward = make_forward(make_calls(num_calls, num_buckets), marks)
@@ -150,7 +150,8 @@ def start(
     identity = Identity.of(model="benchmark", dtype="bfloat16")
     settings = Settings.from_env({}, fleet=fleet, fleet_wait_s=30.0)
     if early:
-        begin_early(engine.ranks.rank, settings, identity=identity, cache_root=Path(root))
+        known: dict[str, Any] = {"identity": identity, "cache_root": Path(root)}
+        begin_early(engine.ranks.rank, settings, **(known if early == "reading" else {}))
     time.sleep(lead_s)
     forget_environment()
     dist.barrier()

@@ -141,11 +141,21 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[TRAP] = trap
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave `soak` out unless asked for; skip tests marked `gpu` where there is none.
+#: Files that take a minute and more. Dealt to processes last, one of them runs when all the others
+#: have nothing left to do.
+LONG = (
+    "protocol/test_explorer.py", "faults/test_denials.py", "real_ops/test_matrix.py",
+    "kubernetes/test_readiness.py", "gpu/test_gpu_evidence.py",
+)  # fmt: skip
 
-    Imports torch only if such a test was collected.
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the long files; leave `soak` out; skip tests marked `gpu` where there is none.
+
+    Soak tests run where they are asked for. Imports torch only if a test for the GPU was collected.
     """
+    long = {CHECKOUT / "tests" / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: long.get(item.path, len(LONG)))  # as they were, otherwise
     if "soak" not in config.option.markexpr:
         left_out = [item for item in items if item.get_closest_marker("soak")]
         config.hook.pytest_deselected(items=left_out)

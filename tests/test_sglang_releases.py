@@ -18,6 +18,8 @@ from warmup_plugin.engines.sglang import compat as sglang
 _SGLANG = {
     "0.5.23": "autotune_v2(mode='tune')",
     "0.5.22": "",
+    "0.5.21": "",
+    "0.5.20": "",
 }
 _CONTEXT = """
     import contextlib

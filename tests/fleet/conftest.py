@@ -22,6 +22,7 @@ import pytest
 
 from warmup_plugin import FleetAnswer
 from warmup_plugin.engines.embedded import EngineConfig, launch
+from warmup_plugin.fleet import waiting
 
 sys.path.append(str(Path(__file__).parents[2]))  # after all else: the package stays the wheel's
 
@@ -198,3 +199,11 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             monkeypatch.setenv(name, value)
         yield CountingServer.asked
         server.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _none_is_left() -> Iterator[None]:
+    """Whatever a test has begun early ends with it."""
+    yield
+    while waiting._waiting:
+        waiting._waiting.pop().close()

@@ -18,6 +18,7 @@ from warmup_plugin.fleet.objects import Objects
 from warmup_plugin.fleet.pull import look_ahead, pull
 from warmup_plugin.fleet.push import push
 from warmup_plugin.runtime.polling import wait_until, within
+from warmup_plugin.tuner import compat
 
 if TYPE_CHECKING:
     from tests.fleet.conftest import Started
@@ -204,6 +205,7 @@ def test_without_a_kept_look_only_the_process_is_begun(
 ) -> None:
     """To look would take longer than the fleet does."""
     told = list[dict[str, Any]]()
+    monkeypatch.setattr(compat, "slow_fields", lambda: {compat.BY_PROGRAMS: str})
     monkeypatch.setattr(Worker, "announce", lambda _worker, request: told.append(request))
     begin_early(0, Settings.from_env(folder), identity=IDENTITY, cache_root=tmp_path)
     begin_early(0, Settings.from_env(folder), identity=Identity.of(model="m", dtype="d"),

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,13 +45,6 @@ def is_gone(pid: int) -> bool:
 def has_gone(pid: int, limit_s: float = 20.0) -> bool:
     wait_until(lambda: is_gone(pid), within(limit_s), brief_pause_s=0.05)
     return is_gone(pid)
-
-
-@pytest.fixture(autouse=True)
-def _none_is_left() -> Iterator[None]:
-    yield
-    while waiting._waiting:
-        waiting._waiting.pop().close()
 
 
 @pytest.mark.multiprocess

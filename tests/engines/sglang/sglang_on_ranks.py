@@ -105,20 +105,47 @@ def publish(spec: Spec) -> Any:
             "speculative_num_steps": 2, "speculative_eagle_topk": 1,
             "speculative_num_draft_tokens": 3, "disaggregation_mode": "prefill",
         }  # fmt: skip
+    if "attn_dp_size" in given and "attn_dp_size" not in ServerArgs.__annotations__:  # 0.5.21
+        given |= {"dp_size": given.pop("attn_dp_size"), "enable_dp_attention": True}
     server_args = ServerArgs(**given)
+    if not knows_its_place():
+        context.publish(server_args, role="scheduler")
+        return server_args
     ranks = context.SpawnRanks(world_rank=spec.rank, dp_rank=None, gpu_id=spec.rank)
     context.publish(server_args, role="scheduler", ranks=ranks)
     return server_args
 
 
+def knows_its_place() -> bool:
+    """Return whether SGLang's settings say which rank this is; in 0.5.20 only its groups do."""
+    from sglang.srt import runtime_context as context
+
+    return hasattr(context, "SpawnRanks")
+
+
 def _meet(spec: Spec) -> None:
+    import torch
     from sglang.srt.distributed import parallel_state as state
 
     state.init_distributed_environment(
         world_size=spec.tp * spec.pp, rank=spec.rank, local_rank=spec.rank,
         distributed_init_method=f"tcp://127.0.0.1:{spec.port}", backend="gloo",
     )  # fmt: skip
-    state.initialize_model_parallel(backend="gloo")
+    if knows_its_place():
+        state.initialize_model_parallel(backend="gloo")
+        return
+    # It is told the sizes, and has this step of its own.
+    from sglang.srt.layers.dp_attention import initialize_dp_attention
+    from sglang.srt.runtime_context import get_server_args
+
+    state.initialize_model_parallel(
+        spec.tp, pipeline_model_parallel_size=spec.pp, backend="gloo",
+        attention_data_parallel_size=spec.extra.get("attn_dp_size", 1),
+        expert_model_parallel_size=spec.extra.get("ep_size", 1),
+    )  # fmt: skip
+    model: Any = SimpleNamespace(hf_config=None, hidden_size=16, dtype=None)
+    initialize_dp_attention(server_args=get_server_args(), model_config=model)
+    torch.distributed.barrier()  # before one that needs no more has ended
 
 
 def _stand_in() -> None:
@@ -168,11 +195,16 @@ def warm_up(spec: Spec) -> dict[str, Any]:
 
 
 class ModelRunner(SimpleNamespace):
-    """A model runner without a model; what 0.5.21 asks it of its place is SGLang's own answer."""
+    """A model runner without a model; what releases ask it of its place is SGLang's own answer."""
 
     def __getattr__(self, name: str) -> Any:
         from sglang.srt.runtime_context import get_parallel
 
+        if name == "ps":  # 0.5.20
+            from sglang.srt.distributed.parallel_state_wrapper import ParallelState
+
+            told = ("tp_rank", "tp_size", "pp_rank", "pp_size", "attn_dp_size", "moe_ep_size")
+            return ParallelState.trivial(**{each: getattr(get_parallel(), each) for each in told})
         if name in {"attn_dp_size", "dp_rank", "moe_ep_size", "tp_group", "tp_rank", "tp_size"}:
             return getattr(get_parallel(), name)
         raise AttributeError(name)
@@ -309,6 +341,8 @@ def identity(spec: Spec) -> tuple[str, Any]:
     from warmup_plugin.engines.sglang.identity import identity_of
 
     publish(spec)
+    if not knows_its_place():
+        _meet(spec)
     _stand_in()
     found = identity_of(Model(spec).runner(is_draft=spec.has_draft))
     return found.digest, found.factors
@@ -325,6 +359,8 @@ def identity_elsewhere(spec: Spec) -> tuple[str, Any]:
     from warmup_plugin.tuner import compat, environment
 
     publish(spec)
+    if not knows_its_place():
+        _meet(spec)
     _stand_in()
     plant(spec, Path(spec.model).parent)
     found = identity_of(Model(spec).runner()).with_factors(**environment.factors(compat.stamp()))

@@ -54,9 +54,9 @@ def test_the_second_start_is_warm(
     assert sum(cold.timed) > 0
     for rank in warm.ranks:
         assert rank["passes"] == passes
-        assert rank["counts"] == {
-            "profile_single_kernel": 0, "prepare_input_tensors": 0, "reductions": 0,
-        }  # fmt: skip
+        # Without reductions where FlashInfer makes them in the first (0.6.18).
+        assert rank["counts"].keys() >= {"profile_single_kernel", "prepare_input_tensors"}
+        assert not any(rank["counts"].values())
         # What a context finds in the tuner is set aside without a file; SGLang saves none either.
         assert rank["saves"] == 0
     assert certificates(cold) == certificates(warm)

@@ -29,7 +29,7 @@ _TUNING = {
 def tuning_functions() -> dict[str, Callable[..., Any]]:
     """Return FlashInfer's own functions that run when, and only when, a call is tuned.
 
-    ``reductions`` is left out in releases that have no tuning group.
+    ``reductions`` is left out in releases that have no tuning group, or reduce while they profile.
     """
     tuner = importlib.import_module("flashinfer.autotuner").AutoTuner
     module = sys.modules[tuner.__module__]

@@ -22,7 +22,7 @@ from warmup_plugin.engines.function_copies import Unmade, over
 from warmup_plugin.engines.versions import taken_for
 
 #: The tested releases, the newest first; in which of them FlashInfer's default races (`_RACE`).
-RACES_DEFAULT = {"0.5.23": True, "0.5.22": False}
+RACES_DEFAULT = {"0.5.23": True, "0.5.22": False, "0.5.21": False, "0.5.20": False}
 TESTED = tuple(RACES_DEFAULT)
 ROOT_VARIABLE = "SGLANG_CACHE_DIR"
 CONTEXT = "flashinfer_autotune_context"
@@ -234,7 +234,7 @@ def of_parallel(name: str, default: int) -> int:
     """Return a rank or size; the default where SGLang has not set it, which it answers by error."""
     try:
         found = getattr(parallel(), name)
-    except (AttributeError, RuntimeError, ValueError):
+    except (AssertionError, AttributeError, RuntimeError, ValueError):
         return default
     return default if found is None else int(found)
 

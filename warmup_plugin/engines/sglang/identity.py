@@ -16,9 +16,11 @@ from warmup_plugin.engines.sglang import compat
 from warmup_plugin.identity import Identity
 
 #: Factors by SGLang's namespace; each name is a leaf there, or one of another release.
-#: One setting that only 0.5.22 has is judged and left out: speculative_skip_dp_mlp_sync says which
-#: ranks wait for each other in a draft's layers. Its flags on fused shared experts are what SGLang
-#: makes of a setting that stands here.
+#: Settings that only older releases have are judged and left out: speculative_skip_dp_mlp_sync says
+#: which ranks wait for each other in a draft's layers (to 0.5.22), cuda_graph_tc_compiler by what
+#: the rest of a graph is compiled (to 0.5.21), keep_mm_feature_on_device where inputs are kept,
+#: elastic_ep_rejoin how ranks come back, where we do nothing (both 0.5.20). Flags on fused shared
+#: experts (0.5.22) are what SGLang makes of a setting that stands here.
 _BACKENDS = {
     "exec.kernel": (
         "attention_backend", "decode_attention_backend", "prefill_attention_backend",
