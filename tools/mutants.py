@@ -710,9 +710,9 @@ MUTANTS = (
         "tests/fleet/test_ahead.py::test_a_bundle_that_is_passed_over_is_not_placed",
     ),
     Mutant(
-        "a long announcement", "fleet/client.py",
-        "if len(line) > _MOST_AHEAD:", "if False:",
-        "tests/fleet/test_ahead.py::test_a_long_announcement_is_left_out",
+        "announcements that nobody reads", "fleet/client.py",
+        "if self._announced + len(line) > _MOST_AHEAD:", "if len(line) > _MOST_AHEAD:",
+        "tests/fleet/test_ahead.py::test_announcements_never_fill_the_pipe",
     ),
     Mutant(
         "a process that has ended is not asked", "fleet/waiting.py",

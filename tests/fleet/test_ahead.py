@@ -127,6 +127,23 @@ def test_what_was_absent_is_asked_for_again(
     assert counted == BOTH
 
 
+def test_a_bundle_that_was_not_there_is_asked_for_again(
+    counted: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the pointer says that it is complete."""
+    after_a_moment(monkeypatch)
+    publish(tmp_path)
+    (name,) = (name for name in CountingServer.objects if "/bundle/" in name)
+    bundle = CountingServer.objects.pop(name)
+    wanted = request(tmp_path / "b")
+
+    def restored(_worker: Worker) -> None:
+        wait_until(lambda: counted == BOTH, within(20.0), brief_pause_s=0.05)
+        CountingServer.objects[name] = bundle
+
+    assert answer(wanted, wanted, restored)["state"] == "fetched"
+
+
 def test_a_store_that_fails_is_tried_once(counted: list[str], tmp_path: Path) -> None:
     """And the start hears why."""
     CountingServer.refuses = True
@@ -163,14 +180,14 @@ def test_what_lies_here_already_is_read_neither_time(counted: list[str], tmp_pat
     assert counted == BOTH
 
 
-def test_a_long_announcement_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_announcements_never_fill_the_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process may not read yet, and the engine does not wait for it."""
     monkeypatch.setattr(client, "_CODE", "import time; time.sleep(30)")
     worker = Worker()
-    for number in range(100):
-        monkeypatch.setenv(f"WARMUP_TEST_{number}", "x" * 1024)
     began = time.monotonic()
-    worker.announce({"do": "pull"})
+    for number in range(10):
+        monkeypatch.setenv("WARMUP_TEST_LONG", f"{number}" * 10_000)
+        worker.announce({"do": "pull"})
     assert time.monotonic() - began < 15.0
     worker.close()
 

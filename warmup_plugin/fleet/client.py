@@ -34,8 +34,8 @@ _CODE: Final = (
 _HOME: Final = str(Path(__file__).resolve().parents[2])
 #: How much of the time one request may take; the rest is for what comes after it.
 ONE_REQUEST: Final = 0.9
-#: What a pipe takes, with what was announced before, though the process may not read yet.
-_MOST_AHEAD: Final = 24 << 10
+#: What a pipe takes of announcements, though the process may not read yet.
+_MOST_AHEAD: Final = 48 << 10
 #: Until a process that is killed is gone.
 _GONE_S: Final = 5.0
 
@@ -88,6 +88,7 @@ class Worker:
         self.reason = ""
         self._kind = kind
         self._status = 0
+        self._announced = 0
         self._environ = dict(os.environ)
         self._process: subprocess.Popen[bytes] | None = None
         try:
@@ -107,11 +108,12 @@ class Worker:
         now = dict(os.environ)
         asked = {**request, "is_ahead": True, "environ": _changed(self._environ)}
         line = json.dumps(asked).encode() + b"\n"
-        if len(line) > _MOST_AHEAD:
+        if self._announced + len(line) > _MOST_AHEAD:
             return
         with contextlib.suppress(OSError, ValueError):
             self._process.stdin.write(line)
             self._process.stdin.flush()
+            self._announced += len(line)
             self._environ = now
 
     def ask(self, request: dict[str, Any], limit_s: float) -> dict[str, Any]:

@@ -83,7 +83,8 @@ def look_ahead(
         return Ahead(seen)
     if place is not None and _is_whole(_target(place, whose, pointer), whose, pointer.bundle):
         return Ahead(seen, is_complete=pointer.complete)
-    return Ahead(seen, _fetch(objects, pointer, whose, table_bytes), pointer.complete)
+    bundle = _fetch(objects, pointer, whose, table_bytes)
+    return Ahead(seen, bundle, pointer.complete and isinstance(bundle, Bundle))
 
 
 def pull(
