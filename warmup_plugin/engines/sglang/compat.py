@@ -22,7 +22,9 @@ from warmup_plugin.engines.function_copies import Unmade, over
 from warmup_plugin.engines.versions import taken_for
 
 #: The tested releases, the newest first; in which of them FlashInfer's default races (`_RACE`).
-RACES_DEFAULT = {"0.5.23": True, "0.5.22": False, "0.5.21": False, "0.5.20": False}
+RACES_DEFAULT = {
+    "0.5.23": True, "0.5.22": False, "0.5.21": False, "0.5.20": False, "0.5.19": False,
+}  # fmt: skip
 TESTED = tuple(RACES_DEFAULT)
 ROOT_VARIABLE = "SGLANG_CACHE_DIR"
 CONTEXT = "flashinfer_autotune_context"

@@ -19,7 +19,7 @@ from warmup_plugin.identity import Identity
 #: Settings that only older releases have are judged and left out: speculative_skip_dp_mlp_sync says
 #: which ranks wait for each other in a draft's layers (to 0.5.22), cuda_graph_tc_compiler by what
 #: the rest of a graph is compiled (to 0.5.21), keep_mm_feature_on_device where inputs are kept,
-#: elastic_ep_rejoin how ranks come back, where we do nothing (both 0.5.20). Flags on fused shared
+#: elastic_ep_rejoin how ranks come back, where we do nothing (to 0.5.20). Flags on fused shared
 #: experts (0.5.22) are what SGLang makes of a setting that stands here.
 _BACKENDS = {
     "exec.kernel": (
@@ -57,6 +57,9 @@ _EXTRA = {
         "enable_shared_experts_attn_tp", "shared_experts_tp_size", "enable_dense_mlp_attn_tp",
         "enable_layernorm_sp", "enable_prefill_cp", "cp_strategy", "dcp_comm_backend",
         "enable_attn_tp_input_scattered",
+        # Context parallelism as 0.5.19 has it; its successors stand above.
+        "enable_prefill_context_parallel", "prefill_cp_mode",
+        "enable_dsa_prefill_context_parallel", "dsa_prefill_cp_mode",
     ),
     "exec.moe": ("ep_num_redundant_experts", "enable_eplb"),
     "exec.graph": (
