@@ -197,9 +197,9 @@ def test_announcements_never_fill_the_pipe(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_start_announces_what_it_asks_for(
     start: Callable[..., Started], counted: list[str], tmp_path: Path, tp: int
 ) -> None:
-    """As its ranks meet; with the loading, too, where the host has kept its look.
+    """Rank 0 announces it as the ranks meet, and with the loading where its host has kept a look.
 
-    However often, a warm start makes one request.
+    A warm start makes one request, however often it is announced.
     """
     fleet = {"WARMUP_PLUGIN_FLEET": "s3://tables/p"}
     cold = start(tmp_path / "a", {**fleet, "WARMUP_PLUGIN_FLEET_ROLE": "write"}, tp=tp)

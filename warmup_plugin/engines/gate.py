@@ -150,10 +150,11 @@ def begin_with_loading(
         from warmup_plugin.settings import Settings
 
         settings, number = Settings.from_env(), rank()
-        begin_early(number, settings)
+        known: dict[str, Any] = {}
         if about is not None and not number and settings.fleet is not None:
-            with contextlib.suppress(Exception):
-                begin_early(number, settings, **about(settings))
+            with contextlib.suppress(Exception):  # the warm-up knows it, and asks then
+                known = about(settings)
+        begin_early(number, settings, **known)
     except Exception:
         logger.exception(
             "warmup-plugin: the process that asks the fleet cannot begin while the model is "

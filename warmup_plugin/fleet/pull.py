@@ -101,12 +101,10 @@ def pull(
         if isinstance(pointer, Miss):
             state: State = "absent" if pointer.kind == "absent" else "refused"
             return Pulled(state=state, reason=pointer.reason)
-        known = pointer
-
-        def fetch() -> Bundle | Miss:
-            return bundle or _fetch(objects, known, whose, table_bytes)
-
-        return _pull(pointer, whose, place, fetch)
+        return _pull(
+            pointer, whose, place,
+            lambda: bundle or _fetch(objects, pointer, whose, table_bytes),
+        )  # fmt: skip
     except FleetError as error:
         return Pulled(state="failed", reason=str(error))
     except OSError as error:

@@ -56,18 +56,19 @@ def main(parent: int) -> None:
 def _prepare(request: Request) -> None:
     """Open the store ahead; where it is known whose tables will be asked for, read them, too."""
     objects = _opened[_way(request)] = _objects(request, writes=False)
-    if request.whose is None or _read_of(request) is not None:
+    whose = request.whose
+    if whose is None or _read_of(request) is not None:
         return
     place = Path(request.place) if request.place else None
-    refuse, found = refusal(request), _read
+    found: Ahead | FleetError
     end_after(request.limit_s)
     try:
-        ahead = look_ahead(objects, request.whose, place, request.table_bytes, refuse)
-        found[request.whose] = ahead, time.monotonic()
+        found = look_ahead(objects, whose, place, request.table_bytes, refusal(request))
     except FleetError as error:
-        found[request.whose] = error, time.monotonic()
+        found = error
     finally:
         end_after(0)
+    _read[whose] = found, time.monotonic()
 
 
 def _read_of(request: Request) -> Ahead | FleetError | None:

@@ -77,7 +77,7 @@ class Fleet:
         self._turn.free()
 
     def begin(self, options: Options, factors: Factors) -> None:
-        """Have read what this session will ask for if all goes as it mostly does."""
+        """Have the process read what this session is going to ask for, if the ranks are alike."""
         if self._worker is not None:
             roots = Roots(options.settings, options.cache_root, options.engine_cache_root)
             announce(self._worker, factors, roots)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What rank 0 will ask the fleet for, told to the process that asks before the session knows it.
+"""Tells the process that asks the fleet, ahead of time, what rank 0 is going to ask for.
 
 Owns the guess, and when it is made: as the model begins to load, where the host has kept a look at
-its environment, and again as the ranks meet. The guess may be wrong: the process then reads what
-nobody asks for, and is asked as without it. Nothing here raises.
+its environment, and again as the ranks meet. The guess may be wrong: the process has then read some
+objects in vain, and is asked as without it. No function here raises.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Roots(NamedTuple):
 
 
 def read_with_loading(worker: client.Worker, identity: Identity, roots: Roots) -> None:
-    """Have read what a warm-up of this identity will ask for; only where a look is kept."""
-    with contextlib.suppress(Exception):
+    """Have the process read what a warm-up of this identity asks for, where a look is kept."""
+    with contextlib.suppress(Exception):  # the engine loads its model all the same
         folder = environment_stamp.folder_of(*roots)
         stamp = environment_stamp.foreseen(folder)
         if stamp is not None:
@@ -43,8 +43,8 @@ def read_with_loading(worker: client.Worker, identity: Identity, roots: Roots) -
 
 
 def announce(worker: client.Worker, factors: Factors, roots: Roots) -> None:
-    """Have read what a warm-up with these factors will ask for, the environment's included."""
-    with contextlib.suppress(Exception):
+    """Have the process read what a warm-up asks for; ``factors``: the environment's included."""
+    with contextlib.suppress(Exception):  # `Fleet.ask` says what is wrong, if it is wrong then
         settings = roots.settings
         if settings.strategy == "per_rank":
             return

@@ -110,10 +110,16 @@ def recall(folder: Path | None) -> None:
     _process = kept_environment.this_process()
     if _process is None:
         return
-    found = kept_environment.read(folder, _process)
+    found = _kept_by(_process, folder)
+    _kept = {name: found[name] for name in compat.slow_fields() if name in found}
+
+
+def _kept_by(process: kept_environment.Process, folder: Path) -> dict[str, str]:
+    """Return what is kept of an earlier look that holds for this process."""
+    found = kept_environment.read(folder, process)
     if packages := found.get(PACKAGES, ""):
         remember(found.get(FINGERPRINT, ""), packages)
-    _kept = {name: found[name] for name in compat.slow_fields() if name in found}
+    return found
 
 
 def foreseen(folder: Path | None) -> dict[str, str] | None:
@@ -124,12 +130,9 @@ def foreseen(folder: Path | None) -> dict[str, str] | None:
     process = kept_environment.this_process() if folder is not None else None
     if folder is None or process is None:
         return None
-    found = kept_environment.read(folder, process)
-    slow = compat.slow_fields()
+    found, slow = _kept_by(process, folder), compat.slow_fields()
     if not slow.keys() <= found.keys():
         return None
-    if packages := found.get(PACKAGES, ""):
-        remember(found.get(FINGERPRINT, ""), packages)
     with compat.answering({name: found[name] for name in slow}):
         return compat.stamp()
 
