@@ -184,6 +184,7 @@ def loading(spec: Spec) -> dict[str, Any]:
 
 
 def _meet(spec: Spec, config: Any) -> Any:
+    import torch
     from vllm.config import set_current_vllm_config
     from vllm.distributed import parallel_state as state
 
@@ -194,6 +195,7 @@ def _meet(spec: Spec, config: Any) -> Any:
             distributed_init_method=f"tcp://127.0.0.1:{spec.port}", backend="gloo",
         )  # fmt: skip
         state.initialize_model_parallel(spec.tp, spec.pp, backend="gloo")
+    torch.distributed.barrier()  # a rank may end soon, and another still be making groups with it
     return state.get_world_group()
 
 
